@@ -1,0 +1,1 @@
+"""Embeddings of pairs -> a scalar: DRRho-CLIP, and FastCLIP and CLIP as its special cases."""

@@ -1,0 +1,61 @@
+"""What the loaders give: batches of decoded samples, each with its sample id."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Image-caption pairs to train on.
+
+    Attributes:
+        sample_ids: the ids of the samples in the manifest.
+        images: what the training transform made of each image.
+        tokens: token ids of each caption.
+        skipped: id and reason of each sample that belongs to this batch but could not be
+            decoded; the batch is that much smaller.
+    """
+
+    sample_ids: Int64[Tensor, " batch"]
+    images: Float32[Tensor, "batch channels height width"]
+    tokens: Int64[Tensor, "batch length"]
+    skipped: tuple[tuple[int, str], ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device; the copy from pinned memory does not block."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; the DataLoader calls this where there is a GPU."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(
+            sample_ids=move(self.sample_ids),
+            images=move(self.images),
+            tokens=move(self.tokens),
+            skipped=self.skipped,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Samples to evaluate on.
+
+    Attributes:
+        sample_ids: the ids of the samples in the manifest, ascending.
+        images: what the evaluation transform made of each image.
+        captions: the caption of each sample, or nothing if captions were not asked for.
+        metadata: what `decode_metadata` gives for each sample.
+        skipped: id and reason of each sample in or near this range that could not be decoded.
+    """
+
+    sample_ids: Int64[Tensor, " batch"]
+    images: Float32[Tensor, "batch channels height width"]
+    captions: list[str]
+    metadata: list[dict]
+    skipped: tuple[tuple[int, str], ...]

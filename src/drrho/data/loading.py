@@ -1,0 +1,258 @@
+"""Loading: from a manifest to batches of decoded samples.
+
+The batch of a training step is a function of (manifest, seed, step) alone: to resume takes
+nothing but the number of the step, and the number of worker processes changes nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from drrho.data.batch import Batch, Examples
+from drrho.data.cache import OpenShards
+from drrho.data.manifest import Manifest
+from drrho.data.order import epoch_order, steps_per_epoch
+from drrho.data.randomness import borrowed_random_states, derived_seed, seed_random_states
+from drrho.data.shards import RawSample, decode_caption, decode_image, decode_metadata
+
+Transform = Callable[[Image.Image], Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+class NothingReadable(ValueError):
+    """Not one sample of a batch, or of a whole data set, could be decoded.
+
+    Attributes:
+        skipped: id and reason of each.
+    """
+
+    def __init__(self, message: str, *, skipped: tuple[tuple[int, str], ...]):
+        super().__init__(message)
+        self.skipped = skipped
+
+
+def training_batches(
+    manifest: Manifest,
+    transform: Transform,
+    *,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    workers: int = 0,
+    shuffle_window: int = 8,
+) -> Iterator[Batch]:
+    """Batches without end, from step `start_step` on; each epoch in the order of `epoch_order`.
+
+    Args:
+        manifest: the data set.
+        transform: image to tensor (3, H, W); what it draws from the global generators of
+            torch, numpy and `random` is a function of (seed, epoch, sample id), and their
+            states outside stay as they were.
+        tokenizer: captions to token ids (B, L).
+        batch_size: samples in a batch, before unreadable ones are dropped.
+        seed: of the order and the random transforms.
+        start_step: batches to pass over, without reading them.
+        workers: processes that decode; 0 decodes in this one.
+        shuffle_window: shards shuffled together. Each worker holds that many in memory.
+
+    Raises:
+        ValueError: an argument is out of range; or, while iterating, a shard is not what the
+            manifest says, or no sample of a batch could be decoded (`NothingReadable`).
+    """
+    steps_per_epoch(manifest, batch_size=batch_size)  # raises if there is not one full batch
+    if start_step < 0:
+        raise ValueError(f"start_step must not be negative, got {start_step}")
+    if shuffle_window < 1:
+        raise ValueError(f"shuffle_window must be at least 1 shard, got {shuffle_window}")
+    plan = _training_plan(
+        manifest,
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        shuffle_window=shuffle_window,
+    )
+    pairs = _TrainingPairs(
+        shards=OpenShards(manifest, capacity=shuffle_window),
+        transform=transform,
+        tokenizer=tokenizer,
+        seed=seed,
+    )
+    return _never_empty(_load(pairs, plan, workers=workers))
+
+
+def evaluation_batches(
+    manifest: Manifest,
+    transform: Transform,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    with_captions: bool = True,
+) -> Iterator[Examples]:
+    """Every usable sample once, in the order of the ids.
+
+    No batch reaches over the end of a shard, so what shares a batch does not depend on which
+    other shards are in the manifest.
+
+    Args:
+        manifest: the data set.
+        transform: image to tensor (3, H, W); it must not be random.
+        batch_size: most samples in a batch.
+        workers: processes that decode; 0 decodes in this one.
+        with_captions: False takes samples without a caption too, and gives no captions; for
+            data that carry labels instead.
+
+    Raises:
+        ValueError: an argument is out of range; or, while iterating, a shard is not what the
+            manifest says, or no sample at all could be decoded (`NothingReadable`).
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    plan = _evaluation_plan(manifest, batch_size=batch_size, with_captions=with_captions)
+    examples = _EvaluationExamples(
+        shards=OpenShards(manifest, capacity=1),
+        transform=transform,
+        with_captions=with_captions,
+    )
+    return _without_empty_ones(_load(examples, plan, workers=workers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrainingPairs(Dataset[Batch]):
+    """Batches by (epoch, sample ids); an empty one if no sample of it can be decoded."""
+
+    shards: OpenShards
+    transform: Transform
+    tokenizer: Tokenizer
+    seed: int
+
+    def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
+        epoch, wanted = item
+        ids, images, captions, skipped = [], [], [], []
+        with borrowed_random_states():
+            for sample_id, (image, caption) in self.shards.readable(
+                wanted, skipped, decode=_decode_pair
+            ):
+                seed_random_states(derived_seed("transform", self.seed, epoch, sample_id))
+                ids.append(sample_id)
+                images.append(self.transform(image))
+                captions.append(caption)
+        return Batch(
+            sample_ids=torch.tensor(ids, dtype=torch.int64),
+            images=_stack(images),
+            tokens=self.tokenizer(captions) if captions else torch.empty(0, 0, dtype=torch.int64),
+            skipped=tuple(skipped),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EvaluationExamples(Dataset[Examples]):
+    """Examples by sample ids; none if no sample of them can be decoded."""
+
+    shards: OpenShards
+    transform: Transform
+    with_captions: bool
+
+    def __getitem__(self, wanted: list[int]) -> Examples:
+        ids, images, captions, metadata, skipped = [], [], [], [], []
+        for sample_id, (image, caption, fields) in self.shards.readable(
+            wanted, skipped, decode=self._decode
+        ):
+            ids.append(sample_id)
+            images.append(self.transform(image))
+            captions.extend(caption)
+            metadata.append(fields)
+        return Examples(
+            sample_ids=torch.tensor(ids, dtype=torch.int64),
+            images=_stack(images),
+            captions=captions,
+            metadata=metadata,
+            skipped=tuple(skipped),
+        )
+
+    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str], dict]:
+        caption = [decode_caption(sample)] if self.with_captions else []
+        return decode_image(sample), caption, decode_metadata(sample)
+
+
+def _training_plan(
+    manifest: Manifest, *, batch_size: int, seed: int, start_step: int, shuffle_window: int
+) -> Iterator[tuple[int, list[int]]]:
+    """The epoch and the sample ids of each training batch from `start_step` on, without end."""
+    steps = steps_per_epoch(manifest, batch_size=batch_size)
+    epoch, first = divmod(start_step, steps)
+    while True:
+        order = epoch_order(manifest, seed=seed, epoch=epoch, shuffle_window=shuffle_window)
+        for step in range(first, steps):
+            yield epoch, order[step * batch_size : (step + 1) * batch_size].tolist()
+        epoch, first = epoch + 1, 0
+
+
+def _evaluation_plan(
+    manifest: Manifest, *, batch_size: int, with_captions: bool
+) -> Iterator[list[int]]:
+    """The usable ids of each shard in turn, at most `batch_size` at a time."""
+    for shard in range(len(manifest.shards)):
+        ids = manifest.usable_ids_in(shard, with_captions=with_captions)
+        yield from (chunk.tolist() for chunk in ids.split(batch_size) if len(chunk) > 0)
+
+
+def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
+    """The items of a data set in the order of the plan, whatever the number of workers."""
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}")
+    return DataLoader(
+        dataset,
+        sampler=plan,
+        batch_size=None,  # an item is a batch already
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
+
+
+def _never_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Passing over a step would shift all later ones, so an empty batch ends the run."""
+    for batch in batches:
+        if len(batch.sample_ids) == 0:
+            raise NothingReadable(
+                f"no sample of a batch of {len(batch.skipped)} could be decoded "
+                f"({_first_reasons(batch.skipped)}); remove damaged shards or write them again, "
+                "run `drrho index`, or take a larger batch_size",
+                skipped=batch.skipped,
+            )
+        yield batch
+
+
+def _without_empty_ones(batches: Iterable[Examples]) -> Iterator[Examples]:
+    """Hands the skipped samples of an empty batch to the next one, or at the end to the last."""
+    held, skipped = None, ()
+    for batch in batches:
+        skipped += batch.skipped
+        if len(batch.sample_ids) > 0:
+            if held is not None:
+                yield held
+            held, skipped = replace(batch, skipped=skipped), ()
+    if held is None:
+        raise NothingReadable(
+            f"no sample of the data set could be decoded ({_first_reasons(skipped)})",
+            skipped=skipped,
+        )
+    yield replace(held, skipped=held.skipped + skipped)
+
+
+def _decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
+    return decode_image(sample), decode_caption(sample)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    return torch.stack(images) if images else torch.empty(0, 3, 0, 0)
+
+
+def _first_reasons(skipped: tuple[tuple[int, str], ...]) -> str:
+    shown = [f"sample {sample_id}: {reason}" for sample_id, reason in skipped[:3]]
+    return "; ".join(shown) or "it has no usable sample"

@@ -1,0 +1,44 @@
+"""The order in which an epoch visits the samples of a data set."""
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from drrho.data.manifest import Manifest
+from drrho.data.randomness import derived_seed
+
+
+def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:
+    """Full batches in one pass over the usable samples; a ragged last one is left out.
+
+    Raises:
+        ValueError: there is not one full batch.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    num_usable = manifest.num_samples - sum(len(shard.unusable) for shard in manifest.shards)
+    if batch_size > num_usable:
+        raise ValueError(
+            f"batch_size must be at most the number of usable samples, {num_usable} of "
+            f"{manifest.num_samples} in the data set; got {batch_size}"
+        )
+    return num_usable // batch_size
+
+
+def epoch_order(
+    manifest: Manifest, *, seed: int, epoch: int, shuffle_window: int
+) -> Int64[Tensor, " usable"]:
+    """The ids of all usable samples in the order of one epoch; a pure function.
+
+    The shards are shuffled and cut into windows of `shuffle_window` shards, and the samples of
+    each window are shuffled together, so that only a window of shards is open at a time.
+    """
+    if shuffle_window < 1:
+        raise ValueError(f"shuffle_window must be at least 1 shard, got {shuffle_window}")
+    generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
+    shards = torch.randperm(len(manifest.shards), generator=generator)
+    windows = []
+    for window in shards.split(shuffle_window):
+        ids = torch.cat([manifest.usable_ids_in(shard) for shard in window.tolist()])
+        windows.append(ids[torch.randperm(len(ids), generator=generator)])
+    return torch.cat(windows)

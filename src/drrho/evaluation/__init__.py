@@ -1,0 +1,1 @@
+"""How good embeddings are: retrieval and zero-shot classification, computed in chunks."""

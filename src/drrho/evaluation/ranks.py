@@ -1,0 +1,120 @@
+"""The one computation behind retrieval and zero-shot accuracy: the rank of the right answer."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+# Cosines closer than this are ties: float32 rounding of a dot product of unit vectors is a few
+# 1e-7 and depends on where in the matrix the product stands, so a smaller difference says nothing.
+TIE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositiveRanks:
+    """Where the best positive of each query stands; ties are taken to be ordered at random.
+
+    Were ties counted as wins, a collapsed model, which finds everything equally similar, would be
+    perfect; were they losses, copies of an image would count against each other. Ordered at
+    random, a collapsed model has exactly the hits and the mean rank of guessing.
+
+    Attributes:
+        ahead: a, candidates strictly more similar than the best positive.
+        tied_positives: p, positives as similar as the best, itself included.
+        tied_negatives: q, negatives as similar as the best positive.
+    """
+
+    ahead: Int[Tensor, " queries"]
+    tied_positives: Int[Tensor, " queries"]
+    tied_negatives: Int[Tensor, " queries"]
+
+    def expected(self) -> Float[Tensor, " queries"]:
+        """The expected rank, `1 + a + q / (p + 1)`; with one positive, half of the other ties."""
+        return 1 + self.ahead + self.tied_negatives.double() / (self.tied_positives + 1)
+
+    def reciprocal(self) -> Float[Tensor, " queries"]:
+        """1 / expected rank: by Jensen's inequality never above the expected reciprocal."""
+        return self.expected().reciprocal()
+
+    def hits(self, k: int) -> Float[Tensor, " queries"]:
+        """Probability that a positive is among the first k; 0 or 1 where nothing is tied.
+
+        The first m = k - a of the tied candidates are all negatives with probability
+        `prod over i < m of (q - i) / (p + q - i)`.
+
+        Raises:
+            ValueError: k is not positive.
+        """
+        if k < 1:
+            raise ValueError(f"hits are counted among the first k >= 1, got {k}")
+        miss = torch.ones_like(self.ahead, dtype=torch.float64)
+        for i in range(k):
+            negatives = (self.tied_negatives - i).clamp(min=0)
+            share = negatives.double() / (negatives + self.tied_positives)
+            miss *= torch.where(i < k - self.ahead, share, 1.0)
+        return 1 - miss
+
+
+def positive_ranks(
+    queries: Float[Tensor, "queries dim"],
+    candidates: Float[Tensor, "candidates dim"],
+    *,
+    query_labels: Int[Tensor, " queries"],
+    candidate_labels: Int[Tensor, " candidates"],
+    chunk_size: int,
+) -> PositiveRanks:
+    """Ranks each query's best positive among all candidates, by cosine similarity.
+
+    A candidate is a positive of a query if their labels are equal.
+
+    Args:
+        queries: embeddings of any length, any floating type; compared as float32 unit vectors.
+        candidates: the same.
+        chunk_size: queries that are compared at once; memory is O(chunk_size x candidates) and
+            the ranks do not depend on it.
+
+    Raises:
+        ValueError: nothing to compare, an embedding is not finite (its comparisons would all be
+            false and its rank perfect), a query has no positive, or `chunk_size` is not positive.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    require_embeddings("queries", queries)
+    require_embeddings("candidates", candidates)
+    orphans = ~torch.isin(query_labels, candidate_labels)
+    if orphans.any():
+        raise ValueError(
+            f"{int(orphans.sum())} queries have no positive among the candidates, the first of "
+            f"label {int(query_labels[orphans][0])}; leave them out"
+        )
+    candidates = normalize(candidates.float(), dim=-1)
+    ranks = []
+    for rows, labels in zip(queries.split(chunk_size), query_labels.split(chunk_size), strict=True):
+        similarity = normalize(rows.float(), dim=-1) @ candidates.T
+        ranks.append(_counts(similarity, labels[:, None] == candidate_labels[None, :]))
+    ahead, tied_positives, tied_negatives = (torch.cat(part) for part in zip(*ranks, strict=True))
+    return PositiveRanks(ahead=ahead, tied_positives=tied_positives, tied_negatives=tied_negatives)
+
+
+def require_embeddings(name: str, embeddings: Float[Tensor, "n dim"]) -> None:
+    """Raises ValueError unless there is at least one row and all values are finite."""
+    if embeddings.shape[0] == 0:
+        raise ValueError(f"{name} are empty; there is nothing to score")
+    damaged = ~embeddings.isfinite().all(dim=-1)
+    if damaged.any():
+        raise ValueError(
+            f"{int(damaged.sum())} of {len(damaged)} {name} are not finite, the first at row "
+            f"{int(damaged.nonzero()[0])}; the model that made them has diverged"
+        )
+
+
+def _counts(
+    similarity: Float[Tensor, "rows candidates"], positive: Bool[Tensor, "rows candidates"]
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """Candidates ahead of the best positive, positives and negatives tied with it."""
+    best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+    gap = similarity - best
+    tied = gap.abs() <= TIE
+    return (gap > TIE).sum(dim=1), (tied & positive).sum(dim=1), (tied & ~positive).sum(dim=1)

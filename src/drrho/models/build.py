@@ -1,0 +1,131 @@
+"""Configuration -> model, and trained models to and from a folder."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from drrho.models.open_clip import build_open_clip, import_open_clip
+from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
+from drrho.models.two_tower import TwoTower, weights_sha256
+
+CONFIG_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model.
+
+    Attributes:
+        name: "small"; an open_clip architecture such as "ViT-B-32"; "local-dir:PATH" or
+            "hf-hub:OWNER/NAME" as open_clip reads them; or "run:PATH", the model that a
+            finished `drrho train` left in its run folder.
+        pretrained: open_clip's tag or a checkpoint file; only for architectures.
+        small: widths of the small model; only for "small".
+    """
+
+    name: str
+    pretrained: str | None = None
+    small: SmallConfig = field(default_factory=SmallConfig)
+
+    def __post_init__(self):
+        if self.pretrained is not None and (self.name == "small" or ":" in self.name):
+            raise ValueError(
+                f"model.pretrained = {self.pretrained!r} has no effect on model.name = "
+                f"{self.name!r}; leave it out"
+            )
+        if self.name != "small" and self.small != SmallConfig():
+            raise ValueError(f"model.small has no effect on model.name = {self.name!r}")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the configuration names weights, so that it can serve as a reference."""
+        return self.pretrained is not None or ":" in self.name
+
+
+def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
+    """The model, on the CPU, in float32.
+
+    Args:
+        config: which model.
+        seed: of the weights, where they are not loaded. The global generator is untouched.
+
+    Raises:
+        ValueError: no such model, or it could not be loaded.
+        FileNotFoundError: "run:PATH" holds no finished model.
+    """
+    if config.name.startswith("run:"):
+        return load_model(Path(config.name.removeprefix("run:")) / "model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.name == "small":
+            return _build_small(config.small)
+        return build_open_clip(config.name, config.pretrained)
+
+
+def save_model(module: nn.Module, config: ModelConfig, folder: Path) -> None:
+    """Writes weights (safetensors) and configuration so that `load_model` needs nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    partial = folder / f"{WEIGHTS_FILE}.partial"
+    save_file(weights, partial)
+    os.replace(partial, folder / WEIGHTS_FILE)
+    text = json.dumps(asdict(config), indent=2) + "\n"
+    partial = folder / f"{CONFIG_FILE}.partial"
+    partial.write_text(text)
+    os.replace(partial, folder / CONFIG_FILE)  # last: its presence says that both are there
+
+
+def load_model(folder: Path) -> TwoTower:
+    """The model that `save_model` wrote.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished model.
+        ValueError: its weights do not fit its configuration.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {CONFIG_FILE}: it is written when training ends. Finish the run "
+            "(`drrho train` with the same recipe continues it), or give another folder"
+        )
+    fields = json.loads((folder / CONFIG_FILE).read_text())
+    config = ModelConfig(**fields | {"small": SmallConfig(**fields["small"])})
+    # The architecture alone: the weights come from the folder, not from where training began.
+    origin = ModelConfig(name=config.name, small=config.small) if config.pretrained else config
+    model = build_model(origin, seed=0)
+    try:
+        model.module.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+    identity = model.identity | {
+        "pretrained": "trained with drrho",
+        "weights_sha256": weights_sha256(model.module),
+    }
+    return TwoTower(**vars(model) | {"identity": identity})
+
+
+def _build_small(config: SmallConfig) -> TwoTower:
+    open_clip = import_open_clip()
+    tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+    module = SmallTwoTower(config, tokenizer.vocab_size)
+    transform = open_clip.image_transform(
+        IMAGE_SIZE, is_train=False, mean=(0.5, 0.5, 0.5), std=(0.28, 0.28, 0.28)
+    )
+    return TwoTower(
+        module=module,
+        train_transform=transform,
+        eval_transform=transform,
+        tokenizer=tokenizer,
+        identity={
+            "architecture": f"small {asdict(config)}",
+            "pretrained": "None",
+            "weights_sha256": weights_sha256(module),
+            "eval_transform": repr(transform),
+            "tokenizer": f"open_clip SimpleTokenizer, context {config.context_length}",
+        },
+    )

@@ -1,0 +1,130 @@
+"""open_clip's models: any architecture, pretrained tag, `local-dir:` or `hf-hub:`."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from drrho.models.two_tower import TwoTower, weights_sha256
+
+_torchvision_operators: list[torch.library.Library] = []  # unregistered when collected
+
+
+def import_open_clip() -> ModuleType:
+    """Imports open_clip, also where torchvision's compiled operators cannot be loaded.
+
+    PyPI's torchvision for Linux is linked against CUDA. Beside a CPU-only torch its library
+    does not load, and `import torchvision` stops with "operator torchvision::nms does not
+    exist" although nothing of it is needed: open_clip uses the transforms, which are
+    Python. Declaring the two operators without an implementation lets the import pass;
+    calling them would still be an error.
+
+    Raises:
+        ModuleNotFoundError: open_clip is not installed.
+    """
+    if not _torchvision_operators and not _torchvision_library_loads():
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _torchvision_operators.append(library)
+    try:
+        import open_clip
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; open_clip models and tokenizers need: pip install 'drrho[clip]'",
+            name=error.name,
+        ) from error
+    return open_clip
+
+
+def _torchvision_library_loads() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return True  # absent: the import of open_clip says so
+    libraries = [p for p in Path(spec.origin).parent.glob("_C*") if p.suffix in {".so", ".pyd"}]
+    try:
+        for library in libraries:
+            torch.ops.load_library(str(library))
+    except OSError:
+        return False
+    return bool(libraries)
+
+
+def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
+    """An open_clip model in float32, on the CPU.
+
+    Args:
+        name: an architecture ("ViT-B-32"), "local-dir:PATH" or "hf-hub:OWNER/NAME".
+        pretrained: a tag ("laion2b_s34b_b79k") or a checkpoint file; None gives random
+            weights for an architecture, and the folder's own for "local-dir:".
+
+    Raises:
+        ValueError: open_clip knows no such architecture or tag, or could not load it; the
+            message names the nearest names and the remedy.
+    """
+    open_clip = import_open_clip()
+    schema, _, location = name.partition(":")
+    match schema:
+        case "local-dir":
+            if not (Path(location) / "open_clip_config.json").is_file():
+                raise ValueError(
+                    f"model {name!r}: {location} has no open_clip_config.json; give the folder "
+                    "that open_clip's push_to_hf_hub or a Hugging Face download made"
+                )
+        case "hf-hub":
+            pass
+        case _:
+            _require_known(open_clip, name, pretrained)
+    try:
+        module, train_transform, eval_transform = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, precision="fp32"
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # whatever a hub, a file or a config can raise
+        raise ValueError(
+            f"open_clip could not load model {name!r} with pretrained {pretrained!r}: {error}. "
+            "Without a network, pass the path of a downloaded checkpoint as pretrained, or "
+            "'local-dir:PATH' as the model"
+        ) from error
+    _freeze_own_temperature(module)
+    return TwoTower(
+        module=module,
+        train_transform=train_transform,
+        eval_transform=eval_transform,
+        tokenizer=tokenizer,
+        identity={
+            "architecture": name,
+            "pretrained": str(pretrained),
+            "weights_sha256": weights_sha256(module),
+            "eval_transform": repr(eval_transform),
+            "tokenizer": f"{type(tokenizer).__name__}, context {tokenizer.context_length}",
+        },
+    )
+
+
+def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> None:
+    known = open_clip.list_models()
+    # OpenAI's names have slashes, open_clip's configurations have dashes; it accepts both.
+    if name.replace("/", "-") not in known:
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+        raise ValueError(
+            f"model {name!r} is neither 'small' nor an architecture of open_clip "
+            f"{open_clip.__version__}, 'local-dir:PATH', 'hf-hub:OWNER/NAME' or 'run:PATH'; "
+            f"near: {near}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+        raise ValueError(
+            f"pretrained {pretrained!r} is neither a file nor one of open_clip's tags for "
+            f"{name}: {tags}"
+        )
+
+
+def _freeze_own_temperature(module: nn.Module) -> None:
+    """The temperature belongs to the loss here; open_clip's scale and bias stay as loaded."""
+    for name, parameter in module.named_parameters():
+        if name in {"logit_scale", "logit_bias"}:
+            parameter.requires_grad_(False)

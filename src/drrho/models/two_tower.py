@@ -1,0 +1,46 @@
+"""A dual encoder together with everything that is needed to feed it."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor, nn
+
+ImageTransform = Callable[[Image], Float[Tensor, "3 height width"]]
+Tokenizer = Callable[[list[str]], Int[Tensor, "batch context"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTower:
+    """An image tower and a text tower with their own transforms and tokenizer.
+
+    Attributes:
+        module: has open_clip's `encode_image(images, normalize=...)` and
+            `encode_text(tokens, normalize=...)`, which give embeddings (B, d).
+        train_transform: RGB image -> tensor, possibly random (torch's global generator).
+        eval_transform: RGB image -> tensor, deterministic.
+        tokenizer: captions -> token ids.
+        identity: what the embeddings depend on, as text: architecture, pretrained, the
+            weights' hash, the transform and the tokenizer. It goes into manifests, so that
+            stored embeddings can be told from those of another model.
+    """
+
+    module: nn.Module
+    train_transform: ImageTransform
+    eval_transform: ImageTransform
+    tokenizer: Tokenizer
+    identity: dict[str, str]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(np.ascontiguousarray(flat.view(torch.uint8).numpy()).data)
+    return digest.hexdigest()

@@ -1,0 +1,28 @@
+"""Losses to a scalar: risks, the distributions that attain them, the excess-loss objective."""
+
+from drrho.risk.chi_square import ChiSquareBall, chi_square_ball_risk
+from drrho.risk.cvar import CVaR, cvar_risk
+from drrho.risk.entropic import KLBall, KLPenalized, entropic_risk, kl_ball_risk
+from drrho.risk.excess import ExcessRisk, excess_loss, excess_risk
+from drrho.risk.mean import Mean, mean_risk
+from drrho.risk.result import Risk, RiskMeasure, effective_sample_size, kl_divergence
+
+__all__ = [
+    "CVaR",
+    "ChiSquareBall",
+    "ExcessRisk",
+    "KLBall",
+    "KLPenalized",
+    "Mean",
+    "Risk",
+    "RiskMeasure",
+    "chi_square_ball_risk",
+    "cvar_risk",
+    "effective_sample_size",
+    "entropic_risk",
+    "excess_loss",
+    "excess_risk",
+    "kl_ball_risk",
+    "kl_divergence",
+    "mean_risk",
+]

@@ -1,0 +1,96 @@
+"""Conditional value at risk: the mean of the worst fraction of the losses (data selection)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from drrho.risk.result import Risk
+from drrho.risk.samples import as_risk, normalised, weigh
+
+# 0.07 * 100 is 7.000000000000001 in binary. Without a margin an eighth sample would enter, with
+# no weight, and the threshold would be its loss. Relative, above float64 sums' rounding.
+ROUNDING = 1e-12
+
+
+def cvar_risk(
+    losses: Float[Tensor, "*batch n"],
+    *,
+    fraction: float,
+    base_measure: Shaped[Tensor, "... n"] | None = None,
+) -> Risk:
+    """`max sum(p * losses)` over distributions with `p <= q / fraction`, q the base measure.
+
+    Equal to `min over nu of nu + sum(q * relu(losses - nu)) / fraction`. The adversary gives
+    q / fraction to the samples above the threshold nu, and what remains to the samples at it,
+    in proportion to q: ties share, so the weights do not depend on the order of the samples.
+    Fraction 1 is the mean; a fraction of at most 1/n is the maximum.
+
+    Args:
+        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
+            excess losses: the target model's minus the reference model's.
+        fraction: share of the base measure that is kept, in (0, 1]; alpha in the literature.
+        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
+
+    Returns:
+        Value of shape (...), weights, and as dual variable the threshold nu: the smallest
+        loss that takes part.
+
+    Raises:
+        ValueError: `fraction` is outside (0, 1], or as `drrho.risk.samples.weigh`.
+        TypeError: as `drrho.risk.samples.weigh`.
+
+    Source: Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000;
+        docs/mathematics.md, section 1.
+    """
+    check_fraction(fraction)
+    samples = weigh(losses, base_measure)
+    below, mass = samples.below, samples.mass
+    kept = fraction * samples.total[..., None]
+
+    ordered, index = below.sort(dim=-1, descending=True)
+    reached = mass.gather(-1, index).cumsum(dim=-1) >= kept * (1 - ROUNDING)
+    last = (~reached).sum(dim=-1, keepdim=True).clamp(max=below.shape[-1] - 1)
+    threshold = ordered.gather(-1, last)
+
+    above = torch.where(below > threshold, mass, 0.0)
+    tied = torch.where(below == threshold, mass, 0.0)
+    remainder = kept - above.sum(dim=-1, keepdim=True)
+    # The clamp absorbs the rounding of the two sums; the sum of the weights is then restored.
+    share = (remainder / tied.sum(dim=-1, keepdim=True)).clamp(0, 1)
+    weights = normalised(above + share * tied)
+
+    nu = samples.top + threshold.squeeze(-1)
+    value = nu + (weights * (below - threshold)).sum(dim=-1)
+    return as_risk(samples, value=value, weights=weights, dual=nu)
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise ValueError unless `fraction` can be a share of the samples."""
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"fraction is the share of samples that is kept, in (0, 1]; got {fraction}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CVaR:
+    """`cvar_risk` as a configuration.
+
+    Attributes:
+        fraction: share of the samples that is kept, in (0, 1].
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction)
+
+    def __call__(
+        self,
+        losses: Float[Tensor, "*batch n"],
+        *,
+        base_measure: Shaped[Tensor, "... n"] | None = None,
+    ) -> Risk:
+        return cvar_risk(losses, fraction=self.fraction, base_measure=base_measure)

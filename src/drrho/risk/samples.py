@@ -1,0 +1,123 @@
+"""The border of every risk: precision, masks and sample weights, translation, the gradient.
+
+A risk solves for its weights on losses that this module has prepared: float32 at least, every
+row moved so that its largest loss is zero, dropped samples out of the way. Translation
+invariance, masks and Danskin's gradient are therefore written once, and hold for all risks.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor
+from torch.nn.functional import pad
+
+from drrho.risk.result import Risk
+
+
+class Samples(NamedTuple):
+    """Losses ready to be weighed. Only `losses` is attached to the graph.
+
+    Attributes:
+        losses: shape (*batch, n), float32 or float64. A sample that the base measure drops
+            holds the smallest loss that is kept (zero in an empty row), without gradient.
+        top: shape (*batch), the largest loss that is kept.
+        below: shape (*batch, n), `losses - top`, never positive.
+        mass: shape (*batch, n), the base measure as it was given, unnormalised. Left so, the
+            sums over a mask are whole numbers and exact.
+        num_given: n as the caller knows it. An empty row is held as one dropped sample.
+    """
+
+    losses: Float[Tensor, "*batch n"]
+    top: Float[Tensor, "*batch"]
+    below: Float[Tensor, "*batch n"]
+    mass: Float64[Tensor, "*batch n"]
+    num_given: int
+
+    @property
+    def total(self) -> Float64[Tensor, "*batch"]:
+        """The mass of a whole row; zero if there is nothing to weigh."""
+        return self.mass.sum(dim=-1)
+
+    @property
+    def measure(self) -> Float64[Tensor, "*batch n"]:
+        """The base measure q, summing to one; all zero in an empty row."""
+        return normalised(self.mass)
+
+
+def normalised(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+    """Weights divided by their sum; all-zero rows stay zero."""
+    total = weights.sum(dim=-1, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)
+
+
+def weigh(
+    losses: Float[Tensor, "*batch n"], base_measure: Shaped[Tensor, "... n"] | None
+) -> Samples:
+    """Prepare losses for a risk.
+
+    Args:
+        losses: shape (..., n), any floating type; float16 and bfloat16 become float32 here,
+            before anything is subtracted.
+        base_measure: a mask or non-negative sample weights that replace 1/n; shape (..., n) or
+            its last dimensions, any real type or bool. Zero drops the sample, whatever its
+            loss; only ratios matter. None: all samples alike. That no entry is negative is
+            the caller's promise: to check it would wait for the device.
+
+    Raises:
+        ValueError: `losses` has no dimension, or `base_measure` does not fit its shape.
+        TypeError: `losses` is not floating point.
+    """
+    _check_shapes(losses, base_measure)
+    losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
+    if base_measure is None:
+        mass = torch.ones_like(losses, dtype=torch.float64)
+    else:
+        mass = base_measure.detach().to(torch.float64).expand(losses.shape)
+    num_given = losses.shape[-1]
+    if num_given == 0:
+        losses, mass = pad(losses, (0, 1)), pad(mass, (0, 1))
+    dropped = mass == 0
+    lowest = losses.detach().masked_fill(dropped, math.inf).amin(dim=-1, keepdim=True)
+    lowest = torch.where(dropped.all(dim=-1, keepdim=True), 0.0, lowest)
+    losses = torch.where(dropped, lowest, losses)
+    top = losses.detach().amax(dim=-1)
+    return Samples(losses, top, losses.detach() - top[..., None], mass, num_given)
+
+
+def as_risk(
+    samples: Samples,
+    *,
+    value: Float[Tensor, "*batch"],
+    weights: Float[Tensor, "*batch m"],
+    dual: Float[Tensor, "*batch"] | None,
+) -> Risk:
+    """A solved risk in the precision of the losses, with the weights as its gradient.
+
+    What carries the gradient is zero as a number, so `value.item()` is the objective's value
+    to the last bit, however far from zero the losses are.
+    """
+    losses = samples.losses
+    empty = samples.total == 0
+    weights = torch.where(empty[..., None], 0.0, weights).to(losses.dtype)
+    value = torch.where(empty, 0.0, value).to(losses.dtype)
+    value = value + (weights * (losses - losses.detach())).sum(dim=-1)
+    if dual is not None:
+        dual = torch.where(empty, math.nan, dual).to(losses.dtype)
+    return Risk(value, weights[..., : samples.num_given], dual)
+
+
+def _check_shapes(losses: Tensor, base_measure: Tensor | None) -> None:
+    if not losses.is_floating_point():
+        raise TypeError(f"losses must be floating point, got {losses.dtype}")
+    if losses.ndim == 0:
+        raise ValueError("losses must have the samples as their last dimension, got one number")
+    if base_measure is None:
+        return
+    last_dimensions = losses.shape[losses.ndim - base_measure.ndim :]
+    if not 1 <= base_measure.ndim <= losses.ndim or base_measure.shape != last_dimensions:
+        raise ValueError(
+            f"base_measure has shape {tuple(base_measure.shape)}; it must be the shape of "
+            f"losses, {tuple(losses.shape)}, or its last dimensions"
+        )

@@ -1,0 +1,79 @@
+"""How long to train and what to do along the way."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from drrho.training.optimizer import OptimizerConfig
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The options of `drrho.training.loop.train`.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        optimizer: AdamW and its learning rate.
+        precision: of the forward pass; parameters, their gradients and the optimiser are float32
+            in both cases, and the loss is expected to compute in float32 by itself.
+        max_grad_norm: the model's gradient is scaled down to this 2-norm when it exceeds it; None
+            leaves it alone. The temperature's gradient is in units of its own: it neither counts
+            towards the norm nor is it scaled.
+        log_every: steps between rows of metrics; the last step is logged too.
+        checkpoint_every: steps between checkpoints; the last step is saved too.
+        keep_checkpoints: number of newest checkpoints that are kept.
+        evaluate_every: steps between evaluations; None evaluates at the end only.
+    """
+
+    steps: int
+    optimizer: OptimizerConfig
+    precision: Precision = "float32"
+    max_grad_norm: float | None = None
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    evaluate_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("steps", self.steps),
+            ("log_every", self.log_every),
+            ("checkpoint_every", self.checkpoint_every),
+            ("keep_checkpoints", self.keep_checkpoints),
+            ("evaluate_every", self.evaluate_every),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm must be positive, got {self.max_grad_norm}; None does not clip"
+            )
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than the run "
+                f"of steps = {self.steps}"
+            )
+
+
+def require_precision(precision: Precision, device: torch.device) -> None:
+    """Checks before the first step that the device computes in this precision.
+
+    Raises:
+        ValueError: bfloat16 on a device without it.
+    """
+    if precision == "float32":
+        return
+    match device.type:
+        case "cpu":
+            supported = True  # everywhere, though slow on processors without the instructions
+        case "cuda":
+            supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        case _:
+            supported = False
+    if not supported:
+        raise ValueError(
+            f"precision = {precision!r} is not supported on {device}; use precision = 'float32'"
+        )

@@ -1,0 +1,87 @@
+"""Losses and gradients that are not finite: found without waiting for the device at every step."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drrho.training.checkpoint import latest_checkpoint
+
+SHOWN_SAMPLE_IDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What is needed to say, some steps later, where a value stopped being finite.
+
+    Attributes:
+        step: index of the step, 0 for the first.
+        sample_ids: of the step's batch, in host memory.
+        values: name -> detached scalar on the training device; the same names at every step.
+    """
+
+    step: int
+    sample_ids: Int[Tensor, " batch"]
+    values: Mapping[str, Float[Tensor, ""]]
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient is nan or infinite.
+
+    Attributes:
+        step: index of the first such step.
+        sample_ids: all of its batch.
+    """
+
+    def __init__(self, message: str, *, step: int, sample_ids: Tensor) -> None:
+        super().__init__(message)
+        self.step = step
+        self.sample_ids = sample_ids
+
+
+def raise_if_not_finite(records: Sequence[StepRecord], *, checkpoints: Path) -> None:
+    """Checks all records with one transfer from the device.
+
+    Reading a value at each step would make the host wait for the device at each step. The records
+    wait on the device instead and are read together, at the latest before the next checkpoint is
+    written: so no checkpoint ever holds a weight that came after a value that is not finite.
+
+    Args:
+        records: in the order of the steps; may be empty.
+        checkpoints: the folder of checkpoints, to name the one that remains to continue from.
+
+    Raises:
+        NotFiniteError: names the first such step, its values and its samples.
+    """
+    if not records:
+        return
+    table = torch.stack(
+        [torch.stack([v.float() for v in record.values.values()]) for record in records]
+    ).tolist()
+    for record, row in zip(records, table, strict=True):
+        if not all(map(math.isfinite, row)):
+            raise NotFiniteError(
+                _explanation(record, row, last=latest_checkpoint(checkpoints)),
+                step=record.step,
+                sample_ids=record.sample_ids,
+            )
+
+
+def _explanation(record: StepRecord, row: list[float], *, last: Path | None) -> str:
+    values = ", ".join(
+        f"{name} = {value:g}" for name, value in zip(record.values, row, strict=True)
+    )
+    ids = record.sample_ids.tolist()
+    shown = ", ".join(map(str, ids[:SHOWN_SAMPLE_IDS]))
+    more = f" and {len(ids) - SHOWN_SAMPLE_IDS} more" if len(ids) > SHOWN_SAMPLE_IDS else ""
+    kept = f"The last checkpoint is kept: {last}" if last else "No checkpoint was saved before it"
+    return (
+        f"training stopped at step {record.step}: {values}. Samples of the batch: {shown}{more}. "
+        f"{kept}. Look at these samples if the loss itself is not finite; otherwise try a lower "
+        "learning rate, a longer warm-up, a smaller max_grad_norm, a higher temperature, or "
+        "precision='float32'."
+    )

@@ -1,0 +1,47 @@
+"""The random generators that a training step may draw from, as plain data."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def capture_generators() -> dict[str, Any]:
+    """The states of torch's, NumPy's and Python's global generators.
+
+    Only tensors, numbers, strings, lists and tuples, so that a file of them loads without running
+    code from it. CUDA means the current device's generator, the one this process trains on.
+    """
+    name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": (name, np.asarray(keys).tolist(), position, has_gauss, cached_gaussian),
+        "python": random.getstate(),
+    }
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Sets the generators to what `capture_generators` returned.
+
+    A CUDA state is left aside on a machine without CUDA, and the other way round: another device
+    does not repeat the draws anyway.
+    """
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Whatever is drawn inside, the generators continue afterwards as if it had not been."""
+    states = capture_generators()
+    try:
+        yield
+    finally:
+        restore_generators(states)

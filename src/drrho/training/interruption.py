@@ -1,0 +1,57 @@
+"""Stopping at the end of a step when the job is asked to stop."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingInterrupted(Exception):
+    """Training stopped before its last step because of a signal, after saving a checkpoint.
+
+    Attributes:
+        received: the signal; 128 + its number is the customary exit status.
+    """
+
+    def __init__(self, *, step: int, steps: int, received: signal.Signals) -> None:
+        super().__init__(
+            f"{received.name} received: training stopped after step {step} of {steps} and saved a "
+            "checkpoint; start it again in the same folder to continue"
+        )
+        self.received = received
+
+
+class DeferredSignals:
+    """Notes Ctrl-C and SIGTERM (a scheduler's warning) instead of acting on them.
+
+    The second signal acts as usual, so an impatient user is never locked out. Outside the main
+    thread Python forbids signal handlers; then nothing is deferred.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}  # handlers have no public type
+
+    def __enter__(self) -> "DeferredSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())

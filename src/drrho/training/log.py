@@ -1,0 +1,124 @@
+"""Metrics on disk: one JSON object per line, and the same numbers for TensorBoard."""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends rows to `folder/metrics.jsonl` and to TensorBoard events in `folder/tensorboard`.
+
+    A row is one flat object: `step`, `samples`, `seconds`, then name: value. A value that is not
+    finite is written as null, since JSON has no other word for it. Each row reaches the operating
+    system before `write` returns, so it survives the process.
+
+    Args:
+        folder: made if it does not exist.
+        start_step: position of the run: rows of this step and beyond were written by a part of
+            the run that is about to be repeated, and are removed. No step is ever there twice.
+
+    Raises:
+        ValueError: an existing file has a line that is no row (other than a torn last one).
+    """
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        _keep_rows_before(start_step, path)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            # Here because TensorBoard is optional, and slow to import for who only reads rows.
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            warnings.warn(
+                f"tensorboard is not installed: metrics go to {path} alone; "
+                "pip install tensorboard for its display",
+                stacklevel=2,
+            )
+            self._events = None
+        else:
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(
+        self, metrics: Mapping[str, float], *, step: int, samples: int, seconds: float
+    ) -> None:
+        """Appends one row.
+
+        Args:
+            metrics: name -> value; a slash in a name groups it in TensorBoard.
+            step: optimiser steps taken when the values were computed.
+            samples: samples seen by then.
+            seconds: wall time of training by then.
+
+        Raises:
+            ValueError: a metric has the name of one of the other three.
+        """
+        row: dict[str, float | None] = {"step": step, "samples": samples, "seconds": seconds}
+        taken = row.keys() & metrics.keys()
+        if taken:
+            raise ValueError(f"metrics must not be called {sorted(taken)}: the log writes those")
+        row |= {name: v if math.isfinite(v) else None for name, v in metrics.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, global_step=step)
+            self._events.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """The rows of `folder/metrics.jsonl`, in the order of the steps.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no row; a torn last line (of a process killed as it wrote) is left
+            out silently, because the run writes it again when it is resumed.
+    """
+    path = folder / FILE_NAME
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    rows: list[dict[str, float | None]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise ValueError(
+                f"{path}, line {number} is not JSON ({error}); repair or remove the line"
+            ) from error
+        if not isinstance(row, dict) or "step" not in row:
+            raise ValueError(f"{path}, line {number} is no row with a step; remove the line")
+        rows.append(row)
+    return rows
+
+
+def _keep_rows_before(step: int, path: Path) -> None:
+    """Rewrites the file without the rows of `step` and beyond; whole or not at all."""
+    if not path.exists():
+        return
+    rows = [row for row in read_metrics(path.parent) if (row["step"] or 0) < step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,107 @@
+"""AdamW with the parameter groups that contrastive training uses."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import AdamW
+
+from drrho.training.schedules import Schedule, warmup_cosine
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate; the defaults are the published settings for CLIP.
+
+    Attributes:
+        learning_rate: peak of the schedule.
+        warmup_steps: optimiser steps of linear warm-up before the cosine to 0.
+        betas: decay of AdamW's first and second moments.
+        epsilon: AdamW's, added to the root of the second moment.
+        weight_decay: for matrices and larger; gains, biases and the temperature have none.
+        temperature_lr_scale: the temperature's learning rate as a share of the model's, for
+            example 0.25; None means the model's. Giving it without a learnable temperature is an
+            error of `build_optimizer`.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-6
+    weight_decay: float = 0.2
+    temperature_lr_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("learning_rate", self.learning_rate), ("epsilon", self.epsilon)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+        scale = self.temperature_lr_scale
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"temperature_lr_scale must be positive and finite, got {scale}")
+
+
+def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> Schedule:
+    """Linear warm-up, then a cosine to 0 over a run of `steps`."""
+    return warmup_cosine(config.learning_rate, warmup_steps=config.warmup_steps, total_steps=steps)
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, loss: nn.Module | None = None
+) -> AdamW:
+    """AdamW over the trainable parameters of a model and of its loss.
+
+    Every group carries an `lr_scale`; whoever steps the optimiser sets
+    `group["lr"] = schedule(step) * group["lr_scale"]`, as `drrho.training.loop` does.
+    Weight decay is for parameters of two or more dimensions: pulling a gain, a bias or a
+    temperature towards 0 regularises nothing.
+
+    Args:
+        model: frozen parameters (`requires_grad` false) are left out.
+        loss: the module that holds the loss's learnable temperature, if there is one.
+
+    Raises:
+        ValueError: nothing is trainable, or `temperature_lr_scale` is given and the loss has no
+            learnable parameter.
+    """
+    of_model = _trainable(model.parameters())
+    of_loss = _trainable(loss.parameters()) if loss is not None else []
+    if not of_model and not of_loss:
+        raise ValueError("the optimizer got no parameter that requires a gradient")
+    if config.temperature_lr_scale is not None and not of_loss:
+        raise ValueError(
+            f"temperature_lr_scale = {config.temperature_lr_scale} has no effect: the loss has no "
+            "learnable temperature; make it learnable or leave the option out"
+        )
+    scale = 1.0 if config.temperature_lr_scale is None else config.temperature_lr_scale
+    groups = [
+        _group("decayed", [p for p in of_model if p.ndim >= 2], config.weight_decay, 1.0),
+        _group("undecayed", [p for p in of_model if p.ndim < 2], 0.0, 1.0),
+        _group("temperature", of_loss, 0.0, scale),
+    ]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+    )
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def _group(
+    name: str, parameters: list[nn.Parameter], weight_decay: float, lr_scale: float
+) -> dict[str, object]:
+    return {
+        "name": name,
+        "params": parameters,
+        "weight_decay": weight_decay,
+        "lr_scale": lr_scale,
+    }

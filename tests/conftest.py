@@ -1,0 +1,24 @@
+"""What every test runs under: shapes and types checked, one thread, a known random state."""
+
+import sys
+
+import beartype
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# `float` accepts an int, as it does for every Python type checker but beartype's default.
+check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+
+# The hook rewrites modules as they are imported, so none may have been imported before it.
+assert "drrho" not in sys.modules, "drrho was imported before tests/conftest.py"
+install_import_hook("drrho", f"{__name__}.check_types")
+
+# Bitwise comparisons between runs need a fixed number of threads, and parallel tests need one.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _known_random_state() -> None:
+    """A test that forgot its own generator fails every time or never."""
+    torch.manual_seed(0)

@@ -1,0 +1,137 @@
+"""The estimator form: equal to the exact objective at gamma = 1, an average below."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from drrho.contrastive.estimator import AnchorAverages, GlobalContrastiveLoss
+from drrho.contrastive.risk import PairEmbeddings, global_contrastive_risk, log_anchor_losses
+from drrho.contrastive.risk import pair_logits
+from tests.contrastive.conftest import draw_pairs
+
+IDS = torch.tensor([8, 0, 3, 11, 2, 5, 9])
+
+
+def leaves(pairs, tau=0.1):
+    temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
+    return [e.clone().requires_grad_() for e in pairs], temperature
+
+
+@pytest.mark.parametrize("with_reference", [False, True])
+def test_with_gamma_one_it_is_the_exact_objective(target, reference, with_reference):
+    steering = reference if with_reference else None
+    loss = GlobalContrastiveLoss(12, epsilon=1e-2, rho=0.5).double()
+    embeddings, temperature = leaves(target)
+    estimate = loss(
+        PairEmbeddings(*embeddings), steering, temperature=temperature, sample_ids=IDS, gamma=1.0
+    )
+    exact = global_contrastive_risk(
+        PairEmbeddings(*embeddings), steering, temperature=temperature, epsilon=1e-2, rho=0.5
+    )
+    assert_close(estimate.loss, exact)
+    inputs = [*embeddings, temperature]
+    assert_close(torch.autograd.grad(estimate.loss, inputs), torch.autograd.grad(exact, inputs))
+
+
+def test_gradient_is_that_of_the_stated_estimator(target, reference):
+    """Against autograd of tau (rho + mean (epsilon + g) / U ) with U and its log held fixed."""
+    loss = GlobalContrastiveLoss(12, epsilon=1e-2, rho=0.5).double()
+    tau = torch.tensor(0.1, dtype=torch.float64)
+    before = draw_pairs(7, 5, seed=5)
+    loss(before, reference, temperature=tau, sample_ids=IDS, gamma=1.0)
+    embeddings, temperature = leaves(target)
+    estimate = loss(
+        PairEmbeddings(*embeddings), reference, temperature=temperature, sample_ids=IDS, gamma=0.3
+    )
+    log_u = loss.averages.log_u[:, IDS]
+    values = log_anchor_losses(
+        pair_logits(PairEmbeddings(*embeddings), reference, temperature=temperature), 1e-2
+    ).exp()
+    frozen_tau = temperature.detach()
+    written_out = temperature * (0.5 + log_u.mean()) + frozen_tau * (values / log_u.exp()).mean()
+    inputs = [*embeddings, temperature]
+    assert_close(
+        torch.autograd.grad(estimate.loss, inputs), torch.autograd.grad(written_out, inputs)
+    )
+    assert_close(estimate.loss.detach(), frozen_tau * (0.5 + log_u.mean()))
+
+
+def test_averages_follow_their_definition_and_first_visits_take_the_batch():
+    averages = AnchorAverages(6).double()
+    ids, later = torch.tensor([1, 4]), torch.tensor([4, 2])
+    first = torch.tensor([[0.1, 2.0], [3.0, 0.5]], dtype=torch.float64)
+    second = torch.tensor([[1.0, 0.7], [0.2, 9.0]], dtype=torch.float64)
+    assert_close(averages.update(ids, first.log(), 0.25).exp(), first)
+    updated = averages.update(later, second.log(), 0.25).exp()
+    assert_close(updated[:, 0], 0.75 * first[:, 1] + 0.25 * second[:, 0])
+    assert_close(updated[:, 1], second[:, 1])
+    assert averages.seen.tolist() == [False, True, True, False, True, False]
+
+
+def test_a_value_of_zero_is_a_visit_like_any_other():
+    """log U = 0 is a legal value, so "never seen" must not be read from it."""
+    averages = AnchorAverages(1)
+    averages.update(torch.tensor([0]), torch.zeros(2, 1), 0.5)
+    assert_close(
+        averages.update(torch.tensor([0]), torch.ones(2, 1), 0.5).exp(),
+        torch.full((2, 1), (1 + torch.e) / 2),
+    )
+
+
+def test_averages_of_extreme_logarithms_stay_finite():
+    averages = AnchorAverages(2)
+    ids = torch.tensor([0, 1])
+    averages.update(ids, torch.tensor([[-200.0, 500.0], [0.0, -30.0]]), 0.1)
+    updated = averages.update(ids, torch.tensor([[500.0, -200.0], [0.0, 80.0]]), 0.1)
+    assert updated.isfinite().all()
+
+
+def test_state_survives_a_state_dict(target, reference):
+    tau = torch.tensor(0.1, dtype=torch.float64)
+    original, copy = (GlobalContrastiveLoss(12, epsilon=1e-2).double() for _ in range(2))
+    original(target, reference, temperature=tau, sample_ids=IDS, gamma=1.0)
+    copy.load_state_dict(original.state_dict())
+    losses = [
+        loss(draw_pairs(7, 5, seed=9), reference, temperature=tau, sample_ids=IDS, gamma=0.5).loss
+        for loss in (original, copy)
+    ]
+    assert_close(losses[0], losses[1], rtol=0, atol=0)
+
+
+def test_averaging_over_batches_removes_the_bias_of_small_batches():
+    """At fixed embeddings log U tends to the logarithm of the sum over the whole data set,
+    while the mean over batches of the batch's own logarithm stays below it (Jensen)."""
+    num_samples, batch, tau = 256, 8, torch.tensor(0.2, dtype=torch.float64)
+    pairs = draw_pairs(num_samples, 6, seed=0)
+    truth = log_anchor_losses(pair_logits(pairs, temperature=tau), 1e-8).mean()
+    generator = torch.Generator().manual_seed(0)
+    biases = {}
+    for gamma in (1.0, 0.05):
+        loss = GlobalContrastiveLoss(num_samples, epsilon=1e-8).double()
+        values = []
+        for epoch in range(60):
+            for ids in torch.randperm(num_samples, generator=generator).split(batch):
+                some = PairEmbeddings(pairs.image[ids], pairs.text[ids])
+                estimate = loss(some, temperature=tau, sample_ids=ids, gamma=gamma).loss
+                if epoch >= 30:
+                    values.append(estimate / tau)
+        biases[gamma] = (torch.stack(values).mean() - truth).item()
+    assert biases[1.0] < -0.1
+    assert abs(biases[0.05]) < 0.2 * abs(biases[1.0])
+
+
+@pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1, float("nan")])
+def test_gamma_must_be_a_weight(gamma):
+    with pytest.raises(ValueError, match="gamma"):
+        AnchorAverages(3).update(torch.tensor([0]), torch.zeros(2, 1), gamma)
+
+
+def test_an_id_outside_the_data_set_is_an_error():
+    with pytest.raises(IndexError):
+        AnchorAverages(3).update(torch.tensor([3]), torch.zeros(2, 1), 1.0)
+
+
+@pytest.mark.parametrize("arguments", [{"epsilon": 0.0}, {"epsilon": 1e-4, "rho": -1.0}])
+def test_arguments_are_checked(arguments):
+    with pytest.raises(ValueError, match=next(reversed(arguments))):
+        GlobalContrastiveLoss(3, **arguments)

@@ -1,0 +1,169 @@
+"""Interrupted + resumed = uninterrupted, bit for bit, wherever it was interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from drrho.training.checkpoint import latest_checkpoint, load_checkpoint
+from drrho.training.interruption import TrainingInterrupted
+from drrho.training.log import read_metrics
+from tests.training import tiny_run
+from tests.training.tiny_run import CONFIG, TinyObjective, tiny_state, tiny_train
+
+ROOT = Path(__file__).parents[2]
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(_):
+    raise Crash
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    tiny_train(tiny_state(folder))
+    return folder
+
+
+def final_checkpoint(folder):
+    path = latest_checkpoint(folder / "checkpoints")
+    assert path is not None
+    contents = load_checkpoint(path)
+    del contents["seconds"]
+    return contents
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder)]
+
+
+def assert_same(actual, expected):
+    assert type(actual) is type(expected)
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual, expected)
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key in expected:
+            assert_same(actual[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert actual == expected
+
+
+def assert_same_run(folder, expected):
+    assert_same(final_checkpoint(folder), final_checkpoint(expected))
+    assert rows(folder) == rows(expected)
+
+
+def resume_and_finish(folder):
+    state = tiny_state(folder)
+    torch.rand(7)  # whatever the generators did before is forgotten
+    assert state.resume()
+    return tiny_train(state)
+
+
+def start_process(folder):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, tiny_run.__file__, str(folder), "0.02"]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_process_continues_bitwise(tmp_path, uninterrupted):
+    process = start_process(tmp_path)
+    while latest_checkpoint(tmp_path / "checkpoints") is None:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    time.sleep(0.15)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert final_checkpoint(tmp_path)["step"] < CONFIG.steps
+
+    process = start_process(tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [5, 6, 10, 19, 39])
+def test_crash_at_any_step_continues_bitwise(tmp_path, uninterrupted, step):
+    state = tiny_state(tmp_path)
+    objective = TinyObjective(state)
+    objective.at[step] = crash
+    with pytest.raises(Crash):
+        tiny_train(state, objective)
+    resume_and_finish(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_crash_in_an_evaluation_repeats_it(tmp_path, uninterrupted):
+    state = tiny_state(tmp_path)
+    with pytest.raises(Crash):
+        tiny_train(state, evaluators={"val": lambda: crash(None)})
+    assert final_checkpoint(tmp_path)["step"] == 10, "the weights are saved before evaluation"
+    assert max(row["step"] for row in rows(tmp_path)) == 9
+    resume_and_finish(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_finished_run_gives_its_result_again(tmp_path):
+    first = tiny_train(tiny_state(tmp_path))
+    before = rows(tmp_path)
+    again = resume_and_finish(tmp_path)
+    assert again.metrics == first.metrics
+    assert again.samples_seen == first.samples_seen == 220
+    assert again.seconds >= first.seconds > 0
+    assert rows(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_the_step_and_saves(tmp_path, uninterrupted, number):
+    state = tiny_state(tmp_path)
+    objective = TinyObjective(state)
+
+    def send(loss):
+        os.kill(os.getpid(), number)
+        return loss
+
+    objective.at[7] = send
+    handler = signal.getsignal(number)
+    with pytest.raises(TrainingInterrupted, match=f"{number.name} received.*step 8 of 40") as info:
+        tiny_train(state, objective)
+    assert info.value.received == number
+    assert signal.getsignal(number) == handler
+    assert final_checkpoint(tmp_path)["step"] == 8
+    resume_and_finish(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_batches_may_draw_from_the_generators(tmp_path, uninterrupted):
+    """A DataLoader does, whenever an iterator over it is made."""
+
+    def drawing_batches():
+        torch.rand(5)
+        yield from tiny_run.tiny_batches(0)
+
+    tiny_train(tiny_state(tmp_path), batches=drawing_batches())
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_evaluation_does_not_change_training(tmp_path, uninterrupted):
+    config = tiny_run.TrainingConfig(
+        steps=CONFIG.steps, optimizer=CONFIG.optimizer, max_grad_norm=1.0, log_every=3
+    )
+    tiny_train(tiny_state(tmp_path, config), config=config)
+    without, evaluated = final_checkpoint(tmp_path), final_checkpoint(uninterrupted)
+    assert_same(without, evaluated)
+    assert "val/output" in rows(uninterrupted)[-1]

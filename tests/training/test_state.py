@@ -1,0 +1,123 @@
+"""A checkpoint is restored into the run that wrote it, or not at all."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from drrho.training.checkpoint import CheckpointError, load_checkpoint
+from drrho.training.generators import capture_generators, preserved_generators, restore_generators
+from drrho.training.optimizer import OptimizerConfig, build_optimizer
+from drrho.training.state import TrainingState, plain
+
+
+def state(folder, *, config=None, width=3, with_loss=True):
+    model = nn.Linear(4, width)
+    loss = nn.BatchNorm1d(2, affine=False) if with_loss else None
+    return TrainingState(
+        folder=folder,
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(model, OptimizerConfig(learning_rate=0.1)),
+        config={"a": {"b": 1, "c": (1, 2)}, "data": {"workers": 4}} if config is None else config,
+    )
+
+
+def test_nothing_to_resume(tmp_path):
+    assert state(tmp_path).resume() is False
+
+
+def test_everything_comes_back(tmp_path):
+    first = state(tmp_path)
+    first.step, first.samples_seen, first.seconds, first.metrics = 7, 70, 1.5, {"loss": 2.0}
+    first.skipped.update({"corrupt image": 3})
+    first.save(keep=1)
+    second = state(tmp_path)
+    assert second.resume()
+    for name in ("step", "samples_seen", "seconds", "metrics", "skipped"):
+        assert getattr(second, name) == getattr(first, name)
+    for one, other in zip(second.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_versions_and_config_are_in_the_file(tmp_path):
+    contents = load_checkpoint(state(tmp_path).save(keep=1))
+    assert contents["config"]["a"]["b"] == 1
+    assert contents["versions"]["torch"] == str(torch.__version__)
+    assert {"drrho", "python", "numpy"} <= contents["versions"].keys()
+
+
+def test_other_config_is_named(tmp_path):
+    state(tmp_path).save(keep=1)
+    other = state(tmp_path, config={"a": {"b": 2, "d": 0}, "data": {"workers": 4}})
+    with pytest.raises(CheckpointError, match="another run") as info:
+        other.resume()
+    text = str(info.value)
+    assert "config a.b: 1 in the checkpoint, 2 here" in text
+    assert "config a.c: [1, 2] in the checkpoint, absent here" in text
+    assert "config a.d: absent in the checkpoint, 0 here" in text
+    assert "workers" not in text
+    assert "another folder" in text
+
+
+def test_config_that_may_change_may(tmp_path):
+    state(tmp_path).save(keep=1)
+    other = state(tmp_path, config={"a": {"b": 1, "c": [1, 2]}, "data": {"workers": 0}})
+    with pytest.raises(CheckpointError, match="data.workers"):
+        other.resume()
+    assert other.resume(may_change={"data.workers"})
+
+
+def test_other_shapes_are_named_and_nothing_is_changed(tmp_path):
+    state(tmp_path).save(keep=1)
+    other = state(tmp_path, width=5, with_loss=False)
+    before = [p.detach().clone() for p in other.model.parameters()]
+    with pytest.raises(CheckpointError) as info:
+        other.resume()
+    text = str(info.value)
+    assert "model.weight: shape (3, 4) in the checkpoint, shape (5, 4) here" in text
+    assert "loss.running_mean: shape (2,) in the checkpoint, absent here" in text
+    assert all(torch.equal(a, b) for a, b in zip(before, other.model.parameters(), strict=True))
+    assert other.step == 0
+
+
+def test_other_trainable_parameters_are_named(tmp_path):
+    state(tmp_path).save(keep=1)
+    other = state(tmp_path)
+    other.optimizer = torch.optim.AdamW([other.model.weight])  # type: ignore[list-item]
+    with pytest.raises(CheckpointError, match="optimizer group 1: 1 parameters .*, absent here"):
+        other.resume()
+
+
+def test_config_is_plain_data():
+    assert plain({"path": Path("a/b"), "betas": (0.9, 0.98)}) == {
+        "path": "a/b",
+        "betas": [0.9, 0.98],
+    }
+    with pytest.raises(TypeError):
+        plain({"model": object()})
+
+
+def draw():
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss()
+
+
+def test_generators_continue_where_they_were_captured():
+    draw()
+    states = capture_generators()
+    expected = [draw(), draw()]
+    restore_generators(states)
+    assert [draw(), draw()] == expected
+
+
+def test_draws_in_a_preserved_part_leave_no_trace():
+    states = capture_generators()
+    expected = draw()
+    restore_generators(states)
+    with pytest.raises(KeyError), preserved_generators():
+        draw()
+        raise KeyError
+    assert draw() == expected
