@@ -3,6 +3,7 @@
 import sys
 
 import beartype
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -13,6 +14,10 @@ check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True)
 # The hook rewrites modules as they are imported, so none may have been imported before it.
 assert "drrho" not in sys.modules, "drrho was imported before tests/conftest.py"
 install_import_hook("drrho", f"{__name__}.check_types")
+
+# The same examples every time, so that a failure repeats; a shared machine keeps no deadlines.
+hypothesis.settings.register_profile("drrho", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("drrho")
 
 # Bitwise comparisons between runs need a fixed number of threads, and parallel tests need one.
 torch.set_num_threads(1)

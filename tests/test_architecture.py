@@ -30,13 +30,12 @@ def table_of_rooms():
         flags=re.MULTILINE,
     )
     rooms = {room for room, _, _ in rows}
-    return {
-        room: (
-            rooms if may_import == "every room" else set(re.findall(r"`(\w+)`", may_import)),
-            set(extras.split(",")) - {""},
-        )
-        for room, may_import, extras in rows
-    }
+    table = {}
+    for room, may_import, extras in rows:
+        named = set(re.findall(r"`(\w+)`", may_import))
+        all_but = may_import.startswith("every room but")
+        table[room] = (rooms - named if all_but else named, set(extras.split(",")) - {""})
+    return table
 
 
 ROOMS = table_of_rooms()

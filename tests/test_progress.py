@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import re
+import select
 from contextlib import redirect_stderr, suppress
 
 import pytest
@@ -34,11 +35,14 @@ class Terminal:
 
     def __init__(self):
         self._screen, line = pty.openpty()
-        os.set_blocking(self._screen, False)
         self.stream = os.fdopen(line, "w")
 
     def read(self):
-        return os.read(self._screen, 1_000_000).decode()
+        """Everything sent so far; the kernel passes it on in pieces, and a little later."""
+        received = b""
+        while select.select([self._screen], [], [], 0.2)[0]:
+            received += os.read(self._screen, 65536)
+        return received.decode()
 
     def hang_up(self):
         if self._screen is not None:
@@ -192,7 +196,11 @@ def test_an_error_passes_through_and_the_count_reached_is_shown(capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [({"total": -1}, "total"), ({"total": 3, "initial": 4}, "initial"), ({"total": 3, "initial": -1}, "initial")],
+    [
+        ({"total": -1}, "total"),
+        ({"total": 3, "initial": 4}, "initial"),
+        ({"total": 3, "initial": -1}, "initial"),
+    ],
 )
 def test_counts_that_make_no_sense_are_refused(arguments, named):
     with pytest.raises(ValueError, match=named):

@@ -73,9 +73,9 @@ class Progress:
         self._marks = deque([(self._started, self.completed)])
         if self._visible and _stderr_is_a_terminal():
             # No refresh thread: the line moves when the work does, and a hang is seen as one.
-            self._live = Live(self._line(), console=_terminal(), auto_refresh=False)
+            self._live = live = Live(self._line(), console=_terminal(), auto_refresh=False)
             with self._silenced_when_broken():
-                self._live.start(refresh=True)
+                live.start(refresh=True)
         return self
 
     def advance(self, n: int, **shown: float | str) -> None:
@@ -113,7 +113,8 @@ class Progress:
             if self._live is not None:
                 self._live.update(line, refresh=True)
             else:
-                print(line.plain, file=sys.stderr, flush=True)
+                sys.stderr.write(f"{line.plain}\n")
+                sys.stderr.flush()
 
     @contextmanager
     def _silenced_when_broken(self) -> Iterator[None]:

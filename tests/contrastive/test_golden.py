@@ -45,7 +45,7 @@ class Official:
         tau = torch.tensor(1 / scale, dtype=torch.float64, requires_grad=True)
         ours = self.loss(
             PairEmbeddings(image, text), reference, temperature=tau, sample_ids=ids, gamma=gamma
-        ).loss
+        )
         image_gradient, text_gradient, tau_gradient = torch.autograd.grad(ours, [image, text, tau])
         log_u = self.loss.averages.log_u[:, ids]
         self.u = log_u + math.log(PER_MEAN)
@@ -73,7 +73,7 @@ U_C = [1.46278115, 2.817659606, 1.657819488, 1.393328732, 1.189396453, 2.3044577
 
 
 @pytest.mark.parametrize(
-    "scale, epsilon, reference, expected, u_image",
+    ("scale", "epsilon", "reference", "expected", "u_image"),
     [
         pytest.param(
             20.0, 1e-14, None,

@@ -1,10 +1,10 @@
 """A training run of milliseconds in which everything that a checkpoint holds matters.
 
-The step depends on torch's, NumPy's and Python's generators, on the loss's per-sample state and
-on the optimiser's moments. Also a script: `python tiny_run.py FOLDER SECONDS_PER_STEP`.
+The step depends on torch's and NumPy's generators, on the loss's per-sample state and on the
+optimiser's moments. Not on Python's generator: beartype, which checks types in the tests, draws
+from it. Also a script: `python tiny_run.py FOLDER SECONDS_PER_STEP`.
 """
 
-import random
 import sys
 import time
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ class TinyObjective:
         if diagnose:
             self.diagnosed.append(step)
         assert self.state.loss is not None
-        noise = 1 + 0.1 * np.random.rand() + 0.1 * random.random()
+        noise = 1 + 0.1 * np.random.rand()
         loss = noise * self.state.loss(self.state.model(batch.inputs), batch.sample_ids)
         if step in self.at:
             loss = self.at[step](loss)
@@ -99,7 +99,6 @@ def tiny_batches(start_step: int) -> Iterator[TinyBatch]:
 def tiny_state(folder: Path, config: TrainingConfig = CONFIG) -> TrainingState:
     torch.manual_seed(0)
     np.random.seed(0)
-    random.seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.LayerNorm(8), nn.Linear(8, 3))
     loss = TinyLoss()
     return TrainingState(
@@ -115,7 +114,8 @@ def tiny_evaluators(state: TrainingState):
     """An evaluator that draws from the generators: training must not notice."""
 
     def evaluator() -> dict[str, float]:
-        random.random(), np.random.rand(), torch.rand(3)
+        np.random.rand()
+        torch.rand(3)
         return {"output": float(state.model(torch.ones(1, 4)).sum())}
 
     return {"val": evaluator}

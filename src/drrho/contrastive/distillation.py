@@ -16,7 +16,8 @@ def distillation_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the target's matching probabilities under the reference's, in nats.
 
-        1/2 [CE(softmax(R / tau_ref), softmax(S / tau)) + CE(softmax(R^T / tau_ref), softmax(S^T / tau))]
+        1/2 [CE(softmax(R / tau_ref), softmax(S / tau))
+             + CE(softmax(R^T / tau_ref), softmax(S^T / tau))]
 
     each averaged over its B anchors. The positive is one of the B candidates.
 

@@ -1,10 +1,9 @@
 """DRRho-CLIP with memory: each anchor's sum is averaged over the batches it has been in."""
 
 import math
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from drrho.contrastive.risk import PairEmbeddings, log_anchor_losses, pair_logits
@@ -55,34 +54,17 @@ class AnchorAverages(nn.Module):
         if gamma < 1:
             before = self.log_u[:, sample_ids].to(log_losses.dtype)
             mixed = torch.logaddexp(before + math.log1p(-gamma), log_losses + math.log(gamma))
-            averaged = torch.where(self._seen(sample_ids), mixed, log_losses)
+            averaged = torch.where(self.seen[sample_ids], mixed, log_losses)
         self.log_u[:, sample_ids] = averaged.to(self.log_u.dtype)
         self.seen[sample_ids] = True
         return averaged
-
-    def _seen(self, sample_ids: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        return self.seen[sample_ids]
-
-
-class ContrastiveEstimate(NamedTuple):
-    """What one batch says.
-
-    Attributes:
-        loss: scalar whose value is the estimate of F and whose gradient is the estimator's.
-        logits: z of `pair_logits`, detached, for diagnostics; None where never formed.
-        log_losses: `log(epsilon + g)` of both directions, detached.
-    """
-
-    loss: Float[Tensor, ""]
-    logits: Float[Tensor, "batch batch"] | None
-    log_losses: Float[Tensor, "2 batch"]
 
 
 class GlobalContrastiveLoss(nn.Module):
     """The DRRho-CLIP loss (with reference) or FastCLIP's (without), estimated per sample.
 
         F ~ tau (rho + 1/(2B) sum_i [log U1_i + log U2_i])
-        dF = dtau (rho + mean log U) + tau/(2B) sum_i [(epsilon + g1_i) / U1_i dlog(epsilon + g1_i) + ...]
+        dF = dtau (rho + mean log U) + tau/(2B) sum_i [ d g1_i / U1_i + d g2_i / U2_i ]
 
     U, after its update, is a constant of the gradient. With gamma = 1 U is the batch's own
     value and this is `global_contrastive_risk`, gradient included.
@@ -113,8 +95,8 @@ class GlobalContrastiveLoss(nn.Module):
         temperature: Float[Tensor, ""],
         sample_ids: Int[Tensor, " batch"],
         gamma: float,
-    ) -> ContrastiveEstimate:
-        """Updates the averages of `sample_ids` and returns the estimate of this batch.
+    ) -> Float[Tensor, ""]:
+        """Updates the averages of `sample_ids`; returns the estimate of F with its gradient.
 
         Args:
             target: unit embeddings (B, d) of the model in training, any float type.
@@ -128,5 +110,4 @@ class GlobalContrastiveLoss(nn.Module):
         log_u = self.averages.update(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma
         through_anchors = (ratio * (log_losses - log_losses.detach())).mean()
-        loss = temperature * (self.rho + log_u.mean()) + temperature.detach() * through_anchors
-        return ContrastiveEstimate(loss, logits.detach(), log_losses.detach())
+        return temperature * (self.rho + log_u.mean()) + temperature.detach() * through_anchors

@@ -16,13 +16,11 @@ class TemperatureConfig:
         initial: tau, in units of cosine similarity.
         learned: whether tau follows its gradient.
         minimum: smallest tau that learning may reach (CLIP: 0.01).
-        lr_scale: learning rate of tau relative to the model's (FastCLIP: 0.25).
     """
 
     initial: float = 0.07
     learned: bool = False
     minimum: float = 0.01
-    lr_scale: float = 1.0
 
     def __post_init__(self):
         if not self.minimum > 0:
@@ -31,13 +29,6 @@ class TemperatureConfig:
             raise ValueError(
                 f"temperature.initial must be at least temperature.minimum = {self.minimum}, "
                 f"got {self.initial}"
-            )
-        if not self.lr_scale > 0:
-            raise ValueError(f"temperature.lr_scale must be positive, got {self.lr_scale}")
-        if self.lr_scale != 1 and not self.learned:
-            raise ValueError(
-                f"temperature.lr_scale = {self.lr_scale} has no effect on a constant "
-                "temperature; set temperature.learned, or leave it out"
             )
 
 

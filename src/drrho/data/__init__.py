@@ -1,0 +1,1 @@
+"""Batches that carry a stable sample id, from WebDataset shards; and captioned scenes."""

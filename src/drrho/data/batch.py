@@ -1,10 +1,10 @@
 """What the loaders give: batches of decoded samples, each with its sample id."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 
@@ -32,6 +32,13 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; the DataLoader calls this where there is a GPU."""
         return self._map(Tensor.pin_memory)
+
+    def keep(
+        self, rows: Bool[Tensor, " batch"], *, skipped: Iterable[tuple[int, str]]
+    ) -> "Batch":
+        """The batch without some of its samples, which join the skipped ones."""
+        kept = self._map(lambda tensor: tensor[rows.to(tensor.device)])
+        return replace(kept, skipped=(*self.skipped, *skipped))
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(

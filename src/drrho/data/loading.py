@@ -23,6 +23,31 @@ Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadingConfig:
+    """How training reads its data.
+
+    Attributes:
+        batch_size: samples in a batch, before unreadable ones are dropped.
+        shuffle_window: shards shuffled together. Every process that decodes reads all of them
+            and holds them in memory, undecoded.
+        workers: processes that decode; 0 decodes in the training process. The batches are the
+            same for any number.
+    """
+
+    batch_size: int
+    shuffle_window: int = 8
+    workers: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.shuffle_window < 1:
+            raise ValueError(f"shuffle_window must be at least 1 shard, got {self.shuffle_window}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
+
+
 class NothingReadable(ValueError):
     """Not one sample of a batch, or of a whole data set, could be decoded.
 
@@ -40,11 +65,9 @@ def training_batches(
     transform: Transform,
     *,
     tokenizer: Tokenizer,
-    batch_size: int,
+    config: LoadingConfig,
     seed: int,
     start_step: int = 0,
-    workers: int = 0,
-    shuffle_window: int = 8,
 ) -> Iterator[Batch]:
     """Batches without end, from step `start_step` on; each epoch in the order of `epoch_order`.
 
@@ -54,35 +77,25 @@ def training_batches(
             torch, numpy and `random` is a function of (seed, epoch, sample id), and their
             states outside stay as they were.
         tokenizer: captions to token ids (B, L).
-        batch_size: samples in a batch, before unreadable ones are dropped.
+        config: batch size, shuffle window and workers.
         seed: of the order and the random transforms.
         start_step: batches to pass over, without reading them.
-        workers: processes that decode; 0 decodes in this one.
-        shuffle_window: shards shuffled together. Each worker holds that many in memory.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
             manifest says, or no sample of a batch could be decoded (`NothingReadable`).
     """
-    steps_per_epoch(manifest, batch_size=batch_size)  # raises if there is not one full batch
+    steps_per_epoch(manifest, batch_size=config.batch_size)  # raises if there is not one
     if start_step < 0:
         raise ValueError(f"start_step must not be negative, got {start_step}")
-    if shuffle_window < 1:
-        raise ValueError(f"shuffle_window must be at least 1 shard, got {shuffle_window}")
-    plan = _training_plan(
-        manifest,
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        shuffle_window=shuffle_window,
-    )
     pairs = _TrainingPairs(
-        shards=OpenShards(manifest, capacity=shuffle_window),
+        shards=OpenShards(manifest, capacity=config.shuffle_window),
         transform=transform,
         tokenizer=tokenizer,
         seed=seed,
     )
-    return _never_empty(_load(pairs, plan, workers=workers))
+    plan = _training_plan(manifest, config, seed=seed, start_step=start_step)
+    return _never_empty(_load(pairs, plan, workers=config.workers))
 
 
 def evaluation_batches(
@@ -112,6 +125,8 @@ def evaluation_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}")
     plan = _evaluation_plan(manifest, batch_size=batch_size, with_captions=with_captions)
     examples = _EvaluationExamples(
         shards=OpenShards(manifest, capacity=1),
@@ -180,13 +195,14 @@ class _EvaluationExamples(Dataset[Examples]):
 
 
 def _training_plan(
-    manifest: Manifest, *, batch_size: int, seed: int, start_step: int, shuffle_window: int
+    manifest: Manifest, config: LoadingConfig, *, seed: int, start_step: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """The epoch and the sample ids of each training batch from `start_step` on, without end."""
+    """The epoch and the sample ids of each batch from `start_step` on, without end."""
+    batch_size, window = config.batch_size, config.shuffle_window
     steps = steps_per_epoch(manifest, batch_size=batch_size)
     epoch, first = divmod(start_step, steps)
     while True:
-        order = epoch_order(manifest, seed=seed, epoch=epoch, shuffle_window=shuffle_window)
+        order = epoch_order(manifest, seed=seed, epoch=epoch, shuffle_window=window)
         for step in range(first, steps):
             yield epoch, order[step * batch_size : (step + 1) * batch_size].tolist()
         epoch, first = epoch + 1, 0
@@ -203,8 +219,6 @@ def _evaluation_plan(
 
 def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
     """The items of a data set in the order of the plan, whatever the number of workers."""
-    if workers < 0:
-        raise ValueError(f"workers must not be negative, got {workers}")
     return DataLoader(
         dataset,
         sampler=plan,

@@ -18,9 +18,9 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from braceexpand import braceexpand
 from jaxtyping import Int64
 from torch import Tensor
+from webdataset.shardlists import expand_urls
 
 from drrho.data.shards import (
     CAPTION_EXTENSION,
@@ -73,7 +73,7 @@ class Manifest:
     """The shards of a data set, in the order that gives its samples their ids.
 
     Raises:
-        ValueError: a shard occurs twice, or there is no sample at all.
+        ValueError: a shard occurs twice.
     """
 
     shards: tuple[Shard, ...]
@@ -82,8 +82,6 @@ class Manifest:
         urls = [shard.url for shard in self.shards]
         if repeated := [url for url, count in Counter(urls).items() if count > 1]:
             raise ValueError(f"shard {repeated[0]} occurs more than once; name each shard once")
-        if self.num_samples == 0:
-            raise ValueError(f"the {len(urls)} shards hold no sample: {', '.join(urls[:3])}")
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -130,7 +128,7 @@ class Manifest:
 
         Shards below the manifest's folder are named relative to it, so that both move together.
         """
-        folder = Path(path).absolute().parent
+        folder = Path(os.path.abspath(path)).parent
         shards = [asdict(shard) | {"url": _relative(shard.url, folder)} for shard in self.shards]
         document = {"format": FORMAT, "version": VERSION, "shards": shards}
         write_atomically(Path(path), (json.dumps(document, indent=1) + "\n").encode())
@@ -157,7 +155,7 @@ class Manifest:
                 f"manifest {path} has version {document.get('version')!r}, this program reads "
                 f"version {VERSION}; {remedy}"
             )
-        folder = Path(path).absolute().parent
+        folder = Path(os.path.abspath(path)).parent
         try:
             return cls(shards=tuple(_parse_shard(entry, folder) for entry in document["shards"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -182,7 +180,10 @@ def index_shards(source: str | Path) -> Manifest:
         for url in urls:
             shards.append(summarise_shard(url, read_shard(url)))
             progress.advance(1, unusable=sum(len(shard.unusable) for shard in shards))
-    return Manifest(shards=tuple(shards))
+    manifest = Manifest(shards=tuple(shards))
+    if manifest.num_samples == 0:
+        raise ValueError(f"{source} holds no sample: its {len(urls)} shards are empty tar files")
+    return manifest
 
 
 def resolve_shards(source: str | Path) -> list[str]:
@@ -201,7 +202,7 @@ def resolve_shards(source: str | Path) -> list[str]:
     elif os.path.exists(source):
         paths = [source]
     else:
-        paths = [path for pattern in braceexpand(source) for path in _matches(pattern)]
+        paths = [path for pattern in expand_urls(source) for path in _matches(pattern)]
     if not paths:
         raise FileNotFoundError(
             f"no shards found at {source}; expected a folder of .tar files, a .tar file, a glob "
@@ -232,6 +233,7 @@ def summarise_shard(url: str, samples: Iterable[RawSample]) -> Shard:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file that, at every moment, is absent, the old one whole or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:

@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset
 from PIL import Image, ImageDraw
+from webdataset.writer import TarWriter
 
+from drrho.files import write_json
 from drrho.progress import Progress
 
 IMAGE_SIZE = 64  # pixels
@@ -257,32 +258,38 @@ def scene_samples(config: ScenesConfig) -> Iterator[dict[str, bytes | str]]:
 def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
     """Writes the set as WebDataset shards `scenes-0000.tar`, ... and `zero_shot.json`.
 
-    The same configuration gives the same bytes.
+    The same configuration gives the same bytes. A complete set of this configuration is left
+    alone; what an interrupted call left behind is written again.
 
     Returns:
         The shards, in order.
 
     Raises:
-        FileExistsError: the folder already holds tar files, which would mix two sets.
+        FileExistsError: the folder holds other shards, which would mix two data sets.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if present := sorted(folder.glob("*.tar")):
-        raise FileExistsError(
-            f"{folder} already holds {len(present)} tar files; choose an empty folder or "
-            "remove them"
-        )
     num_shards = math.ceil(config.num_samples / config.samples_per_shard)
     paths = [folder / f"scenes-{shard:04d}.tar" for shard in range(num_shards)]
+    marker = folder / "scenes.json"
+    if marker.is_file() and json.loads(marker.read_text()) == asdict(config):
+        return paths
+    others = set(folder.glob("*.tar")) - set(paths)
+    if marker.is_file() or others:
+        what = "scenes of another configuration" if marker.is_file() else min(others).name
+        raise FileExistsError(
+            f"{folder} already holds {what}; choose another folder, or remove this one"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     samples = scene_samples(config)
-    with Progress(f"drawing {folder.name}", total=config.num_samples, unit="scenes") as progress:
+    with Progress(f"draw {folder.name}", total=config.num_samples, unit="scenes") as progress:
         for path in paths:
             partial = path.with_suffix(".partial")
-            with webdataset.TarWriter(str(partial), mtime=0, user="drrho", group="drrho") as tar:
+            with TarWriter(str(partial), mtime=0, user="drrho", group="drrho") as tar:
                 for sample in itertools.islice(samples, config.samples_per_shard):
                     tar.write(sample)
                     progress.advance(1)
             partial.replace(path)
-    (folder / "zero_shot.json").write_text(json.dumps(ZERO_SHOT_TASKS, indent=2) + "\n")
+    write_json(folder / "zero_shot.json", ZERO_SHOT_TASKS)
+    write_json(marker, asdict(config))  # last: its presence says that the set is complete
     return paths
 
 

@@ -113,3 +113,18 @@ def summarise_ranks(
         metrics[f"mrr_{direction}"] = float(side.reciprocal().mean())
     metrics["mrr"] = (metrics["mrr_image_to_text"] + metrics["mrr_text_to_image"]) / 2
     return metrics
+
+
+def reciprocal_rank_of_images(
+    ranks: RetrievalRanks, text_of_image: Int[Tensor, " images"]
+) -> Float[Tensor, " images"]:
+    """One value per image whose mean is `mrr`: for intervals, and for paired differences.
+
+    Half of it is the image's own reciprocal rank as a query. The other half is the reciprocal
+    rank of its text as a query, shared among the images that carry the text and scaled so that
+    the mean over images is the mean over texts.
+    """
+    of_texts = ranks.text_to_image.reciprocal()
+    carriers = torch.bincount(text_of_image, minlength=len(of_texts))
+    share = of_texts / carriers * (len(text_of_image) / len(of_texts))
+    return (ranks.image_to_text.reciprocal() + share[text_of_image]) / 2

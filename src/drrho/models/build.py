@@ -1,14 +1,14 @@
 """Configuration -> model, and trained models to and from a folder."""
 
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from drrho.files import write_atomically, write_json
 from drrho.models.open_clip import build_open_clip, import_open_clip
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
 from drrho.models.two_tower import TwoTower, weights_sha256
@@ -72,13 +72,8 @@ def save_model(module: nn.Module, config: ModelConfig, folder: Path) -> None:
     """Writes weights (safetensors) and configuration so that `load_model` needs nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    partial = folder / f"{WEIGHTS_FILE}.partial"
-    save_file(weights, partial)
-    os.replace(partial, folder / WEIGHTS_FILE)
-    text = json.dumps(asdict(config), indent=2) + "\n"
-    partial = folder / f"{CONFIG_FILE}.partial"
-    partial.write_text(text)
-    os.replace(partial, folder / CONFIG_FILE)  # last: its presence says that both are there
+    write_atomically(folder / WEIGHTS_FILE, save(weights))
+    write_json(folder / CONFIG_FILE, asdict(config))  # last: its presence says both are there
 
 
 def load_model(folder: Path) -> TwoTower:
@@ -106,7 +101,7 @@ def load_model(folder: Path) -> TwoTower:
         "pretrained": "trained with drrho",
         "weights_sha256": weights_sha256(model.module),
     }
-    return TwoTower(**vars(model) | {"identity": identity})
+    return replace(model, identity=identity)
 
 
 def _build_small(config: SmallConfig) -> TwoTower:

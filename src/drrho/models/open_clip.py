@@ -31,7 +31,7 @@ def import_open_clip() -> ModuleType:
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _torchvision_operators.append(library)
     try:
-        import open_clip
+        import open_clip  # noqa: PLC0415  optional, and only importable from here on
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}; open_clip models and tokenizers need: pip install 'drrho[clip]'",

@@ -74,7 +74,8 @@ class SmallTwoTower(nn.Module):
             _convolution(4 * width, 8 * width, stride=2),
             nn.Flatten(),
             nn.Linear(8 * width * 4 * 4, config.embed_dim),
-        ).to(memory_format=torch.channels_last)
+        )
+        self.image_tower.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.token_embedding = nn.Embedding(vocabulary_size, config.text_width)
         self.position_embedding = nn.Parameter(
             torch.empty(config.context_length, config.text_width)

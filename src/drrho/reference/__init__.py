@@ -1,0 +1,1 @@
+"""The second model: a frozen encoder, and its embeddings computed once and kept on disk."""

@@ -1,24 +1,24 @@
 """Encoding a data set once with the reference model, shard by shard."""
 
-import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from drrho.data.batch import Examples
 from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.store import (
     FILE_NAME,
-    NORM_TOLERANCE,
     ReferenceCard,
     ReferenceShard,
     ShardEmbeddings,
+    has_unit_norm,
     load_shard,
     save_shard,
 )
@@ -26,7 +26,7 @@ from drrho.reference.store import (
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeReport:
-    """What is in the folder after `precompute`.
+    """What a folder holds after `precompute`.
 
     Attributes:
         num_samples: rows of the data set.
@@ -66,31 +66,39 @@ def precompute(
         ValueError: the folder holds embeddings of another model or data set, a shard is not
             what the manifest says, or not one sample could be encoded.
     """
-    if len(manifest.usable_ids()) == 0:
-        raise ValueError(
-            f"none of the {manifest.num_samples} samples has an image and a caption: "
-            f"{_count([shard.unusable for shard in manifest.shards])}"
-        )
     folder = Path(folder)
     card = _open_folder(encoder, manifest, folder=folder)
     absent = _absent_in_finished_shards(card, folder)
-    report_found = len(absent)
-    unfinished = [s for s in range(len(card.shards)) if s not in absent]
-    total = sum(shard.num_samples for shard in manifest.shards)
-    missing = sum(manifest.shards[s].num_samples for s in unfinished)
-    with Progress("encode", total=total, initial=total - missing) as progress:
-        shards = [manifest.shards[s] for s in unfinished]
-        encoded = _encode(encoder, shards, batch_size=batch_size, workers=workers)
+    shards_found = len(absent)
+    usable = [shard.num_samples - len(shard.unusable) for shard in manifest.shards]
+    with Progress("encode", total=sum(usable), initial=sum(usable[s] for s in absent)) as progress:
+        unfinished = [s for s in range(len(usable)) if s not in absent]
+        encoded = _encode_shards(
+            encoder,
+            [manifest.shards[s] for s in unfinished],
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
         for s, embeddings in zip(unfinished, encoded, strict=True):
             save_shard(folder, card, entry=card.shards[s], embeddings=embeddings)
             absent[s] = embeddings.absent
-            progress.advance(card.shards[s].num_samples)
-    ...
+    reasons = Counter(reason for rows in absent.values() for reason in rows.values())
+    if reasons.total() == manifest.num_samples:
+        raise ValueError(
+            f"not one of {manifest.num_samples} samples could be encoded: {dict(reasons)}; the "
+            f"data set or the model cannot be right, and {folder} is of no use"
+        )
+    return PrecomputeReport(
+        num_samples=manifest.num_samples,
+        num_encoded=manifest.num_samples - reasons.total(),
+        absent=dict(reasons),
+        shards_found=shards_found,
+    )
 
 
 def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path) -> ReferenceCard:
-    """The card of the folder, written first so that the folder is known if this is cut short."""
-    files = _file_names(manifest.shards)
+    """The card of the folder; a new one is written first, so that an interrupted run leaves it."""
     card = ReferenceCard(
         model=encoder.identity,
         embedding_dim=encoder.embedding_dim,
@@ -102,14 +110,128 @@ def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path)
                 keys_sha256=shard.keys_sha256,
                 content_sha256=shard.content_sha256,
             )
-            for shard, file in zip(manifest.shards, files, strict=True)
+            for shard, file in zip(manifest.shards, _file_names(manifest.shards), strict=True)
         ),
     )
     if not (folder / FILE_NAME).exists():
-        folder.mkdir(parents=True, exist_ok=True)
         card.save(folder)
         return card
     found = ReferenceCard.load(folder)
-    _require_same_model(found, card, folder=folder)
-    _require_same_data(found, card, folder=folder)
+    _require_same(found, card, folder=folder)
     return found
+
+
+def _file_names(shards: Iterable[Shard]) -> list[str]:
+    """The shards' own names; where two shards of the set share one, all are numbered."""
+    stems = [Path(shard.url).stem for shard in shards]
+    if len({stem.lower() for stem in stems}) < len(stems):  # some file systems ignore case
+        stems = [f"{position:05d}-{stem}" for position, stem in enumerate(stems)]
+    return [f"{stem}.safetensors" for stem in stems]
+
+
+def _require_same(found: ReferenceCard, wanted: ReferenceCard, *, folder: Path) -> None:
+    """Raises if a folder was begun with another model or data set, and says what both are."""
+    remedy = "choose another folder, or remove this one"
+    if found.model != wanted.model:
+        differing = [
+            f"{name} {found.model.get(name)!r}, not {wanted.model.get(name)!r}"
+            for name in sorted(found.model.keys() | wanted.model.keys())
+            if found.model.get(name) != wanted.model.get(name)
+        ]
+        raise ValueError(
+            f"{folder} holds embeddings of another model: {'; '.join(differing)}; {remedy}"
+        )
+    pairs = zip(found.shards, wanted.shards, strict=False)
+    differing = [f"{a.shard}, not {b.shard}" for a, b in pairs if a.contents != b.contents]
+    if differing or len(found.shards) != len(wanted.shards):
+        where = f"; the first to differ is {differing[0]}" if differing else ""
+        raise ValueError(
+            f"{folder} holds embeddings of another data set: {_describe(found)}, not "
+            f"{_describe(wanted)}{where}; {remedy}"
+        )
+
+
+def _describe(card: ReferenceCard) -> str:
+    num_samples = sum(shard.num_samples for shard in card.shards)
+    return f"{num_samples} samples in {len(card.shards)} shards from {card.shards[0].shard} on"
+
+
+def _absent_in_finished_shards(card: ReferenceCard, folder: Path) -> dict[int, dict[int, str]]:
+    """For each shard whose file is complete, the rows without embeddings."""
+    finished = {}
+    for s, entry in enumerate(card.shards):
+        if (folder / entry.file).exists():
+            finished[s] = load_shard(folder, card, entry=entry).absent
+    return finished
+
+
+def _encode_shards(
+    encoder: ReferenceEncoder,
+    shards: list[Shard],
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress,
+) -> Iterator[ShardEmbeddings]:
+    """The embeddings of each shard in turn; one loader serves them all."""
+    manifest = Manifest(shards=tuple(shards))
+    absent = [dict(shard.unusable) for shard in shards]
+    batches = evaluation_batches(
+        manifest, encoder.transform, batch_size=batch_size, workers=workers
+    )
+    noted = _note_absent(batches, manifest, absent=absent, progress=progress)
+    groups = groupby(noted, key=lambda batch: manifest.locate(int(batch.sample_ids[0]))[0])
+    readable_shard, group = next(groups, (None, ()))
+    for s, shard in enumerate(shards):
+        block = ShardEmbeddings(
+            image=torch.zeros(shard.num_samples, encoder.embedding_dim, dtype=torch.float16),
+            text=torch.zeros(shard.num_samples, encoder.embedding_dim, dtype=torch.float16),
+            present=torch.zeros(shard.num_samples, dtype=torch.bool),
+            absent=absent[s],
+        )
+        if readable_shard == s:
+            for batch in group:
+                _encode_batch(encoder, batch, into=block, offset=manifest.offsets[s])
+            # Looks one batch ahead; so by now all that this shard lacks has been noted.
+            readable_shard, group = next(groups, (None, ()))
+        yield block
+
+
+def _note_absent(
+    batches: Iterator[Examples],
+    manifest: Manifest,
+    *,
+    absent: list[dict[int, str]],
+    progress: Progress,
+) -> Iterator[Examples]:
+    """Passes the batches on, and writes into `absent`, by shard and row, what they skipped."""
+    try:
+        for batch in batches:
+            _note(batch.skipped, manifest, absent=absent)
+            progress.advance(len(batch.sample_ids) + len(batch.skipped))
+            yield batch
+    except NothingReadable as error:
+        _note(error.skipped, manifest, absent=absent)
+        progress.advance(len(error.skipped))
+
+
+def _note(
+    skipped: tuple[tuple[int, str], ...], manifest: Manifest, *, absent: list[dict[int, str]]
+) -> None:
+    for sample_id, reason in skipped:
+        shard, row = manifest.locate(sample_id)
+        absent[shard][row] = reason
+
+
+def _encode_batch(
+    encoder: ReferenceEncoder, batch: Examples, *, into: ShardEmbeddings, offset: int
+) -> None:
+    """Fills in the rows of a batch; those whose embeddings are not finite become absent."""
+    images = encoder.encode_image(batch.images)
+    texts = encoder.encode_text(encoder.tokenizer(batch.captions))
+    good = (has_unit_norm(images) & has_unit_norm(texts)).cpu()
+    rows = batch.sample_ids - offset
+    into.image[rows[good]] = images.cpu()[good].half()
+    into.text[rows[good]] = texts.cpu()[good].half()
+    into.present[rows[good]] = True
+    into.absent.update(dict.fromkeys(rows[~good].tolist(), "embedding is not finite"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Float16, Float32, Int64
+from jaxtyping import Bool, Float, Float16, Float32, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -279,7 +279,9 @@ def _why_unknown(card: ReferenceCard, shard: Shard, folder: Path) -> str:
             what = f"keys {entry.keys_sha256[:12]}, the shard has {shard.keys_sha256[:12]}"
         else:
             what = "the same keys but other images or captions"
-        return f"the embeddings in {folder} do not fit shard {shard.url}: they are of {what}; {REMEDY}"
+        return (
+            f"the embeddings in {folder} do not fit shard {shard.url}: they are of {what}; {REMEDY}"
+        )
     known = ", ".join(entry.shard for entry in card.shards[:3])
     return (
         f"{folder} holds no embeddings of shard {shard.url}; it holds those of "
@@ -287,15 +289,19 @@ def _why_unknown(card: ReferenceCard, shard: Shard, folder: Path) -> str:
     )
 
 
+def has_unit_norm(embeddings: Float[Tensor, "rows dim"]) -> Bool[Tensor, " rows"]:
+    """Which rows have norm one, up to the rounding of float16; false for NaN as well."""
+    return (embeddings.float().norm(dim=-1) - 1).abs() <= NORM_TOLERANCE
+
+
 def _check_norms(embeddings: ShardEmbeddings, *, shard: str, folder: Path) -> None:
     rows = embeddings.present.nonzero().squeeze(1)
     rows = rows[:: max(1, len(rows) // NORM_CHECKS)]
     for name, stored in (("image", embeddings.image), ("text", embeddings.text)):
-        norms = stored[rows].float().norm(dim=-1)
-        wrong = ~((norms - 1).abs() <= NORM_TOLERANCE)  # true for NaN as well
-        if wrong.any():
+        wrong = rows[~has_unit_norm(stored[rows])]
+        if len(wrong) > 0:
             raise ValueError(
-                f"row {int(rows[wrong][0])} of the {name} embeddings of shard {shard} in "
-                f"{folder} has norm {float(norms[wrong][0]):.4g}, not 1; {REMEDY} in an empty "
+                f"row {int(wrong[0])} of the {name} embeddings of shard {shard} in {folder} has "
+                f"norm {float(stored[wrong[0]].float().norm()):.4g}, not 1; {REMEDY} in an empty "
                 "folder"
             )

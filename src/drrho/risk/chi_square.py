@@ -49,7 +49,7 @@ def chi_square_ball_risk(
     """
     check_radius(radius)
     samples = weigh(losses, base_measure)
-    below = samples.below.double()
+    below = samples.below
     active = _active_set(below, samples.mass, radius)
     deviation = active.variance.sqrt()
     slack = active.slack.sqrt()
@@ -140,8 +140,10 @@ class ChiSquareBall:
         *,
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
-        if base_measure is None:
+        risk = chi_square_ball_risk(losses, radius=self.radius, base_measure=base_measure)
+        num_samples = losses.shape[-1]
+        if base_measure is None and num_samples > 1:
             warn_if_ball_holds_every_distribution(
-                self.radius, num_samples=losses.shape[-1], reach=(losses.shape[-1] - 1) / 2
+                self.radius, num_samples=num_samples, reach=(num_samples - 1) / 2
             )
-        return chi_square_ball_risk(losses, radius=self.radius, base_measure=base_measure)
+        return risk

@@ -46,23 +46,24 @@ def cvar_risk(
     """
     check_fraction(fraction)
     samples = weigh(losses, base_measure)
-    below, mass = samples.below, samples.mass
+    # The losses themselves: only their order counts, and the threshold is one of them.
+    detached, mass = samples.losses.detach(), samples.mass
     kept = fraction * samples.total[..., None]
 
-    ordered, index = below.sort(dim=-1, descending=True)
+    ordered, index = detached.sort(dim=-1, descending=True)
     reached = mass.gather(-1, index).cumsum(dim=-1) >= kept * (1 - ROUNDING)
-    last = (~reached).sum(dim=-1, keepdim=True).clamp(max=below.shape[-1] - 1)
+    last = (~reached).sum(dim=-1, keepdim=True).clamp(max=detached.shape[-1] - 1)
     threshold = ordered.gather(-1, last)
 
-    above = torch.where(below > threshold, mass, 0.0)
-    tied = torch.where(below == threshold, mass, 0.0)
+    above = torch.where(detached > threshold, mass, 0.0)
+    tied = torch.where(detached == threshold, mass, 0.0)
     remainder = kept - above.sum(dim=-1, keepdim=True)
     # The clamp absorbs the rounding of the two sums; the sum of the weights is then restored.
     share = (remainder / tied.sum(dim=-1, keepdim=True)).clamp(0, 1)
     weights = normalised(above + share * tied)
 
-    nu = samples.top + threshold.squeeze(-1)
-    value = nu + (weights * (below - threshold)).sum(dim=-1)
+    nu = threshold.squeeze(-1)
+    value = nu + (weights * (detached.double() - threshold.double())).sum(dim=-1)
     return as_risk(samples, value=value, weights=weights, dual=nu)
 
 

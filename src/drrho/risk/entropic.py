@@ -56,8 +56,8 @@ def entropic_risk(
     """
     check_temperature(temperature)
     samples = weigh(losses, base_measure)
-    measure = samples.measure.to(samples.below.dtype)
-    tilted = _tilt(samples.below / temperature, measure)
+    z = (samples.below / temperature).to(samples.losses.dtype)
+    tilted = _tilt(z, samples.measure)
     value = samples.top + temperature * tilted.log_mean
     dual = torch.full_like(value, temperature)
     return as_risk(samples, value=value, weights=tilted.weights, dual=dual)
@@ -95,7 +95,7 @@ def kl_ball_risk(
     """
     check_radius(radius)
     samples = weigh(losses, base_measure)
-    below, measure = samples.below.double(), samples.measure
+    below, measure = samples.below, samples.measure
     on_top = torch.where(below == 0, samples.mass, 0.0)
     reach = (samples.total / on_top.sum(dim=-1)).log()
 
@@ -230,8 +230,10 @@ class KLBall:
         *,
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
-        if base_measure is None and losses.shape[-1] > 0:
+        risk = kl_ball_risk(losses, radius=self.radius, base_measure=base_measure)
+        num_samples = losses.shape[-1]
+        if base_measure is None and num_samples > 1:
             warn_if_ball_holds_every_distribution(
-                self.radius, num_samples=losses.shape[-1], reach=math.log(losses.shape[-1])
+                self.radius, num_samples=num_samples, reach=math.log(num_samples)
             )
-        return kl_ball_risk(losses, radius=self.radius, base_measure=base_measure)
+        return risk

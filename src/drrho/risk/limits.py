@@ -31,10 +31,10 @@ def warn_if_ball_holds_every_distribution(radius: float, *, num_samples: int, re
 
     Args:
         radius: the ball's.
-        num_samples: n.
+        num_samples: n, at least 2.
         reach: the divergence of a single sample from the uniform distribution on n.
     """
-    if num_samples > 1 and radius >= reach and not torch.compiler.is_compiling():
+    if radius >= reach and not torch.compiler.is_compiling():
         warnings.warn(
             f"radius {radius:g} is at least {reach:g}, which no distribution on {num_samples} "
             "samples exceeds: the risk is the largest loss. Use a smaller radius, or more "

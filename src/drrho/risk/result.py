@@ -65,7 +65,7 @@ def kl_divergence(
 ) -> Float64[Tensor, "*batch"]:
     """`sum(p log(p / q))` in nats: what the adversary has spent to leave the base measure.
 
-    It is computed as `sum(q (r log r - r + 1))` with r = p / q, whose terms are all
+    It is computed as `sum(q ((1 + d) log(1 + d) - d))` with d = p / q - 1, whose terms are all
     non-negative: nothing cancels between samples when p is close to q.
 
     Args:
@@ -77,6 +77,6 @@ def kl_divergence(
     """
     q = base_measure.double()
     p = weights.double()
-    ratio = torch.where(q > 0, p / torch.where(q > 0, q, 1.0), 1.0)
-    divergence = (q * (torch.xlogy(ratio, ratio) - ratio + 1)).sum(dim=-1)
+    d = (p - q) / torch.where(q > 0, q, 1.0)
+    divergence = (q * (torch.special.xlog1py(1 + d, d) - d)).sum(dim=-1)
     return torch.where(p.sum(dim=-1) == 0, 0.0, divergence)

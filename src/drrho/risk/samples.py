@@ -1,8 +1,8 @@
 """The border of every risk: precision, masks and sample weights, translation, the gradient.
 
-A risk solves for its weights on losses that this module has prepared: float32 at least, every
-row moved so that its largest loss is zero, dropped samples out of the way. Translation
-invariance, masks and Danskin's gradient are therefore written once, and hold for all risks.
+A risk solves for its weights on losses that this module has prepared: every row moved so that
+its largest loss is zero, dropped samples out of the way. Translation invariance, masks and
+Danskin's gradient are therefore written once, and hold for all risks.
 """
 
 import math
@@ -23,7 +23,8 @@ class Samples(NamedTuple):
         losses: shape (*batch, n), float32 or float64. A sample that the base measure drops
             holds the smallest loss that is kept (zero in an empty row), without gradient.
         top: shape (*batch), the largest loss that is kept.
-        below: shape (*batch, n), `losses - top`, never positive.
+        below: shape (*batch, n), `losses - top`, never positive. In float64: beside a top of
+            1e9, float32 could not tell 1.0 from 2.0.
         mass: shape (*batch, n), the base measure as it was given, unnormalised. Left so, the
             sums over a mask are whole numbers and exact.
         num_given: n as the caller knows it. An empty row is held as one dropped sample.
@@ -31,7 +32,7 @@ class Samples(NamedTuple):
 
     losses: Float[Tensor, "*batch n"]
     top: Float[Tensor, "*batch"]
-    below: Float[Tensor, "*batch n"]
+    below: Float64[Tensor, "*batch n"]
     mass: Float64[Tensor, "*batch n"]
     num_given: int
 
@@ -83,7 +84,8 @@ def weigh(
     lowest = torch.where(dropped.all(dim=-1, keepdim=True), 0.0, lowest)
     losses = torch.where(dropped, lowest, losses)
     top = losses.detach().amax(dim=-1)
-    return Samples(losses, top, losses.detach() - top[..., None], mass, num_given)
+    below = losses.detach().double() - top.double()[..., None]
+    return Samples(losses, top, below, mass, num_given)
 
 
 def as_risk(

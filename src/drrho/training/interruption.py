@@ -48,7 +48,7 @@ class DeferredSignals:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._restore()
 

@@ -34,7 +34,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
         try:
             # Here because TensorBoard is optional, and slow to import for who only reads rows.
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
         except ImportError:
             warnings.warn(
                 f"tensorboard is not installed: metrics go to {path} alone; "

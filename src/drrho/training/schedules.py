@@ -47,6 +47,8 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
 
     def schedule(step: int) -> float:
         _require_step(step)
+        if step == 0:
+            return start
         if step >= steps:
             return end
         share = (1 + math.cos(math.pi * step / steps)) / 2

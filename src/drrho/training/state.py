@@ -70,7 +70,7 @@ class TrainingState:
         self.generators = capture_generators()
         contents = {
             "format": FORMAT,
-            "versions": _versions(),
+            "versions": versions(),
             "config": plain(self.config),
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict() if self.loss is not None else None,
@@ -125,11 +125,11 @@ class TrainingState:
                 f"checkpoint {path} has format {contents.get('format')}, this version reads "
                 f"{FORMAT}; it was written by drrho {contents.get('versions', {}).get('drrho')}"
             )
-        saved, current = _flat(contents["config"]), _flat(plain(self.config))
         differences = [
             f"config {line}"
-            for line in _differences(saved, current)
-            if line.split(":")[0] not in may_change
+            for line in config_differences(
+                contents["config"], plain(self.config), may_change=may_change
+            )
         ]
         differences += _differences(
             _shapes("model", contents["model"]) | _shapes("loss", contents["loss"]),
@@ -153,6 +153,21 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: a value is neither plain data nor a path.
     """
     return json.loads(json.dumps(config, default=os.fspath))
+
+
+def config_differences(
+    saved: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Collection[str] = ()
+) -> list[str]:
+    """One line for each value in which two plain configurations differ.
+
+    Args:
+        may_change: dotted names of values whose difference does not matter.
+    """
+    return [
+        line
+        for line in _differences(_flat(saved), _flat(current))
+        if line.split(":")[0] not in may_change
+    ]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,13 +199,14 @@ def _group_sizes(optimizer: Mapping[str, Any]) -> dict[str, Any]:
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """One line for every name that is missing on a side or differs in value."""
     return [
-        f"{name}: {saved.get(name, 'absent')} in the checkpoint, {current.get(name, 'absent')} here"
+        f"{name}: {saved.get(name, 'absent')} before, {current.get(name, 'absent')} now"
         for name in {**saved, **current}
         if name not in saved or name not in current or saved[name] != current[name]
     ]
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of what computes the numbers, to be written beside them."""
     try:
         drrho = version("drrho")
     except PackageNotFoundError:  # run from a source tree that is not installed

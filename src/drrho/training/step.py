@@ -14,7 +14,6 @@ from drrho.training.finite import StepRecord
 from drrho.training.schedules import Schedule
 from drrho.training.state import TrainingState
 
-
 SameBatch = TypeVar("SameBatch", bound="Batch")
 
 

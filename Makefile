@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is built when first needed and again when what it holds changes.
+#
+#   make demo                       another Python:  make PYTHON=python3.12 demo
+#   PyTorch without CUDA (Linux):   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint docs venv clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed-demo  ## train two small models on the processor and compare them
+	$(BIN)/drrho demo
+
+test: $(VENV)/installed-dev  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/installed-dev  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+venv: $(VENV)/installed-dev  ## install everything that development needs
+
+clean:  ## remove the environment, builds and caches; runs/ stays
+	rm -rf $(VENV) dist site .cache .hypothesis .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# python is a link as old as the system's Python, so it says that there is an environment, not when.
+$(VENV)/installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the demonstration into $(VENV); the first time takes some minutes."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[clip,report]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the development tools into $(VENV); the first time takes some minutes."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(VENV)/installed-demo $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "drrho needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=/path/to/python3.11 ..." >&2; \
+	    exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; \
+	    exit 1; }

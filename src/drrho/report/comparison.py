@@ -1,0 +1,90 @@
+"""The results of a comparison as a table and in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from drrho.report.table import markdown_table
+
+NAMES = {"clip": "CLIP", "fastclip": "FastCLIP", "drrho_clip": "DRRho-CLIP"}
+
+
+def comparison_table(results: Mapping[str, Any]) -> str:
+    """One row per method and one for the reference; all scores are shares of 1."""
+    methods = results["methods"]
+    scores = _score_names(next(iter(methods.values())))
+    header = ["", "MRR", "95 % interval", *map(_short, scores), "samples", "seconds"]
+    reference = results["reference"]
+    rows = [_row("reference", reference, scores)]
+    rows += [_row(NAMES.get(name, name), method, scores) for name, method in methods.items()]
+    return markdown_table(header, rows)
+
+
+def explain(results: Mapping[str, Any]) -> str:
+    """What the numbers of a comparison mean, as paragraphs.
+
+    Computed from the results alone: it says who is ahead only where the paired interval of the
+    difference excludes zero.
+    """
+    setup, reference = results["setup"], results["reference"]
+    opening = (
+        "MRR is the mean reciprocal rank of the right partner among "
+        f"{setup['test_pairs']:,} held-out pairs, the mean of image-to-text and text-to-image; "
+        "R@k is the share of queries whose partner is among the first k (i>t: image to text). "
+        "Zero-shot columns are accuracies. All methods started from the same weights and saw the "
+        f"same {setup['steps'] * setup['batch_size']:,} samples in the same order; the reference "
+        f"(MRR {reference['mrr']:.3f}) is a model of the same size that was trained on other data."
+    )
+    paragraphs = [opening, *map(_in_words, results["differences"])]
+    spread = len(setup["seeds"])
+    paragraphs.append(
+        "Intervals: 95 %, bootstrap over the test images, pair by pair for differences. They say "
+        "how far another test set could move the numbers, "
+        + (
+            "not how far another seed could: each method was trained once."
+            if spread == 1
+            else f"for the mean over {spread} seeds; results.json has every run by itself."
+        )
+    )
+    return "\n\n".join(paragraphs)
+
+
+def _in_words(difference: Mapping[str, Any]) -> str:
+    low, high = difference["interval"]
+    method = NAMES.get(difference["method"], difference["method"])
+    other = NAMES.get(difference["minus"], difference["minus"])
+    size = f"{abs(difference['mrr']):.3f} (interval of the difference: {low:+.3f} to {high:+.3f})"
+    if low > 0:
+        return f"{method} is ahead of {other} by {size}."
+    if high < 0:
+        return f"{method} is behind {other} by {size}."
+    return f"{method} and {other} cannot be told apart: they differ by {size}."
+
+
+def _score_names(metrics: Mapping[str, Any]) -> list[str]:
+    recalls = [name for name in metrics if "/R@" in name]
+    tasks = [name for name in metrics if name.startswith("zero_shot/") and name.endswith("/top1")]
+    return recalls + tasks
+
+
+def _short(name: str) -> str:
+    """As a column's head: `image_to_text/R@5` -> `i>t R@5`; `zero_shot/shape/top1` -> `shape`."""
+    direction, _, rest = name.partition("/")
+    match direction:
+        case "image_to_text":
+            return f"i>t {rest}"
+        case "text_to_image":
+            return f"t>i {rest}"
+        case _:
+            return rest.removesuffix("/top1")
+
+
+def _row(name: str, metrics: Mapping[str, Any], scores: list[str]) -> list[str]:
+    interval = metrics.get("mrr_interval")
+    return [
+        name,
+        f"{metrics['mrr']:.3f}",
+        "" if interval is None else f"{interval[0]:.3f}-{interval[1]:.3f}",
+        *(f"{metrics[score]:.3f}" for score in scores),
+        f"{metrics['samples_seen']:,.0f}",
+        f"{metrics['seconds']:,.0f}",
+    ]

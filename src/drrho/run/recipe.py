@@ -1,0 +1,128 @@
+"""What a run is: one frozen configuration, written as a Python file."""
+
+import difflib
+import runpy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from drrho.contrastive.objective import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.training.config import TrainingConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What to evaluate on while training; a validation set, never the test set.
+
+    Attributes:
+        data: shards or a manifest with captions (retrieval) or labels (zero-shot), see
+            `drrho.run.evaluation`; None evaluates nothing.
+        batch_size: images embedded at once.
+    """
+
+    data: str | None = None
+    batch_size: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        output: folder of the run. A run found there is continued, a finished one returned.
+        data: what to train on: a manifest written by `drrho index`, or what `drrho index`
+            takes (a folder of shards, a brace pattern), which is then indexed at every start.
+        loading: batch size, shuffling and worker processes.
+        model: the target.
+        objective: what is minimised.
+        training: for how long, and how.
+        reference: folder written by `drrho reference precompute`; for the objectives that
+            have a reference, and for no other.
+        evaluation: what to evaluate on.
+        seed: of the initial weights, the order of the data and random transforms.
+        device: "auto" takes the GPU if there is one.
+    """
+
+    output: str
+    data: str
+    loading: LoadingConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    reference: str | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if self.objective.needs_reference and self.reference is None:
+            raise ValueError(
+                f"objective.method = {self.objective.method!r} needs a reference: give the folder "
+                "that `drrho reference precompute` wrote as reference"
+            )
+        if self.reference is not None and not self.objective.needs_reference:
+            raise ValueError(
+                f"reference = {self.reference!r} has no effect on objective.method = "
+                f"{self.objective.method!r}; leave it out"
+            )
+        if self.training.evaluate_every is not None and self.evaluation.data is None:
+            raise ValueError(
+                f"training.evaluate_every = {self.training.evaluate_every} has no effect without "
+                "evaluation.data"
+            )
+
+
+# A run may be continued with other values of these: they change no number that is computed.
+MAY_CHANGE = (
+    "output",
+    "loading.workers",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.evaluate_every",
+    "evaluation.data",
+    "evaluation.batch_size",
+)
+
+
+def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
+    """The object called `recipe` of a Python file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it defines no `recipe`, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")])
+        raise FileNotFoundError(f"recipe {path} does not exist; near it: {near or 'nothing'}")
+    recipe = runpy.run_path(str(path)).get("recipe")
+    if not isinstance(recipe, kind):
+        remedy = {"Recipe": "`drrho train`", "Comparison": "`drrho compare`"}
+        other = remedy.get(type(recipe).__name__)
+        raise ValueError(
+            f"{path} must define `recipe = {kind.__name__}(...)`, it has {type(recipe).__name__}"
+            + (f"; that is for {other}" if other else "")
+        )
+    return recipe
+
+
+def resolve_device(device: Device) -> torch.device:
+    """The device by name.
+
+    Raises:
+        ValueError: "cuda" without a GPU that torch can use.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device = 'cuda', but torch finds no GPU; use 'cpu' or 'auto'")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)

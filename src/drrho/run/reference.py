@@ -1,0 +1,67 @@
+"""Naming a reference model -> its stored embeddings of a data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from drrho.data.manifest import open_manifest
+from drrho.models.build import ModelConfig, build_model
+from drrho.reference.encoder import Precision, ReferenceEncoder
+from drrho.reference.precompute import PrecomputeReport, precompute
+from drrho.run.recipe import Device, resolve_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """Store a reference model's embeddings of every pair, one file per shard; restartable.
+
+    Attributes:
+        data: a manifest, or what `drrho index` takes.
+        model: an open_clip architecture, local-dir:PATH, hf-hub:OWNER/NAME, or run:PATH, the
+            model of a finished run.
+        output: folder to write; an interrupted one is completed.
+        pretrained: open_clip tag or checkpoint file of an architecture.
+        precision: of the forward pass; embeddings are stored in float16 in any case.
+        batch_size: pairs encoded at once.
+        workers: processes that decode.
+        device: where to compute.
+    """
+
+    data: str
+    model: str
+    output: str
+    pretrained: str | None = None
+    precision: Precision = "float32"
+    batch_size: int = 256
+    workers: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if not self._model.is_trained:
+            raise ValueError(
+                f"model {self.model!r} without pretrained has random weights, which cannot guide "
+                "anything; give --pretrained TAG_OR_FILE, or a model such as local-dir:PATH or "
+                "run:PATH"
+            )
+
+    @property
+    def _model(self) -> ModelConfig:
+        return ModelConfig(name=self.model, pretrained=self.pretrained)
+
+    def encoder(self) -> ReferenceEncoder:
+        """The reference model, frozen, on its device."""
+        return ReferenceEncoder(
+            build_model(self._model, seed=0),
+            precision=self.precision,
+            device=resolve_device(self.device),
+        )
+
+
+def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
+    """Builds the model and stores its embeddings; see `drrho.reference.precompute`."""
+    return precompute(
+        config.encoder(),
+        open_manifest(config.data),
+        Path(config.output),
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )

@@ -1,0 +1,197 @@
+"""A recipe -> a trained model in its run folder."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from drrho.contrastive.objective import ContrastiveObjective, recommended_gamma_min
+from drrho.contrastive.risk import PairEmbeddings
+from drrho.data.batch import Batch
+from drrho.data.loading import training_batches
+from drrho.data.manifest import open_manifest
+from drrho.data.order import steps_per_epoch
+from drrho.files import write_json
+from drrho.models.build import build_model, save_model
+from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
+from drrho.run.evaluation import evaluate_model, open_evaluation_set
+from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
+from drrho.training.loop import Evaluator, train
+from drrho.training.optimizer import build_optimizer, learning_rate_schedule
+from drrho.training.schedules import Schedule, constant, cosine
+from drrho.training.state import TrainingState, config_differences, plain, versions
+from drrho.training.step import StepResult
+
+RECIPE_FILE = "recipe.json"
+RESULTS_FILE = "results.json"
+# Until then gamma falls, which is the published choice for the moving averages.
+GAMMA_DECAY_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeredBatch:
+    """A batch with the reference's embeddings of its samples, row for row."""
+
+    pairs: Batch
+    reference: ReferenceEmbeddings | None
+
+    @property
+    def sample_ids(self) -> torch.Tensor:
+        return self.pairs.sample_ids
+
+    @property
+    def skipped(self) -> tuple[tuple[int, str], ...]:
+        return self.pairs.skipped
+
+    def to(self, device: torch.device) -> "SteeredBatch":
+        reference = None if self.reference is None else self.reference.to(device)
+        return SteeredBatch(pairs=self.pairs.to(device), reference=reference)
+
+
+def train_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Trains, or continues, or returns what was finished before.
+
+    Returns:
+        The contents of the folder's `results.json`: recipe, metrics of the last step and
+        evaluation, samples seen, seconds, skipped samples, versions.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or the data, the reference or
+            the recipe do not fit each other. Found before the first step.
+    """
+    folder = Path(recipe.output)
+    config = plain(asdict(recipe))
+    if (finished := _finished_results(folder, config)) is not None:
+        return finished
+    device = resolve_device(recipe.device)
+    manifest = open_manifest(recipe.data)
+    store = None if recipe.reference is None else ReferenceStore.open(recipe.reference, manifest)
+    model = build_model(recipe.model, seed=recipe.seed)
+    model.module.to(device)
+    loss = ContrastiveObjective(recipe.objective, num_samples=manifest.num_samples).to(device)
+    state = TrainingState(
+        folder=folder,
+        model=model.module,
+        loss=loss,
+        optimizer=build_optimizer(model.module, recipe.training.optimizer, loss=loss),
+        config=config,
+    )
+    state.resume(may_change=MAY_CHANGE)
+    batches = training_batches(
+        manifest,
+        model.train_transform,
+        tokenizer=model.tokenizer,
+        config=recipe.loading,
+        seed=recipe.seed,
+        start_step=state.step,
+    )
+    evaluators: dict[str, Evaluator] = {}
+    if recipe.evaluation.data is not None:
+        held_out = open_evaluation_set(recipe.evaluation.data)
+        evaluators["evaluation"] = lambda: (
+            evaluate_model(
+                model, held_out, device=device, batch_size=recipe.evaluation.batch_size
+            ).metrics
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECIPE_FILE, config)
+    epochs = recipe.training.steps / steps_per_epoch(manifest, batch_size=recipe.loading.batch_size)
+    result = train(
+        ContrastiveStep(
+            module=model.module, loss=loss, gamma=_gamma_schedule(recipe, epochs=epochs)
+        ),
+        steered(batches, store),
+        state=state,
+        config=recipe.training,
+        learning_rate=learning_rate_schedule(
+            recipe.training.optimizer, steps=recipe.training.steps
+        ),
+        evaluators=evaluators,
+    )
+    save_model(model.module, recipe.model, folder / "model")
+    results = {
+        "recipe": config,
+        "metrics": dict(result.metrics),
+        "samples_seen": result.samples_seen,
+        "epochs": epochs,
+        "seconds": result.seconds,
+        "skipped": dict(state.skipped),
+        "reference": None if store is None else store.identity,
+        "versions": versions(),
+    }
+    write_json(folder / RESULTS_FILE, results)
+    return results
+
+
+def steered(batches: Iterator[Batch], store: ReferenceStore | None) -> Iterator[SteeredBatch]:
+    """Attaches the reference's embeddings by sample id.
+
+    A pair that the reference could not encode has no excess loss: it leaves the batch and is
+    counted among the skipped.
+    """
+    for pairs in batches:
+        if store is None:
+            yield SteeredBatch(pairs=pairs, reference=None)
+            continue
+        reference = store.gather(pairs.sample_ids)
+        if reference.present.all():
+            yield SteeredBatch(pairs=pairs, reference=reference)
+            continue
+        absent = pairs.sample_ids[~reference.present].tolist()
+        kept = pairs.keep(
+            reference.present, skipped=[(i, "no reference embedding") for i in absent]
+        )
+        yield SteeredBatch(pairs=kept, reference=store.gather(kept.sample_ids))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveStep:
+    """Forward pass of both towers and the contrastive loss of a batch."""
+
+    module: Any  # with open_clip's encode_image and encode_text
+    loss: ContrastiveObjective
+    gamma: Schedule
+
+    def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
+        target = PairEmbeddings(
+            image=self.module.encode_image(batch.pairs.images, normalize=True),
+            text=self.module.encode_text(batch.pairs.tokens, normalize=True),
+        )
+        reference = batch.reference
+        value = self.loss(
+            target,
+            None if reference is None else PairEmbeddings(reference.image, reference.text),
+            sample_ids=batch.sample_ids,
+            gamma=self.gamma(step),
+            diagnose=diagnose,
+        )
+        return StepResult(
+            loss=value.loss,
+            num_samples=len(batch.sample_ids),
+            metrics=value.metrics | {"gamma": self.gamma(step)},
+        )
+
+
+def _gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
+    if recipe.objective.method == "clip":
+        return constant(1.0)
+    end = recipe.objective.gamma_min
+    end = recommended_gamma_min(epochs) if end is None else end
+    return cosine(1.0, end, steps=max(1, round(GAMMA_DECAY_SHARE * recipe.training.steps)))
+
+
+def _finished_results(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    changed = config_differences(results["recipe"], config, may_change=MAY_CHANGE)
+    if changed:
+        raise ValueError(
+            f"{folder} holds a finished run of another recipe; train in another folder, or remove "
+            "it:\n  " + "\n  ".join(changed)
+        )
+    return results

@@ -1,0 +1,246 @@
+"""What a batch holds, and that it depends on the step and on nothing else."""
+
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from tests.data.tar_files import (
+    BROKEN,
+    READABLE,
+    numbers_shown,
+    pair,
+    picture,
+    real_data,
+    to_tensor,
+    to_tokens,
+    with_broken_image,
+    write_flawed_set,
+    write_shard,
+)
+
+from drrho.data import cache
+from drrho.data.loading import (
+    LoadingConfig,
+    NothingReadable,
+    epoch_order,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+from drrho.data.manifest import index_shards
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return index_shards(write_flawed_set(tmp_path / "flawed"))
+
+
+def jitter(image):
+    """A random transform that draws from all three generators."""
+    return to_tensor(image) + torch.rand(()) + np.random.rand() + random.random()
+
+
+def train(
+    manifest, *, transform=to_tensor, workers=0, start_step=0, seed=0, batch_size=4, window=2
+):
+    return training_batches(
+        manifest,
+        transform,
+        tokenizer=to_tokens,
+        config=LoadingConfig(batch_size=batch_size, shuffle_window=window, workers=workers),
+        seed=seed,
+        start_step=start_step,
+    )
+
+
+def assert_same(batches, others):
+    for one, other in zip(batches, others, strict=True):
+        assert torch.equal(one.sample_ids, other.sample_ids)
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.tokens, other.tokens)
+        assert one.skipped == other.skipped
+
+
+def test_image_and_caption_belong_to_the_id_with_flaws_in_between(manifest):
+    for batch in islice(train(manifest), 9):
+        ids = batch.sample_ids.tolist()
+        assert numbers_shown(batch.images) == ids
+        assert batch.tokens[:, 1].tolist() == ids
+        assert batch.images.dtype == torch.float32
+
+
+def test_an_epoch_is_its_order_without_the_ragged_end(manifest):
+    steps = steps_per_epoch(manifest, batch_size=5)
+    batches = list(islice(train(manifest, batch_size=5), 2 * steps))
+    for epoch in range(2):
+        order = epoch_order(manifest, seed=0, epoch=epoch, shuffle_window=2).tolist()
+        for step, batch in enumerate(batches[epoch * steps : (epoch + 1) * steps]):
+            planned = order[5 * step : 5 * step + 5]
+            skipped = dict(batch.skipped)
+            assert batch.sample_ids.tolist() == [i for i in planned if i not in skipped]
+            assert skipped == {i: BROKEN[i] for i in planned if i in BROKEN}
+
+
+@pytest.mark.parametrize("start_step", [1, 3, 4, 11])
+def test_a_resumed_stream_is_the_tail_of_the_uninterrupted_one(manifest, start_step):
+    uninterrupted = islice(train(manifest, transform=jitter), start_step, start_step + 5)
+    resumed = islice(train(manifest, transform=jitter, start_step=start_step), 5)
+    assert_same(uninterrupted, resumed)
+
+
+def test_the_number_of_workers_changes_nothing(manifest):
+    alone = list(islice(train(manifest, transform=jitter), 7))
+    assert_same(alone, islice(train(manifest, transform=jitter, workers=2), 7))
+
+
+def test_a_random_transform_is_a_function_of_seed_epoch_and_sample(manifest):
+    def drawn(*, seed=0, batch_size=4, epoch=0):
+        """What was added to each image of an epoch, by id."""
+        steps = steps_per_epoch(manifest, batch_size=batch_size)
+        batches = train(
+            manifest, transform=jitter, seed=seed, batch_size=batch_size, start_step=epoch * steps
+        )
+        plain = train(manifest, seed=seed, batch_size=batch_size, start_step=epoch * steps)
+        return {
+            int(i): float(level)
+            for batch, other in islice(zip(batches, plain, strict=True), steps)
+            for i, level in zip(
+                batch.sample_ids, (batch.images - other.images).mean((1, 2, 3)), strict=True
+            )
+        }
+
+    first = drawn()
+    assert len({round(level, 4) for level in first.values()}) == len(first)
+    regrouped = drawn(batch_size=3)
+    assert all(abs(first[i] - regrouped[i]) < 1e-5 for i in first.keys() & regrouped.keys())
+    for other in (drawn(seed=1), drawn(epoch=1)):
+        assert all(abs(first[i] - other[i]) > 1e-5 for i in first.keys() & other.keys())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_global_generators_alone(manifest, workers):
+    def draws():
+        return torch.rand(2).tolist(), np.random.rand(2).tolist()
+
+    def seed():
+        torch.manual_seed(3)
+        np.random.seed(3)
+
+    seed()
+    undisturbed = draws()
+    seed()
+    list(islice(train(manifest, transform=jitter, workers=workers), 3))
+    list(evaluation_batches(manifest, to_tensor, batch_size=2, workers=workers))
+    assert draws() == undisturbed
+
+
+def test_shards_of_a_window_are_read_once(tmp_path, monkeypatch):
+    for shard in range(6):
+        numbers = range(4 * shard, 4 * shard + 4)
+        write_shard(tmp_path / f"{shard}.tar", [pair(n) for n in numbers], first_key=4 * shard)
+    manifest = index_shards(tmp_path)
+    read = []
+    original = cache.read_shard
+    monkeypatch.setattr(cache, "read_shard", lambda url: read.append(url) or original(url))
+    # Batches of 5 reach over the ends of windows of 8 samples.
+    list(islice(train(manifest, batch_size=5), steps_per_epoch(manifest, batch_size=5)))
+    assert len(read) == len(set(read)) == 6
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_an_error_with_the_reasons(tmp_path):
+    rows = [with_broken_image(n) for n in range(3)]
+    manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
+    with pytest.raises(
+        NothingReadable, match=r"sample \d: corrupt image.*remove damaged"
+    ) as caught:
+        next(train(manifest, batch_size=3))
+    assert sorted(caught.value.skipped) == [(n, "corrupt image") for n in range(3)]
+
+
+def test_arguments_are_checked_before_anything_is_read(manifest):
+    with pytest.raises(ValueError, match="usable samples, 12 of 15"):
+        train(manifest, batch_size=13)
+    with pytest.raises(ValueError, match="start_step"):
+        train(manifest, start_step=-1)
+    for name in ("batch_size", "shuffle_window"):
+        with pytest.raises(ValueError, match=name):
+            LoadingConfig(**{"batch_size": 1, name: 0})
+    with pytest.raises(ValueError, match="workers"):
+        LoadingConfig(batch_size=1, workers=-1)
+    with pytest.raises(ValueError, match="batch_size"):
+        evaluation_batches(manifest, to_tensor, batch_size=0)
+
+
+def test_a_shard_changed_since_it_was_indexed_is_an_error(tmp_path):
+    path = write_shard(tmp_path / "changed.tar", [pair(n) for n in range(4)])
+    manifest = index_shards(path)
+    changes = {
+        "does not hold the samples": [pair(n) for n in range(5)],
+        "other images or captions": [pair(n) for n in (1, 0, 2, 3)],
+    }
+    for message, rows in changes.items():
+        write_shard(path, rows)
+        with pytest.raises(ValueError, match=rf"changed\.tar.*{message}.*drrho index"):
+            next(train(manifest))
+    write_shard(path, [pair(n) for n in range(4)], first_key=1)
+    with pytest.raises(ValueError, match=r"changed\.tar does not hold"):
+        list(evaluation_batches(manifest, to_tensor, batch_size=2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_evaluation_sees_each_readable_sample_once_in_order(manifest, batch_size, workers):
+    batches = list(evaluation_batches(manifest, to_tensor, batch_size=batch_size, workers=workers))
+    assert [i for batch in batches for i in batch.sample_ids.tolist()] == READABLE
+    assert [n for batch in batches for n in numbers_shown(batch.images)] == READABLE
+    captions = [caption for batch in batches for caption in batch.captions]
+    assert captions == [f"picture number {n}" for n in READABLE]
+    assert [m["number"] for batch in batches for m in batch.metadata] == READABLE
+    assert dict(s for batch in batches for s in batch.skipped) == BROKEN
+    for batch in batches:  # none is empty, none reaches over the end of a shard
+        assert len({manifest.locate(int(i))[0] for i in batch.sample_ids}) == 1
+
+
+def test_unreadable_samples_at_both_ends_are_reported(tmp_path):
+    rows = [with_broken_image(0), pair(1), with_broken_image(2)]
+    manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
+    (batch,) = evaluation_batches(manifest, to_tensor, batch_size=1)
+    assert batch.sample_ids.tolist() == [1]
+    assert batch.skipped == ((0, "corrupt image"), (2, "corrupt image"))
+
+
+def test_evaluation_of_nothing_readable_is_an_error(tmp_path):
+    manifest = index_shards(write_shard(tmp_path / "a.tar", [with_broken_image(0), {"txt": b"a"}]))
+    with pytest.raises(NothingReadable, match="sample 0: corrupt image"):
+        list(evaluation_batches(manifest, to_tensor, batch_size=1))
+
+
+def test_labelled_images_need_no_captions(tmp_path):
+    rows = [{"jpg": picture(n), "cls": b"%d" % (n % 2)} for n in range(3)] + [{"cls": b"0"}]
+    manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
+    with pytest.raises(NothingReadable, match="no usable sample"):
+        list(evaluation_batches(manifest, to_tensor, batch_size=2))
+    batches = list(evaluation_batches(manifest, to_tensor, batch_size=2, with_captions=False))
+    assert [n for batch in batches for n in numbers_shown(batch.images)] == [0, 1, 2]
+    assert [m["cls"] for batch in batches for m in batch.metadata] == [0, 1, 0]
+    assert all(batch.captions == [] for batch in batches)
+
+
+def test_real_images_and_captions_load():
+    manifest = index_shards(real_data("emoji-pictograms") / "val-0000.tar")
+
+    def resized(image):
+        return to_tensor(image.resize((32, 32)))
+
+    def lengths(captions):
+        return torch.tensor([[len(caption)] for caption in captions])
+
+    batches = training_batches(
+        manifest, resized, tokenizer=lengths, config=LoadingConfig(batch_size=128), seed=0
+    )
+    batch = next(batches)
+    assert batch.images.shape == (128, 3, 32, 32)
+    assert batch.tokens.min() > 0
+    assert batch.skipped == ()

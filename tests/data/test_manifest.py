@@ -1,0 +1,208 @@
+"""Ids, hashes, and the file that holds them."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from tests.data.tar_files import (
+    UNUSABLE,
+    pair,
+    picture,
+    real_data,
+    with_broken_image,
+    without_caption,
+    write_flawed_set,
+    write_shard,
+)
+
+from drrho.data.manifest import (
+    Manifest,
+    Shard,
+    index_shards,
+    open_manifest,
+    resolve_shards,
+)
+
+
+def index_of(tmp_path, rows, *, first_key=0):
+    return index_shards(write_shard(tmp_path / "s.tar", rows, first_key=first_key)).shards[0]
+
+
+def test_rows_count_every_sample_and_ids_follow(tmp_path):
+    manifest = index_shards(write_flawed_set(tmp_path))
+    assert manifest.offsets == [0, 5, 11, 11, 15]
+    assert manifest.num_samples == 15
+    located = [manifest.locate(sample_id) for sample_id in range(15)]
+    rows = [(s, row) for s, shard in enumerate(manifest.shards) for row in range(shard.num_samples)]
+    assert located == rows
+    unusable = {
+        manifest.offsets[s] + row: reason
+        for s, shard in enumerate(manifest.shards)
+        for row, reason in shard.unusable.items()
+    }
+    assert unusable == UNUSABLE
+    assert manifest.usable_ids().tolist() == sorted(set(range(15)) - UNUSABLE.keys())
+
+
+def test_an_id_outside_is_an_error(tmp_path):
+    manifest = index_shards(write_flawed_set(tmp_path))
+    for sample_id in (-1, 15):
+        with pytest.raises(IndexError, match=str(sample_id)):
+            manifest.locate(sample_id)
+
+
+def test_ids_do_not_depend_on_what_is_usable(tmp_path):
+    good = index_shards(write_shard(tmp_path / "good.tar", [pair(0), pair(1), pair(2)]))
+    rows = [pair(0), without_caption(1), pair(2)]
+    flawed = index_shards(write_shard(tmp_path / "flawed.tar", rows))
+    assert flawed.offsets == good.offsets
+    assert flawed.usable_ids().tolist() == [0, 2]
+
+
+def test_where_labels_are_scored_a_missing_caption_does_not_matter(tmp_path):
+    rows = [{"jpg": picture(0), "cls": b"1"}, {"cls": b"1"}, {"jpg": picture(2), "txt": b" "}]
+    manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
+    assert manifest.usable_ids().tolist() == []
+    assert manifest.usable_ids(with_captions=False).tolist() == [0, 2]
+
+
+def test_hashes_tell_order_and_contents(tmp_path):
+    shard = index_of(tmp_path, [pair(0), pair(1)])
+    assert index_of(tmp_path, [pair(0), pair(1)]).contents == shard.contents
+    assert index_of(tmp_path, [pair(0), pair(1)], first_key=1).keys_sha256 != shard.keys_sha256
+    swapped = index_of(tmp_path, [pair(1), pair(0)])
+    assert swapped.keys_sha256 == shard.keys_sha256  # keys are mere counters here
+    assert swapped.content_sha256 != shard.content_sha256
+    other_caption = index_of(tmp_path, [pair(0), pair(1) | {"txt": b"another"}])
+    assert other_caption.content_sha256 != shard.content_sha256
+    more_metadata = index_of(tmp_path, [pair(0), pair(1) | {"npy": b"1"}])
+    assert more_metadata.contents == shard.contents
+
+
+def test_hashes_are_unambiguous_about_where_a_field_ends(tmp_path):
+    one = index_of(tmp_path, [{"jpg": b"ab", "txt": b"c"}])
+    other = index_of(tmp_path, [{"jpg": b"a", "txt": b"bc"}])
+    assert one.content_sha256 != other.content_sha256
+    nothing, absent = (
+        index_of(tmp_path, [{"jpg": b"", "txt": b"c"}]),
+        index_of(tmp_path, [{"txt": b"c"}]),
+    )
+    assert nothing.content_sha256 != absent.content_sha256
+
+
+def test_a_saved_manifest_moves_with_its_folder(tmp_path):
+    manifest = index_shards(write_flawed_set(tmp_path / "here" / "shards"))
+    manifest.save(tmp_path / "here" / "shards" / ".." / "manifest.json")
+    assert Manifest.load(tmp_path / "here" / "manifest.json") == manifest
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = open_manifest(tmp_path / "there" / "manifest.json")
+    assert [shard.contents for shard in moved.shards] == [s.contents for s in manifest.shards]
+    assert all(os.path.exists(shard.url) for shard in moved.shards)
+
+
+def test_shards_elsewhere_are_named_absolutely(tmp_path):
+    manifest = index_shards(write_flawed_set(tmp_path / "shards"))
+    (tmp_path / "lists").mkdir()
+    manifest.save(tmp_path / "lists" / "manifest.json")
+    assert Manifest.load(tmp_path / "lists" / "manifest.json") == manifest
+
+
+def test_an_interrupted_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    manifest = index_shards(write_flawed_set(tmp_path))
+    path = tmp_path / "lists" / "manifest.json"
+    path.parent.mkdir()
+    manifest.save(path)
+    before = path.read_bytes()
+
+    def crash(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        Manifest(shards=manifest.shards[:1]).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: "{", "not JSON"),
+        (lambda d: "[]", "not a manifest"),
+        (lambda d: json.dumps(d | {"format": "other"}), "not a manifest"),
+        (lambda d: json.dumps(d | {"version": 99}), "version 99"),
+        (lambda d: json.dumps({k: d[k] for k in d if k != "shards"}), "damaged"),
+        (lambda d: json.dumps(d | {"shards": [d["shards"][0] | {"num_samples": "x"}]}), "damaged"),
+        (lambda d: json.dumps(d | {"shards": [d["shards"][0] | {"unusable": {9: ""}}]}), "damaged"),
+        (lambda d: json.dumps(d | {"shards": d["shards"][:1] * 2}), "more than once"),
+    ],
+)
+def test_a_manifest_that_is_none_names_the_file_and_the_remedy(tmp_path, damage, message):
+    path = tmp_path / "manifest.json"
+    index_shards(write_flawed_set(tmp_path)).save(path)
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=rf"manifest\.json.*{message}.*drrho index") as caught:
+        Manifest.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_manifest_names_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="drrho index"):
+        open_manifest(tmp_path / "manifest.json")
+
+
+def test_shards_are_found_by_folder_file_glob_and_braces(tmp_path, monkeypatch):
+    write_flawed_set(tmp_path)
+    names = [f"train-{i}.tar" for i in range(4)]
+
+    def found(source):
+        return [os.path.relpath(path, tmp_path) for path in resolve_shards(source)]
+
+    assert found(tmp_path) == names
+    assert found(str(tmp_path)) == names
+    assert found(f"{tmp_path}/train-2.tar") == names[2:3]
+    assert found(f"{tmp_path}/train-[13].tar") == [names[1], names[3]]
+    assert found(f"{tmp_path}/train-{{3,0}}.tar") == [names[3], names[0]]
+    assert found(f"{tmp_path}/train-{{0..3}}.tar") == names
+    monkeypatch.chdir(tmp_path)
+    assert resolve_shards("train-0.tar") == [str(tmp_path / "train-0.tar")]
+
+
+def test_what_is_not_there_is_an_error_that_names_it(tmp_path):
+    for source in (tmp_path, tmp_path / "*.tar", "s3://bucket/a.tar"):
+        with pytest.raises(FileNotFoundError, match="local path"):
+            resolve_shards(source)
+    write_flawed_set(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"train-4\.tar does not exist"):
+        resolve_shards(f"{tmp_path}/train-{{0..4}}.tar")
+
+
+def test_a_shard_named_twice_is_an_error(tmp_path):
+    write_flawed_set(tmp_path)
+    with pytest.raises(ValueError, match=r"train-0\.tar occurs more than once"):
+        index_shards(f"{tmp_path}/train-{{0,0}}.tar")
+
+
+def test_a_set_without_a_sample_is_an_error(tmp_path):
+    write_shard(tmp_path / "a.tar", [])
+    with pytest.raises(ValueError, match="no sample"):
+        index_shards(tmp_path)
+
+
+def test_an_unusable_row_outside_the_shard_is_an_error():
+    with pytest.raises(ValueError, match=r"a\.tar has 3 samples"):
+        Shard(url="a.tar", num_samples=3, keys_sha256="", content_sha256="", unusable={3: "x"})
+
+
+def test_indexing_decodes_no_image(tmp_path):
+    manifest = index_shards(write_shard(tmp_path / "a.tar", [with_broken_image(0), pair(1)]))
+    assert torch.equal(manifest.usable_ids(), torch.tensor([0, 1]))
+
+
+def test_real_sets_have_the_counts_of_their_description():
+    assert index_shards(real_data("openstax-figures") / "val-0000.tar").usable_ids().numel() == 1000
+    eurosat = index_shards(real_data("classification/eurosat/train"))
+    assert len(eurosat.usable_ids()) == 0
+    assert len(eurosat.usable_ids(with_captions=False)) == 1000

@@ -1,0 +1,144 @@
+"""What is read from a tar file, and what is refused."""
+
+import gzip
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image, ImageFile
+from tests.data.tar_files import encoded, pair, picture, write_shard
+
+from drrho.data.shards import (
+    RawSample,
+    UnusableSample,
+    decode_caption,
+    decode_image,
+    decode_metadata,
+    read_shard,
+)
+
+
+def sample(**fields):
+    return RawSample(key="k", row=0, fields=fields)
+
+
+def test_every_sample_comes_in_tar_order_whatever_it_lacks(tmp_path):
+    rows = [pair(0), {"txt": b""}, {"cls": b"3", "jpg": b"junk"}, pair(1)]
+    read = list(read_shard(str(write_shard(tmp_path / "a.tar", rows))))
+    assert [s.fields for s in read] == rows
+    assert [s.row for s in read] == [0, 1, 2, 3]
+    assert [s.key for s in read] == ["000000", "000001", "000002", "000003"]
+
+
+def test_reads_what_webdataset_writes(tmp_path):
+    path = str(tmp_path / "a.tar")
+    with webdataset.TarWriter(path) as tar:
+        tar.write({"__key__": "folder/x", "JPG": picture(1), "txt": "words", "json": {"a": 1}})
+        tar.write({"__key__": "folder/z", "cls": 7})
+    first, second = read_shard(path)
+    assert decode_caption(first) == "words"
+    assert decode_image(first).size == (32, 32)
+    assert decode_metadata(first) == {"a": 1}
+    assert decode_metadata(second) == {"cls": 7}
+    assert second.key == "folder/z"
+
+
+def test_an_empty_tar_has_no_samples(tmp_path):
+    assert list(read_shard(str(write_shard(tmp_path / "a.tar", [])))) == []
+
+
+def test_a_shard_cut_anywhere_is_an_error_that_names_it(tmp_path):
+    whole = write_shard(tmp_path / "whole.tar", [pair(0), pair(1)])
+    with tarfile.open(whole) as tar:
+        end = max(m.offset_data + m.size for m in tar.getmembers())
+    cut = tmp_path / "cut.tar"
+    for length in range(0, end, 256):  # tar counts in blocks of 512: in them and between them
+        cut.write_bytes(whole.read_bytes()[:length])
+        with pytest.raises(ValueError, match=r"cut\.tar cannot be read"):
+            list(read_shard(str(cut)))
+
+
+def test_no_tar_and_repeated_files_are_errors_that_name_the_shard(tmp_path):
+    path = tmp_path / "odd.tar"
+    whole = write_shard(tmp_path / "whole.tar", [pair(0)]).read_bytes()
+    for content in (b"<html>404</html>" * 99, gzip.compress(whole)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"odd\.tar cannot be read.*uncompressed"):
+            list(read_shard(str(path)))
+    with tarfile.open(path, "w") as tar:
+        for _ in range(2):
+            tar.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(ValueError, match=r"odd\.tar cannot be read.*duplicate"):
+        list(read_shard(str(path)))
+    with pytest.raises(FileNotFoundError, match=r"gone\.tar does not exist.*drrho index"):
+        list(read_shard(str(tmp_path / "gone.tar")))
+
+
+def test_a_url_is_never_run_as_a_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="local paths"):
+        list(read_shard(f"pipe:touch {tmp_path / 'ran'}"))
+    assert not (tmp_path / "ran").exists()
+
+
+def grey_16_bit():
+    return Image.fromarray(np.full((8, 8), 257 * 100, dtype=np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "colour"),
+    [
+        (Image.new("RGB", (8, 8), (10, 200, 30)), "PNG", (10, 200, 30)),
+        (Image.new("RGB", (8, 8), (10, 200, 30)), "WEBP", (10, 200, 30)),
+        (Image.new("L", (8, 8), 70), "PNG", (70, 70, 70)),
+        (Image.new("1", (8, 8), 1), "PNG", (255, 255, 255)),
+        (grey_16_bit(), "PNG", (100, 100, 100)),
+        (Image.new("RGBA", (8, 8), (200, 0, 0, 0)), "PNG", (255, 255, 255)),
+        (Image.new("RGBA", (8, 8), (0, 0, 0, 51)), "PNG", (204, 204, 204)),
+        (Image.new("LA", (8, 8), (0, 0)), "PNG", (255, 255, 255)),
+        (Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
+        (Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "JPEG", (0, 0, 0)),
+    ],
+    ids=lambda value: getattr(value, "mode", None),
+)
+def test_every_colour_mode_becomes_rgb_on_white(image, kind, colour):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    decoded = decode_image(sample(png=encoded(image, kind, **options)))
+    assert decoded.mode == "RGB"
+    np.testing.assert_allclose(np.array(decoded)[4, 4], colour, atol=2)
+
+
+def test_a_palette_keeps_its_colours_and_its_transparency():
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    assert decode_image(sample(png=encoded(image))).getpixel((0, 0)) == (10, 20, 30)
+    transparent = sample(png=encoded(image, transparency=0))
+    assert decode_image(transparent).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_a_truncated_image_is_never_half_decoded(kind, tolerant, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    whole = encoded(Image.fromarray(noise), kind)
+    for length in range(0, int(0.95 * len(whole)), 97):
+        with pytest.raises(UnusableSample, match="corrupt image"):
+            decode_image(sample(jpg=whole[:length]))
+    assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({}, "no caption"), ({"txt": b"\n "}, "empty caption"), ({"txt": b"\xff"}, "corrupt caption")],
+)
+def test_a_caption_that_says_nothing_is_no_caption(fields, reason):
+    with pytest.raises(UnusableSample) as caught:
+        decode_caption(sample(**fields))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("fields", [{"json": b"{"}, {"json": b"[1]"}, {"cls": b"cat"}])
+def test_damaged_metadata_are_unusable(fields):
+    with pytest.raises(UnusableSample, match="corrupt"):
+        decode_metadata(sample(**fields))

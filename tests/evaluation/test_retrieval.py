@@ -1,0 +1,145 @@
+"""Retrieval on distinct texts, in both directions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
+
+from drrho.evaluation.retrieval import distinct_texts, retrieval, retrieval_ranks
+
+examples = settings(max_examples=30)
+seeds = st.integers(0, 2**31)
+
+
+def random_data(seed, *, images=12, texts=7, dim=4):
+    """Every text belongs to an image; some belong to several."""
+    generator = torch.Generator().manual_seed(seed)
+    extra = torch.randint(0, texts, (images - texts,), generator=generator)
+    text_of_image = torch.cat([torch.arange(texts), extra])
+    text_of_image = text_of_image[torch.randperm(images, generator=generator)]
+    # Random directions with a common part, so that ranks are neither all 1 nor all random.
+    text_embeddings = torch.randn(texts, dim, generator=generator)
+    noise = torch.randn(images, dim, generator=generator)
+    return text_embeddings[text_of_image] + noise, text_embeddings, text_of_image
+
+
+def brute_force(image_embeddings, text_embeddings, text_of_image, *, recall_at):
+    """By loops over single pairs, from the definition; for data without ties."""
+    similarity = [
+        [torch.cosine_similarity(image, text, dim=0).item() for text in text_embeddings]
+        for image in image_embeddings
+    ]
+    owner = text_of_image.tolist()
+    of_image = [
+        1 + sum(other > row[text] for other in row)
+        for row, text in zip(similarity, owner, strict=True)
+    ]
+    of_text = []
+    for text in range(len(text_embeddings)):
+        column = [row[text] for row in similarity]
+        best = max(value for value, own in zip(column, owner, strict=True) if own == text)
+        of_text.append(1 + sum(value > best for value in column))
+    metrics = {}
+    for name, ranks in (("image_to_text", of_image), ("text_to_image", of_text)):
+        for k in recall_at:
+            metrics[f"{name}/R@{k}"] = sum(rank <= k for rank in ranks) / len(ranks)
+        metrics[f"mrr_{name}"] = sum(1 / rank for rank in ranks) / len(ranks)
+    metrics["mrr"] = (metrics["mrr_image_to_text"] + metrics["mrr_text_to_image"]) / 2
+    return metrics
+
+
+@examples
+@given(seeds)
+def test_metrics_are_those_of_the_definition(seed):
+    data = random_data(seed)
+    expected = brute_force(*data, recall_at=(1, 3))
+    assert retrieval(*data, recall_at=(1, 3), chunk_size=5) == pytest.approx(expected)
+
+
+@examples
+@given(seeds, st.integers(1, 20))
+def test_chunk_size_does_not_matter(seed, chunk_size):
+    data = random_data(seed)
+    assert retrieval(*data, chunk_size=chunk_size) == pytest.approx(retrieval(*data))
+
+
+@examples
+@given(seeds)
+def test_order_of_images_and_texts_does_not_matter(seed):
+    images, texts, text_of_image = random_data(seed)
+    generator = torch.Generator().manual_seed(seed)
+    image_order = torch.randperm(len(images), generator=generator)
+    text_order = torch.randperm(len(texts), generator=generator)
+    place = text_order.argsort()  # where each text went
+    permuted = retrieval(images[image_order], texts[text_order], place[text_of_image][image_order])
+    assert permuted == pytest.approx(retrieval(images, texts, text_of_image))
+
+
+def test_perfect_embeddings_score_one():
+    eye = torch.eye(11)
+    assert set(retrieval(eye, eye, torch.arange(11)).values()) == {1.0}
+
+
+@pytest.mark.parametrize("images_per_text", [1, 3])
+def test_collapsed_model_scores_like_chance(images_per_text):
+    texts = 40
+    text_of_image = torch.arange(texts).repeat(images_per_text)
+    images = torch.ones(len(text_of_image), 8)
+    metrics = retrieval(images, torch.ones(texts, 8), text_of_image, recall_at=(1, 10))
+    assert metrics["image_to_text/R@1"] == pytest.approx(1 / texts)
+    assert metrics["image_to_text/R@10"] == pytest.approx(10 / texts)
+    assert metrics["text_to_image/R@1"] == pytest.approx(1 / texts)
+
+    generator = torch.Generator().manual_seed(0)
+    guesses = [
+        retrieval(
+            torch.randn(len(images), 8, generator=generator),
+            torch.randn(texts, 8, generator=generator),
+            text_of_image,
+        )
+        for _ in range(20)
+    ]
+    for name in ("mrr_image_to_text", "mrr_text_to_image"):
+        chance = sum(guess[name] for guess in guesses) / len(guesses)
+        assert 0 < metrics[name] <= chance
+    ranks = retrieval_ranks(images, torch.ones(texts, 8), text_of_image)
+    assert ranks.image_to_text.expected().mean() == pytest.approx((texts + 1) / 2)
+
+
+def test_any_image_with_the_caption_answers_the_text():
+    """Text 0 has two images, one of them badly embedded; copies of an image do not compete."""
+    texts = torch.eye(3)
+    images = torch.stack([texts[0], texts[0], texts[2], texts[1], texts[2]])
+    text_of_image = torch.tensor([0, 0, 0, 1, 2])
+    metrics = retrieval(images, texts, text_of_image, recall_at=(1,))
+    # Text 2 is tied between its image and the badly embedded one: expected rank 1.5, R@1 a half.
+    assert metrics["text_to_image/R@1"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert metrics["mrr_text_to_image"] == pytest.approx((1 + 1 + 1 / 1.5) / 3)
+    assert metrics["image_to_text/R@1"] == pytest.approx(4 / 5)
+
+
+def test_distinct_texts_keep_the_order_and_find_their_images():
+    captions = ["b", "a", "b", "c", "a"]
+    texts, index = distinct_texts(captions)
+    assert texts == ["b", "a", "c"]
+    assert [texts[i] for i in index] == captions
+    assert distinct_texts([])[0] == []
+
+
+def test_text_without_an_image_is_an_error():
+    with pytest.raises(ValueError, match="1 queries have no positive.*label 2"):
+        retrieval(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 1]))
+
+
+def largest_allocation(chunk_size, *, count=400):
+    embeddings = torch.eye(count, 2)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        retrieval(embeddings, embeddings, torch.arange(count), chunk_size=chunk_size)
+    return max(event.self_cpu_memory_usage for event in profiler.events() or [])
+
+
+def test_memory_is_that_of_a_chunk():
+    whole = largest_allocation(400)
+    assert whole >= 400 * 400 * 4
+    assert largest_allocation(16) <= whole / 20

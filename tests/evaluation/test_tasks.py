@@ -1,0 +1,86 @@
+"""Tasks from files; whatever is wrong is named with its file and line."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from drrho.evaluation.tasks import read_clip_benchmark_task, read_zero_shot_json
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
+TASK = {"class_names": ["circle", "square"], "templates": ["a {}"], "field": "shape"}
+
+
+def write_folder(folder, *, names="cat\ndog\n", templates="a {c}\n{c}\n"):
+    (folder / "classnames.txt").write_text(names)
+    (folder / "zeroshot_classification_templates.txt").write_text(templates)
+    return folder
+
+
+def test_folder_of_clip_benchmark(tmp_path):
+    task = read_clip_benchmark_task(write_folder(tmp_path))
+    assert task.name == tmp_path.name
+    assert task.class_names == ("cat", "dog")
+    assert task.prompts("dog") == ["a dog", "dog"]
+    assert task.label({"cls": "1"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"names": "cat\n\ndog\n"}, "classnames.txt, line 2 is empty"),
+        ({"names": ""}, "classnames.txt is empty"),
+        ({"templates": "a {c}\na photo\n"}, r"templates.txt, line 2: 'a photo' has no \{c\}"),
+        ({"templates": "a {}\n"}, r"templates.txt, line 1: 'a \{\}' has no \{c\}"),
+    ],
+)
+def test_what_is_wrong_in_a_folder_is_named(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message):
+        read_clip_benchmark_task(write_folder(tmp_path, **files))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="zeroshot_classification_templates.txt"):
+        read_clip_benchmark_task(tmp_path)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}; set DRRHO_DATA")
+@pytest.mark.parametrize(("name", "classes"), [("eurosat", 10), ("grocerystore", 81)])
+def test_real_folders(name, classes):
+    task = read_clip_benchmark_task(DATA / "classification" / name)
+    assert len(task.class_names) == classes
+    assert task.label({"cls": str(classes - 1)}) == classes - 1
+
+
+def test_json_of_several_tasks(tmp_path):
+    path = tmp_path / "zero_shot.json"
+    other = {"class_names": ["a", "b"], "templates": ["{}"]}
+    path.write_text(json.dumps({"shape": TASK, "letter": other}))
+    shape, letter = read_zero_shot_json(path)
+    assert (shape.name, shape.field, letter.field) == ("shape", "shape", "cls")
+    assert shape.label({"shape": "square"}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"shape":\n  oops}', "line 2: not JSON"),
+        ("[]", "expected an object of task name -> task"),
+        ("{}", "at least one"),
+        (json.dumps({"shape": ["a"]}), "task 'shape': expected an object"),
+        (json.dumps({"shape": TASK | {"labels": 1}}), "task 'shape': .*'labels'"),
+        (json.dumps({"shape": {"templates": ["{}"]}}), r"task 'shape': .*\['templates'\]"),
+        (json.dumps({"shape": TASK | {"templates": "a {}"}}), "templates must be a list"),
+        (json.dumps({"shape": TASK | {"class_names": [1, 2]}}), "class_names must be a list"),
+        (json.dumps({"shape": TASK | {"field": None}}), "field must be a text, got None"),
+        (json.dumps({"shape": TASK | {"templates": ["a"]}}), r"'shape': each template needs \{\}"),
+    ],
+)
+def test_what_is_wrong_in_json_is_named(tmp_path, content, message):
+    path = tmp_path / "zero_shot.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as info:
+        read_zero_shot_json(path)
+    assert str(path) in str(info.value)

@@ -1,0 +1,164 @@
+"""Embeddings attach to samples by the contents of their shard, or not at all."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from tests.data.tar_files import pair, write_shard
+from tests.reference.small_reference import DIM, embeddings_of, small_encoder
+
+from drrho.data.manifest import Manifest, index_shards
+from drrho.reference.precompute import precompute
+from drrho.reference.store import ReferenceStore
+
+REMEDY = "drrho reference precompute"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three shards of 4, 2 and 3 good samples; number = id."""
+    for name, first, last in (("a", 0, 4), ("b", 4, 6), ("c", 6, 9)):
+        write_shard(tmp_path / "data" / f"{name}.tar", [pair(n) for n in range(first, last)])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def folder(data, tmp_path):
+    precompute(small_encoder(), index_shards(data), tmp_path / "reference", batch_size=3)
+    return tmp_path / "reference"
+
+
+def rewrite(path, **changes):
+    """Replaces tensors of a shard's file, and keeps what it says of itself."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    tensors = {name: changes.get(name, tensor).clone() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
+def rewrite_card(folder, **changes):
+    path = folder / "reference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_gathered_rows_come_in_the_order_asked_for(data, folder):
+    store = ReferenceStore.open(folder, index_shards(data))
+    ids = torch.randint(0, 9, (50,))
+    found = store.gather(ids)
+    assert found.image.dtype == found.text.dtype == torch.float32
+    assert found.image.shape == (50, store.embedding_dim) == (50, DIM)
+    for place, number in enumerate(ids.tolist()):
+        image, text = embeddings_of(number)
+        torch.testing.assert_close(found.image[place], image, atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.text[place], text, atol=1e-3, rtol=0)
+
+
+def test_nothing_asked_for_gives_nothing(data, folder):
+    found = ReferenceStore.open(folder, index_shards(data)).gather(
+        torch.empty(0, dtype=torch.int64)
+    )
+    assert found.image.shape == (0, DIM)
+    assert found.present.shape == (0,)
+
+
+@pytest.mark.parametrize("ids", [[-1, 3], [3, 9]])
+def test_an_id_outside_the_manifest_is_an_error(data, folder, ids):
+    store = ReferenceStore.open(folder, index_shards(data))
+    with pytest.raises(IndexError, match=r"\[0, 9\)"):
+        store.gather(torch.tensor(ids))
+
+
+def test_a_reference_serves_any_of_its_shards_wherever_they_lie(data, folder, tmp_path):
+    moved = data.rename(tmp_path / "moved")
+    (moved / "a.tar").rename(moved / "renamed.tar")
+    manifest = index_shards(f"{moved}/{{c,renamed}}.tar")
+    found = ReferenceStore.open(folder, manifest).gather(torch.arange(7))
+    for place, number in enumerate((6, 7, 8, 0, 1, 2, 3)):
+        torch.testing.assert_close(found.text[place], embeddings_of(number)[1], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "first_key", "message"),
+    [
+        ([4, 5, 6], 0, "of 2 samples, the shard has 3"),
+        ([4, 5], 7, "keys"),
+        ([5, 4], 0, "the same keys but other images or captions"),
+    ],
+)
+def test_data_changed_since_are_an_error_that_names_the_shard(
+    data, folder, rows, first_key, message
+):
+    write_shard(data / "b.tar", [pair(n) for n in rows], first_key=first_key)
+    with pytest.raises(ValueError, match=rf"do not fit shard .*b\.tar.*{message}.*{REMEDY}"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_a_shard_that_was_not_encoded_is_an_error_that_names_it(data, folder):
+    write_shard(data / "d.tar", [pair(9)])
+    with pytest.raises(ValueError, match=rf"no embeddings of shard .*d\.tar.*{REMEDY}"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_a_missing_file_is_an_error_that_names_shard_and_remedy(data, folder):
+    (folder / "c.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"c\.tar are missing.*{REMEDY}"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_a_folder_without_a_card_is_an_error_with_the_remedy(data, tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"reference\.json.*{REMEDY}"):
+        ReferenceStore.open(tmp_path, index_shards(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "this program reads"),
+        ({"version": 2}, "this program reads"),
+        ({"dtype": "bfloat16"}, "this program reads"),
+        ({"normalisation": "none"}, "this program reads"),
+        ({"shards": [{}]}, "damaged"),
+        ({"embedding_dim": DIM + 1}, r"a\.tar.*shapes"),
+        ({"model": {"architecture": "other"}}, r"a\.safetensors is not of shard a\.tar.*model"),
+    ],
+)
+def test_a_card_that_does_not_hold_is_an_error(data, folder, change, message):
+    rewrite_card(folder, **change)
+    with pytest.raises(ValueError, match=rf"{message}.*{REMEDY}"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_a_damaged_file_is_an_error_that_names_the_shard(data, folder):
+    path = folder / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=rf"shard b\.tar, is damaged.*{REMEDY}"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_swapped_files_are_an_error_that_names_the_shard(data, folder):
+    (folder / "a.safetensors").write_bytes((folder / "b.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.safetensors is not of shard a\.tar.*keys_sha256"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_a_wrong_number_of_rows_is_an_error_that_names_the_shard(data, folder):
+    rewrite(folder / "b.safetensors", image=torch.zeros(3, DIM, dtype=torch.float16))
+    with pytest.raises(ValueError, match=r"should hold 2 rows.*shard b\.tar"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+@pytest.mark.parametrize("factor", [0.5, float("nan")])
+def test_rows_that_are_not_unit_are_an_error_that_names_the_shard(data, folder, factor):
+    text = safetensors.torch.load_file(folder / "b.safetensors")["text"]
+    rewrite(folder / "b.safetensors", text=text * factor)
+    with pytest.raises(ValueError, match=r"text embeddings of shard b\.tar.*norm (0\.5|nan)"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+def test_the_store_says_which_model_it_is_of(data, folder):
+    store = ReferenceStore.open(folder, Manifest(shards=index_shards(data).shards[:1]))
+    assert store.identity["architecture"] == "small"
+    assert store.identity["precision"] == "float32"
