@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed-demo  ## train two small models on the processor and compare them
+demo: $(VENV)/installed-demo  ## the whole way on drawn scenes, on the processor, in minutes
 	$(BIN)/drrho demo
 
 test: $(VENV)/installed-dev  ## run the tests
@@ -23,10 +23,10 @@ test: $(VENV)/installed-dev  ## run the tests
 lint: $(VENV)/installed-dev  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 docs: $(VENV)/installed-dev  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 venv: $(VENV)/installed-dev  ## install everything that development needs
 

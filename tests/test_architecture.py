@@ -7,8 +7,6 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "drrho"
 MODULES = sorted(SOURCE.rglob("*.py"))
@@ -58,83 +56,109 @@ def imported_names(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def each_module(test):
-    names = [str(path.relative_to(SOURCE)) for path in MODULES]
-    return pytest.mark.parametrize("path", MODULES, ids=names)(test)
+def assert_none(found):
+    """`found` is (module, what is wrong with it) pairs."""
+    lines = [f"src/drrho/{path.relative_to(SOURCE)}: {what}" for path, what in found]
+    assert not lines, "\n".join(lines)
 
 
 def test_the_table_names_every_room_and_no_other():
-    existing = {room_of(path) for path in MODULES} - {"__init__", "__main__"}
-    assert existing == set(ROOMS)
+    assert MODULES
+    assert {room_of(path) for path in MODULES} - {"__init__", "__main__"} == set(ROOMS)
 
 
 def test_the_arrows_have_no_cycle():
-    def reach(room, above):
-        assert room not in above, f"{room} imports itself through {' -> '.join(above)}"
+    def follow(room, path):
+        assert room not in path, f"{' -> '.join(path)} -> {room}"
         for imported in ROOMS[room][0] - {room}:
-            reach(imported, (*above, room))
+            follow(imported, (*path, room))
 
     for room in ROOMS:
-        reach(room, ())
+        follow(room, ())
 
 
-@each_module
-def test_imports_follow_the_arrows(path):
+def test_imports_follow_the_arrows():
     allowed = {"__init__": set(), "__main__": {"cli"}} | {
         room: may_import | {room} for room, (may_import, _) in ROOMS.items()
     }
-    imported = {
-        name.split(".")[1]
+    assert_none(
+        (path, f"may not import {name}")
+        for path in MODULES
         for name in imported_names(path)
         if name.startswith("drrho.") and name != "drrho.__version__"
-    }
-    assert imported <= allowed[room_of(path)]
+        if name.split(".")[1] not in allowed[room_of(path)]
+    )
 
 
-@each_module
-def test_a_room_imports_only_what_its_installation_brings(path):
+def test_a_room_imports_only_what_its_installation_brings():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = list(project["dependencies"])
-    _, extras = ROOMS.get(room_of(path), (set(), set()))
-    for extra in extras:
-        requirements += project["optional-dependencies"][extra]
-    installed = {normalised(re.match(r"[\w.-]+", line)[0]) for line in requirements}
     providers = packages_distributions()
-    for library in {name.split(".")[0] for name in imported_names(path)}:
+
+    def is_installed(library, room):
         if library == "drrho" or library in sys.stdlib_module_names:
-            continue
-        provided_by = {normalised(name) for name in providers.get(library, [library])}
-        assert provided_by & installed, f"{library} is not installed with this room"
+            return True
+        extras = ROOMS[room][1] if room in ROOMS else ()
+        requirements = project["dependencies"] + [
+            line for extra in extras for line in project["optional-dependencies"][extra]
+        ]
+        names = {canonical(re.match(r"[\w.-]+", line)[0]) for line in requirements}
+        return not names.isdisjoint(map(canonical, providers.get(library, [library])))
+
+    assert_none(
+        (path, f"{name} is not installed with {room_of(path)}")
+        for path in MODULES
+        for name in imported_names(path)
+        if not is_installed(name.split(".")[0], room_of(path))
+    )
 
 
-def normalised(distribution):
+def canonical(distribution):
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-@each_module
-def test_mathematics_is_pure(path):
-    if room_of(path) in PURE_ROOMS:
-        assert not {name.split(".")[0] for name in imported_names(path)} & IMPURE_LIBRARIES
-        calls = {ast.unparse(n.func) for n in ast.walk(syntax(path)) if isinstance(n, ast.Call)}
-        assert not calls & {"open", "print", "input"}
+def test_mathematics_is_pure():
+    pure = [path for path in MODULES if room_of(path) in PURE_ROOMS]
+    assert_none(
+        (path, f"may not import {name}")
+        for path in pure
+        for name in imported_names(path)
+        if name.split(".")[0] in IMPURE_LIBRARIES
+    )
+    assert_none(
+        (path, f"may not call {ast.unparse(node.func)}")
+        for path in pure
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"open", "print", "input"}
+    )
 
 
-@each_module
-def test_only_distributed_names_a_process_group(path):
-    if room_of(path) == "distributed":
-        return
-    attributes = {ast.unparse(n) for n in ast.walk(syntax(path)) if isinstance(n, ast.Attribute)}
-    for name in {*imported_names(path), *attributes}:
-        if name == "torch.distributed" or name.startswith("torch.distributed."):
-            assert name.startswith(DISTRIBUTED_ENGINES), f"{name} belongs in distributed.py"
+def test_only_distributed_names_a_process_group():
+    def names(path):
+        yield from imported_names(path)
+        for node in ast.walk(syntax(path)):
+            if isinstance(node, ast.Attribute):
+                yield ast.unparse(node)
+
+    assert_none(
+        (path, f"{name} belongs into distributed.py")
+        for path in MODULES
+        if room_of(path) != "distributed"
+        for name in names(path)
+        if f"{name}.".startswith("torch.distributed.") and not name.startswith(DISTRIBUTED_ENGINES)
+    )
 
 
-@each_module
-def test_imports_are_absolute(path):
-    relative = [n for n in ast.walk(syntax(path)) if isinstance(n, ast.ImportFrom) and n.level]
-    assert not relative
+def test_imports_are_absolute():
+    assert_none(
+        (path, f"line {node.lineno} is a relative import")
+        for path in MODULES
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.ImportFrom) and node.level > 0
+    )
 
 
-@each_module
-def test_modules_are_short(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_MODULE
+def test_modules_are_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert_none(
+        (path, f"{length} lines") for path, length in lengths.items() if length > LONGEST_MODULE
+    )

@@ -5,9 +5,9 @@ import tarfile
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image, ImageFile
 from tests.data.tar_files import encoded, pair, picture, write_shard
+from webdataset.writer import TarWriter
 
 from drrho.data.shards import (
     RawSample,
@@ -33,7 +33,7 @@ def test_every_sample_comes_in_tar_order_whatever_it_lacks(tmp_path):
 
 def test_reads_what_webdataset_writes(tmp_path):
     path = str(tmp_path / "a.tar")
-    with webdataset.TarWriter(path) as tar:
+    with TarWriter(path) as tar:
         tar.write({"__key__": "folder/x", "JPG": picture(1), "txt": "words", "json": {"a": 1}})
         tar.write({"__key__": "folder/z", "cls": 7})
     first, second = read_shard(path)

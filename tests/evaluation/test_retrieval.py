@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from drrho.evaluation.retrieval import distinct_texts, retrieval, retrieval_ranks
+from drrho.evaluation.retrieval import (
+    distinct_texts,
+    reciprocal_rank_of_images,
+    retrieval,
+    retrieval_ranks,
+)
 
 examples = settings(max_examples=30)
 seeds = st.integers(0, 2**31)
@@ -117,6 +122,18 @@ def test_any_image_with_the_caption_answers_the_text():
     assert metrics["text_to_image/R@1"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert metrics["mrr_text_to_image"] == pytest.approx((1 + 1 + 1 / 1.5) / 3)
     assert metrics["image_to_text/R@1"] == pytest.approx(4 / 5)
+
+
+@examples
+@given(seeds)
+def test_values_of_images_have_the_mean_reciprocal_rank_as_mean(seed):
+    data = random_data(seed)
+    values = reciprocal_rank_of_images(retrieval_ranks(*data), data[2])
+    assert values.mean().item() == pytest.approx(retrieval(*data)["mrr"])
+    carriers = (data[2] == data[2][0]).nonzero()[:, 0]
+    queries = retrieval_ranks(*data).image_to_text.reciprocal() / 2
+    shared = (values - queries)[carriers]
+    torch.testing.assert_close(shared, shared[:1].expand(len(carriers)))
 
 
 def test_distinct_texts_keep_the_order_and_find_their_images():

@@ -56,12 +56,10 @@ def test_gathered_rows_come_in_the_order_asked_for(data, folder):
         torch.testing.assert_close(found.text[place], text, atol=1e-3, rtol=0)
 
 
-def test_nothing_asked_for_gives_nothing(data, folder):
-    found = ReferenceStore.open(folder, index_shards(data)).gather(
-        torch.empty(0, dtype=torch.int64)
-    )
-    assert found.image.shape == (0, DIM)
-    assert found.present.shape == (0,)
+def test_nothing_asked_for_is_an_error(data, folder):
+    store = ReferenceStore.open(folder, index_shards(data))
+    with pytest.raises(ValueError, match="at least one"):
+        store.gather(torch.empty(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("ids", [[-1, 3], [3, 9]])

@@ -109,7 +109,8 @@ def test_effective_sample_size_is_at_least_n_over_one_plus_twice_the_radius(radi
 def test_radius_beyond_reach_is_the_maximum_shared_by_ties():
     losses = torch.tensor([1.0, 4.0, 4.0, 2.0])
     value, weights, eta = chi_square_ball_risk(losses, radius=0.5)  # (4/2 - 1) / 2
-    assert value == 4 and eta <= 4
+    assert value == 4
+    assert eta <= 4
     assert torch.equal(weights, torch.tensor([0.0, 0.5, 0.5, 0.0]))
     assert chi_square_ball_risk(losses, radius=0.499).value < 4
 
@@ -119,7 +120,8 @@ def test_excess_losses_that_are_all_zero_have_uniform_weights():
     losses = torch.zeros(6, requires_grad=True)
     value, weights, _ = chi_square_ball_risk(losses, radius=0.3)
     value.backward()
-    assert value == 0 and torch.equal(losses.grad, weights)
+    assert value == 0
+    assert torch.equal(losses.grad, weights)
     assert_close(weights, torch.full((6,), 1 / 6))
 
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.risk import KLBall, KLPenalized, entropic_risk, kl_ball_risk, kl_divergence
+from drrho.risk import (
+    KLBall,
+    KLPenalized,
+    entropic_risk,
+    excess_risk,
+    kl_ball_risk,
+    kl_divergence,
+)
 
 
 def exact_entropic_risk(losses, temperature):
@@ -132,6 +139,10 @@ def test_ball_of_radius_zero_has_infinite_temperature(losses):
 def test_ball_that_holds_every_distribution_says_so(losses):
     with pytest.warns(UserWarning, match=r"radius 2 is at least 1.94591.*7 samples"):
         KLBall(radius=2.0)(losses)
+    with pytest.warns(UserWarning, match="radius 2 is at least"):
+        excess_risk(losses, None, KLBall(radius=2.0), nonfinite="drop")
+    weights = torch.tensor([1.0, 1, 1, 1, 1, 1, 100])  # six samples are rarer than one in seven
+    KLBall(radius=2.0)(losses, base_measure=weights)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])

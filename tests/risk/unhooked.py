@@ -56,7 +56,7 @@ def test_objective_compiles_into_one_graph(risk, backend):
 
 def test_a_radius_beyond_reach_compiles():
     """The warning, which would break the graph, is for eager runs."""
-    compiled = torch.compile(KLBall(radius=9.0), backend="eager", fullgraph=True)
+    compiled = torch.compile(ChiSquareBall(radius=9.0), backend="eager", fullgraph=True)
     losses = torch.randn(5)
     assert_close(compiled(losses).value, losses.max())
 

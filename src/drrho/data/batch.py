@@ -33,9 +33,7 @@ class Batch:
         """The batch in page-locked memory; the DataLoader calls this where there is a GPU."""
         return self._map(Tensor.pin_memory)
 
-    def keep(
-        self, rows: Bool[Tensor, " batch"], *, skipped: Iterable[tuple[int, str]]
-    ) -> "Batch":
+    def keep(self, rows: Bool[Tensor, " batch"], *, skipped: Iterable[tuple[int, str]]) -> "Batch":
         """The batch without some of its samples, which join the skipped ones."""
         kept = self._map(lambda tensor: tensor[rows.to(tensor.device)])
         return replace(kept, skipped=(*self.skipped, *skipped))

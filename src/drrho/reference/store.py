@@ -7,12 +7,13 @@ share cancels in the differences R_ij - R_ii that the loss takes.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Float, Float16, Float32, Int64
+from jaxtyping import Bool, Float, Float16, Float32, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -234,29 +235,36 @@ class ReferenceStore:
 
         Raises:
             IndexError: an id is not in the manifest.
+            ValueError: there are no ids.
         """
+        if len(sample_ids) == 0:
+            raise ValueError("gather needs at least one sample id")
         ids, order = sample_ids.cpu().sort()
-        if len(ids) > 0 and not 0 <= ids[0] <= ids[-1] < self._offsets[-1]:
+        if not 0 <= ids[0] <= ids[-1] < self._offsets[-1]:
             raise IndexError(
                 f"sample ids must be in [0, {int(self._offsets[-1])}), got {int(ids[0])} to "
                 f"{int(ids[-1])}"
             )
-        image = torch.empty(len(ids), self.embedding_dim)
-        text = torch.empty(len(ids), self.embedding_dim)
-        present = torch.empty(len(ids), dtype=torch.bool)
-        shards, counts = torch.unique_consecutive(
-            torch.searchsorted(self._offsets, ids, right=True) - 1, return_counts=True
+        shard_of = torch.searchsorted(self._offsets, ids, right=True) - 1
+        touched, counts = torch.unique_consecutive(shard_of, return_counts=True)
+        rows = (ids - self._offsets[shard_of]).split(counts.tolist())
+        shards = [self._shards[shard] for shard in touched.tolist()]
+        places = order.argsort()
+        return ReferenceEmbeddings(
+            image=_select([shard.image for shard in shards], rows, order=places).float(),
+            text=_select([shard.text for shard in shards], rows, order=places).float(),
+            present=_select([shard.present for shard in shards], rows, order=places),
         )
-        groups = zip(
-            shards.tolist(), ids.split(counts.tolist()), order.split(counts.tolist()), strict=True
-        )
-        for shard, ids_there, places in groups:
-            rows = ids_there - self._offsets[shard]
-            stored = self._shards[shard]
-            image[places] = stored.image[rows].float()
-            text[places] = stored.text[rows].float()
-            present[places] = stored.present[rows]
-        return ReferenceEmbeddings(image=image, text=text, present=present)
+
+
+def _select(
+    stored: Sequence[Tensor], rows: Sequence[Tensor], *, order: Int64[Tensor, " batch"]
+) -> Shaped[Tensor, "batch ..."]:
+    """The wanted rows of each shard, one shard after the other, then in the given order."""
+    pairs = zip(stored, rows, strict=True)
+    # index_select copies whole rows; indexing with [] is 25 times slower here.
+    selected = torch.cat([tensor.index_select(0, wanted) for tensor, wanted in pairs])
+    return selected.index_select(0, order)
 
 
 def _header(card: ReferenceCard, entry: ReferenceShard) -> dict[str, str]:

@@ -15,7 +15,7 @@ def comparison_table(results: Mapping[str, Any]) -> str:
     header = ["", "MRR", "95 % interval", *map(_short, scores), "samples", "seconds"]
     reference = results["reference"]
     rows = [_row("reference", reference, scores)]
-    rows += [_row(NAMES.get(name, name), method, scores) for name, method in methods.items()]
+    rows += [_row(_name(method), metrics, scores) for method, metrics in methods.items()]
     return markdown_table(header, rows)
 
 
@@ -50,14 +50,17 @@ def explain(results: Mapping[str, Any]) -> str:
 
 def _in_words(difference: Mapping[str, Any]) -> str:
     low, high = difference["interval"]
-    method = NAMES.get(difference["method"], difference["method"])
-    other = NAMES.get(difference["minus"], difference["minus"])
+    method, other = _name(difference["method"]), _name(difference["minus"])
     size = f"{abs(difference['mrr']):.3f} (interval of the difference: {low:+.3f} to {high:+.3f})"
     if low > 0:
         return f"{method} is ahead of {other} by {size}."
     if high < 0:
         return f"{method} is behind {other} by {size}."
     return f"{method} and {other} cannot be told apart: they differ by {size}."
+
+
+def _name(method: str) -> str:
+    return NAMES.get(method, method)
 
 
 def _score_names(metrics: Mapping[str, Any]) -> list[str]:

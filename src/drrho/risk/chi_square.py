@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from drrho.risk.limits import check_radius, warn_if_ball_holds_every_distribution
+from drrho.risk.limits import check_radius, warn_if_beyond_reach
 from drrho.risk.result import Risk
 from drrho.risk.samples import as_risk, normalised, weigh
 
@@ -25,8 +25,8 @@ def chi_square_ball_risk(
     relu(losses - eta)^2))`; the adversary is proportional to `q relu(losses - eta)`. While no
     weight is zero this is `mean + sqrt(2 radius Var)`, Var the variance with divisor n.
     Radius 0 is the mean; from (1/q_max - 1)/2 on, q_max the base measure of the largest loss,
-    it is the maximum. Exact: one sort and four prefix sums, no iteration. The effective sample
-    size is at least n / (1 + 2 radius).
+    it is the maximum. Exact: one sort and three prefix sums, no iteration. The effective sample
+    size of equal samples is at least n / (1 + 2 radius).
 
     Args:
         losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
@@ -70,7 +70,8 @@ def chi_square_ball_risk(
 
 class _ActiveSet(NamedTuple):
     """Of the samples with positive weight: weighted mean and variance, the smallest loss, and
-    the slack `(1 + 2 radius) P - 1`, P their share of the base measure."""
+    the slack `(1 + 2 radius) P - 1`, P their share of the base measure.
+    """
 
     mean: Float64[Tensor, "*batch"]
     variance: Float64[Tensor, "*batch"]
@@ -103,8 +104,16 @@ def _active_set(
     slack = (2 * radius * cumulative - (total - cumulative)) / torch.where(total > 0, total, 1.0)
     is_active = variance >= slack * (mean - ordered).square()
     last = (is_active.sum(dim=-1, keepdim=True) - 1).clamp_min(0)
-    columns = (column.gather(-1, last).squeeze(-1) for column in (mean, variance, ordered))
-    return _ActiveSet(*columns, slack.gather(-1, last).squeeze(-1).clamp_min(0))
+
+    def at_last(column: Float64[Tensor, "*batch n"]) -> Float64[Tensor, "*batch"]:
+        return column.gather(-1, last).squeeze(-1)
+
+    return _ActiveSet(
+        mean=at_last(mean),
+        variance=at_last(variance),
+        smallest=at_last(ordered),
+        slack=at_last(slack).clamp_min(0),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +151,10 @@ class ChiSquareBall:
     ) -> Risk:
         risk = chi_square_ball_risk(losses, radius=self.radius, base_measure=base_measure)
         num_samples = losses.shape[-1]
-        if base_measure is None and num_samples > 1:
-            warn_if_ball_holds_every_distribution(
-                self.radius, num_samples=num_samples, reach=(num_samples - 1) / 2
-            )
+        warn_if_beyond_reach(
+            self.radius,
+            reach=(num_samples - 1) / 2,
+            num_samples=num_samples,
+            base_measure=base_measure,
+        )
         return risk

@@ -12,15 +12,11 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from drrho.risk.limits import (
-    check_radius,
-    check_temperature,
-    warn_if_ball_holds_every_distribution,
-)
+from drrho.risk.limits import check_radius, check_temperature, warn_if_beyond_reach
 from drrho.risk.result import Risk
 from drrho.risk.samples import as_risk, normalised, weigh
 
-# Enough for the bracket of any float32 losses: bisection leaves at most 1e-4 of log temperature,
+# Enough for the bracket of any float32 losses: bisection leaves at most 2e-4 of log temperature,
 # from where Newton's method is at rounding in three steps.
 BISECTIONS = 20
 NEWTON_STEPS = 4
@@ -181,7 +177,8 @@ def _divergence_and_variance(
     log_temperature: Float64[Tensor, "*batch"],
 ) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
     """KL(p || q) of the tilted distribution p, and minus its derivative in log temperature,
-    which is the variance under p of the losses in units of temperature."""
+    which is the variance under p of the losses in units of temperature.
+    """
     z = below * (-log_temperature).exp()[..., None]
     weights, log_mean = _tilt(z, measure)
     mean = (weights * z).sum(dim=-1)
@@ -232,8 +229,10 @@ class KLBall:
     ) -> Risk:
         risk = kl_ball_risk(losses, radius=self.radius, base_measure=base_measure)
         num_samples = losses.shape[-1]
-        if base_measure is None and num_samples > 1:
-            warn_if_ball_holds_every_distribution(
-                self.radius, num_samples=num_samples, reach=math.log(num_samples)
-            )
+        warn_if_beyond_reach(
+            self.radius,
+            reach=math.log(max(num_samples, 1)),
+            num_samples=num_samples,
+            base_measure=base_measure,
+        )
         return risk

@@ -4,6 +4,7 @@ import math
 import warnings
 
 import torch
+from torch import Tensor
 
 # Beyond these a float32 quotient loss / temperature overflows or vanishes for ordinary losses.
 SMALLEST_TEMPERATURE = 1e-30
@@ -26,18 +27,26 @@ def check_radius(radius: float) -> None:
         raise ValueError(f"radius must be finite and not negative, got {radius}")
 
 
-def warn_if_ball_holds_every_distribution(radius: float, *, num_samples: int, reach: float) -> None:
-    """Warn that a ball of this radius constrains nothing, and the risk is the largest loss.
+def warn_if_beyond_reach(
+    radius: float, *, reach: float, num_samples: int, base_measure: Tensor | None
+) -> None:
+    """Warn that a ball of this radius holds every distribution: the risk is the largest loss.
+
+    Silent for a single sample, for sample weights, whose reach only the device knows, and while
+    compiling, where a warning would break the graph.
 
     Args:
         radius: the ball's.
-        num_samples: n, at least 2.
-        reach: the divergence of a single sample from the uniform distribution on n.
+        reach: the divergence of one sample alone from equal weights on `num_samples`. A mask
+            keeps fewer samples, whose reach is smaller.
+        num_samples: n.
+        base_measure: as given to the risk.
     """
-    if radius >= reach and not torch.compiler.is_compiling():
-        warnings.warn(
-            f"radius {radius:g} is at least {reach:g}, which no distribution on {num_samples} "
-            "samples exceeds: the risk is the largest loss. Use a smaller radius, or more "
-            "samples.",
-            stacklevel=3,
-        )
+    equal_samples = base_measure is None or base_measure.dtype == torch.bool
+    if radius < reach or num_samples < 2 or not equal_samples or torch.compiler.is_compiling():
+        return
+    warnings.warn(
+        f"radius {radius:g} is at least {reach:g}, which no distribution on {num_samples} samples "
+        "exceeds: the risk is the largest loss. Use a smaller radius, or more samples.",
+        stacklevel=3,
+    )

@@ -23,8 +23,8 @@ class Samples(NamedTuple):
         losses: shape (*batch, n), float32 or float64. A sample that the base measure drops
             holds the smallest loss that is kept (zero in an empty row), without gradient.
         top: shape (*batch), the largest loss that is kept.
-        below: shape (*batch, n), `losses - top`, never positive. In float64: beside a top of
-            1e9, float32 could not tell 1.0 from 2.0.
+        below: shape (*batch, n), `losses - top`, never positive. In float64, where the
+            difference of two float32 numbers of similar size is exact and prefix sums are safe.
         mass: shape (*batch, n), the base measure as it was given, unnormalised. Left so, the
             sums over a mask are whole numbers and exact.
         num_given: n as the caller knows it. An empty row is held as one dropped sample.
@@ -65,6 +65,9 @@ def weigh(
             its last dimensions, any real type or bool. Zero drops the sample, whatever its
             loss; only ratios matter. None: all samples alike. That no entry is negative is
             the caller's promise: to check it would wait for the device.
+
+    The solution is in float64, which costs nothing beside a model; a device without it (Apple's
+    MPS) has to hand its n losses over to the CPU.
 
     Raises:
         ValueError: `losses` has no dimension, or `base_measure` does not fit its shape.

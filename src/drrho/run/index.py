@@ -1,33 +1,46 @@
 """Shards -> the manifest that gives their samples ids."""
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from drrho.data.manifest import Manifest, index_shards
+from tyro.conf import Positional
+
+from drrho.data.manifest import Manifest, index_shards, resolve_shards
 
 
-def write_manifest(data: str, output: str | None = None) -> tuple[Manifest, Path]:
-    """Indexes shards and writes the manifest.
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Count and hash the samples of WebDataset shards; their order gives the sample ids.
 
-    Args:
+    Attributes:
         data: folder of tar files, brace or glob pattern, or one tar file.
-        output: JSON file to write; None means `manifest.json` in the folder `data`.
+        output: JSON file to write; by default manifest.json in the folder.
+    """
+
+    data: Positional[str]
+    output: str | None = None
+
+    def __post_init__(self):
+        if self.output is not None and not self.output.endswith(".json"):
+            raise ValueError(f"output must be a .json file, got {self.output}")
+
+
+def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
+    """Indexes shards and writes the manifest; returns it and where it is.
 
     Raises:
-        ValueError: `data` is no folder and there is no `output`, or `output` cannot be written.
+        FileNotFoundError: no shard is there.
+        ValueError: `data` is no folder and there is no `output`, or the output's folder cannot
+            be written, which is found before the shards are read.
     """
-    if output is None and not Path(data).is_dir():
-        raise ValueError(f"{data} is not a folder; say where to write with --output FILE.json")
-    path = Path(data) / "manifest.json" if output is None else Path(output)
-    if path.suffix != ".json":
-        raise ValueError(f"output must be a .json file, got {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / f".{path.name}.probe").touch()
-        (path.parent / f".{path.name}.probe").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write {path} ({error.strerror}); choose another place with --output FILE.json"
-        ) from error
-    manifest = index_shards(data)
+    resolve_shards(config.data)  # what is missing is said before where to write
+    if config.output is None and not Path(config.data).is_dir():
+        raise ValueError(f"{config.data} is not a folder; say where to write: --output FILE.json")
+    path = Path(config.data) / "manifest.json" if config.output is None else Path(config.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
+    manifest = index_shards(config.data)
     manifest.save(path)
     return manifest, path

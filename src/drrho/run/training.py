@@ -19,11 +19,14 @@ from drrho.models.build import build_model, save_model
 from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
 from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
+from drrho.training.interruption import TrainingInterrupted
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import build_optimizer, learning_rate_schedule
 from drrho.training.schedules import Schedule, constant, cosine
 from drrho.training.state import TrainingState, config_differences, plain, versions
 from drrho.training.step import StepResult
+
+__all__ = ["ContrastiveStep", "SteeredBatch", "TrainingInterrupted", "steered", "train_recipe"]
 
 RECIPE_FILE = "recipe.json"
 RESULTS_FILE = "results.json"

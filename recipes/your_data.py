@@ -1,0 +1,44 @@
+"""DRRho-CLIP on your own shards: copy, edit, or override any field on the command line.
+
+    drrho index DATA --output train.json
+    drrho reference precompute --data train.json --model ViT-B-32 \
+        --pretrained laion2b_s34b_b79k --output reference
+    drrho train recipes/your_data.py --data train.json --reference reference --output runs/mine
+
+The settings are those published for ViT-B/16 on 192 million pairs (arXiv 2505.06699): batch
+5,120, temperature 0.01 constant, epsilon 1e-4, gamma 1. For a smaller batch scale the learning
+rate with it.
+"""
+
+from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.temperature import TemperatureConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.run.recipe import Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+recipe = Recipe(
+    output="runs/mine",
+    data="train.json",
+    reference="reference",
+    loading=LoadingConfig(batch_size=5120, workers=8),
+    model=ModelConfig(name="ViT-B-16"),
+    objective=ObjectiveConfig(
+        method="drrho_clip",
+        temperature=TemperatureConfig(initial=0.01),
+        epsilon=1e-4,
+        gamma_min=1.0,
+    ),
+    training=TrainingConfig(
+        steps=262_500,  # 7 epochs of 192 million pairs
+        precision="bfloat16",
+        optimizer=OptimizerConfig(
+            learning_rate=3.125e-4,
+            warmup_steps=500,
+            betas=(0.9, 0.98),
+            epsilon=1e-6,
+            weight_decay=0.2,
+        ),
+    ),
+)

@@ -1,0 +1,114 @@
+"""The commands of the command line: a configuration in, the text to print out."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.files import write_json
+from drrho.report.comparison import comparison_table, explain
+from drrho.report.table import markdown_table
+from drrho.run.comparison import Comparison, compare
+from drrho.run.demo import DemoConfig, demo
+from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
+from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.recipe import Recipe
+from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.run.training import train_recipe
+from drrho.training.checkpoint import CheckpointError
+from drrho.training.finite import NotFiniteError
+
+# What a user can mend, said in one line. Anything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, CheckpointError, NotFiniteError, ModuleNotFoundError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """Draw captioned scenes as WebDataset shards.
+
+    Attributes:
+        folder: where to write.
+        scenes: the set.
+    """
+
+    folder: Positional[str]
+    scenes: ScenesConfig
+
+
+def run_demo(config: DemoConfig) -> str:
+    return _comparison_report(demo(config), config.output)
+
+
+def run_compare(comparison: Comparison) -> str:
+    return _comparison_report(compare(comparison), comparison.output)
+
+
+def run_index(config: IndexConfig) -> str:
+    manifest, path = write_manifest(config)
+    reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
+    return (
+        f"{path}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
+        f"{reasons.total():,} unusable{_in_brackets(reasons)}"
+    )
+
+
+def run_precompute(config: PrecomputeConfig) -> str:
+    report = precompute_reference(config)
+    return (
+        f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
+        f"{_in_brackets(report.absent)}; {report.shards_found} shards were there already"
+    )
+
+
+def run_train(recipe: Recipe) -> str:
+    results = train_recipe(recipe)
+    scores = {
+        name.removeprefix("evaluation/"): value
+        for name, value in results["metrics"].items()
+        if name.startswith("evaluation/")
+    }
+    table = f"{_metrics_table({'evaluation': scores})}\n\n" if scores else ""
+    skipped = sum(results["skipped"].values())
+    return (
+        f"{table}{recipe.output}: {results['samples_seen']:,} samples in "
+        f"{results['seconds']:,.0f} s, {skipped:,} skipped{_in_brackets(results['skipped'])}; the "
+        f"model is in {recipe.output}/model, its history in {recipe.output}/metrics.jsonl"
+    )
+
+
+def run_evaluate(config: EvaluateConfig) -> str:
+    scores = evaluate_named_model(config)
+    if config.output is not None:
+        write_json(Path(config.output), scores)
+    return _metrics_table(scores)
+
+
+def run_scenes(config: DrawConfig) -> str:
+    paths = write_scenes(Path(config.folder), config.scenes)
+    return f"{config.folder}: {config.scenes.num_samples:,} scenes in {len(paths):,} shards"
+
+
+def _comparison_report(results: Mapping[str, Any], output: str) -> str:
+    return (
+        f"\n{comparison_table(results)}\n\n{explain(results)}\n\n"
+        f"The numbers are in {output}/results.json, the curves in {output}/curves.png."
+    )
+
+
+def _metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """A row for each metric, a column for each set; empty where a set has no such metric."""
+    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    rows = [
+        [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in scores.values())]
+        for name in names
+    ]
+    return markdown_table(["", *scores], rows)
+
+
+def _in_brackets(counts: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return f" ({listed})" if listed else ""

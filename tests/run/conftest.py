@@ -1,0 +1,84 @@
+"""A data set, a reference and a recipe small enough to train in a second."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from drrho.contrastive.objective import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.models.build import ModelConfig
+from drrho.models.small import SmallConfig
+from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.run.training import train_recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+TINY = ModelConfig(
+    name="small",
+    small=SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1),
+)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Folders `train` (40 pairs, some mismatched, in 2 shards) and `test` (12), indexed."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(
+        folder / "train",
+        ScenesConfig(num_samples=40, seed=0, mismatch_rate=0.3, samples_per_shard=20),
+    )
+    write_scenes(folder / "test", ScenesConfig(num_samples=12, seed=1))
+    for name in ("train", "test"):
+        write_manifest(IndexConfig(data=str(folder / name)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_recipe(scenes) -> Recipe:
+    """CLIP for 6 steps; `output` is to be replaced."""
+    return Recipe(
+        output="nowhere",
+        data=str(scenes / "train" / "manifest.json"),
+        loading=LoadingConfig(batch_size=8),
+        model=TINY,
+        objective=ObjectiveConfig(method="clip"),
+        training=TrainingConfig(
+            steps=6,
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+            log_every=1,
+            checkpoint_every=2,
+            evaluate_every=3,
+        ),
+        evaluation=EvaluationConfig(data=str(scenes / "test" / "manifest.json")),
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(plain_recipe, tmp_path_factory) -> Path:
+    """Folder of the stored embeddings of a briefly trained reference."""
+    folder = tmp_path_factory.mktemp("reference")
+    train_recipe(replace(plain_recipe, output=str(folder / "run"), seed=9))
+    precompute_reference(
+        PrecomputeConfig(
+            data=plain_recipe.data,
+            model=f"run:{folder / 'run'}",
+            output=str(folder / "embeddings"),
+            device="cpu",
+        )
+    )
+    return folder / "embeddings"
+
+
+@pytest.fixture(scope="session")
+def steered_recipe(plain_recipe, reference) -> Recipe:
+    """DRRho-CLIP for 6 steps."""
+    return replace(
+        plain_recipe,
+        objective=ObjectiveConfig(method="drrho_clip", gamma_min=0.5),
+        reference=str(reference),
+    )

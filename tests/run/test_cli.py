@@ -1,0 +1,162 @@
+"""What a user types, what is printed, and what is said when something is wrong."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from drrho.cli import main
+from drrho.run.comparison import Comparison
+from drrho.run.demo import DemoConfig, demo, demo_comparison
+from drrho.run.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
+
+RECIPE = """
+from drrho.contrastive.objective import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.models.small import SmallConfig
+from drrho.run.recipe import Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+recipe = Recipe(
+    output="run", data="train.json", reference="reference",
+    loading=LoadingConfig(batch_size=8),
+    model=ModelConfig(name="small", small=SmallConfig(image_width=2, text_width=8, text_heads=1)),
+    objective=ObjectiveConfig(method="drrho_clip"),
+    training=TrainingConfig(steps=100, optimizer=OptimizerConfig(learning_rate=1e-3)),
+)
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    return tmp_path
+
+
+def test_the_commands_of_the_readme(workplace, reference, scenes, capsys):
+    """scenes, index, reference precompute, train with an override, evaluate."""
+    model = f"run:{reference.parent / 'run'}"
+    assert main(["scenes", "data", "--scenes.num-samples", "24", "--scenes.seed", "3"]) == 0
+    assert main(["index", "data", "--output", "train.json"]) == 0
+    assert "24 samples in 1 shards, 0 unusable" in capsys.readouterr().out
+    precompute = ["reference", "precompute", "--data", "train.json", "--model", model]
+    assert main([*precompute, "--output", "reference"]) == 0
+    assert "embeddings of 24 of 24 samples; 0 shards were there" in capsys.readouterr().out
+    assert main([*precompute, "--output", "reference"]) == 0
+    assert "1 shards were there already" in capsys.readouterr().out
+    assert main(["train", "recipe.py", "--training.steps", "2"]) == 0
+    assert "16 samples" in capsys.readouterr().out
+    assert main(["evaluate", "run", "--data", str(scenes / "test"), "--output", "out.json"]) == 0
+    printed = capsys.readouterr().out
+    assert "mrr" in printed
+    assert "zero_shot/colour/top1" in printed
+    assert 0 < json.loads((workplace / "out.json").read_text())["test"]["mrr"] <= 1
+
+
+def test_evaluation_reads_the_layout_of_clip_benchmark(workplace, reference, scenes, capsys):
+    folder = workplace / "shapes"
+    (folder / "test").mkdir(parents=True)
+    (folder / "classnames.txt").write_text("circle\nsquare\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    image = workplace / "000.jpg"
+    Image.new("RGB", (64, 64), "red").save(image)
+    (workplace / "000.cls").write_text("1")
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for member in ("000.jpg", "000.cls"):
+            tar.add(workplace / member, arcname=member)
+    run = str(reference.parent / "run")
+    assert main(["evaluate", run, "--data", str(folder)]) == 0
+    assert "zero_shot/shapes/top1" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (DATA / "classification").is_dir(), reason=f"no data sets at {DATA}")
+def test_evaluation_on_a_real_classification_set(reference, capsys):
+    run = str(reference.parent / "run")
+    assert main(["evaluate", run, "--data", str(DATA / "classification" / "eurosat")]) == 0
+    assert "zero_shot/eurosat/mean_per_class_recall" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "nowhere"], "nowhere"),
+        (["train", "recipies.py"], "near it: ['recipe.py']"),
+        (["train", "recipe.py"], "manifest train.json does not exist; run `drrho index`"),
+        (["compare", "recipe.py"], "that is for `drrho train`"),
+        (["evaluate", "run", "--data", "x"], "nor an architecture"),
+        (
+            ["reference", "precompute", "--data", "x", "--model", "ViT-B-32", "--output", "y"],
+            "random weights",
+        ),
+        (["train", "recipe.py", "--model.name", "ViT-B-99"], "model.small has no effect"),
+        (["train", "recipe.py", "--reference", "None"], "needs a reference"),
+    ],
+)
+def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, message):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # tyro reports what it could not build, and exits
+        status = stop.code
+    printed = capsys.readouterr()
+    assert status != 0
+    flat = " ".join((printed.err + printed.out).replace("│", " ").split())
+    assert message in flat
+    assert "Traceback" not in flat
+
+
+def test_unknown_commands_and_help(workplace, capsys):
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+    assert main([]) == 0
+    assert "reference precompute" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "recipe.py", "--help"])
+    assert stop.value.code == 0
+    assert "--training.optimizer.learning-rate" in capsys.readouterr().out
+
+
+def test_every_recipe_of_the_repository_loads():
+    paths = sorted((ROOT / "recipes").glob("*.py"))
+    assert paths
+    for path in paths:
+        assert isinstance(load_recipe(path, object), Recipe | Comparison)
+
+
+def test_the_demonstration_in_small(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path), "--train-pairs", "48", "--test-pairs", "16"]
+    arguments += ["--steps", "4", "--batch-size", "16"]
+    assert main(["demo", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "| DRRho-CLIP" in printed
+    assert "mean reciprocal rank" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) >= {"setup", "reference", "methods", "versions"}
+    assert list(results["methods"]) == ["clip", "fastclip", "drrho_clip"]
+    for method in results["methods"].values():
+        assert method["samples_seen"] == 64
+        assert method["mrr_interval"][0] <= method["mrr"] <= method["mrr_interval"][1]
+        assert method["seed"] == 0
+        assert {"image_to_text/R@1", "text_to_image/R@10", "seconds"} <= set(method)
+        assert {f"zero_shot/{t}/top1" for t in ("shape", "colour", "position")} <= set(method)
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.size[0] > 500
+    again = demo(
+        DemoConfig(output=str(tmp_path), train_pairs=48, test_pairs=16, steps=4, batch_size=16)
+    )
+    assert again == results
+
+
+def test_the_reference_and_the_target_never_share_scenes(tmp_path):
+    comparison = demo_comparison(DemoConfig(output=str(tmp_path)))
+    sources = [comparison.reference.data, comparison.target.data, comparison.test]
+    sources.append(comparison.target.evaluation.data)
+    assert len(set(sources)) == 4

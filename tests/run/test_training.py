@@ -1,0 +1,209 @@
+"""A recipe trains, resumes bitwise, and refuses what does not fit before the first step."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.temperature import TemperatureConfig
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.reference.store import ReferenceStore
+from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.training import train_recipe
+from drrho.training.log import read_metrics
+
+
+def files_of(run):
+    """What a run leaves behind that must not depend on interruptions."""
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
+    return rows, (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_steered_run_reports_what_was_asked_for(steered_recipe, tmp_path):
+    results = train_recipe(replace(steered_recipe, output=str(tmp_path)))
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    wanted = {
+        *("loss", "loss_mean", "loss_variance", "excess_loss_mean", "excess_loss_variance"),
+        *("effective_sample_size", "weights_kl", "saturated_anchors", "gamma", "learning_rate"),
+    }
+    assert all(wanted <= row.keys() for row in rows)
+    assert [("evaluation/mrr" in row) for row in rows] == [False, False, True, False, False, True]
+    assert rows[0]["gamma"] == 1.0
+    assert rows[-1]["gamma"] == 0.5
+    assert results["samples_seen"] == 48
+    assert results["metrics"]["evaluation/zero_shot/shape/top1"] >= 0
+    assert results["reference"]["architecture"].startswith("small")
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_killed_and_continued_is_uninterrupted(steered_recipe, tmp_path):
+    """SIGKILL after the first checkpoint; the second call of the same recipe finishes."""
+    whole, killed = (
+        replace(
+            steered_recipe,
+            output=str(tmp_path / name),
+            training=replace(steered_recipe.training, steps=400, log_every=50),
+        )
+        for name in ("whole", "killed")
+    )
+    train_recipe(whole)
+    code = (
+        f"from drrho.run.recipe import *; from drrho.run.training import train_recipe\n{_imports()}"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}\ntorch.set_num_threads(1)\ntrain_recipe({killed!r})"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("*.pt")) and time.monotonic() < deadline:
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    train_recipe(killed)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+def _imports() -> str:
+    """Names that the repr of a recipe needs."""
+    modules = {
+        "drrho.contrastive.objective": "ObjectiveConfig",
+        "drrho.contrastive.temperature": "TemperatureConfig",
+        "drrho.data.loading": "LoadingConfig",
+        "drrho.models.build": "ModelConfig",
+        "drrho.models.small": "SmallConfig",
+        "drrho.training.config": "TrainingConfig",
+        "drrho.training.optimizer": "OptimizerConfig",
+    }
+    lines = [f"from {module} import {name}" for module, name in modules.items()]
+    return "\n".join(["import torch", *lines])
+
+
+def test_workers_and_their_number_change_no_number(steered_recipe, tmp_path):
+    runs = [tmp_path / "none", tmp_path / "two"]
+    for run, workers in zip(runs, (0, 2), strict=True):
+        loading = replace(steered_recipe.loading, workers=workers)
+        train_recipe(replace(steered_recipe, output=str(run), loading=loading))
+    assert files_of(runs[0]) == files_of(runs[1])
+
+
+def test_a_finished_run_is_returned_and_another_recipe_refused(plain_recipe, tmp_path):
+    recipe = replace(plain_recipe, output=str(tmp_path))
+    first = train_recipe(recipe)
+    changed = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    assert train_recipe(recipe) == first
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == changed
+    with pytest.raises(ValueError, match="seed: 0 before, 1 now"):
+        train_recipe(replace(recipe, seed=1))
+
+
+def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(
+    plain_recipe, steered_recipe, tmp_path
+):
+    """At step 1 CLIP and DRRho-CLIP have the same target embeddings, hence loss statistics."""
+    rows = []
+    for name, recipe in (("plain", plain_recipe), ("steered", steered_recipe)):
+        train_recipe(replace(recipe, output=str(tmp_path / name)))
+        rows.append(read_metrics(tmp_path / name)[0])
+    assert rows[0]["loss_variance"] == rows[1]["loss_variance"]
+    assert rows[0]["loss"] != rows[1]["loss"]
+
+
+@pytest.mark.parametrize("method", ["clip", "fastclip", "drrho_clip"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_every_option_builds_and_steps_on_the_cpu(
+    plain_recipe, reference, tmp_path, *, method, precision, learned
+):
+    training = replace(
+        plain_recipe.training,
+        steps=1,
+        precision=precision,
+        max_grad_norm=1.0,
+        evaluate_every=None,
+        optimizer=replace(
+            plain_recipe.training.optimizer,
+            warmup_steps=0,
+            temperature_lr_scale=0.25 if learned else None,
+        ),
+    )
+    recipe = replace(
+        plain_recipe,
+        output=str(tmp_path),
+        training=training,
+        objective=ObjectiveConfig(
+            method=method,
+            temperature=TemperatureConfig(learned=learned),
+            rho=1.0 if learned and method != "clip" else None,
+        ),
+        reference=str(reference) if method == "drrho_clip" else None,
+    )
+    assert train_recipe(recipe)["samples_seen"] == 8
+
+
+def test_pairs_without_reference_embeddings_are_dropped_and_counted(
+    steered_recipe, tmp_path, monkeypatch
+):
+    gather = ReferenceStore.gather
+
+    def without_the_first(store, sample_ids):
+        embeddings = gather(store, sample_ids)
+        return replace(embeddings, present=embeddings.present & (sample_ids != 0))
+
+    monkeypatch.setattr(ReferenceStore, "gather", without_the_first)
+    steps = replace(steered_recipe.training, steps=5)  # one epoch
+    with pytest.warns(UserWarning, match="no reference embedding"):
+        results = train_recipe(replace(steered_recipe, output=str(tmp_path), training=steps))
+    assert results["samples_seen"] == 39
+    assert results["skipped"] == {"no reference embedding": 1}
+
+
+def test_a_reference_of_other_data_is_refused_before_the_first_step(steered_recipe, tmp_path):
+    other = tmp_path / "other"
+    write_scenes(other, ScenesConfig(num_samples=40, seed=5, samples_per_shard=20))
+    write_manifest(IndexConfig(data=str(other)))
+    recipe = replace(
+        steered_recipe, output=str(tmp_path / "run"), data=str(other / "manifest.json")
+    )
+    with pytest.raises(ValueError, match=r"scenes-0000.tar.*drrho reference precompute"):
+        train_recipe(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_changed_shard_is_refused(plain_recipe, scenes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(scenes / "train", data)
+    shutil.copy(scenes / "test" / "scenes-0000.tar", data / "scenes-0001.tar")
+    recipe = replace(plain_recipe, output=str(tmp_path / "run"), data=str(data / "manifest.json"))
+    with pytest.raises(ValueError, match=r"scenes-0001.tar.*drrho index"):
+        train_recipe(recipe)
+
+
+def test_recipes_refuse_options_without_effect(plain_recipe, steered_recipe):
+    with pytest.raises(ValueError, match="needs a reference"):
+        replace(steered_recipe, reference=None)
+    with pytest.raises(ValueError, match="no effect"):
+        replace(plain_recipe, reference="somewhere")
+    with pytest.raises(ValueError, match="without evaluation"):
+        replace(plain_recipe, evaluation=replace(plain_recipe.evaluation, data=None))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said(plain_recipe, tmp_path):
+    with pytest.raises(ValueError, match="finds no GPU"):
+        train_recipe(replace(plain_recipe, output=str(tmp_path / "run"), device="cuda"))
+    assert not Path(tmp_path / "run").exists()
