@@ -3,28 +3,51 @@
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def opened_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that, at every moment, is absent, the old one whole or the new one whole.
+
+    The content is on the disk before it has its name, and the name before this returns: a crash
+    of the machine loses the new content or nothing. A killed process leaves a hidden file that
+    ends in `PARTIAL_SUFFIX` behind.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that, at every moment, is absent, the old one whole or the new one whole.
-
-    The content is on the disk before the name is: a crash of the machine loses one of the two,
-    not both.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes a whole file, as `opened_atomically`."""
+    with opened_atomically(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes plain data as indented JSON, atomically."""
+    """Writes plain data as indented JSON, as `opened_atomically`."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename survive a power failure, where folders can be flushed (not on Windows)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,7 +8,6 @@ import glob
 import hashlib
 import json
 import os
-import uuid
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
@@ -30,6 +29,7 @@ from drrho.data.shards import (
     image_bytes,
     read_shard,
 )
+from drrho.files import write_atomically
 from drrho.progress import Progress
 
 FORMAT = "drrho manifest"
@@ -229,20 +229,6 @@ def summarise_shard(url: str, samples: Iterable[RawSample]) -> Shard:
         content_sha256=content.hexdigest(),
         unusable=unusable,
     )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that, at every moment, is absent, the old one whole or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _update(digest, content: bytes | None) -> None:

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Float16, Float32, Int64, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from drrho.data.manifest import Manifest, Shard, write_atomically
+from drrho.data.manifest import Manifest, Shard
+from drrho.files import write_atomically
 
 FILE_NAME = "reference.json"
 FORMAT = "drrho reference"

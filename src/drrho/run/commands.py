@@ -40,14 +40,17 @@ class DrawConfig:
 
 
 def run_demo(config: DemoConfig) -> str:
+    """The whole way on procedural scenes."""
     return _comparison_report(demo(config), config.output)
 
 
 def run_compare(comparison: Comparison) -> str:
+    """Several methods, one table."""
     return _comparison_report(compare(comparison), comparison.output)
 
 
 def run_index(config: IndexConfig) -> str:
+    """Shards -> manifest."""
     manifest, path = write_manifest(config)
     reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
     return (
@@ -57,6 +60,7 @@ def run_index(config: IndexConfig) -> str:
 
 
 def run_precompute(config: PrecomputeConfig) -> str:
+    """A reference model -> its stored embeddings."""
     report = precompute_reference(config)
     return (
         f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
@@ -65,6 +69,7 @@ def run_precompute(config: PrecomputeConfig) -> str:
 
 
 def run_train(recipe: Recipe) -> str:
+    """A recipe -> a trained model."""
     results = train_recipe(recipe)
     scores = {
         name.removeprefix("evaluation/"): value
@@ -81,6 +86,7 @@ def run_train(recipe: Recipe) -> str:
 
 
 def run_evaluate(config: EvaluateConfig) -> str:
+    """A model -> its scores."""
     scores = evaluate_named_model(config)
     if config.output is not None:
         write_json(Path(config.output), scores)
@@ -88,6 +94,7 @@ def run_evaluate(config: EvaluateConfig) -> str:
 
 
 def run_scenes(config: DrawConfig) -> str:
+    """Captioned scenes -> shards."""
     paths = write_scenes(Path(config.folder), config.scenes)
     return f"{config.folder}: {config.scenes.num_samples:,} scenes in {len(paths):,} shards"
 

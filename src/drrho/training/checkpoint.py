@@ -4,7 +4,6 @@ One file per checkpoint, `step-00000100.pt`, in a folder of their own. What is i
 of `drrho.training.state`; here it is a dictionary of tensors and plain values.
 """
 
-import os
 import pickle
 import re
 import warnings
@@ -15,8 +14,9 @@ from typing import Any
 
 import torch
 
+from drrho.files import PARTIAL_SUFFIX, opened_atomically
+
 FILE_NAME = re.compile(r"step-(\d{8,})\.pt")
-PARTIAL_SUFFIX = ".partial"
 
 
 class CheckpointError(RuntimeError):
@@ -42,13 +42,8 @@ def save_checkpoint(contents: Mapping[str, Any], folder: Path, *, step: int, kee
         raise ValueError(f"keep must be at least 1, got {keep}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
-    with partial.open("wb") as file:
+    with opened_atomically(path) as file:
         torch.save(dict(contents), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync_folder(folder)
     superseded = [old for old in list_checkpoints(folder) if _step_of(old) <= step][:-keep]
     for old in superseded:
         old.unlink()
@@ -117,14 +112,3 @@ def _step_of(path: Path) -> int:
     match = FILE_NAME.fullmatch(path.name)
     assert match is not None, f"{path} is not named like a checkpoint"
     return int(match.group(1))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where folders can be flushed (not on Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,11 +2,12 @@
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+
+from drrho.files import write_atomically
 
 FILE_NAME = "metrics.jsonl"
 
@@ -119,6 +120,4 @@ def _keep_rows_before(step: int, path: Path) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path.parent) if (row["step"] or 0) < step]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

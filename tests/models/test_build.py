@@ -1,0 +1,138 @@
+"""Names become models: seeded, saved and loaded whole, with errors that say what exists."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.testing import assert_close
+
+from drrho.models.build import ModelConfig, build_model, load_model, save_model
+from drrho.models.open_clip import import_open_clip
+from drrho.models.small import SmallConfig
+
+SMALL = ModelConfig(
+    name="small", small=SmallConfig(embed_dim=8, image_width=2, text_width=8, text_heads=1)
+)
+# A CLIP of open_clip's own architecture, small enough to build in a test.
+TINY_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {
+        "context_length": 16,
+        "vocab_size": 49408,
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+    },
+}
+
+
+@pytest.fixture
+def local_dir(tmp_path):
+    """A folder as open_clip's push_to_hf_hub writes it, with random weights."""
+    torch.manual_seed(3)
+    open_clip = import_open_clip()
+    module = open_clip.CLIP(**TINY_CLIP)
+    preprocess = {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": preprocess})
+    )
+    save_file(module.state_dict(), tmp_path / "open_clip_model.safetensors")
+    return tmp_path, module
+
+
+def same_weights(a, b):
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_the_seed_gives_the_weights_and_nothing_else_is_drawn():
+    before = torch.get_rng_state()
+    first, second, other = (build_model(SMALL, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same_weights(first.module, second.module)
+    assert first.identity == second.identity
+    assert not same_weights(first.module, other.module)
+    assert first.identity["weights_sha256"] != other.identity["weights_sha256"]
+
+
+def test_a_saved_model_is_loaded_whole(tmp_path):
+    model = build_model(SMALL, seed=1)
+    with torch.no_grad():
+        model.module.text_projection.weight.mul_(2)
+    save_model(model.module, SMALL, tmp_path / "run" / "model")
+    loaded = build_model(ModelConfig(name=f"run:{tmp_path / 'run'}"), seed=0)
+    assert same_weights(loaded.module, model.module)
+    image = Image.new("RGB", (80, 70), "red")
+    assert_close(loaded.eval_transform(image), model.eval_transform(image))
+    assert_close(loaded.tokenizer(["a red box"]), model.tokenizer(["a red box"]))
+
+
+def test_a_local_folder_is_loaded_with_its_own_transform_and_tokenizer(local_dir):
+    folder, module = local_dir
+    model = build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+    assert same_weights(model.module, module)
+    image = model.eval_transform(Image.new("RGB", (50, 40), (102, 102, 102)))
+    assert image.shape == (3, 32, 32)
+    assert_close(image, torch.zeros(3, 32, 32), atol=1e-6, rtol=0)  # (0.4 - mean) / std
+    assert model.tokenizer(["a red box"]).shape == (1, 16)
+    assert model.module.encode_image(image[None], normalize=True).shape == (1, 16)
+    assert not model.module.logit_scale.requires_grad
+
+
+def test_an_open_clip_model_trained_here_is_saved_and_loaded(local_dir, tmp_path):
+    folder, _ = local_dir
+    config = ModelConfig(name=f"local-dir:{folder}")
+    model = build_model(config, seed=0)
+    with torch.no_grad():
+        model.module.text_projection.mul_(2)
+    save_model(model.module, config, tmp_path / "model")
+    assert same_weights(load_model(tmp_path / "model").module, model.module)
+
+
+def test_an_architecture_of_open_clip_gets_random_weights_from_the_seed():
+    config = ModelConfig(name="RN50")
+    assert not config.is_trained
+    models = [build_model(config, seed=seed) for seed in (0, 0)]
+    assert same_weights(models[0].module, models[1].module)
+
+
+def test_a_checkpoint_file_is_a_pretrained_model(tmp_path):
+    module = build_model(ModelConfig(name="RN50"), seed=4).module
+    save_file(module.state_dict(), tmp_path / "mine.safetensors")
+    config = ModelConfig(name="RN50", pretrained=str(tmp_path / "mine.safetensors"))
+    assert config.is_trained
+    assert same_weights(build_model(config, seed=0).module, module)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "ViT-B-99"}, "near: .*ViT-B-32"),
+        ({"name": "ViT-B-32", "pretrained": "laion9b"}, "laion2b_s34b_b79k"),
+        ({"name": "local-dir:/nowhere"}, "open_clip_config.json"),
+        ({"name": "small", "pretrained": "x"}, "no effect"),
+        ({"name": "ViT-B-32", "small": SmallConfig(embed_dim=4)}, "no effect"),
+    ],
+)
+def test_errors_say_what_there_is(config, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelConfig(**config), seed=0)
+
+
+def test_an_unfinished_run_is_no_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Finish the run"):
+        build_model(ModelConfig(name=f"run:{tmp_path}"), seed=0)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    save_model(build_model(SMALL, seed=0).module, SMALL, tmp_path)
+    wider = replace(SMALL, small=replace(SMALL.small, embed_dim=9))
+    text = json.loads((tmp_path / "model.json").read_text())
+    text["small"]["embed_dim"] = wider.small.embed_dim
+    (tmp_path / "model.json").write_text(json.dumps(text))
+    with pytest.raises(ValueError, match="does not fit"):
+        load_model(tmp_path)
