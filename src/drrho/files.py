@@ -17,8 +17,9 @@ def opened_atomically(path: Path) -> Iterator[BinaryIO]:
 
     The content is on the disk before it has its name, and the name before this returns: a crash
     of the machine loses the new content or nothing. A killed process leaves a hidden file that
-    ends in `PARTIAL_SUFFIX` behind.
+    ends in `PARTIAL_SUFFIX` behind. The folder is made if need be.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
         with partial.open("xb") as file:

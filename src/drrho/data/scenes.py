@@ -66,8 +66,8 @@ POSITIONS: dict[str, tuple[str, ...]] = {
     "bottom right": ("at the bottom right", "in the lower right corner"),
 }
 SIZES: dict[str, tuple[float, tuple[str, ...]]] = {
-    "small": (7.0, ("small", "little", "tiny")),
-    "large": (12.0, ("large", "big", "huge")),
+    "small": (10.0, ("small", "little", "tiny")),
+    "large": (15.0, ("large", "big", "huge")),
 }  # half the extent in pixels, and words
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "grey": (128, 128, 128),
@@ -82,23 +82,6 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "striped": ("striped", "banded"),
     "dotted": ("dotted", "speckled"),
     "checked": ("checked", "tiled"),
-}
-ZERO_SHOT_TASKS = {
-    "shape": {
-        "class_names": list(SHAPES),
-        "templates": ["a {}", "the picture shows a {}"],
-        "field": "shape",
-    },
-    "colour": {
-        "class_names": list(COLOURS),
-        "templates": ["a {} shape", "something {}"],
-        "field": "colour",
-    },
-    "position": {
-        "class_names": [words[0] for words in POSITIONS.values()],
-        "templates": ["a shape {}", "something {}"],
-        "field": "position_phrase",
-    },
 }
 
 
@@ -255,6 +238,31 @@ def scene_samples(config: ScenesConfig) -> Iterator[dict[str, bytes | str]]:
         }
 
 
+def zero_shot_tasks() -> dict[str, dict[str, object]]:
+    """Classification of shape, colour and position, as `zero_shot.json` has it.
+
+    Prompts are captions that name the class and one other attribute, or none. Averaged over the
+    other attribute, what remains is the class.
+    """
+    return {
+        "shape": {
+            "class_names": list(SHAPES),
+            "templates": ["a {}"] + [f"{_article(colour)} {colour} {{}}" for colour in COLOURS],
+            "field": "shape",
+        },
+        "colour": {
+            "class_names": list(COLOURS),
+            "templates": [f"a {{}} {shape}" for shape in SHAPES],
+            "field": "colour",
+        },
+        "position": {
+            "class_names": [words[0] for words in POSITIONS.values()],
+            "templates": [f"a {shape} {{}}" for shape in SHAPES],
+            "field": "position_phrase",
+        },
+    }
+
+
 def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
     """Writes the set as WebDataset shards `scenes-0000.tar`, ... and `zero_shot.json`.
 
@@ -288,7 +296,7 @@ def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
                     tar.write(sample)
                     progress.advance(1)
             partial.replace(path)
-    write_json(folder / "zero_shot.json", ZERO_SHOT_TASKS)
+    write_json(folder / "zero_shot.json", zero_shot_tasks())
     write_json(marker, asdict(config))  # last: its presence says that the set is complete
     return paths
 

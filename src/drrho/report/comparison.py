@@ -15,7 +15,7 @@ def comparison_table(results: Mapping[str, Any]) -> str:
     header = ["", "MRR", "95 % interval", *map(_short, scores), "samples", "seconds"]
     reference = results["reference"]
     rows = [_row("reference", reference, scores)]
-    rows += [_row(_name(method), metrics, scores) for method, metrics in methods.items()]
+    rows += [_row(method_title(method), metrics, scores) for method, metrics in methods.items()]
     return markdown_table(header, rows)
 
 
@@ -50,7 +50,7 @@ def explain(results: Mapping[str, Any]) -> str:
 
 def _in_words(difference: Mapping[str, Any]) -> str:
     low, high = difference["interval"]
-    method, other = _name(difference["method"]), _name(difference["minus"])
+    method, other = method_title(difference["method"]), method_title(difference["minus"])
     size = f"{abs(difference['mrr']):.3f} (interval of the difference: {low:+.3f} to {high:+.3f})"
     if low > 0:
         return f"{method} is ahead of {other} by {size}."
@@ -59,7 +59,8 @@ def _in_words(difference: Mapping[str, Any]) -> str:
     return f"{method} and {other} cannot be told apart: they differ by {size}."
 
 
-def _name(method: str) -> str:
+def method_title(method: str) -> str:
+    """A method's name in print."""
     return NAMES.get(method, method)
 
 

@@ -19,6 +19,7 @@ from drrho.data.manifest import open_manifest
 from drrho.evaluation.bootstrap import bootstrap_interval
 from drrho.files import write_json
 from drrho.models.build import load_model
+from drrho.report.comparison import method_title
 from drrho.report.curves import draw_curves
 from drrho.run.evaluation import EvaluationSet, evaluate_model, open_evaluation_set
 from drrho.run.recipe import Recipe, resolve_device
@@ -122,9 +123,14 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     }
     write_json(folder / "results.json", results)
     seed = comparison.seeds[0]
+    level = reference_run["metrics"].get("evaluation/mrr")
     draw_curves(
-        {m: read_metrics(Path(comparison.recipe(m, seed).output)) for m in comparison.methods},
+        {
+            method_title(method): read_metrics(Path(comparison.recipe(method, seed).output))
+            for method in comparison.methods
+        },
         folder / "curves.png",
+        levels={} if level is None else {"reference": level},
     )
     return results
 
