@@ -35,9 +35,10 @@ def test_the_same_configuration_gives_the_same_bytes(tmp_path):
     first, second = (write_scenes(tmp_path / name, config) for name in "ab")
     assert [path.name for path in first] == [f"scenes-000{i}.tar" for i in range(3)]
     assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]
-    assert first[0].read_bytes() != write_scenes(
-        tmp_path / "c", ScenesConfig(num_samples=10, seed=5)
-    )[0].read_bytes()
+    assert (
+        first[0].read_bytes()
+        != write_scenes(tmp_path / "c", ScenesConfig(num_samples=10, seed=5))[0].read_bytes()
+    )
 
 
 def test_mismatching_moves_captions_and_nothing_else():

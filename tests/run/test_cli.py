@@ -138,6 +138,7 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| DRRho-CLIP" in printed
     assert "mean reciprocal rank" in printed
+    assert (tmp_path / "results.md").read_text() in printed
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) >= {"setup", "reference", "methods", "versions"}
     assert list(results["methods"]) == ["clip", "fastclip", "drrho_clip"]

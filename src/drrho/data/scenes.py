@@ -241,23 +241,25 @@ def scene_samples(config: ScenesConfig) -> Iterator[dict[str, bytes | str]]:
 def zero_shot_tasks() -> dict[str, dict[str, object]]:
     """Classification of shape, colour and position, as `zero_shot.json` has it.
 
-    Prompts are captions that name the class and one other attribute, or none. Averaged over the
-    other attribute, what remains is the class.
+    Prompts are whole captions of the grammar, with the class in its place and all values of two
+    other attributes: averaged over those, what remains is the class.
     """
+    places = [phrases[0] for phrases in POSITIONS.values()]
+    ground = "on a plain grey background"
     return {
         "shape": {
             "class_names": list(SHAPES),
-            "templates": ["a {}"] + [f"{_article(colour)} {colour} {{}}" for colour in COLOURS],
+            "templates": [f"a large {c} {{}} {p} {ground}" for c in COLOURS for p in places],
             "field": "shape",
         },
         "colour": {
             "class_names": list(COLOURS),
-            "templates": [f"a {{}} {shape}" for shape in SHAPES],
+            "templates": [f"a large {{}} {s} {p} {ground}" for s in SHAPES for p in places],
             "field": "colour",
         },
         "position": {
-            "class_names": [words[0] for words in POSITIONS.values()],
-            "templates": [f"a {shape} {{}}" for shape in SHAPES],
+            "class_names": places,
+            "templates": [f"a large {c} {s} {{}} {ground}" for c in COLOURS for s in SHAPES],
             "field": "position_phrase",
         },
     }

@@ -4,13 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.files import write_json
-from drrho.report.comparison import comparison_table, explain
 from drrho.report.table import markdown_table
 from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
@@ -41,12 +39,14 @@ class DrawConfig:
 
 def run_demo(config: DemoConfig) -> str:
     """The whole way on procedural scenes."""
-    return _comparison_report(demo(config), config.output)
+    demo(config)
+    return _comparison_report(config.output)
 
 
 def run_compare(comparison: Comparison) -> str:
     """Several methods, one table."""
-    return _comparison_report(compare(comparison), comparison.output)
+    compare(comparison)
+    return _comparison_report(comparison.output)
 
 
 def run_index(config: IndexConfig) -> str:
@@ -99,10 +99,10 @@ def run_scenes(config: DrawConfig) -> str:
     return f"{config.folder}: {config.scenes.num_samples:,} scenes in {len(paths):,} shards"
 
 
-def _comparison_report(results: Mapping[str, Any], output: str) -> str:
+def _comparison_report(output: str) -> str:
+    written = (Path(output) / "results.md").read_text()
     return (
-        f"\n{comparison_table(results)}\n\n{explain(results)}\n\n"
-        f"The numbers are in {output}/results.json, the curves in {output}/curves.png."
+        f"\n{written}\nThe numbers are in {output}/results.json, the curves in {output}/curves.png."
     )
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from drrho.contrastive.objective import ObjectiveConfig
 from drrho.data.manifest import open_manifest
 from drrho.evaluation.bootstrap import bootstrap_interval
-from drrho.files import write_json
+from drrho.files import write_atomically, write_json
 from drrho.models.build import load_model
-from drrho.report.comparison import method_title
+from drrho.report.comparison import comparison_table, explain, method_title
 from drrho.report.curves import draw_curves
 from drrho.run.evaluation import EvaluationSet, evaluate_model, open_evaluation_set
 from drrho.run.recipe import Recipe, resolve_device
@@ -76,7 +76,8 @@ class Comparison:
 def compare(comparison: Comparison) -> dict[str, Any]:
     """Runs what is missing, evaluates everything on the test set, writes table and curves.
 
-    Writes `results.json`, `curves.png` into `comparison.output`.
+    Writes `results.json`, `results.md` (table and explanation) and `curves.png` into
+    `comparison.output`.
 
     Returns:
         The contents of `results.json`: `setup`, `reference`, `methods` (name -> mean metrics
@@ -122,6 +123,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         "versions": versions(),
     }
     write_json(folder / "results.json", results)
+    text = f"{comparison_table(results)}\n\n{explain(results)}\n"
+    write_atomically(folder / "results.md", text.encode())
     seed = comparison.seeds[0]
     level = reference_run["metrics"].get("evaluation/mrr")
     draw_curves(

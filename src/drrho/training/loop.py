@@ -77,7 +77,9 @@ def train(
     state.model.train()
     with (
         MetricsLog(state.folder, start_step=state.step) as log,
-        Progress("train", total=config.steps, unit="steps", initial=state.step) as progress,
+        Progress(
+            f"train {state.folder.name}", total=config.steps, unit="steps", initial=state.step
+        ) as progress,
         DeferredSignals() as signals,
     ):
         while True:
