@@ -9,16 +9,20 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs venv clean
+.PHONY: help demo test test-oldest lint docs venv clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed-demo  ## the whole way on drawn scenes, on the processor, in minutes
 	$(BIN)/drrho demo
 
 test: $(VENV)/installed-dev  ## run the tests
 	$(BIN)/python -m pytest
+
+test-oldest: $(VENV)/installed-dev  ## run the tests of reading shards with the oldest webdataset
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/oldest 'webdataset==0.2.86'
+	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest tests/data tests/reference
 
 lint: $(VENV)/installed-dev  ## check style, format and types
 	$(BIN)/ruff check

@@ -144,6 +144,12 @@ def steered(batches: Iterator[Batch], store: ReferenceStore | None) -> Iterator[
             yield SteeredBatch(pairs=pairs, reference=reference)
             continue
         absent = pairs.sample_ids[~reference.present].tolist()
+        if len(absent) == len(pairs.sample_ids):
+            raise ValueError(
+                f"the reference has no embedding of any of the {len(absent)} pairs of a batch, "
+                f"samples {absent[:5]} ...; check the images that `drrho reference precompute` "
+                "reported as absent"
+            )
         kept = pairs.keep(
             reference.present, skipped=[(i, "no reference embedding") for i in absent]
         )
