@@ -1,7 +1,8 @@
 """The command line: `drrho COMMAND ...`."""
 
-import logging
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,13 +29,13 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   scenes FOLDER                    draw captioned scenes as WebDataset shards
+
+DRRHO_TRACEBACK=1 shows where an error came from.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("drrho").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(arguments)
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"drrho: {interruption}", file=sys.stderr)
         return 128 + interruption.received
     except commands.USER_ERRORS as error:
+        if os.environ.get("DRRHO_TRACEBACK"):
+            traceback.print_exc()
         print(f"drrho: error: {error}", file=sys.stderr)
         return 1
 

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -41,6 +46,28 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes plain data as indented JSON, as `opened_atomically`."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes sure that no other process works in a folder; the operating system ends the claim
+    with the process, however it dies. Not on Windows, where this does nothing.
+
+    Raises:
+        BlockingIOError: another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"another process is at work in {folder}; wait for it, or use another folder"
+            ) from error
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

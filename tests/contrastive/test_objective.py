@@ -69,6 +69,10 @@ def test_diagnostics_know_uniform_and_single_weights():
         ({"method": "clip", "epsilon": 0.1}, "epsilon"),
         ({"method": "clip", "gamma_min": 0.5}, "gamma_min"),
         ({"method": "fastclip", "rho": 1.0}, "learned temperature"),
+        (
+            {"method": "fastclip", "temperature": TemperatureConfig(learned=True)},
+            "needs objective.rho",
+        ),
         ({"method": "fastclip", "epsilon": 0.0}, "epsilon must be positive"),
         ({"method": "fastclip", "gamma_min": 0.0}, "gamma_min must be"),
     ],
@@ -103,7 +107,14 @@ def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
 
 
 @pytest.mark.parametrize(
-    "options", [{"initial": 0.001}, {"initial": float("nan")}, {"minimum": 0.0}]
+    "options",
+    [
+        {"initial": 0.0},
+        {"initial": float("nan")},
+        {"minimum": 0.005},
+        {"initial": 0.001, "learned": True},
+        {"minimum": 0.0, "learned": True},
+    ],
 )
 def test_temperatures_are_checked(options):
     with pytest.raises(ValueError, match="temperature"):
@@ -127,3 +138,7 @@ def test_distilling_a_certain_teacher_is_clip(target):
     tau = torch.tensor(0.1, dtype=torch.float64)
     distilled = distillation_loss(target, sure, temperature=tau, reference_temperature=0.01)
     assert_close(distilled, clip_loss(target, temperature=tau))
+
+
+def test_a_constant_temperature_may_be_as_small_as_one_likes():
+    assert_close(Temperature(TemperatureConfig(initial=0.001))().item(), 0.001, rtol=1e-6, atol=0)

@@ -1,9 +1,16 @@
 """What a batch holds, and that it depends on the step and on nothing else."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from tests.data.tar_files import (
@@ -30,6 +37,8 @@ from drrho.data.loading import (
     training_batches,
 )
 from drrho.data.manifest import index_shards
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -226,6 +235,60 @@ def test_labelled_images_need_no_captions(tmp_path):
     assert [n for batch in batches for n in numbers_shown(batch.images)] == [0, 1, 2]
     assert [m["cls"] for batch in batches for m in batch.metadata] == [0, 1, 0]
     assert all(batch.captions == [] for batch in batches)
+
+
+def test_damaged_metadata_cost_no_sample_where_they_are_not_asked_for(tmp_path):
+    rows = [pair(0), pair(1) | {"json": b"{"}, pair(2) | {"cls": b"cat"}]
+    manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
+    (batch,) = evaluation_batches(manifest, to_tensor, batch_size=3, with_metadata=False)
+    assert batch.sample_ids.tolist() == [0, 1, 2]
+    assert batch.metadata == []
+    assert batch.skipped == ()
+    (batch,) = evaluation_batches(manifest, to_tensor, batch_size=3)
+    assert batch.skipped == ((1, "corrupt json"), (2, "corrupt class index"))
+
+
+def signalled_stream(tmp_path, then):
+    """A process with two workers whose group gets SIGTERM and SIGINT, and the workers' ids."""
+    path = write_shard(tmp_path / "a.tar", [pair(n) for n in range(8)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.data.signalled_stream", str(path), then],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own
+    )
+    assert process.stdout is not None
+    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    assert len(workers) == 2
+    return process, workers
+
+
+def is_running(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_signals_to_the_whole_process_group_do_not_end_the_workers(tmp_path):
+    process, _ = signalled_stream(tmp_path, "close")
+    said = process.communicate(timeout=60)[0].split()
+    assert process.returncode == 0
+    assert said[:-1] == ["read", "on", "closed", "after"]
+    assert float(said[-1]) < 4, "closing must not wait for the DataLoader's limit of 5 seconds"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_workers_end_when_the_main_process_is_killed(tmp_path):
+    process, workers = signalled_stream(tmp_path, "wait")
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "read on\n"
+        process.send_signal(signal.SIGKILL)
+    limit = time.monotonic() + 30  # torch's watchdog looks every 5 seconds
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 def test_real_images_and_captions_load():

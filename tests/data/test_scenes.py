@@ -1,12 +1,14 @@
 """Captioned scenes: a function of the seed, with exactly the stated share of wrong captions."""
 
 import io
+import itertools
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from drrho.data import scenes
 from drrho.data.manifest import index_shards
 from drrho.data.scenes import (
     COLOUR_WORDS,
@@ -148,10 +150,22 @@ def test_an_interrupted_set_is_completed(tmp_path):
     assert [path.read_bytes() for path in write_scenes(tmp_path / "cut", config)] == whole
 
 
+def test_a_shard_that_was_not_finished_leaves_nothing(tmp_path, monkeypatch):
+    def failing(config):
+        yield from itertools.islice(scene_samples(config), 4)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scenes, "scene_samples", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path, ScenesConfig(num_samples=6, seed=2, samples_per_shard=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes-0000.tar"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"num_samples": 0},
+        {"seed": -1},
         {"mismatch_rate": 1.0},
         {"mismatch_rate": -0.1},
         {"omission_rate": 1.5},

@@ -1,7 +1,9 @@
 """What is read from a tar file, and what is refused."""
 
 import gzip
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -126,6 +128,21 @@ def test_a_truncated_image_is_never_half_decoded(kind, tolerant, monkeypatch):
         with pytest.raises(UnusableSample, match="corrupt image"):
             decode_image(sample(jpg=whole[:length]))
     assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_transparency_beyond_the_palette_is_a_corrupt_image():
+    content = encoded(Image.new("P", (8, 8), 0))
+    chunk = b"tRNS" + bytes(300)  # a palette has 256 colours
+    chunk = struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    pixels = content.index(b"IDAT") - 4
+    with pytest.raises(UnusableSample, match="corrupt image"):
+        decode_image(sample(png=content[:pixels] + chunk + content[pixels:]))
+
+
+def test_a_fault_of_the_program_is_not_taken_for_a_corrupt_image(monkeypatch):
+    monkeypatch.delattr(Image.Image, "has_transparency_data")  # as before Pillow 10.1
+    with pytest.raises(AttributeError):
+        decode_image(sample(png=encoded(Image.new("L", (8, 8)))))
 
 
 @pytest.mark.parametrize(

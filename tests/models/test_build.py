@@ -63,7 +63,7 @@ def test_a_saved_model_is_loaded_whole(tmp_path):
     model = build_model(SMALL, seed=1)
     with torch.no_grad():
         model.module.text_projection.weight.mul_(2)
-    save_model(model.module, SMALL, tmp_path / "run" / "model")
+    save_model(model, tmp_path / "run" / "model")
     loaded = build_model(ModelConfig(name=f"run:{tmp_path / 'run'}"), seed=0)
     assert same_weights(loaded.module, model.module)
     image = Image.new("RGB", (80, 70), "red")
@@ -83,19 +83,28 @@ def test_a_local_folder_is_loaded_with_its_own_transform_and_tokenizer(local_dir
     assert not model.module.logit_scale.requires_grad
 
 
-def test_an_open_clip_model_trained_here_is_saved_and_loaded(local_dir, tmp_path):
+def test_an_open_clip_model_trained_here_needs_nothing_but_its_folder(local_dir, tmp_path):
+    """Weights, transform and tokenizer survive, for us and for open_clip itself."""
     folder, _ = local_dir
-    config = ModelConfig(name=f"local-dir:{folder}")
-    model = build_model(config, seed=0)
+    model = build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
     with torch.no_grad():
         model.module.text_projection.mul_(2)
-    save_model(model.module, config, tmp_path / "model")
-    assert same_weights(load_model(tmp_path / "model").module, model.module)
+    save_model(model, tmp_path / "run" / "model")
+    (folder / "open_clip_config.json").unlink()  # the place it came from is gone
+    loaded = build_model(ModelConfig(name=f"run:{tmp_path / 'run'}"), seed=0)
+    assert same_weights(loaded.module, model.module)
+    for part in ("eval_transform", "tokenizer"):
+        assert loaded.identity[part] == model.identity[part]
+    theirs, _, _ = import_open_clip().create_model_and_transforms(
+        f"local-dir:{tmp_path / 'run' / 'model'}"
+    )
+    assert same_weights(theirs, model.module)
 
 
 def test_an_architecture_of_open_clip_gets_random_weights_from_the_seed():
     config = ModelConfig(name="RN50")
-    assert not config.is_trained
+    with pytest.raises(ValueError, match="random weights"):
+        config.require_trained()
     models = [build_model(config, seed=seed) for seed in (0, 0)]
     assert same_weights(models[0].module, models[1].module)
 
@@ -104,7 +113,7 @@ def test_a_checkpoint_file_is_a_pretrained_model(tmp_path):
     module = build_model(ModelConfig(name="RN50"), seed=4).module
     save_file(module.state_dict(), tmp_path / "mine.safetensors")
     config = ModelConfig(name="RN50", pretrained=str(tmp_path / "mine.safetensors"))
-    assert config.is_trained
+    config.require_trained()
     assert same_weights(build_model(config, seed=0).module, module)
 
 
@@ -114,6 +123,8 @@ def test_a_checkpoint_file_is_a_pretrained_model(tmp_path):
         ({"name": "ViT-B-99"}, "near: .*ViT-B-32"),
         ({"name": "ViT-B-32", "pretrained": "laion9b"}, "laion2b_s34b_b79k"),
         ({"name": "local-dir:/nowhere"}, "open_clip_config.json"),
+        ({"name": "ViT-B-32", "pretrained": "openai"}, "ViT-B-32-quickgelu"),
+        ({"name": "ViT-B-32-quickgelu", "pretrained": "laion2b_s34b_b79k"}, "neither a file"),
         ({"name": "small", "pretrained": "x"}, "no effect"),
         ({"name": "ViT-B-32", "small": SmallConfig(embed_dim=4)}, "no effect"),
     ],
@@ -128,11 +139,22 @@ def test_an_unfinished_run_is_no_model(tmp_path):
         build_model(ModelConfig(name=f"run:{tmp_path}"), seed=0)
 
 
+def test_a_folder_without_weights_is_no_trained_model(local_dir):
+    folder, _ = local_dir
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weights"):
+        build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+
+
 def test_weights_of_another_shape_are_refused(tmp_path):
-    save_model(build_model(SMALL, seed=0).module, SMALL, tmp_path)
-    wider = replace(SMALL, small=replace(SMALL.small, embed_dim=9))
-    text = json.loads((tmp_path / "model.json").read_text())
-    text["small"]["embed_dim"] = wider.small.embed_dim
-    (tmp_path / "model.json").write_text(json.dumps(text))
+    save_model(build_model(SMALL, seed=0), tmp_path)
+    widths = json.loads((tmp_path / "small.json").read_text()) | {"embed_dim": 9}
+    (tmp_path / "small.json").write_text(json.dumps(widths))
     with pytest.raises(ValueError, match="does not fit"):
         load_model(tmp_path)
+
+
+def test_what_was_not_built_here_cannot_be_saved(tmp_path):
+    stranger = replace(build_model(SMALL, seed=0), architecture={})
+    with pytest.raises(ValueError, match="no architecture"):
+        save_model(stranger, tmp_path)

@@ -192,6 +192,13 @@ def test_a_set_of_which_nothing_can_be_encoded_is_an_error(tmp_path):
         precompute(small_encoder(), manifest, tmp_path / "out", batch_size=1)
 
 
+def test_damaged_metadata_do_not_cost_a_pair_its_embedding(tmp_path):
+    rows = [pair(0), pair(1) | {"json": b"{"}, pair(2) | {"cls": b"cat"}]
+    manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
+    report = precompute(small_encoder(), manifest, tmp_path / "out", batch_size=2)
+    assert (report.num_encoded, report.absent) == (3, {})
+
+
 def test_the_card_says_how_the_embeddings_were_made(manifest, tmp_path):
     precompute(small_encoder(), manifest, tmp_path / "out", batch_size=2)
     card = json.loads((tmp_path / "out" / "reference.json").read_text())

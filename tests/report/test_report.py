@@ -14,13 +14,14 @@ def scores(mrr):
         "image_to_text/R@1": mrr / 2,
         "zero_shot/shape/top1": 0.5,
         "zero_shot/shape/mean_per_class_recall": 0.4,
+        "images": 100.0,
         "samples_seen": 5000,
         "seconds": 12.3,
     }
 
 
 RESULTS = {
-    "setup": {"test_pairs": 100, "steps": 10, "batch_size": 50, "seeds": [0]},
+    "setup": {"seeds": [0], "reference_data": "clean.json", "train": "noisy.json"},
     "reference": scores(0.7),
     "methods": {
         "clip": scores(0.2) | {"mrr_interval": [0.15, 0.25]},
@@ -65,6 +66,14 @@ def test_words_follow_the_interval(low, high, verdict):
     assert verdict in text
     assert f"{low:+.3f} to {high:+.3f}" in text
     assert "not how far another seed could" in text
+    assert "(5,000 samples each)" in text
+
+
+def test_words_say_when_the_methods_saw_different_numbers_of_samples():
+    fewer = RESULTS["methods"] | {
+        "drrho_clip": RESULTS["methods"]["drrho_clip"] | {"samples_seen": 4990}
+    }
+    assert "(4,990 or 5,000 samples each)" in explain(RESULTS | {"methods": fewer})
 
 
 def test_rows_of_another_length_are_refused():

@@ -39,6 +39,7 @@ recipe = Recipe(
 def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.py").write_text(RECIPE)
+    (tmp_path / "broken.py").write_text("steps = 0\nrecipe = 1 / steps\n")
     return tmp_path
 
 
@@ -92,7 +93,10 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
         (["train", "recipies.py"], "near it: ['recipe.py']"),
         (["train", "recipe.py"], "manifest train.json does not exist; run `drrho index`"),
         (["compare", "recipe.py"], "that is for `drrho train`"),
-        (["evaluate", "run", "--data", "x"], "nor an architecture"),
+        (["evaluate", "run", "--data", "x"], "has random weights"),
+        (["evaluate", "ViT-B-99", "--pretrained", "x", "--data", "x"], "nor an architecture"),
+        (["train", "broken.py"], "recipe broken.py, line 2: ZeroDivisionError"),
+        (["train", "recipe.py", "--loading.batch-size", "1"], "at least 2"),
         (
             ["reference", "precompute", "--data", "x", "--model", "ViT-B-32", "--output", "y"],
             "random weights",

@@ -13,19 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.objective import ContrastiveObjective, ObjectiveConfig
 from drrho.contrastive.temperature import TemperatureConfig
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.files import exclusive
 from drrho.reference.store import ReferenceStore
 from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.reference import PrecomputeConfig, precompute_reference
 from drrho.run.training import train_recipe
+from drrho.training.checkpoint import CheckpointError
 from drrho.training.log import read_metrics
 
 
 def files_of(run):
     """What a run leaves behind that must not depend on interruptions."""
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run)]
-    return rows, (run / "model" / "model.safetensors").read_bytes()
+    return rows, (run / "model" / "open_clip_model.safetensors").read_bytes()
 
 
 def test_a_steered_run_reports_what_was_asked_for(steered_recipe, tmp_path):
@@ -53,7 +56,13 @@ def test_killed_and_continued_is_uninterrupted(steered_recipe, tmp_path):
         replace(
             steered_recipe,
             output=str(tmp_path / name),
-            training=replace(steered_recipe.training, steps=400, log_every=50),
+            training=replace(
+                steered_recipe.training,
+                steps=120,
+                log_every=10,
+                checkpoint_every=20,
+                evaluate_every=60,
+            ),
         )
         for name in ("whole", "killed")
     )
@@ -104,9 +113,9 @@ def test_workers_and_their_number_change_no_number(steered_recipe, tmp_path):
 def test_a_finished_run_is_returned_and_another_recipe_refused(plain_recipe, tmp_path):
     recipe = replace(plain_recipe, output=str(tmp_path))
     first = train_recipe(recipe)
-    changed = (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns
+    changed = (tmp_path / "model" / "open_clip_model.safetensors").stat().st_mtime_ns
     assert train_recipe(recipe) == first
-    assert (tmp_path / "model" / "model.safetensors").stat().st_mtime_ns == changed
+    assert (tmp_path / "model" / "open_clip_model.safetensors").stat().st_mtime_ns == changed
     with pytest.raises(ValueError, match="seed: 0 before, 1 now"):
         train_recipe(replace(recipe, seed=1))
 
@@ -191,6 +200,74 @@ def test_a_changed_shard_is_refused(plain_recipe, scenes, tmp_path):
     recipe = replace(plain_recipe, output=str(tmp_path / "run"), data=str(data / "manifest.json"))
     with pytest.raises(ValueError, match=r"scenes-0001.tar.*drrho index"):
         train_recipe(recipe)
+
+
+def test_changed_contents_at_the_same_paths_are_another_run(steered_recipe, scenes, tmp_path):
+    """Neither a finished nor an unfinished run goes on with other data or another reference."""
+    data, embeddings = tmp_path / "data", tmp_path / "embeddings"
+    shutil.copytree(scenes / "train", data)
+    shutil.copytree(steered_recipe.reference, embeddings)
+    recipe = replace(
+        steered_recipe,
+        output=str(tmp_path / "run"),
+        data=str(data / "manifest.json"),
+        reference=str(embeddings),
+    )
+    train_recipe(recipe)
+    moved = replace(recipe, data=steered_recipe.data, reference=steered_recipe.reference)
+    assert train_recipe(moved)["samples_seen"] == 48  # the same contents elsewhere: the same run
+    card = json.loads((embeddings / "reference.json").read_text())
+    shutil.rmtree(embeddings)
+    precompute_reference(
+        PrecomputeConfig(
+            data=recipe.data,
+            model=f"run:{tmp_path / 'run'}",
+            output=str(embeddings),
+            device="cpu",
+        )
+    )
+    assert json.loads((embeddings / "reference.json").read_text()) != card
+    with pytest.raises(ValueError, match="contents.reference.weights_sha256"):
+        train_recipe(recipe)
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(CheckpointError, match="contents.reference.weights_sha256"):
+        train_recipe(recipe)
+
+
+def test_embeddings_have_unit_length_under_bfloat16(plain_recipe, tmp_path, monkeypatch):
+    seen = []
+    forward = ContrastiveObjective.forward
+
+    def watched(objective, target, *args, **kwargs):
+        seen.extend(embeddings.norm(dim=-1) for embeddings in target)
+        return forward(objective, target, *args, **kwargs)
+
+    monkeypatch.setattr(ContrastiveObjective, "forward", watched)
+    training = replace(plain_recipe.training, steps=2, precision="bfloat16", evaluate_every=None)
+    train_recipe(replace(plain_recipe, output=str(tmp_path), training=training))
+    torch.testing.assert_close(torch.cat(seen), torch.ones(32), atol=1e-6, rtol=0)
+
+
+def test_another_evaluation_set_of_a_finished_run_is_not_ignored(plain_recipe, scenes, tmp_path):
+    recipe = replace(plain_recipe, output=str(tmp_path))
+    train_recipe(recipe)
+    other = replace(recipe.evaluation, data=str(scenes / "train" / "manifest.json"))
+    with pytest.raises(ValueError, match="drrho evaluate"):
+        train_recipe(replace(recipe, evaluation=other))
+
+
+def test_two_processes_do_not_share_a_folder(plain_recipe, tmp_path):
+    with exclusive(tmp_path), pytest.raises(BlockingIOError, match="another process"):
+        train_recipe(replace(plain_recipe, output=str(tmp_path)))
+
+
+def test_an_unreachable_rho_is_warned_of_with_the_numbers(plain_recipe):
+    learned = TemperatureConfig(learned=True)
+    with pytest.warns(UserWarning, match=r"rho = 5.0 .* at most 1.95 nats"):
+        replace(
+            plain_recipe,
+            objective=ObjectiveConfig(method="fastclip", temperature=learned, rho=5.0),
+        )
 
 
 def test_recipes_refuse_options_without_effect(plain_recipe, steered_recipe):

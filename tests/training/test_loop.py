@@ -113,6 +113,19 @@ def test_temperature_is_not_clipped_with_the_model(tmp_path):
         assert torch.equal(small, large)
 
 
+@pytest.mark.parametrize("learnable", [True, False])
+def test_temperature_gradient_is_logged_where_there_is_one(tmp_path, learnable):
+    state = tiny_state(tmp_path)
+    assert isinstance(state.loss, TinyLoss)
+    state.loss.temperature.requires_grad_(learnable)
+    tiny_train(state)
+    assert all(
+        ("temperature_gradient_norm" in row) == learnable
+        for row in read_metrics(tmp_path)
+        if "loss" in row
+    )
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

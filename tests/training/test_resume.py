@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,37 @@ def test_signal_finishes_the_step_and_saves(tmp_path, uninterrupted, number):
     assert final_checkpoint(tmp_path)["step"] == 8
     resume_and_finish(tmp_path)
     assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [10, 40])
+def test_signal_in_an_evaluation_stops_after_it(tmp_path, uninterrupted, step):
+    """Also in the last one: whoever trains several runs in a row must not start the next."""
+    state = tiny_state(tmp_path)
+    evaluators = tiny_run.tiny_evaluators(state)
+
+    def interrupted():
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluators["val"]()
+
+    with pytest.raises(TrainingInterrupted, match=f"after step {step} of 40"):
+        tiny_train(state, evaluators={"val": interrupted})
+    assert final_checkpoint(tmp_path)["step"] == step
+    resume_and_finish(tmp_path)
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_signal_in_an_evaluation_without_a_checkpoint_saves_one(tmp_path):
+    config = replace(CONFIG, checkpoint_every=7)
+    state = tiny_state(tmp_path, config)
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with pytest.raises(TrainingInterrupted, match="after step 10 of 40"):
+        tiny_train(state, config=config, evaluators={"val": interrupted})
+    assert final_checkpoint(tmp_path)["step"] == 10
 
 
 def test_second_signal_acts_at_once(tmp_path):

@@ -1,17 +1,16 @@
 """A checkpoint is restored into the run that wrote it, or not at all."""
 
-import random
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from drrho.training import state as state_module
 from drrho.training.checkpoint import CheckpointError, load_checkpoint
-from drrho.training.generators import capture_generators, preserved_generators, restore_generators
 from drrho.training.optimizer import OptimizerConfig, build_optimizer
-from drrho.training.state import TrainingState, plain
+from drrho.training.state import TrainingState, plain, versions
 
 
 def state(folder, *, config=None, width=3, with_loss=True):
@@ -48,6 +47,19 @@ def test_versions_and_config_are_in_the_file(tmp_path):
     assert contents["config"]["a"]["b"] == 1
     assert contents["versions"]["torch"] == str(torch.__version__)
     assert {"drrho", "python", "numpy"} <= contents["versions"].keys()
+
+
+def test_versions_name_the_libraries_that_are_installed(monkeypatch):
+    assert versions()["webdataset"] == version("webdataset")
+
+    def without_torchvision(name):
+        if name == "torchvision":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(state_module, "version", without_torchvision)
+    assert {"open_clip_torch", "pillow", "webdataset"} <= versions().keys()
+    assert "torchvision" not in versions()
 
 
 def test_other_config_is_named(tmp_path):
@@ -99,25 +111,3 @@ def test_config_is_plain_data():
     }
     with pytest.raises(TypeError):
         plain({"model": object()})
-
-
-def draw():
-    return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss()
-
-
-def test_generators_continue_where_they_were_captured():
-    draw()
-    states = capture_generators()
-    expected = [draw(), draw()]
-    restore_generators(states)
-    assert [draw(), draw()] == expected
-
-
-def test_draws_in_a_preserved_part_leave_no_trace():
-    states = capture_generators()
-    expected = draw()
-    restore_generators(states)
-    with pytest.raises(KeyError), preserved_generators():
-        draw()
-        raise KeyError
-    assert draw() == expected

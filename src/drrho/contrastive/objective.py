@@ -25,7 +25,8 @@ class ObjectiveConfig:
         temperature: constant or learned.
         epsilon: floor of the sums; None means 1e-4 with a reference and 1e-14 without, as
             published. CLIP has no such choice.
-        rho: radius of the ambiguity set in nats, for a learned temperature; not for CLIP.
+        rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
+            since without it the temperature would grow for ever. Not for CLIP.
         gamma_min: where the weight of the newest batch in the per-sample averages ends; None
             means `recommended_gamma_min` of the run's epochs, 1 means no averaging. Not for
             CLIP.
@@ -48,6 +49,12 @@ class ObjectiveConfig:
             raise ValueError(
                 f"objective.rho = {self.rho} only acts through a learned temperature; set "
                 "objective.temperature.learned, or leave rho out"
+            )
+        if self.rho is None and self.temperature.learned and self.method != "clip":
+            raise ValueError(
+                f"method {self.method!r} with a learned temperature needs objective.rho: without "
+                "it every step raises the temperature. FastCLIP was published with 6.5 to 11; "
+                "it must lie below log(batch size - 1) to be reached"
             )
         if self.epsilon is not None and not self.epsilon > 0:
             raise ValueError(f"objective.epsilon must be positive, got {self.epsilon}")

@@ -74,7 +74,7 @@ def log_anchor_losses(
     log_means = torch.stack([log_gap_means(logits), log_gap_means(logits.T)])
     if epsilon == 0:
         return log_means
-    return torch.logaddexp(log_means, log_means.new_tensor(math.log(epsilon)))
+    return torch.logaddexp(log_means, torch.full_like(log_means, math.log(epsilon)))
 
 
 def global_contrastive_risk(

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+CLIP_MINIMUM = 0.01  # CLIP's logit scale stops at 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureConfig:
@@ -15,21 +17,31 @@ class TemperatureConfig:
     Attributes:
         initial: tau, in units of cosine similarity.
         learned: whether tau follows its gradient.
-        minimum: smallest tau that learning may reach (CLIP: 0.01).
+        minimum: smallest tau that learning may reach; None means CLIP's 0.01. Only if learned.
     """
 
     initial: float = 0.07
     learned: bool = False
-    minimum: float = 0.01
+    minimum: float | None = None
 
     def __post_init__(self):
-        if not self.minimum > 0:
-            raise ValueError(f"temperature.minimum must be positive, got {self.minimum}")
-        if not self.initial >= self.minimum:
+        if self.minimum is not None and not self.learned:
             raise ValueError(
-                f"temperature.initial must be at least temperature.minimum = {self.minimum}, "
-                f"got {self.initial}"
+                f"temperature.minimum = {self.minimum} has no effect on a constant temperature; "
+                "set temperature.learned, or leave it out"
             )
+        if not 0 < self.initial < math.inf:
+            raise ValueError(f"temperature.initial must be positive, got {self.initial}")
+        if self.learned and not 0 < self.floor <= self.initial:
+            raise ValueError(
+                f"temperature.minimum must be positive and at most temperature.initial = "
+                f"{self.initial}, got {self.floor}"
+            )
+
+    @property
+    def floor(self) -> float:
+        """The smallest tau that learning may reach."""
+        return CLIP_MINIMUM if self.minimum is None else self.minimum
 
 
 class Temperature(nn.Module):
@@ -49,7 +61,7 @@ class Temperature(nn.Module):
             self.log_temperature = nn.Parameter(initial)
         else:
             self.register_buffer("log_temperature", initial)
-        self._log_minimum = math.log(config.minimum)
+        self._log_minimum = math.log(config.floor)
 
     def forward(self) -> Float[Tensor, ""]:
         if isinstance(self.log_temperature, nn.Parameter):

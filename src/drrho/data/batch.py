@@ -55,7 +55,8 @@ class Examples:
         sample_ids: the ids of the samples in the manifest, ascending.
         images: what the evaluation transform made of each image.
         captions: the caption of each sample, or nothing if captions were not asked for.
-        metadata: what `decode_metadata` gives for each sample.
+        metadata: what `decode_metadata` gives for each sample, or nothing if metadata were not
+            asked for.
         skipped: id and reason of each sample in or near this range that could not be decoded.
     """
 

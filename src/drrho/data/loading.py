@@ -4,8 +4,15 @@ The batch of a training step is a function of (manifest, seed, step) alone: to r
 nothing but the number of the step, and the number of worker processes changes nothing.
 """
 
+import atexit
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from ctypes import c_bool
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
+from types import FrameType
 
 import torch
 from PIL import Image
@@ -16,8 +23,8 @@ from drrho.data.batch import Batch, Examples
 from drrho.data.cache import OpenShards
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
-from drrho.data.randomness import borrowed_random_states, derived_seed, seed_random_states
 from drrho.data.shards import RawSample, decode_caption, decode_image, decode_metadata
+from drrho.randomness import derived_seed, preserved_generators, seed_generators
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
@@ -33,6 +40,10 @@ class LoadingConfig:
             and holds them in memory, undecoded.
         workers: processes that decode; 0 decodes in the training process. The batches are the
             same for any number.
+
+    Memory: about (2 workers + 1) batches of `batch_size` decoded images, 4 bytes for each of
+    their values (602 kB for 3 x 224 x 224); and in every worker, or in the training process if
+    there is none, the undecoded shards of a window.
     """
 
     batch_size: int
@@ -105,6 +116,7 @@ def evaluation_batches(
     batch_size: int,
     workers: int = 0,
     with_captions: bool = True,
+    with_metadata: bool = True,
 ) -> Iterator[Examples]:
     """Every usable sample once, in the order of the ids.
 
@@ -118,6 +130,8 @@ def evaluation_batches(
         workers: processes that decode; 0 decodes in this one.
         with_captions: False takes samples without a caption too, and gives no captions; for
             data that carry labels instead.
+        with_metadata: False does not look at json and cls files and gives no metadata, so that
+            a damaged one makes no sample unreadable.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
@@ -132,6 +146,7 @@ def evaluation_batches(
         shards=OpenShards(manifest, capacity=1),
         transform=transform,
         with_captions=with_captions,
+        with_metadata=with_metadata,
     )
     return _without_empty_ones(_load(examples, plan, workers=workers))
 
@@ -148,11 +163,11 @@ class _TrainingPairs(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         epoch, wanted = item
         ids, images, captions, skipped = [], [], [], []
-        with borrowed_random_states():
+        with preserved_generators():
             for sample_id, (image, caption) in self.shards.readable(
                 wanted, skipped, decode=_decode_pair
             ):
-                seed_random_states(derived_seed("transform", self.seed, epoch, sample_id))
+                seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
                 ids.append(sample_id)
                 images.append(self.transform(image))
                 captions.append(caption)
@@ -171,6 +186,7 @@ class _EvaluationExamples(Dataset[Examples]):
     shards: OpenShards
     transform: Transform
     with_captions: bool
+    with_metadata: bool
 
     def __getitem__(self, wanted: list[int]) -> Examples:
         ids, images, captions, metadata, skipped = [], [], [], [], []
@@ -180,7 +196,7 @@ class _EvaluationExamples(Dataset[Examples]):
             ids.append(sample_id)
             images.append(self.transform(image))
             captions.extend(caption)
-            metadata.append(fields)
+            metadata.extend(fields)
         return Examples(
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             images=_stack(images),
@@ -189,9 +205,10 @@ class _EvaluationExamples(Dataset[Examples]):
             skipped=tuple(skipped),
         )
 
-    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str], dict]:
+    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str], list[dict]]:
         caption = [decode_caption(sample)] if self.with_captions else []
-        return decode_image(sample), caption, decode_metadata(sample)
+        fields = [decode_metadata(sample)] if self.with_metadata else []
+        return decode_image(sample), caption, fields
 
 
 def _training_plan(
@@ -219,6 +236,10 @@ def _evaluation_plan(
 
 def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
     """The items of a data set in the order of the plan, whatever the number of workers."""
+    exiting = RawValue(c_bool, False)
+    if workers > 0:
+        # Before the function that multiprocessing registered: it ends workers, and waits for them.
+        atexit.register(setattr, exiting, "value", True)
     return DataLoader(
         dataset,
         sampler=plan,
@@ -226,7 +247,26 @@ def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the global one
+        worker_init_fn=partial(_outlive_signals, exiting),
     )
+
+
+def _outlive_signals(exiting: c_bool, _worker: int) -> None:
+    """Leaves it to the main process to act on a signal that a scheduler sends to all of them.
+
+    The main process ends its workers when it closes the stream, or with SIGTERM when it exits; a
+    worker whose main process was killed notices within 5 seconds (torch's watchdog).
+
+    Args:
+        exiting: shared; whether a SIGTERM is now the main process's own.
+    """
+
+    def exit_if_asked(_number: int, _frame: FrameType | None) -> None:
+        if exiting.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, exit_if_asked)
 
 
 def _never_empty(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -29,7 +29,7 @@ from drrho.data.shards import (
     image_bytes,
     read_shard,
 )
-from drrho.files import write_atomically
+from drrho.files import write_json
 from drrho.progress import Progress
 
 FORMAT = "drrho manifest"
@@ -131,7 +131,7 @@ class Manifest:
         folder = Path(os.path.abspath(path)).parent
         shards = [asdict(shard) | {"url": _relative(shard.url, folder)} for shard in self.shards]
         document = {"format": FORMAT, "version": VERSION, "shards": shards}
-        write_atomically(Path(path), (json.dumps(document, indent=1) + "\n").encode())
+        write_json(Path(path), document)
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
@@ -164,7 +164,9 @@ class Manifest:
 
 def open_manifest(source: str | Path) -> Manifest:
     """The manifest in a `.json` file, or of the shards that `source` names, indexed now."""
-    return Manifest.load(source) if str(source).endswith(".json") else index_shards(source)
+    if str(source).endswith(".json"):
+        return Manifest.load(Path(source).expanduser())
+    return index_shards(source)
 
 
 def index_shards(source: str | Path) -> Manifest:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from webdataset.writer import TarWriter
 
-from drrho.files import write_json
+from drrho.files import opened_atomically, write_json
 from drrho.progress import Progress
 
 IMAGE_SIZE = 64  # pixels
@@ -103,7 +103,8 @@ class ScenesConfig:
 
     Attributes:
         num_samples: image-caption pairs.
-        seed: everything drawn follows from it; sets with different seeds are independent.
+        seed: not negative; everything drawn follows from it. Sets with different seeds are
+            independent.
         mismatch_rate: share of pairs, in [0, 1), whose caption belongs to another image of
             the set. No pair in that share keeps its own caption.
         omission_rate: probability that a caption leaves out an attribute; the shape is
@@ -122,6 +123,8 @@ class ScenesConfig:
     def __post_init__(self):
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.mismatch_rate < 1:
             raise ValueError(f"mismatch_rate must be in [0, 1), got {self.mismatch_rate}")
         if not 0 <= self.omission_rate <= 1:
@@ -292,12 +295,13 @@ def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
     samples = scene_samples(config)
     with Progress(f"draw {folder.name}", total=config.num_samples, unit="scenes") as progress:
         for path in paths:
-            partial = path.with_suffix(".partial")
-            with TarWriter(str(partial), mtime=0, user="drrho", group="drrho") as tar:
+            with (
+                opened_atomically(path) as file,
+                TarWriter(file, mtime=0, user="drrho", group="drrho") as tar,
+            ):
                 for sample in itertools.islice(samples, config.samples_per_shard):
                     tar.write(sample)
                     progress.advance(1)
-            partial.replace(path)
     write_json(folder / "zero_shot.json", zero_shot_tasks())
     write_json(marker, asdict(config))  # last: its presence says that the set is complete
     return paths

@@ -111,11 +111,14 @@ def decode_image(sample: RawSample) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-        return _to_rgb(image)
     except Exception as error:  # its decoders raise OSError, SyntaxError, struct.error, ...
         raise UnusableSample("corrupt image") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    try:
+        return _to_rgb(image)
+    except (ValueError, OSError) as error:  # a palette or transparency that is none
+        raise UnusableSample("corrupt image") from error
 
 
 def decode_caption(sample: RawSample) -> str:

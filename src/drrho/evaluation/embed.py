@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from drrho.evaluation.zero_shot import ZeroShotTask, class_embeddings
@@ -18,9 +18,6 @@ EncodeTexts = Callable[[list[str]], Tensor]  # batch texts -> (batch, dim)
 @runtime_checkable
 class EvaluationBatch(Protocol):
     """What is read of a batch of samples in the order of the data set."""
-
-    @property
-    def sample_ids(self) -> Int[Tensor, " batch"]: ...
 
     @property
     def images(self) -> Float[Tensor, "batch 3 height width"]: ...
@@ -40,13 +37,11 @@ class EmbeddedImages:
         image_embeddings: float32, of the length the encoder gives them.
         captions: the caption of each image.
         metadata: of each image, with the labels of zero-shot tasks.
-        sample_ids: the data set's ids.
     """
 
     image_embeddings: Float[Tensor, "images dim"]
     captions: list[str]
     metadata: list[Mapping[str, object]]
-    sample_ids: Int[Tensor, " images"]
 
 
 def embed_images(batches: Iterable[EvaluationBatch], encode: EncodeImages) -> EmbeddedImages:
@@ -58,19 +53,17 @@ def embed_images(batches: Iterable[EvaluationBatch], encode: EncodeImages) -> Em
     Raises:
         ValueError: there is no batch.
     """
-    embeddings, captions, metadata, sample_ids = [], [], [], []
+    embeddings, captions, metadata = [], [], []
     for batch in batches:
         embeddings.append(_on_host(encode, batch.images))
         captions.extend(batch.captions)
         metadata.extend(batch.metadata)
-        sample_ids.append(batch.sample_ids)
     if not embeddings:
         raise ValueError("the data set has no usable sample; there is nothing to evaluate")
     return EmbeddedImages(
         image_embeddings=torch.cat(embeddings),
         captions=captions,
         metadata=metadata,
-        sample_ids=torch.cat(sample_ids),
     )
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
-from torch import nn
 
 from drrho.files import write_atomically, write_json
-from drrho.models.open_clip import build_open_clip, import_open_clip
+from drrho.models.open_clip import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
+from drrho.models.open_clip import build_open_clip, import_open_clip, save_tokenizer
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
 from drrho.models.two_tower import TwoTower, weights_sha256
 
-CONFIG_FILE = "model.json"
-WEIGHTS_FILE = "model.safetensors"
+SMALL_CONFIG_FILE = "small.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,17 @@ class ModelConfig:
         if self.name != "small" and self.small != SmallConfig():
             raise ValueError(f"model.small has no effect on model.name = {self.name!r}")
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether the configuration names weights, so that it can serve as a reference."""
-        return self.pretrained is not None or ":" in self.name
+    def require_trained(self) -> None:
+        """Checks that the configuration names weights.
+
+        Raises:
+            ValueError: it is an architecture alone, whose weights would be random.
+        """
+        if self.pretrained is None and ":" not in self.name:
+            raise ValueError(
+                f"model {self.name!r} without pretrained has random weights; give --pretrained "
+                "TAG_OR_FILE, or a model such as local-dir:PATH or run:PATH"
+            )
 
 
 def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
@@ -68,12 +75,24 @@ def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
         return build_open_clip(config.name, config.pretrained)
 
 
-def save_model(module: nn.Module, config: ModelConfig, folder: Path) -> None:
-    """Writes weights (safetensors) and configuration so that `load_model` needs nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+def save_model(model: TwoTower, folder: Path) -> None:
+    """Writes weights and architecture; `load_model` needs nothing else, wherever the folder goes.
+
+    An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH".
+
+    Raises:
+        ValueError: the model was not built by `build_model`.
+    """
+    if not model.architecture:
+        raise ValueError(
+            f"model {model.identity.get('architecture')!r} has no architecture to save; only what "
+            "build_model made can be saved"
+        )
+    weights = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     write_atomically(folder / WEIGHTS_FILE, save(weights))
-    write_json(folder / CONFIG_FILE, asdict(config))  # last: its presence says both are there
+    save_tokenizer(model.tokenizer, folder)
+    for name, content in model.architecture.items():  # last: its presence says all is there
+        write_json(folder / name, content)
 
 
 def load_model(folder: Path) -> TwoTower:
@@ -81,22 +100,23 @@ def load_model(folder: Path) -> TwoTower:
 
     Raises:
         FileNotFoundError: the folder holds no finished model.
-        ValueError: its weights do not fit its configuration.
+        ValueError: its weights do not fit its architecture.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if (folder / OPEN_CLIP_CONFIG_FILE).is_file():
+        return build_open_clip(f"local-dir:{folder}", None)
+    if not (folder / SMALL_CONFIG_FILE).is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {CONFIG_FILE}: it is written when training ends. Finish the run "
+            f"{folder} holds no model: it is written when training ends. Finish the run "
             "(`drrho train` with the same recipe continues it), or give another folder"
         )
-    fields = json.loads((folder / CONFIG_FILE).read_text())
-    config = ModelConfig(**fields | {"small": SmallConfig(**fields["small"])})
-    # The architecture alone: the weights come from the folder, not from where training began.
-    origin = ModelConfig(name=config.name, small=config.small) if config.pretrained else config
-    model = build_model(origin, seed=0)
+    fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
+    model = build_model(ModelConfig(name="small", small=SmallConfig(**fields)), seed=0)
     try:
         model.module.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} does not fit {SMALL_CONFIG_FILE}: {error}"
+        ) from error
     identity = model.identity | {
         "pretrained": "trained with drrho",
         "weights_sha256": weights_sha256(model.module),
@@ -123,4 +143,5 @@ def _build_small(config: SmallConfig) -> TwoTower:
             "eval_transform": repr(transform),
             "tokenizer": f"open_clip SimpleTokenizer, context {config.context_length}",
         },
+        architecture={SMALL_CONFIG_FILE: asdict(config)},
     )

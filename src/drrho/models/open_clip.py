@@ -4,11 +4,15 @@ import difflib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
 from drrho.models.two_tower import TwoTower, weights_sha256
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 _torchvision_operators: list[torch.library.Library] = []  # unregistered when collected
 
@@ -69,11 +73,7 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
     schema, _, location = name.partition(":")
     match schema:
         case "local-dir":
-            if not (Path(location) / "open_clip_config.json").is_file():
-                raise ValueError(
-                    f"model {name!r}: {location} has no open_clip_config.json; give the folder "
-                    "that open_clip's push_to_hf_hub or a Hugging Face download made"
-                )
+            _require_local_model(Path(location))
         case "hf-hub":
             pass
         case _:
@@ -102,7 +102,34 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
             "eval_transform": repr(eval_transform),
             "tokenizer": f"{type(tokenizer).__name__}, context {tokenizer.context_length}",
         },
+        architecture={
+            CONFIG_FILE: {
+                "model_cfg": open_clip.get_model_config(name),
+                # The transform belongs to the weights: tags of one architecture differ in it.
+                "preprocess_cfg": dict(module.visual.preprocess_cfg),
+            }
+        },
     )
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes what open_clip needs to build a Hugging Face tokenizer again; others need nothing."""
+    if type(tokenizer).__name__ == "HFTokenizer":
+        tokenizer.tokenizer.save_pretrained(str(folder))
+
+
+def _require_local_model(folder: Path) -> None:
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"model 'local-dir:{folder}': it has no {CONFIG_FILE}; give the folder that "
+            "open_clip's push_to_hf_hub, a Hugging Face download or `drrho train` made"
+        )
+    # open_clip only logs a warning here, and goes on with random weights.
+    if not any(path.suffix in WEIGHTS_SUFFIXES for path in folder.iterdir()):
+        raise ValueError(
+            f"model 'local-dir:{folder}': it has no weights ({', '.join(WEIGHTS_SUFFIXES)}); "
+            "was the download complete?"
+        )
 
 
 def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> None:
@@ -115,11 +142,20 @@ def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> 
             f"{open_clip.__version__}, 'local-dir:PATH', 'hf-hub:OWNER/NAME' or 'run:PATH'; "
             f"near: {near}"
         )
-    tags = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+    name = name.replace("/", "-")
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         raise ValueError(
             f"pretrained {pretrained!r} is neither a file nor one of open_clip's tags for "
             f"{name}: {tags}"
+        )
+    # open_clip only warns when the weights were trained with another activation.
+    quick = open_clip.pretrained.get_pretrained_cfg(name, pretrained or "").get("quick_gelu", False)
+    if pretrained in tags and quick != open_clip.get_model_config(name).get("quick_gelu", False):
+        other = f"{name}-quickgelu" if quick else name.removesuffix("-quickgelu")
+        raise ValueError(
+            f"the weights {pretrained!r} were trained with {'QuickGELU' if quick else 'GELU'}, "
+            f"{name} has the other activation; use model {other!r}"
         )
 
 

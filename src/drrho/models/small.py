@@ -118,7 +118,7 @@ class SmallTwoTower(nn.Module):
             length, device=hidden.device, dtype=hidden.dtype
         )
         hidden = self.text_transformer(hidden, mask=causal, is_causal=True)
-        embeddings = self.text_projection(hidden[torch.arange(len(hidden)), end])
+        embeddings = self.text_projection(hidden[torch.arange(len(hidden), device=end.device), end])
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
 

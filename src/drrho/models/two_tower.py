@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ class TwoTower:
         identity: what the embeddings depend on, as text: architecture, pretrained, the
             weights' hash, the transform and the tokenizer. It goes into manifests, so that
             stored embeddings can be told from those of another model.
+        architecture: plain data from which `drrho.models.build` can build the model again
+            without the place it came from; empty for a model made elsewhere, which then cannot
+            be saved.
     """
 
     module: nn.Module
@@ -34,6 +38,7 @@ class TwoTower:
     eval_transform: ImageTransform
     tokenizer: Tokenizer
     identity: dict[str, str]
+    architecture: dict[str, Any] = field(default_factory=dict)
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -177,7 +177,7 @@ def _encode_shards(
     manifest = Manifest(shards=tuple(shards))
     absent = [dict(shard.unusable) for shard in shards]
     batches = evaluation_batches(
-        manifest, encoder.transform, batch_size=batch_size, workers=workers
+        manifest, encoder.transform, batch_size=batch_size, workers=workers, with_metadata=False
     )
     noted = _note_absent(batches, manifest, absent=absent, progress=progress)
     groups = groupby(noted, key=lambda batch: manifest.locate(int(batch.sample_ids[0]))[0])

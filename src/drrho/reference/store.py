@@ -7,7 +7,7 @@ share cancels in the differences R_ij - R_ii that the loss takes.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drrho.data.manifest import Manifest, Shard
-from drrho.files import write_atomically
+from drrho.files import write_atomically, write_json
 
 FILE_NAME = "reference.json"
 FORMAT = "drrho reference"
@@ -75,8 +75,7 @@ class ReferenceCard:
             "dtype": DTYPE,
             "normalisation": NORMALISATION,
         }
-        text = json.dumps(document | asdict(self), indent=1) + "\n"
-        write_atomically(folder / FILE_NAME, text.encode())
+        write_json(folder / FILE_NAME, document | asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "ReferenceCard":
@@ -188,11 +187,20 @@ class ReferenceEmbeddings:
     present: Bool[Tensor, " batch"]
 
     def to(self, device: torch.device | str) -> "ReferenceEmbeddings":
-        """The embeddings on another device."""
+        """The embeddings on another device; from pinned memory the copy does not block."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ReferenceEmbeddings":
+        """The embeddings in page-locked memory."""
+        return self._map(Tensor.pin_memory)
+
+    def keep(self, rows: Bool[Tensor, " batch"]) -> "ReferenceEmbeddings":
+        """The embeddings of some of the samples."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ReferenceEmbeddings":
         return ReferenceEmbeddings(
-            image=self.image.to(device, non_blocking=True),
-            text=self.text.to(device, non_blocking=True),
-            present=self.present.to(device, non_blocking=True),
+            image=change(self.image), text=change(self.text), present=change(self.present)
         )
 
 

@@ -26,13 +26,15 @@ def explain(results: Mapping[str, Any]) -> str:
     difference excludes zero.
     """
     setup, reference = results["setup"], results["reference"]
+    seen = {f"{method['samples_seen']:,.0f}" for method in results["methods"].values()}
     opening = (
-        "MRR is the mean reciprocal rank of the right partner among "
-        f"{setup['test_pairs']:,} held-out pairs, the mean of image-to-text and text-to-image; "
-        "R@k is the share of queries whose partner is among the first k (i>t: image to text). "
-        "Zero-shot columns are accuracies. All methods started from the same weights and saw the "
-        f"same {setup['steps'] * setup['batch_size']:,} samples in the same order; the reference "
-        f"(MRR {reference['mrr']:.3f}) is a model of the same size that was trained on other data."
+        "MRR is the mean reciprocal rank of the right partner, the mean of image-to-text and "
+        f"text-to-image, over {reference['images']:,.0f} held-out images and their distinct "
+        "captions; R@k is the share of queries whose partner is among the first k (i>t: image to "
+        "text). Columns after it are zero-shot accuracies. All methods started from the same "
+        "weights and were given the same batches in the same order "
+        f"({' or '.join(sorted(seen))} samples each). The reference was trained on "
+        f"{setup['reference_data']}, the targets on {setup['train']}."
     )
     paragraphs = [opening, *map(_in_words, results["differences"])]
     spread = len(setup["seeds"])

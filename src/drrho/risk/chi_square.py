@@ -45,7 +45,7 @@ def chi_square_ball_risk(
         TypeError: as `drrho.risk.samples.weigh`.
 
     Source: Duchi and Namkoong, "Variance-based regularization with convex objectives", 2019,
-        for the risk; docs/mathematics.md, section 1.
+        for the risk; docs/mathematics.md, "Chi-square ball".
     """
     check_radius(radius)
     samples = weigh(losses, base_measure)

@@ -42,7 +42,7 @@ def cvar_risk(
         TypeError: as `drrho.risk.samples.weigh`.
 
     Source: Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000;
-        docs/mathematics.md, section 1.
+        docs/mathematics.md, "CVaR ball".
     """
     check_fraction(fraction)
     samples = weigh(losses, base_measure)

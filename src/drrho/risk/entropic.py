@@ -48,7 +48,7 @@ def entropic_risk(
         ValueError: `temperature` is out of range, or as `drrho.risk.samples.weigh`.
         TypeError: as `drrho.risk.samples.weigh`.
 
-    Source: Donsker-Varadhan duality; docs/mathematics.md, section 1.
+    Source: Donsker-Varadhan duality; docs/mathematics.md, "KL penalty".
     """
     check_temperature(temperature)
     samples = weigh(losses, base_measure)
@@ -87,7 +87,7 @@ def kl_ball_risk(
         TypeError: as `drrho.risk.samples.weigh`.
 
     Source: Hu and Hong, "Kullback-Leibler divergence constrained distributionally robust
-        optimization", 2013; docs/mathematics.md, section 1.
+        optimization", 2013; docs/mathematics.md, "KL ball".
     """
     check_radius(radius)
     samples = weigh(losses, base_measure)

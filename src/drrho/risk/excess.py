@@ -100,7 +100,7 @@ def excess_risk(
         ValueError: with "raise", a loss that counts is not finite, with its indices; or the
             shapes differ.
 
-    Source: docs/mathematics.md, section 1.
+    Source: docs/mathematics.md, "Excess loss".
     """
     excess = losses if reference_losses is None else excess_loss(losses, reference_losses)
     if mask is None:

@@ -20,7 +20,7 @@ from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
 
-# What a user can mend, said in one line. Anything else is a bug and keeps its traceback.
+# What a user can usually mend, said in one line; anything else keeps its traceback.
 USER_ERRORS = (ValueError, OSError, CheckpointError, NotFiniteError, ModuleNotFoundError)
 
 

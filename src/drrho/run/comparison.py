@@ -35,7 +35,7 @@ class Comparison:
 
     Attributes:
         output: folder of everything; finished parts found there are kept.
-        reference: the run that makes the reference model; its `output` is below this one's.
+        reference: the run that makes the reference model.
         target: what the targets share. Its objective, output, reference and seed are set by
             `methods`, `output` and `seeds`.
         methods: name -> objective, in the order of the table.
@@ -53,6 +53,13 @@ class Comparison:
     def __post_init__(self):
         if not self.methods or not self.seeds:
             raise ValueError("a comparison needs at least one method and one seed")
+        if Path(self.reference.output) in {
+            Path(self.recipe(method, seed).output) for method in self.methods for seed in self.seeds
+        }:
+            raise ValueError(
+                f"the reference's output {self.reference.output} is also that of a method; "
+                "choose another"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other, got {self.seeds}")
 
@@ -81,8 +88,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
 
     Returns:
         The contents of `results.json`: `setup`, `reference`, `methods` (name -> mean metrics
-        over the seeds, `mrr_interval`, `samples_seen`, `seconds`, `seeds`, `runs`),
-        `differences` (paired, of the last method from each other), `versions`.
+        over the seeds, `mrr_interval`, `samples_seen`, `seconds`, `seed`, and `runs`, one by
+        one), `differences` (paired, of each method from each one before it), `versions`.
     """
     folder = Path(comparison.output)
     reference_run = train_recipe(comparison.reference)
@@ -163,7 +170,7 @@ def _summary(
             **metrics,
             "samples_seen": run["samples_seen"],
             "seconds": run["seconds"],
-            "skipped": run["skipped"],
+            "skipped_in_training": run["skipped"],
         }
         for seed, metrics, run in zip(seeds, scores, finished, strict=True)
     ]
@@ -203,6 +210,7 @@ def _differences(ranks: Mapping[str, Float[Tensor, " images"]]) -> list[dict[str
 def _setup(comparison: Comparison, test: EvaluationSet) -> dict[str, Any]:
     target = comparison.target
     return {
+        "reference_data": comparison.reference.data,
         "train": target.data,
         "train_pairs": open_manifest(target.data).num_samples,
         "test": comparison.test,

@@ -4,6 +4,8 @@ A folder with `zero_shot.json`, or with clip_benchmark's `classnames.txt` and te
 zero-shot tasks; shards with captions are scored by retrieval. What a set has decides.
 """
 
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +55,14 @@ class Evaluation:
     """The scores of a model on a set.
 
     Attributes:
-        metrics: flat; `mrr`, `image_to_text/R@1`, ..., `zero_shot/TASK/top1`, ...
+        metrics: flat; `mrr`, `image_to_text/R@1`, ..., `zero_shot/TASK/top1`, ..., and how many
+            `images` were scored and `skipped`.
         reciprocal_ranks: one value per image whose mean is `mrr`, for intervals and paired
             differences; empty without captions.
-        skipped: samples that could not be decoded.
     """
 
     metrics: dict[str, float]
     reciprocal_ranks: Float[Tensor, " images"]
-    skipped: int
 
 
 def open_evaluation_set(source: str | Path) -> EvaluationSet:
@@ -75,9 +76,9 @@ def open_evaluation_set(source: str | Path) -> EvaluationSet:
         FileNotFoundError: nothing is there.
         ValueError: there are neither captions nor tasks.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     folder = path if path.is_dir() else path.parent
-    shards = path / "test" if (path / CLASS_NAMES_FILE).is_file() else source
+    shards = path / "test" if (path / CLASS_NAMES_FILE).is_file() else path
     manifest = open_manifest(shards)
     tasks: tuple[ZeroShotTask, ...] = ()
     if (folder / ZERO_SHOT_FILE).is_file():
@@ -96,9 +97,17 @@ def open_evaluation_set(source: str | Path) -> EvaluationSet:
 
 
 def evaluate_model(
-    model: TwoTower, evaluation_set: EvaluationSet, *, device: torch.device, batch_size: int
+    model: TwoTower,
+    evaluation_set: EvaluationSet,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int = 0,
 ) -> Evaluation:
-    """All scores that the set allows. The model must be on `device` and in evaluation mode."""
+    """All scores that the set allows. The model must be on `device` and in evaluation mode.
+
+    Samples that cannot be decoded are left out, counted in `skipped` and warned of.
+    """
     module: Any = model.module
     skipped = []
 
@@ -116,7 +125,9 @@ def evaluate_model(
                 evaluation_set.manifest,
                 model.eval_transform,
                 batch_size=batch_size,
+                workers=workers,
                 with_captions=evaluation_set.with_captions,
+                with_metadata=bool(evaluation_set.tasks),
             )
         ),
         lambda pixels: module.encode_image(pixels.to(device), normalize=True),
@@ -136,7 +147,15 @@ def evaluate_model(
         classes = embed_classes(task, encode_texts, batch_size=batch_size)
         scores = zero_shot(images.image_embeddings, classes, _labels(task, images))
         metrics |= {f"zero_shot/{task.name}/{name}": value for name, value in scores.items()}
-    return Evaluation(metrics=metrics, reciprocal_ranks=reciprocal_ranks, skipped=len(skipped))
+    if skipped:
+        reasons = Counter(reason for _, reason in skipped)
+        warnings.warn(
+            f"{evaluation_set.name}: {len(skipped):,} samples could not be evaluated: "
+            f"{dict(reasons)}",
+            stacklevel=2,
+        )
+    counts = {"images": float(len(images.image_embeddings)), "skipped": float(len(skipped))}
+    return Evaluation(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
 
 
 def _labels(task: ZeroShotTask, images: EmbeddedImages) -> Tensor:
@@ -153,6 +172,7 @@ class EvaluateConfig:
         pretrained: open_clip tag or checkpoint file of an architecture.
         output: JSON file to write as well.
         batch_size: images embedded at once.
+        workers: processes that decode.
         device: where to compute.
     """
 
@@ -161,6 +181,7 @@ class EvaluateConfig:
     pretrained: str | None = None
     output: str | None = None
     batch_size: int = 256
+    workers: int = 0
     device: Device = "auto"
 
 
@@ -173,7 +194,9 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """
     is_run = Path(config.run).is_dir() and config.pretrained is None
     name = f"run:{config.run}" if is_run else config.run
-    model = build_model(ModelConfig(name=name, pretrained=config.pretrained), seed=0)
+    named = ModelConfig(name=name, pretrained=config.pretrained)
+    named.require_trained()
+    model = build_model(named, seed=0)
     device = resolve_device(config.device)
     model.module.to(device).eval()
     scores: dict[str, dict[str, float]] = {}
@@ -181,6 +204,10 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
         held_out = open_evaluation_set(source)
         label = held_out.name if held_out.name not in scores else source
         scores[label] = evaluate_model(
-            model, held_out, device=device, batch_size=config.batch_size
+            model,
+            held_out,
+            device=device,
+            batch_size=config.batch_size,
+            workers=config.workers,
         ).metrics
     return scores

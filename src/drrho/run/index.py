@@ -34,10 +34,13 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
         ValueError: `data` is no folder and there is no `output`, or the output's folder cannot
             be written, which is found before the shards are read.
     """
+    folder = Path(config.data).expanduser()
     resolve_shards(config.data)  # what is missing is said before where to write
-    if config.output is None and not Path(config.data).is_dir():
+    if config.output is None and not folder.is_dir():
         raise ValueError(f"{config.data} is not a folder; say where to write: --output FILE.json")
-    path = Path(config.data) / "manifest.json" if config.output is None else Path(config.output)
+    path = folder / "manifest.json"
+    if config.output is not None:
+        path = Path(config.output).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")

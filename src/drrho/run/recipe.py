@@ -1,7 +1,10 @@
 """What a run is: one frozen configuration, written as a Python file."""
 
 import difflib
+import math
 import runpy
+import traceback
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -62,6 +65,22 @@ class Recipe:
     device: Device = "auto"
 
     def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.loading.batch_size < 2:
+            raise ValueError(
+                f"loading.batch_size must be at least 2: pairs are each other's negatives, got "
+                f"{self.loading.batch_size}"
+            )
+        reachable = math.log(max(2, self.loading.batch_size - 1))
+        if self.objective.rho is not None and self.objective.rho > reachable:
+            warnings.warn(
+                f"objective.rho = {self.objective.rho} cannot be reached: weights on "
+                f"{self.loading.batch_size - 1} negatives are at most {reachable:.2f} nats from "
+                "uniform, so the temperature will fall to its minimum; lower rho or raise "
+                "loading.batch_size",
+                stacklevel=2,
+            )
         if self.objective.needs_reference and self.reference is None:
             raise ValueError(
                 f"objective.method = {self.objective.method!r} needs a reference: give the folder "
@@ -80,8 +99,11 @@ class Recipe:
 
 
 # A run may be continued with other values of these: they change no number that is computed.
+# Of data and reference the contents count, which are compared, and not where they lie.
 MAY_CHANGE = (
     "output",
+    "data",
+    "reference",
     "loading.workers",
     "training.log_every",
     "training.checkpoint_every",
@@ -104,7 +126,11 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")])
         raise FileNotFoundError(f"recipe {path} does not exist; near it: {near or 'nothing'}")
-    recipe = runpy.run_path(str(path)).get("recipe")
+    try:
+        recipe = runpy.run_path(str(path)).get("recipe")
+    except Exception as error:  # it is a program of the user's
+        line = _line_in(path, error)
+        raise ValueError(f"recipe {path}{line}: {type(error).__name__}: {error}") from error
     if not isinstance(recipe, kind):
         remedy = {"Recipe": "`drrho train`", "Comparison": "`drrho compare`"}
         other = remedy.get(type(recipe).__name__)
@@ -113,6 +139,15 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
             + (f"; that is for {other}" if other else "")
         )
     return recipe
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """The last line of the file that the error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def resolve_device(device: Device) -> torch.device:

@@ -36,12 +36,7 @@ class PrecomputeConfig:
     device: Device = "auto"
 
     def __post_init__(self):
-        if not self._model.is_trained:
-            raise ValueError(
-                f"model {self.model!r} without pretrained has random weights, which cannot guide "
-                "anything; give --pretrained TAG_OR_FILE, or a model such as local-dir:PATH or "
-                "run:PATH"
-            )
+        self._model.require_trained()
 
     @property
     def _model(self) -> ModelConfig:

@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingInterrupted(Exception):
-    """Training stopped before its last step because of a signal, after saving a checkpoint.
+    """Training stopped before its end because of a signal, after saving a checkpoint.
 
     Attributes:
         received: the signal; 128 + its number is the customary exit status.

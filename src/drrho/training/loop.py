@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from drrho.progress import Progress
+from drrho.randomness import preserved_generators, restore_generators
 from drrho.training.config import TrainingConfig, require_precision
 from drrho.training.finite import StepRecord, raise_if_not_finite
-from drrho.training.generators import preserved_generators, restore_generators
 from drrho.training.interruption import DeferredSignals, TrainingInterrupted
 from drrho.training.log import MetricsLog
 from drrho.training.schedules import Schedule
@@ -66,7 +66,8 @@ def train(
     Raises:
         NotFiniteError: the loss or a gradient is nan or infinite, found at the latest before the
             next row of metrics or checkpoint is written.
-        TrainingInterrupted: SIGINT or SIGTERM came; the step was finished and saved.
+        TrainingInterrupted: SIGINT or SIGTERM came, be it in the last evaluation; the step or the
+            evaluation was finished and the state saved.
         ValueError: the arguments contradict each other, or the batches ended.
     """
     _require_consistent(state, config, evaluators=evaluators)
@@ -74,6 +75,8 @@ def train(
         restore_generators(state.generators)
     started = time.perf_counter() - state.seconds
     unchecked: list[StepRecord] = []
+    row: dict[str, float] = {}
+    saved = False
     state.model.train()
     with (
         MetricsLog(state.folder, start_step=state.step) as log,
@@ -84,9 +87,19 @@ def train(
     ):
         while True:
             # At the top, so that a run killed during an evaluation repeats it when resumed.
-            row = state.metrics | _due_evaluation(evaluators, state, config)
-            if row:
-                log.write(row, step=state.step, samples=state.samples_seen, seconds=state.seconds)
+            if signals.received is None:
+                row = state.metrics | _due_evaluation(evaluators, state, config)
+                if row:
+                    log.write(
+                        row, step=state.step, samples=state.samples_seen, seconds=state.seconds
+                    )
+            if signals.received is not None:  # in the last step, or in the evaluation after it
+                if not saved:
+                    raise_if_not_finite(unchecked, checkpoints=state.checkpoints)
+                    state.save(keep=config.keep_checkpoints)
+                raise TrainingInterrupted(
+                    step=state.step, steps=config.steps, received=signals.received
+                )
             if state.step == config.steps:
                 break
 
@@ -101,18 +114,15 @@ def train(
                 diagnose=logged,
             )
             unchecked.append(record)
-            signal = signals.received
-            save = signal is not None or _is_due(state.step, config.checkpoint_every, config)
-            if logged or save:
+            saved = _is_due(state.step, config.checkpoint_every, config)
+            if logged or saved:
                 raise_if_not_finite(unchecked, checkpoints=state.checkpoints)
                 unchecked.clear()
             rate = learning_rate(record.step)
             state.metrics = _metrics(state, result, record, rate=rate) if logged else {}
             state.seconds = time.perf_counter() - started
-            if save:
+            if saved:
                 state.save(keep=config.keep_checkpoints)
-            if signal is not None:
-                raise TrainingInterrupted(step=state.step, steps=config.steps, received=signal)
             progress.advance(1, samples=state.samples_seen, **_shown(state.metrics))
     _report_skipped(state)
     state.seconds = time.perf_counter() - started

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drrho.randomness import capture_generators
 from drrho.training.checkpoint import CheckpointError, load_latest_checkpoint, save_checkpoint
-from drrho.training.generators import capture_generators
 
 FORMAT = 1
+LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
 
 
 @dataclass(kw_only=True)
@@ -206,15 +207,20 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
 
 
 def versions() -> dict[str, str | None]:
-    """Of what computes the numbers, to be written beside them."""
-    try:
-        drrho = version("drrho")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        drrho = None
+    """Of what computes the numbers, to be written beside them; a library that is absent is not."""
+    libraries = {name: _installed_version(name) for name in LIBRARIES}
     return {
-        "drrho": drrho,
+        "drrho": _installed_version("drrho"),  # None in a source tree that is not installed
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        **{name: found for name, found in libraries.items() if found is not None},
     }
+
+
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

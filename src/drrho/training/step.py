@@ -1,6 +1,6 @@
 """One optimiser step of any objective, and the interface an objective has to the loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -81,7 +81,8 @@ def take_step(
 
     Returns:
         The objective's result, and the record of what has to be finite: the loss, the 2-norm of
-        the model's gradient (before clipping) and that of the loss's own parameters.
+        the model's gradient (before clipping) and that of the loss's own trainable parameters,
+        if it has any.
     """
     device = next(state.model.parameters()).device
     for group in state.optimizer.param_groups:
@@ -92,10 +93,11 @@ def take_step(
     result.loss.backward()
 
     loss = result.loss.detach()
-    norm = _gradient_norm(state.model).to(loss.device)
+    norm = _gradient_norm(state.model.parameters()).to(loss.device)
     values = {"loss": loss, "gradient_norm": norm}
-    if state.loss is not None:
-        values["temperature_gradient_norm"] = _gradient_norm(state.loss).to(loss.device)
+    of_loss = [] if state.loss is None else [p for p in state.loss.parameters() if p.requires_grad]
+    if of_loss:
+        values["temperature_gradient_norm"] = _gradient_norm(of_loss).to(loss.device)
     if config.max_grad_norm is not None:
         clip_grads_with_norm_(state.model.parameters(), config.max_grad_norm, norm)
     state.optimizer.step()
@@ -107,6 +109,6 @@ def take_step(
     return result, record
 
 
-def _gradient_norm(module: nn.Module) -> Float[Tensor, ""]:
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    gradients = [p.grad for p in parameters if p.grad is not None]
     return get_total_norm(gradients)

@@ -1,5 +1,6 @@
-"""The random generators that a training step may draw from, as plain data."""
+"""The global random generators: as plain data, untouched, or seeded by what they are for."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,16 +10,30 @@ import numpy as np
 import torch
 
 
+def derived_seed(*parts: str | int) -> int:
+    """A seed of 63 bits (what torch takes) that is unrelated for any two lists of parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds the CPU's three; inside `preserved_generators`, nobody else notices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
+
+
 def capture_generators() -> dict[str, Any]:
     """The states of torch's, NumPy's and Python's global generators.
 
     Only tensors, numbers, strings, lists and tuples, so that a file of them loads without running
-    code from it. CUDA means the current device's generator, the one this process trains on.
+    code from it. CUDA means the current device's generator, the one this process trains on; it is
+    left out where CUDA is not in use, as in a worker that was forked from a process that uses it.
     """
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "numpy": (name, np.asarray(keys).tolist(), position, has_gauss, cached_gaussian),
         "python": random.getstate(),
     }
