@@ -37,5 +37,5 @@ if sys.argv[2] == "close":
     started = time.monotonic()
     batches.close()  # type: ignore[attr-defined]
     say("closed after", time.monotonic() - started)
-else:
+elif sys.argv[2] == "wait":
     signal.pause()

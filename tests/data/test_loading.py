@@ -272,10 +272,24 @@ def is_running(process):
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
 def test_signals_to_the_whole_process_group_do_not_end_the_workers(tmp_path):
     process, _ = signalled_stream(tmp_path, "close")
-    said = process.communicate(timeout=60)[0].split()
+    try:
+        said = process.communicate(timeout=30)[0].split()
+    finally:
+        process.kill()
     assert process.returncode == 0
     assert said[:-1] == ["read", "on", "closed", "after"]
     assert float(said[-1]) < 4, "closing must not wait for the DataLoader's limit of 5 seconds"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups")
+def test_a_stream_left_open_does_not_keep_the_process_from_ending(tmp_path):
+    """What an error's traceback holds, for example, is still open when Python exits."""
+    process, _ = signalled_stream(tmp_path, "exit")
+    try:
+        assert process.communicate(timeout=30)[0] == "read on\n"
+    finally:
+        process.kill()
+    assert process.returncode == 0
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups")
