@@ -1,11 +1,13 @@
 """The README's Python runs as it stands."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -23,6 +25,28 @@ def test_examples_run_and_give_gradients(block):
 
 
 def test_it_gives_the_test_command_that_is_run():
-    ci = (Path(__file__).parents[1] / ".ci" / "run").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
     assert "\n    make test\n" in README
     assert "\nmake test" in ci
+
+
+def test_its_table_is_the_committed_result_of_the_demonstration():
+    results = json.loads((ROOT / "docs/results/demo/results.json").read_text(encoding="utf-8"))
+    rows = {
+        cells[0]: cells[1:]
+        for line in README.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 8
+    }
+    expected = results["methods"] | {"reference": results["reference"]}
+    for name, method in {
+        "reference": "reference",
+        "CLIP": "clip",
+        "FastCLIP": "fastclip",
+        "DRRho-CLIP": "drrho_clip",
+    }.items():
+        scores = expected[method]
+        assert rows[name][0] == f"{scores['mrr']:.3f}"
+        assert rows[name][2] == f"{scores['image_to_text/R@1']:.3f}"
+        assert rows[name][6] == f"{scores['zero_shot/position/top1']:.3f}"
+        if method != "reference":
+            assert rows[name][1] == "{:.3f}-{:.3f}".format(*scores["mrr_interval"])

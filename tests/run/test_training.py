@@ -181,6 +181,20 @@ def test_pairs_without_reference_embeddings_are_dropped_and_counted(
     assert results["skipped"] == {"no reference embedding": 1}
 
 
+def test_a_batch_that_the_reference_does_not_know_ends_the_run(
+    steered_recipe, tmp_path, monkeypatch
+):
+    gather = ReferenceStore.gather
+
+    def without_any(store, sample_ids):
+        embeddings = gather(store, sample_ids)
+        return replace(embeddings, present=torch.zeros_like(embeddings.present))
+
+    monkeypatch.setattr(ReferenceStore, "gather", without_any)
+    with pytest.raises(ValueError, match="embeddings of 0 of 8 pairs of a batch"):
+        train_recipe(replace(steered_recipe, output=str(tmp_path)))
+
+
 def test_a_reference_of_other_data_is_refused_before_the_first_step(steered_recipe, tmp_path):
     other = tmp_path / "other"
     write_scenes(other, ScenesConfig(num_samples=40, seed=5, samples_per_shard=20))

@@ -18,6 +18,7 @@ from drrho.data.manifest import Manifest, open_manifest
 from drrho.data.order import steps_per_epoch
 from drrho.files import exclusive, write_json
 from drrho.models.build import build_model, save_model
+from drrho.models.two_tower import TwoTower
 from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
 from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
@@ -112,18 +113,6 @@ def _train(
         seed=recipe.seed,
         start_step=state.step,
     )
-    evaluators: dict[str, Evaluator] = {}
-    if recipe.evaluation.data is not None:
-        held_out = open_evaluation_set(recipe.evaluation.data)
-        evaluators["evaluation"] = lambda: (
-            evaluate_model(
-                model,
-                held_out,
-                device=device,
-                batch_size=recipe.evaluation.batch_size,
-                workers=recipe.loading.workers,
-            ).metrics
-        )
     write_json(folder / RECIPE_FILE, config)
     epochs = recipe.training.steps / steps_per_epoch(manifest, batch_size=recipe.loading.batch_size)
     result = train(
@@ -136,7 +125,7 @@ def _train(
         learning_rate=learning_rate_schedule(
             recipe.training.optimizer, steps=recipe.training.steps
         ),
-        evaluators=evaluators,
+        evaluators=_evaluators(recipe, model, device=device),
     )
     save_model(model, folder / "model")
     results = {
@@ -158,30 +147,33 @@ def steered(batches: Iterator[Batch], store: ReferenceStore | None) -> Iterator[
 
     A pair that the reference could not encode has no excess loss: it leaves the batch and is
     counted among the skipped.
+
+    Raises:
+        ValueError: of a batch fewer than two pairs are left.
     """
     for batch in batches:
-        pairs = batch
         if store is None:
-            yield SteeredBatch(pairs=pairs, reference=None)
-            continue
-        reference = store.gather(pairs.sample_ids)
-        if not reference.present.all():
-            absent = pairs.sample_ids[~reference.present].tolist()
-            if len(absent) > len(pairs.sample_ids) - 2:
-                raise ValueError(
-                    f"the reference has embeddings of {len(pairs.sample_ids) - len(absent)} of "
-                    f"{len(pairs.sample_ids)} pairs of a batch, not of samples {absent[:5]} ...; "
-                    "see what `drrho reference precompute` reported as absent"
-                )
-            skipped = [(sample_id, "no reference embedding") for sample_id in absent]
-            pairs, reference = (
-                pairs.keep(reference.present, skipped=skipped),
-                reference.keep(reference.present),
+            yield SteeredBatch(pairs=batch, reference=None)
+        else:
+            yield _attached(batch, store)
+
+
+def _attached(pairs: Batch, store: ReferenceStore) -> SteeredBatch:
+    reference = store.gather(pairs.sample_ids)
+    if not reference.present.all():
+        absent = pairs.sample_ids[~reference.present].tolist()
+        if len(absent) > len(pairs.sample_ids) - 2:
+            raise ValueError(
+                f"the reference has embeddings of {len(pairs.sample_ids) - len(absent)} of "
+                f"{len(pairs.sample_ids)} pairs of a batch, not of samples {absent[:5]} ...; "
+                "see what `drrho reference precompute` reported as absent"
             )
-        yield SteeredBatch(
-            pairs=pairs,
-            reference=reference.pin_memory() if torch.cuda.is_available() else reference,
-        )
+        skipped = [(sample_id, "no reference embedding") for sample_id in absent]
+        pairs = pairs.keep(reference.present, skipped=skipped)
+        reference = reference.keep(reference.present)
+    if torch.cuda.is_available():
+        reference = reference.pin_memory()
+    return SteeredBatch(pairs=pairs, reference=reference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +209,23 @@ def _unit(embeddings: torch.Tensor) -> torch.Tensor:
     cosine of a row, which a small temperature blows up.
     """
     return normalize(embeddings.float(), dim=-1)
+
+
+def _evaluators(recipe: Recipe, model: TwoTower, *, device: torch.device) -> dict[str, Evaluator]:
+    if recipe.evaluation.data is None:
+        return {}
+    held_out = open_evaluation_set(recipe.evaluation.data)
+
+    def evaluator() -> dict[str, float]:
+        return evaluate_model(
+            model,
+            held_out,
+            device=device,
+            batch_size=recipe.evaluation.batch_size,
+            workers=recipe.loading.workers,
+        ).metrics
+
+    return {"evaluation": evaluator}
 
 
 def _gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
