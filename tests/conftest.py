@@ -1,6 +1,8 @@
 """What every test runs under: shapes and types checked, one thread, a known random state."""
 
+import signal
 import sys
+from collections.abc import Iterator
 
 import beartype
 import hypothesis
@@ -27,3 +29,11 @@ torch.set_num_threads(1)
 def _known_random_state() -> None:
     """A test that forgot its own generator fails every time or never."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """A shell that starts the tests in the background hands SIGINT down ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

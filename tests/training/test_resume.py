@@ -179,6 +179,15 @@ def test_signal_in_an_evaluation_without_a_checkpoint_saves_one(tmp_path):
     assert final_checkpoint(tmp_path)["step"] == 10
 
 
+def test_an_ignored_signal_stays_ignored(tmp_path, uninterrupted):
+    state = tiny_state(tmp_path)
+    objective = TinyObjective(state)
+    objective.at[7] = lambda loss: (os.kill(os.getpid(), signal.SIGINT), loss)[1]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tiny_train(state, objective)
+    assert_same_run(tmp_path, uninterrupted)
+
+
 def test_second_signal_acts_at_once(tmp_path):
     state = tiny_state(tmp_path)
     objective = TinyObjective(state)

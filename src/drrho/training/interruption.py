@@ -26,7 +26,8 @@ class TrainingInterrupted(Exception):
 class DeferredSignals:
     """Notes Ctrl-C and SIGTERM (a scheduler's warning) instead of acting on them.
 
-    The second signal acts as usual, so an impatient user is never locked out. Outside the main
+    The second signal acts as usual, so an impatient user is never locked out. A signal that this
+    process was started to ignore (`nohup`, or `&` in a script) stays ignored. Outside the main
     thread Python forbids signal handlers; then nothing is deferred.
     """
 
@@ -37,6 +38,8 @@ class DeferredSignals:
     def __enter__(self) -> "DeferredSignals":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                if signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
