@@ -6,17 +6,23 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
-import tyro
-
 from drrho import __version__
-from drrho.run import commands
-from drrho.run.comparison import Comparison
-from drrho.run.demo import DemoConfig
-from drrho.run.evaluation import EvaluateConfig
-from drrho.run.index import IndexConfig
-from drrho.run.recipe import Recipe, load_recipe
-from drrho.run.reference import PrecomputeConfig
-from drrho.run.training import TrainingInterrupted
+
+try:
+    import tyro
+
+    from drrho.run import commands
+    from drrho.run.comparison import Comparison
+    from drrho.run.demo import DemoConfig
+    from drrho.run.evaluation import EvaluateConfig
+    from drrho.run.index import IndexConfig
+    from drrho.run.recipe import Recipe, load_recipe
+    from drrho.run.reference import PrecomputeConfig
+    from drrho.run.training import TrainingInterrupted
+except ModuleNotFoundError as error:  # the losses alone are installed
+    raise SystemExit(
+        f"drrho: error: {error}; the command line needs: pip install 'drrho[clip,report]'"
+    ) from error
 
 USAGE = f"""drrho {__version__}: train a model better under the guidance of a reference model
 
