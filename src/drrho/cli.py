@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,6 +43,7 @@ DRRHO_TRACEBACK=1 shows where an error came from.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    warnings.formatwarning = _one_line
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(arguments)
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"drrho: error: {error}", file=sys.stderr)
         return 1
+
+
+def _one_line(message: Warning | str, *_place: object, **_line: object) -> str:
+    """A warning without the line of our code that gave it."""
+    return f"drrho: warning: {message}\n"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -108,12 +108,17 @@ def _comparison_report(output: str) -> str:
 
 def _metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     """A row for each metric, a column for each set; empty where a set has no such metric."""
-    names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
+    columns = scores.values()
+    names = dict.fromkeys(name for metrics in columns for name in metrics)
     rows = [
-        [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in scores.values())]
+        [name, *(_number(name, metrics[name]) if name in metrics else "" for metrics in columns)]
         for name in names
     ]
     return markdown_table(["", *scores], rows)
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:,.0f}" if metric in {"images", "skipped"} else f"{value:.4f}"
 
 
 def _in_brackets(counts: Mapping[str, int]) -> str:
