@@ -92,3 +92,14 @@ def test_curves_are_drawn_for_the_metrics_there_are(tmp_path):
     assert (0, 114, 178) in colours  # the line of the first run
     with pytest.raises(ValueError, match="at least one run"):
         draw_curves({}, tmp_path / "none.png")
+
+
+def test_words_list_the_seeds_where_there_are_several():
+    methods = {
+        name: method | {"runs": [{"mrr": 0.1}, {"mrr": 0.3}]}
+        for name, method in RESULTS["methods"].items()
+    }
+    setup = RESULTS["setup"] | {"seeds": [0, 1]}
+    text = explain(RESULTS | {"methods": methods, "setup": setup})
+    assert "MRR by seed: CLIP 0.100, 0.300; DRRho-CLIP 0.100, 0.300." in text
+    assert "mean over 2 seeds" in text

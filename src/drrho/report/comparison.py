@@ -37,14 +37,20 @@ def explain(results: Mapping[str, Any]) -> str:
         f"{setup['reference_data']}, the targets on {setup['train']}."
     )
     paragraphs = [opening, *map(_in_words, results["differences"])]
-    spread = len(setup["seeds"])
+    several_seeds = len(setup["seeds"]) > 1
+    if several_seeds:
+        by_seed = [
+            method_title(name) + " " + ", ".join(f"{run['mrr']:.3f}" for run in method["runs"])
+            for name, method in results["methods"].items()
+        ]
+        paragraphs.append(f"MRR by seed: {'; '.join(by_seed)}.")
     paragraphs.append(
         "Intervals: 95 %, bootstrap over the test images, pair by pair for differences. They say "
-        "how far another test set could move the numbers, "
+        "how far another test set could move the numbers, not how far another seed could: "
         + (
-            "not how far another seed could: each method was trained once."
-            if spread == 1
-            else f"for the mean over {spread} seeds; results.json has every run by itself."
+            f"they are for the mean over {len(setup['seeds'])} seeds."
+            if several_seeds
+            else "each method was trained once."
         )
     )
     return "\n\n".join(paragraphs)
