@@ -93,7 +93,7 @@ def draw_curves(
         unused.set_visible(False)
     for name, level in (levels or {}).items():
         axes[0].axhline(level, color="#666666", linestyle="--", linewidth=1)
-        axes[0].annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom")
+        axes[0].annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="top")
     handles = {
         line.get_label(): line
         for ax in axes
