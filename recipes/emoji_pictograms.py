@@ -4,7 +4,7 @@
 
 The reference learns from one half of the training shards, the targets from the other half, as
 it comes: no caption is exchanged. Choices are made on `val` (concepts that no training image
-shows); `test` (an unseen style of a mostly seen concept) is read once, at the end. A caption
+shows); `test` (an unseen style of a mostly seen concept) is read at the end alone. A caption
 is not unique, so retrieval is scored on distinct captions.
 
 The data: 18,275 images for training, 908 for validation and 883 for the test, with names and
