@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.risk import PairEmbeddings, log_gap_means, pair_logits
+from drrho.contrastive.risk import PairEmbeddings, pair_logits
 
 
 @torch.no_grad()
@@ -43,10 +43,11 @@ def contrastive_diagnostics(
             "excess_loss_variance": losses.var(correction=0),
         }
     num_negatives = losses.shape[-1]
-    log_weights = (losses / temperature).log_softmax(dim=-1)
+    scaled = losses / temperature
+    log_sums = scaled.logsumexp(dim=-1, keepdim=True)
+    log_weights = scaled - log_sums
     weights = log_weights.exp()
-    logits = pair_logits(target, reference, temperature=temperature)
-    log_means = torch.stack([log_gap_means(logits), log_gap_means(logits.T)])
+    log_means = log_sums.squeeze(-1) - math.log(num_negatives)
     return metrics | {
         "effective_sample_size": (1 / weights.square().sum(-1)).mean() / num_negatives,
         "weights_kl": (weights * log_weights).sum(-1).mean() + math.log(num_negatives),

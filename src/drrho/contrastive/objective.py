@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -148,7 +147,5 @@ class ContrastiveObjective(nn.Module):
             )
         if not diagnose:
             return ObjectiveValue(loss, {})
-        with torch.no_grad():
-            detached = PairEmbeddings(target.image.detach(), target.text.detach())
-            metrics = contrastive_diagnostics(detached, reference, temperature=tau, epsilon=epsilon)
+        metrics = contrastive_diagnostics(target, reference, temperature=tau, epsilon=epsilon)
         return ObjectiveValue(loss, metrics | {"temperature": tau.detach()})

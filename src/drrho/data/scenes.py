@@ -291,7 +291,6 @@ def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
         raise FileExistsError(
             f"{folder} already holds {what}; choose another folder, or remove this one"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     samples = scene_samples(config)
     with Progress(f"draw {folder.name}", total=config.num_samples, unit="scenes") as progress:
         for path in paths:

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drrho.contrastive.objective import ObjectiveConfig
-from drrho.data.manifest import open_manifest
 from drrho.evaluation.bootstrap import bootstrap_interval
 from drrho.files import write_atomically, write_json
 from drrho.models.build import load_model
@@ -118,7 +117,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
             [metrics for metrics, _ in scores], finished, comparison.seeds, ranks[method]
         )
     results = {
-        "setup": _setup(comparison, test),
+        "setup": _setup(comparison, test, train_pairs=report.num_samples),
         "reference": reference_scores
         | {
             "samples_seen": reference_run["samples_seen"],
@@ -152,7 +151,11 @@ def _test_scores(
     model = load_model(Path(run) / "model")
     model.module.to(device).eval()
     evaluation = evaluate_model(
-        model, test, device=device, batch_size=comparison.target.evaluation.batch_size
+        model,
+        test,
+        device=device,
+        batch_size=comparison.target.evaluation.batch_size,
+        workers=comparison.target.loading.workers,
     )
     return evaluation.metrics, evaluation.reciprocal_ranks
 
@@ -207,12 +210,12 @@ def _differences(ranks: Mapping[str, Float[Tensor, " images"]]) -> list[dict[str
     return rows
 
 
-def _setup(comparison: Comparison, test: EvaluationSet) -> dict[str, Any]:
+def _setup(comparison: Comparison, test: EvaluationSet, *, train_pairs: int) -> dict[str, Any]:
     target = comparison.target
     return {
         "reference_data": comparison.reference.data,
         "train": target.data,
-        "train_pairs": open_manifest(target.data).num_samples,
+        "train_pairs": train_pairs,
         "test": comparison.test,
         "test_pairs": test.manifest.num_samples,
         "batch_size": target.loading.batch_size,

@@ -40,7 +40,6 @@ def save_checkpoint(contents: Mapping[str, Any], folder: Path, *, step: int, kee
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
     with opened_atomically(path) as file:
         torch.save(dict(contents), file)
