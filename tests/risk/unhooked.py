@@ -7,9 +7,11 @@ from torch.testing import assert_close
 
 from drrho.risk import (
     ChiSquareBall,
+    ChiSquarePenalized,
     CVaR,
     KLBall,
     KLPenalized,
+    KLPenalizedCVaR,
     Mean,
     excess_loss,
     excess_risk,
@@ -21,6 +23,8 @@ RISKS = [
     KLPenalized(temperature=0.5),
     KLBall(radius=0.3),
     ChiSquareBall(radius=0.3),
+    ChiSquarePenalized(strength=0.5),
+    KLPenalizedCVaR(temperature=0.5, fraction=0.4),
 ]
 
 

@@ -1,8 +1,14 @@
 """Losses to a scalar: risks, the distributions that attain them, the excess-loss objective."""
 
-from drrho.risk.chi_square import ChiSquareBall, chi_square_ball_risk
+from drrho.risk.chi_square import (
+    ChiSquareBall,
+    ChiSquarePenalized,
+    chi_square_ball_risk,
+    chi_square_penalized_risk,
+)
 from drrho.risk.cvar import CVaR, cvar_risk
 from drrho.risk.entropic import KLBall, KLPenalized, entropic_risk, kl_ball_risk
+from drrho.risk.entropic_cvar import KLPenalizedCVaR, entropic_cvar_risk
 from drrho.risk.excess import ExcessRisk, excess_loss, excess_risk
 from drrho.risk.mean import Mean, mean_risk
 from drrho.risk.result import Risk, RiskMeasure, effective_sample_size, kl_divergence
@@ -10,15 +16,19 @@ from drrho.risk.result import Risk, RiskMeasure, effective_sample_size, kl_diver
 __all__ = [
     "CVaR",
     "ChiSquareBall",
+    "ChiSquarePenalized",
     "ExcessRisk",
     "KLBall",
     "KLPenalized",
+    "KLPenalizedCVaR",
     "Mean",
     "Risk",
     "RiskMeasure",
     "chi_square_ball_risk",
+    "chi_square_penalized_risk",
     "cvar_risk",
     "effective_sample_size",
+    "entropic_cvar_risk",
     "entropic_risk",
     "excess_loss",
     "excess_risk",

@@ -1,16 +1,16 @@
-"""Chi-square ball: the ambiguity set of the generalisation theorem; mean plus deviation."""
+"""Chi-square risks: mean plus deviation, the generalisation theorem's; and mean plus variance."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from drrho.risk.limits import check_radius, warn_if_beyond_reach
+from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
 from drrho.risk.result import Risk
-from drrho.risk.samples import as_risk, normalised, weigh
+from drrho.risk.samples import Samples, as_risk, normalised, weigh
 
 
 def chi_square_ball_risk(
@@ -50,9 +50,16 @@ def chi_square_ball_risk(
     check_radius(radius)
     samples = weigh(losses, base_measure)
     below = samples.below
-    active = _active_set(below, samples.mass, radius)
+    prefixes = _prefixes(samples)
+    # eta solves `sum(q relu(f - eta)^2) = (1 + 2 radius) sum(q relu(f - eta))^2`. The ratio of
+    # the two sums grows with eta, so a sample is above eta if and only if, with eta put at its
+    # own loss, the ratio is above 1 + 2 radius. The slack is (1 + 2 radius) share - 1, which
+    # cancels as written.
+    slack = 2 * radius * prefixes.share - prefixes.rest
+    gap = prefixes.mean - prefixes.ordered
+    active = prefixes.active(prefixes.variance >= slack * gap.square())
     deviation = active.variance.sqrt()
-    slack = active.slack.sqrt()
+    slack = (2 * radius * active.share - active.rest).clamp_min(0).sqrt()
 
     # (f - eta) / (mean - eta), where mean - eta = deviation / slack is infinite at radius 0.
     # No variance among the active samples: they are ties, and share by the base measure.
@@ -68,52 +75,102 @@ def chi_square_ball_risk(
     return as_risk(samples, value=value, weights=weights, dual=eta)
 
 
-class _ActiveSet(NamedTuple):
-    """Of the samples with positive weight: weighted mean and variance, the smallest loss, and
-    the slack `(1 + 2 radius) P - 1`, P their share of the base measure.
+def chi_square_penalized_risk(
+    losses: Float[Tensor, "*batch n"],
+    *,
+    strength: float,
+    base_measure: Shaped[Tensor, "... n"] | None = None,
+) -> Risk:
+    """`max sum(p * losses) - strength sum(q (p/q - 1)^2) / 2` over distributions p.
+
+    q is the base measure. The adversary is `q relu(losses - eta) / strength`, the projection of
+    `q + q losses / strength` onto the distributions. While no weight is zero this is
+    `mean + Var / (2 strength)`: variance regularisation. Large strengths give the mean, small
+    ones the maximum. Exact: one sort and three prefix sums, no iteration.
+
+    Args:
+        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
+            excess losses: the target model's minus the reference model's.
+        strength: the adversary's price for a unit of divergence, in units of loss; in
+            [1e-30, 1e30].
+        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
+
+    Returns:
+        Value of shape (...), weights, and as dual variable the threshold eta.
+
+    Raises:
+        ValueError: `strength` is out of range, or as `drrho.risk.samples.weigh`.
+        TypeError: as `drrho.risk.samples.weigh`.
+
+    Source: docs/mathematics.md, "Chi-square penalty".
+    """
+    check_price(strength, name="strength")
+    samples = weigh(losses, base_measure)
+    prefixes = _prefixes(samples)
+    # With eta at the loss of the k-th sample, the weights above it must not exceed one.
+    active = prefixes.active(prefixes.share * (prefixes.mean - prefixes.ordered) < strength)
+
+    below_mean = samples.below - active.mean[..., None]
+    share = torch.where(active.share > 0, active.share, 1.0)
+    height = (1 / share[..., None] + below_mean / strength).clamp_min(0)
+    height = torch.where(samples.below >= active.smallest[..., None], height, 0.0)
+    weights = normalised(samples.mass * height)
+
+    # eta + strength / 2 + sum(q relu(f - eta)^2) / (2 strength), simplified as for the ball.
+    spread = share * active.variance / (2 * strength)
+    value = samples.top + (active.mean + spread - strength * (active.rest / share) / 2)
+    eta = samples.top + (active.mean - strength / share)
+    return as_risk(samples, value=value, weights=weights, dual=eta)
+
+
+class _Active(NamedTuple):
+    """Of the samples above eta: share of the base measure and what is left of it, weighted mean
+    and variance, the smallest loss.
     """
 
+    share: Float64[Tensor, "*batch"]
+    rest: Float64[Tensor, "*batch"]
     mean: Float64[Tensor, "*batch"]
     variance: Float64[Tensor, "*batch"]
     smallest: Float64[Tensor, "*batch"]
-    slack: Float64[Tensor, "*batch"]
 
 
-def _active_set(
-    below: Float64[Tensor, "*batch n"], mass: Float64[Tensor, "*batch n"], radius: float
-) -> _ActiveSet:
-    """Find the samples above eta.
+class _Prefixes(NamedTuple):
+    """The k largest losses for every k: what `_Active` has of them, and the k-th itself."""
 
-    The threshold eta solves `sum(q relu(f - eta)^2) = (1 + 2 radius) sum(q relu(f - eta))^2`.
-    The ratio of the two sums grows with eta, so a sample is above eta if and only if, with eta
-    put at its own loss, the ratio is above 1 + 2 radius. Mean and variance of the k largest
-    losses decide that for the k-th sample, and there is no search.
+    ordered: Float64[Tensor, "*batch n"]
+    share: Float64[Tensor, "*batch n"]
+    rest: Float64[Tensor, "*batch n"]
+    mean: Float64[Tensor, "*batch n"]
+    variance: Float64[Tensor, "*batch n"]
+
+    def active(self, is_active: Bool[Tensor, "*batch n"]) -> _Active:
+        """The samples above eta, given for each whether it is; the largest always is."""
+        last = (is_active.sum(dim=-1, keepdim=True) - 1).clamp_min(0)
+        columns = (self.share, self.rest, self.mean, self.variance, self.ordered)
+        return _Active(*(column.gather(-1, last).squeeze(-1) for column in columns))
+
+
+def _prefixes(samples: Samples) -> _Prefixes:
+    """Sort the losses, largest first, and accumulate.
+
+    The threshold eta of both risks is found from these without a search: whether eta lies below
+    the k-th loss depends on mean and variance of the k largest alone.
     """
-    ordered, index = below.sort(dim=-1, descending=True)
-    ordered_mass = mass.gather(-1, index)
-    cumulative = ordered_mass.cumsum(dim=-1)
+    ordered, index = samples.below.sort(dim=-1, descending=True)
+    mass = samples.mass.gather(-1, index)
+    cumulative = mass.cumsum(dim=-1)
     # Zero only where dropped samples come first (equal losses, empty rows): sums are zero too.
     divisor = torch.where(cumulative > 0, cumulative, 1.0)
-    mean = (ordered_mass * ordered).cumsum(dim=-1) / divisor
+    mean = (mass * ordered).cumsum(dim=-1) / divisor
     # Welford's increments: a prefix sum of squares would cancel against the squared mean.
     mean_before = pad(mean[..., :-1], (1, 0))
-    increments = ordered_mass * (ordered - mean_before) * (ordered - mean)
+    increments = mass * (ordered - mean_before) * (ordered - mean)
     variance = increments.cumsum(dim=-1).clamp_min(0) / divisor
 
     total = cumulative[..., -1:]
-    slack = (2 * radius * cumulative - (total - cumulative)) / torch.where(total > 0, total, 1.0)
-    is_active = variance >= slack * (mean - ordered).square()
-    last = (is_active.sum(dim=-1, keepdim=True) - 1).clamp_min(0)
-
-    def at_last(column: Float64[Tensor, "*batch n"]) -> Float64[Tensor, "*batch"]:
-        return column.gather(-1, last).squeeze(-1)
-
-    return _ActiveSet(
-        mean=at_last(mean),
-        variance=at_last(variance),
-        smallest=at_last(ordered),
-        slack=at_last(slack).clamp_min(0),
-    )
+    whole = torch.where(total > 0, total, 1.0)
+    return _Prefixes(ordered, cumulative / whole, (total - cumulative) / whole, mean, variance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +215,25 @@ class ChiSquareBall:
             base_measure=base_measure,
         )
         return risk
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChiSquarePenalized:
+    """`chi_square_penalized_risk` as a configuration.
+
+    Attributes:
+        strength: the adversary's price for a unit of divergence, in units of loss; positive.
+    """
+
+    strength: float
+
+    def __post_init__(self) -> None:
+        check_price(self.strength, name="strength")
+
+    def __call__(
+        self,
+        losses: Float[Tensor, "*batch n"],
+        *,
+        base_measure: Shaped[Tensor, "... n"] | None = None,
+    ) -> Risk:
+        return chi_square_penalized_risk(losses, strength=self.strength, base_measure=base_measure)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from drrho.risk.limits import check_fraction
 from drrho.risk.result import Risk
 from drrho.risk.samples import as_risk, normalised, weigh
 
@@ -65,14 +66,6 @@ def cvar_risk(
     nu = threshold.squeeze(-1)
     value = nu + (weights * (detached.double() - threshold.double())).sum(dim=-1)
     return as_risk(samples, value=value, weights=weights, dual=nu)
-
-
-def check_fraction(fraction: float) -> None:
-    """Raise ValueError unless `fraction` can be a share of the samples."""
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction is the share of samples that is kept, in (0, 1]; got {fraction}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
-from drrho.risk.limits import check_radius, check_temperature, warn_if_beyond_reach
+from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
 from drrho.risk.result import Risk
 from drrho.risk.samples import as_risk, normalised, weigh
 
@@ -50,10 +50,10 @@ def entropic_risk(
 
     Source: Donsker-Varadhan duality; docs/mathematics.md, "KL penalty".
     """
-    check_temperature(temperature)
+    check_price(temperature, name="temperature")
     samples = weigh(losses, base_measure)
     z = (samples.below / temperature).to(samples.losses.dtype)
-    tilted = _tilt(z, samples.measure)
+    tilted = tilt(z, samples.measure)
     value = samples.top + temperature * tilted.log_mean
     dual = torch.full_like(value, temperature)
     return as_risk(samples, value=value, weights=tilted.weights, dual=dual)
@@ -99,7 +99,7 @@ def kl_ball_risk(
         temperature = torch.full_like(reach, math.inf)
     else:
         temperature = _temperature_of_radius(below, measure, radius, reach=reach)
-    tilted = _tilt(below / temperature[..., None], measure)
+    tilted = tilt(below / temperature[..., None], measure)
 
     at_maximum = radius >= reach
     temperature = torch.where(at_maximum, 0.0, temperature)
@@ -108,14 +108,14 @@ def kl_ball_risk(
     return as_risk(samples, value=value, weights=weights, dual=temperature)
 
 
-class _Tilted(NamedTuple):
+class Tilted(NamedTuple):
     """The distribution proportional to `q exp(z)`, and `log(sum(q exp(z)))`."""
 
     weights: Float[Tensor, "*batch n"]
     log_mean: Float[Tensor, "*batch"]
 
 
-def _tilt(z: Float[Tensor, "*batch n"], measure: Float64[Tensor, "*batch n"]) -> _Tilted:
+def tilt(z: Float[Tensor, "*batch n"], measure: Float64[Tensor, "*batch n"]) -> Tilted:
     """Tilt the base measure q by exp(z); z is at most zero, and zero somewhere.
 
     While the mean of exp(z) is near one, its logarithm is small and log1p(mean(expm1)) keeps
@@ -129,7 +129,7 @@ def _tilt(z: Float[Tensor, "*batch n"], measure: Float64[Tensor, "*batch n"]) ->
     far_below_one = logits.logsumexp(dim=-1) + largest.squeeze(-1).to(z.dtype)
     mean_minus_one = (measure.to(z.dtype) * z.expm1()).sum(dim=-1)
     log_mean = torch.where(mean_minus_one > -0.5, mean_minus_one.log1p(), far_below_one)
-    return _Tilted(logits.softmax(dim=-1), log_mean)
+    return Tilted(logits.softmax(dim=-1), log_mean)
 
 
 def _temperature_of_radius(
@@ -180,7 +180,7 @@ def _divergence_and_variance(
     which is the variance under p of the losses in units of temperature.
     """
     z = below * (-log_temperature).exp()[..., None]
-    weights, log_mean = _tilt(z, measure)
+    weights, log_mean = tilt(z, measure)
     mean = (weights * z).sum(dim=-1)
     variance = (weights * (z - mean[..., None]).square()).sum(dim=-1)
     return mean - log_mean, variance
@@ -197,7 +197,7 @@ class KLPenalized:
     temperature: float
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        check_price(self.temperature, name="temperature")
 
     def __call__(
         self,

@@ -6,18 +6,26 @@ import warnings
 import torch
 from torch import Tensor
 
-# Beyond these a float32 quotient loss / temperature overflows or vanishes for ordinary losses.
-SMALLEST_TEMPERATURE = 1e-30
-LARGEST_TEMPERATURE = 1e30
+# Beyond these a float32 quotient loss / price overflows or vanishes for ordinary losses.
+LOWEST_PRICE = 1e-30
+HIGHEST_PRICE = 1e30
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise ValueError unless `temperature` is positive and within float32's reach."""
-    if not SMALLEST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:
+def check_price(price: float, *, name: str) -> None:
+    """Raise ValueError unless a penalty's price is positive and within float32's reach."""
+    if not LOWEST_PRICE <= price <= HIGHEST_PRICE:
         raise ValueError(
-            f"temperature must be between {SMALLEST_TEMPERATURE} and {LARGEST_TEMPERATURE}, got "
-            f"{temperature}; its limits are risks of their own: Mean() at infinity, and at zero "
-            "the maximum, CVaR with a fraction of at most 1/n"
+            f"{name} must be between {LOWEST_PRICE} and {HIGHEST_PRICE}, got {price}; its limits "
+            "are risks of their own: Mean() at infinity, and at zero the maximum, CVaR with a "
+            "fraction of at most 1/n"
+        )
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise ValueError unless `fraction` can be a share of the samples."""
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"fraction is the share of samples that is kept, in (0, 1]; got {fraction}"
         )
 
 

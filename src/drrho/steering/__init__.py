@@ -1,0 +1,27 @@
+"""Losses of a mini-batch to the loss to differentiate: the data set's risk, estimated."""
+
+from drrho.steering.accumulation import accumulate_gradients
+from drrho.steering.batch import BatchEstimator, MultiLevelMonteCarlo
+from drrho.steering.estimate import Estimate, Estimator
+from drrho.steering.learned_dual import LearnedDual
+from drrho.steering.loss import DRRhoLoss, Losses, SteeredLoss
+from drrho.steering.moving_average import AdaptiveRate, MovingAverage
+from drrho.steering.table import LossTable
+from drrho.steering.tokens import TokenLosses, token_losses
+
+__all__ = [
+    "AdaptiveRate",
+    "BatchEstimator",
+    "DRRhoLoss",
+    "Estimate",
+    "Estimator",
+    "LearnedDual",
+    "LossTable",
+    "Losses",
+    "MovingAverage",
+    "MultiLevelMonteCarlo",
+    "SteeredLoss",
+    "TokenLosses",
+    "accumulate_gradients",
+    "token_losses",
+]

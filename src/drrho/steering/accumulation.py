@@ -1,0 +1,64 @@
+"""A batch in several micro-batches, with the gradient of the whole."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from drrho.randomness import capture_generators, preserved_generators, restore_generators
+from drrho.steering.loss import DRRhoLoss, Losses, SteeredLoss
+
+MicroBatch = TypeVar("MicroBatch")
+
+
+def accumulate_gradients(
+    loss: DRRhoLoss,
+    micro_batches: Iterable[MicroBatch],
+    losses_of: Callable[[MicroBatch], Losses],
+    *,
+    backward: Callable[[Tensor], object] = torch.Tensor.backward,
+    no_sync: Callable[[], AbstractContextManager] = nullcontext,
+) -> list[SteeredLoss]:
+    """The gradient of a batch that does not fit, exactly.
+
+    How a sample is weighed depends on all others, so there are two passes. The first computes the
+    losses of all micro-batches without a graph; they are weighed together, as one batch, and the
+    estimator is updated once. The second computes them again, with the random draws (dropout)
+    repeated, and goes backward with the weights of the first. The price is one more forward pass,
+    about a third of a step.
+
+    In a layer like BatchNorm, which changes its state in a forward pass, it changes twice, and a
+    sample's loss depends on its micro-batch as it always does under accumulation.
+
+    Args:
+        loss: whose estimator takes one step.
+        micro_batches: of one step of the optimiser; of any type, in memory together.
+        losses_of: the forward pass: a micro-batch to `Losses`.
+        backward: for instance a gradient scaler's: `lambda loss: scaler.scale(loss).backward()`.
+        no_sync: entered for all but the last backward pass: `model.no_sync` of
+            DistributedDataParallel, so that gradients are averaged once.
+
+    Returns:
+        A result for each micro-batch; their losses add up to the objective. Gradients have been
+        added to the parameters' `.grad`.
+
+    Source: the two passes are those of Gao et al., "Scaling deep contrastive learning batch size
+        under memory limited setup", 2021 (GradCache).
+    """
+    kept = list(micro_batches)
+    states, measured = [], []
+    with torch.no_grad(), preserved_generators():
+        for micro_batch in kept:
+            states.append(capture_generators())
+            measured.append(losses_of(micro_batch))
+    results = []
+    for number, weighed in enumerate(loss.weigh(measured)):
+        is_last = number == len(kept) - 1
+        restore_generators(states[number])
+        with nullcontext() if is_last else no_sync():
+            result = weighed.steer(losses_of(kept[number]).losses)
+            backward(result.loss)
+        results.append(result._replace(loss=result.loss.detach()))
+    return results

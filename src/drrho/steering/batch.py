@@ -1,0 +1,115 @@
+"""Estimators that remember nothing: the batch's own risk, and multi-level Monte Carlo."""
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+
+from drrho.risk import RiskMeasure
+from drrho.steering.estimate import Estimate
+
+
+class BatchEstimator(nn.Module):
+    """The risk of the batch itself.
+
+    Exact for a batch that is the data set. Otherwise biased downward, by the order of 1/B
+    (docs/mathematics.md, "Batch bias"): a maximum over few samples is smaller. Its variance is
+    the smallest of all estimators. With KL weights, B must be much larger than n / ESS of the
+    data set, the number of samples from which one takes all the weight.
+    """
+
+    def check(self, risk: RiskMeasure) -> None:
+        """Every risk of a batch is defined."""
+
+    def forward(
+        self,
+        risk: RiskMeasure,
+        excess: Float[Tensor, " n"],
+        *,
+        base_measure: Float64[Tensor, " n"],
+        index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
+    ) -> Estimate:
+        value, weights, dual = risk(excess.detach(), base_measure=base_measure)
+        dual = None if dual is None else dual.double()
+        return Estimate(value.detach().double(), weights.double(), dual)
+
+
+class MultiLevelMonteCarlo(nn.Module):
+    """The risk of a batch of `smallest * 2^levels`, without bias, from batches mostly smaller.
+
+    With F_k the mean risk of blocks of k samples and J the level that was drawn,
+
+        estimate = F_smallest + (F_n - F_{n/2}) / P(J),    n = smallest 2^J
+
+    whose expectation telescopes to that of F at the largest size: its bias is
+    the batch estimator's at `smallest * 2^levels` samples, for an expected cost of
+    `smallest * (levels + 1)`. The price is variance: the correction is divided by P(J), which
+    halves with every level, and single weights may be negative.
+
+    The level has to be drawn before the samples are: take batches of `draw_size(generator)`
+    samples. All samples of a call belong to one level, the one of their number, those that a
+    mask drops included.
+
+    Args:
+        smallest: samples in the smallest blocks.
+        levels: doublings of the largest batch, at least 1.
+
+    Source: Levy, Carmon, Duchi and Sidford, "Large-scale methods for distributionally robust
+        optimization", 2020, section 4; here F_smallest is the mean over all blocks of the batch
+        where the paper takes one.
+    """
+
+    def __init__(self, *, smallest: int, levels: int) -> None:
+        super().__init__()
+        if smallest < 1 or levels < 1:
+            raise ValueError(f"smallest and levels must be at least 1, got {smallest} and {levels}")
+        self.smallest = smallest
+        self.levels = levels
+
+    def check(self, risk: RiskMeasure) -> None:
+        """Every risk of a batch is defined."""
+
+    def probability(self, level: int) -> float:
+        """P(J): 1/2, 1/4, ... for levels 1, 2, ..., and the last has what is left."""
+        return 2.0 ** -min(level, self.levels - 1) if self.levels > 1 else 1.0
+
+    def draw_size(self, generator: torch.Generator) -> int:
+        """The number of samples of the next batch. In a distributed run, of all processes
+        together: draw it from the same seed on each.
+        """
+        uniform = torch.rand((), generator=generator, device=generator.device).item()
+        level = 1
+        while level < self.levels and uniform < 0.5:
+            uniform, level = 2 * uniform, level + 1
+        return self.smallest * 2**level
+
+    def forward(
+        self,
+        risk: RiskMeasure,
+        excess: Float[Tensor, " n"],
+        *,
+        base_measure: Float64[Tensor, " n"],
+        index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
+    ) -> Estimate:
+        level = self._level(len(excess))
+        correction = 1 / self.probability(level)
+        excess = excess.detach().double()
+
+        def mean_over_blocks(size: int) -> tuple[Float64[Tensor, ""], Float64[Tensor, " n"]]:
+            blocks = risk(excess.view(-1, size), base_measure=base_measure.view(-1, size))
+            return blocks.value.mean(), blocks.weights.flatten() / len(blocks.value)
+
+        base, base_weights = mean_over_blocks(self.smallest)
+        half, half_weights = mean_over_blocks(len(excess) // 2)
+        whole = risk(excess, base_measure=base_measure)
+        value = base + correction * (whole.value - half)
+        weights = base_weights + correction * (whole.weights - half_weights)
+        return Estimate(value, weights, whole.dual)
+
+    def _level(self, size: int) -> int:
+        sizes = [self.smallest * 2**level for level in range(1, self.levels + 1)]
+        if size not in sizes:
+            raise ValueError(
+                f"multi-level Monte Carlo needs batches of {', '.join(map(str, sizes))} samples, "
+                f"drawn by its draw_size; got {size}"
+            )
+        return sizes.index(size) + 1

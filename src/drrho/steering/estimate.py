@@ -1,0 +1,54 @@
+"""What an estimator of the data set's risk is given, and what it returns."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from drrho.risk import RiskMeasure
+
+
+class Estimate(NamedTuple):
+    """The risk of the data set, as seen from one batch.
+
+    Attributes:
+        value: the objective, in units of loss.
+        weights: of each sample of the batch, the factor of its loss's gradient. On average over
+            batches they sum to one; in a single batch only `BatchEstimator`'s do.
+        dual: the risk's dual variable; see `drrho.risk.Risk`.
+    """
+
+    value: Float64[Tensor, ""]
+    weights: Float64[Tensor, " n"]
+    dual: Float64[Tensor, ""] | None
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """From the excess losses of a mini-batch to weights for their gradients.
+
+    The risk of a data set is no mean over samples, so the risk of a mini-batch is a biased
+    estimate of it, and the estimators differ in how they lower that bias: by what they remember.
+    An estimator is a module, and what it remembers are buffers. One call is one step of the
+    optimiser: it changes the state.
+    """
+
+    def check(self, risk: RiskMeasure) -> None:
+        """Raise ValueError unless this estimator can estimate the risk."""
+        ...
+
+    def __call__(
+        self,
+        risk: RiskMeasure,
+        excess: Float[Tensor, " n"],
+        *,
+        base_measure: Float64[Tensor, " n"],
+        index: Int64[Tensor, " n"] | None,
+    ) -> Estimate:
+        """Args:
+        risk: whose value over the data set is sought.
+        excess: detached excess losses of the batch, of all processes.
+        base_measure: not negative; zero drops the sample, whatever its loss.
+        index: the samples' ids, or None where the caller gave none.
+        """
+        ...

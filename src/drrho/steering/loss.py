@@ -1,0 +1,324 @@
+"""The DRRho loss for any training loop: losses of a mini-batch in, a loss to differentiate out."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from torch import Tensor, nn
+
+from drrho.distributed import Gathered, ProcessGroup, gather_columns, num_processes
+from drrho.risk import RiskMeasure, effective_sample_size, excess_loss
+from drrho.risk.samples import normalised
+from drrho.steering.batch import BatchEstimator
+from drrho.steering.estimate import Estimate, Estimator
+
+POSITIONS_SHOWN = 8
+
+
+class Losses(NamedTuple):
+    """The losses of a mini-batch or micro-batch, and what belongs to them.
+
+    All have one shape, (batch,) or (batch, tokens) or any other: every element is a sample.
+
+    Attributes:
+        losses: the target model's; any floating type.
+        reference_losses: the reference model's on the same samples, NaN where there is none. None:
+            no reference, which is ordinary distributionally robust optimisation.
+        mask: True where a sample counts. The others, such as padding, may hold anything.
+        index: ids of the samples, for estimators that remember by sample.
+        sample_weight: the base measure, not negative; only ratios matter. None: all alike.
+    """
+
+    losses: Float[Tensor, "*shape"]
+    reference_losses: Float[Tensor, "*shape"] | None = None
+    mask: Bool[Tensor, "*shape"] | None = None
+    index: Int64[Tensor, "*shape"] | None = None
+    sample_weight: Shaped[Tensor, "*shape"] | None = None
+
+
+class SteeredLoss(NamedTuple):
+    """The objective, and what is worth logging. Only `loss` carries a gradient.
+
+    Numbers are those of the whole batch: of all processes and all micro-batches together.
+
+    Attributes:
+        loss: its value is the objective, in units of loss (of a micro-batch: its equal share).
+            Its gradient, averaged over the processes as DistributedDataParallel and FSDP do, is
+            the sum of weights times the gradients of the losses.
+        weights: the factor of each sample's gradient, in the shape of the losses; zero for unused
+            samples.
+        effective_sample_size: of the weights, in samples.
+        dual: the risk's dual variable (see `drrho.risk.Risk`), as the estimator sees it.
+        weight_sum: sum of all weights. One, or one on average, by the estimator; far from it,
+            an estimator does not keep up with the losses.
+        num_used: samples in the risk.
+        num_missing_reference: samples whose reference loss is NaN.
+        num_nonfinite: samples dropped because a loss is not finite.
+    """
+
+    loss: Float[Tensor, ""]
+    weights: Float[Tensor, "*shape"]
+    effective_sample_size: Float64[Tensor, ""]
+    dual: Float64[Tensor, ""] | None
+    weight_sum: Float64[Tensor, ""]
+    num_used: Int64[Tensor, ""]
+    num_missing_reference: Int64[Tensor, ""]
+    num_nonfinite: Int64[Tensor, ""]
+
+
+class Weighed(NamedTuple):
+    """A micro-batch whose weights are known: `steer` makes the loss.
+
+    Attributes:
+        summary: the result but for `loss`, which is the objective's share without a gradient.
+        gradient_scale: number of processes, over which gradients will be averaged.
+    """
+
+    summary: SteeredLoss
+    gradient_scale: int
+
+    def steer(self, losses: Float[Tensor, "*shape"]) -> SteeredLoss:
+        """The loss to differentiate.
+
+        Args:
+            losses: the target model's, of the same samples in the same order as when they were
+                weighed, now with their graph.
+
+        Raises:
+            ValueError: the shape is another.
+        """
+        weights = self.summary.weights
+        if losses.shape != weights.shape:
+            raise ValueError(
+                f"losses have shape {tuple(losses.shape)}, but those that were weighed had "
+                f"{tuple(weights.shape)}"
+            )
+        # Where the weight is zero a loss may be infinite, and infinity minus itself is NaN.
+        counted = torch.where(weights != 0, losses.to(weights.dtype), 0.0)
+        gradient = self.gradient_scale * (weights * (counted - counted.detach())).sum()
+        return self.summary._replace(loss=self.summary.loss + gradient)
+
+
+class DRRhoLoss(nn.Module):
+    """The DRRho risk of a data set, estimated and differentiated batch by batch.
+
+        loss = DRRhoLoss(KLPenalized(temperature=1.0), MovingAverage(rate=0.1))
+        result = loss(losses, reference_losses)     # one of each for every sample
+        result.loss.backward()
+
+    The excess losses of all processes are gathered (a few floats a sample), every process finds
+    the same weights, and each differentiates its own samples' losses. So K processes do what one
+    would do with the concatenated batch, whatever the sizes of their shares, a process
+    without samples included.
+
+    One call is one step of the optimiser: it updates the estimator, once. For a batch in several
+    micro-batches see `drrho.steering.accumulation.accumulate_gradients`. What is remembered is in
+    `state_dict()`; save and load it with the model.
+
+    Args:
+        risk: `Mean()`, `CVaR(...)`, `KLPenalized(...)`, `KLPenalizedCVaR(...)`, `KLBall(...)`,
+            `ChiSquareBall(...)` or `ChiSquarePenalized(...)`.
+        estimator: of the data set's risk from batches; None is `BatchEstimator()`.
+        process_group: the processes whose batches belong together. None: the default group if
+            `torch.distributed` is initialised, and otherwise this process alone. All of its
+            processes have to make each call.
+        nonfinite: "raise" stops on all processes at a loss that is not finite, and waits for the
+            device to see it; "drop" leaves such samples out and counts them.
+        missing: of samples whose reference loss is NaN. "raise" and "drop" as above. "plain"
+            counts their plain loss with their share of the base measure, neither up- nor
+            down-weighted. They are never given a reference loss of zero: a raw loss among excess
+            losses looks like the hardest sample of all.
+
+    Raises:
+        ValueError: the estimator cannot estimate this risk, or an option is unknown.
+
+    Source: Wei et al., "Model steering: learning with a reference model improves generalization
+        bounds and scaling laws", 2025 (arXiv 2505.06699); docs/mathematics.md, "Estimators".
+    """
+
+    def __init__(
+        self,
+        risk: RiskMeasure,
+        estimator: Estimator | None = None,
+        *,
+        process_group: ProcessGroup | None = None,
+        nonfinite: Literal["raise", "drop"] = "raise",
+        missing: Literal["raise", "drop", "plain"] = "raise",
+    ) -> None:
+        super().__init__()
+        if nonfinite not in ("raise", "drop"):
+            raise ValueError(f'nonfinite must be "raise" or "drop", got {nonfinite!r}')
+        if missing not in ("raise", "drop", "plain"):
+            raise ValueError(f'missing must be "raise", "drop" or "plain", got {missing!r}')
+        self.estimator = BatchEstimator() if estimator is None else estimator
+        self.estimator.check(risk)
+        self.risk = risk
+        self.process_group = process_group
+        self.nonfinite = nonfinite
+        self.missing = missing
+
+    def forward(
+        self,
+        losses: Float[Tensor, "*shape"],
+        reference_losses: Float[Tensor, "*shape"] | None = None,
+        mask: Bool[Tensor, "*shape"] | None = None,
+        index: Int64[Tensor, "*shape"] | None = None,
+        *,
+        sample_weight: Shaped[Tensor, "*shape"] | None = None,
+    ) -> SteeredLoss:
+        """The loss of one batch; the arguments are those of `Losses`.
+
+        Raises:
+            ValueError: shapes differ, there is a loss that may not be there (with its places), or
+                the estimator needs `index`.
+            IndexError: an id is outside of the estimator's table.
+        """
+        batch = Losses(losses, reference_losses, mask, index, sample_weight)
+        return self.weigh([batch])[0].steer(losses)
+
+    @torch.no_grad()
+    def weigh(self, micro_batches: Sequence[Losses]) -> list[Weighed]:
+        """Weigh the samples of several micro-batches together, as the one batch they are.
+
+        Updates the estimator, once. The micro-batches' losses add up to the objective. Their
+        number may differ between processes.
+        """
+        if not micro_batches:
+            raise ValueError(
+                "there are no micro-batches to weigh; a process without samples has empty ones"
+            )
+        rows = [_rows(micro_batch) for micro_batch in micro_batches]
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("some micro-batches have an index and some have none")
+        gathered = gather_columns(torch.cat(rows, dim=1), self.process_group)
+        samples = _Samples.of(gathered.columns)
+        self._refuse(samples, gathered)
+        estimate = self._estimate(samples)
+        weights = estimate.weights
+        whole = SteeredLoss(
+            loss=estimate.value / len(micro_batches),
+            weights=weights,
+            effective_sample_size=effective_sample_size(weights),
+            dual=estimate.dual,
+            weight_sum=weights.sum(),
+            num_used=samples.used.sum(),
+            num_missing_reference=samples.missing.sum(),
+            num_nonfinite=samples.nonfinite.sum(),
+        )
+        parts = gathered.own(weights).split([row.shape[1] for row in rows])
+        scale = num_processes(self.process_group)
+        return [
+            Weighed(_of_part(whole, part, micro_batch.losses), scale)
+            for micro_batch, part in zip(micro_batches, parts, strict=True)
+        ]
+
+    def _estimate(self, samples: "_Samples") -> Estimate:
+        excess = torch.where(samples.used, samples.excess, 0.0)
+        measure = torch.where(samples.used, samples.measure, 0.0)
+        estimate = self.estimator(self.risk, excess, base_measure=measure, index=samples.index)
+        if self.missing != "plain":
+            return estimate
+        counted = samples.used | samples.missing
+        plain = normalised(torch.where(counted, samples.measure, 0.0)) * samples.missing
+        steered = 1 - plain.sum()
+        return estimate._replace(
+            value=steered * estimate.value + (plain * samples.plain_losses).sum(),
+            weights=steered * estimate.weights + plain,
+        )
+
+    def _refuse(self, samples: "_Samples", gathered: Gathered) -> None:
+        """Raise on every process what one of them must not have, so that none waits for it."""
+        findings = []
+        if self.missing == "raise":
+            findings.append(("reference_losses are NaN (missing)", samples.missing, "missing"))
+        if self.nonfinite == "raise":
+            what = "losses or reference_losses are not finite"
+            findings.append((what, samples.nonfinite, "nonfinite"))
+        sentences = [
+            f'{what} at {_places(found, gathered)}: mend or mask them, or pass {option}="drop" to '
+            "leave them out and count them"
+            for what, found, option in findings
+            if found.any()
+        ]
+        if sentences:
+            raise ValueError("; ".join(sentences))
+
+
+class _Samples(NamedTuple):
+    """The samples of all processes, one after the other, each of one of four kinds: used,
+    missing its reference, not finite, or masked.
+    """
+
+    excess: Float64[Tensor, " n"]
+    plain_losses: Float64[Tensor, " n"]
+    measure: Float64[Tensor, " n"]
+    index: Int64[Tensor, " n"] | None
+    used: Bool[Tensor, " n"]
+    missing: Bool[Tensor, " n"]
+    nonfinite: Bool[Tensor, " n"]
+
+    @classmethod
+    def of(cls, rows: Float64[Tensor, "rows n"]) -> "_Samples":
+        """From the rows that `_rows` made, which have travelled."""
+        losses, reference, excess, measure = rows[:4]
+        index = rows[4].long() if len(rows) > 4 else None
+        counts = measure != 0
+        missing = counts & losses.isfinite() & reference.isnan()
+        used = counts & excess.isfinite()
+        return cls(
+            excess=excess,
+            plain_losses=torch.where(missing, losses, 0.0),
+            measure=measure,
+            index=index,
+            used=used,
+            missing=missing,
+            nonfinite=counts & ~used & ~missing,
+        )
+
+
+def _rows(batch: Losses) -> Float64[Tensor, "rows n"]:
+    """Everything about the samples as rows of one matrix, so that one message carries it.
+
+    float64 holds ids up to 2^53 exactly, and float32 losses. The excess is not what the losses
+    leave after the journey: it is subtracted in their own precision, as `excess_loss` says.
+    """
+    losses = batch.losses.detach()
+    for name, other in batch._asdict().items():
+        if other is not None and other.shape != losses.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(other.shape)}, losses have {tuple(losses.shape)}; both "
+                "need one element for each sample"
+            )
+    reference = batch.reference_losses
+    excess = losses if reference is None else excess_loss(losses, reference)
+    measure = torch.ones_like(losses, dtype=torch.float64)
+    if batch.sample_weight is not None:
+        measure = batch.sample_weight.to(torch.float64)
+    if batch.mask is not None:
+        measure = torch.where(batch.mask, measure, 0.0)
+    rows = [losses, torch.zeros_like(losses) if reference is None else reference, excess, measure]
+    if batch.index is not None:
+        rows.append(batch.index)
+    return torch.stack([row.to(torch.float64).flatten() for row in rows])
+
+
+def _of_part(
+    whole: SteeredLoss, weights: Float64[Tensor, " part"], losses: Float[Tensor, "*shape"]
+) -> SteeredLoss:
+    """The result of one micro-batch, in its shape and precision."""
+    dtype = torch.promote_types(losses.dtype, torch.float32)
+    return whole._replace(loss=whole.loss.to(dtype), weights=weights.to(dtype).view(losses.shape))
+
+
+def _places(found: Bool[Tensor, " n"], gathered: Gathered) -> str:
+    """Where samples were found, as positions in the flattened losses of each process."""
+    places = []
+    for rank, part in enumerate(found.split(gathered.sizes)):
+        positions = part.nonzero().squeeze(-1).tolist()
+        if positions:
+            shown = ", ".join(map(str, positions[:POSITIONS_SHOWN]))
+            more = ", ..." if len(positions) > POSITIONS_SHOWN else ""
+            process = f" of process {rank}" if len(gathered.sizes) > 1 else ""
+            places.append(f"{len(positions)} of {len(part)} samples{process}: {shown}{more}")
+    return "; ".join(places)
