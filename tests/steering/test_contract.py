@@ -56,7 +56,7 @@ IMPOSSIBLE = {
 POSSIBLE = [(e, r) for e in ESTIMATORS for r in RISKS if (e, r) not in IMPOSSIBLE]
 
 
-@pytest.fixture(params=POSSIBLE, ids=lambda pair: "-".join(pair))
+@pytest.fixture(params=POSSIBLE, ids="-".join)
 def make_loss(request):
     estimator, risk = request.param
     return lambda **options: DRRhoLoss(RISKS[risk], ESTIMATORS[estimator](), **options)
@@ -99,14 +99,14 @@ def test_weights_are_not_negative_and_sum_to_what_is_reported(make_loss):
     for batch in batches():
         result = loss(**batch)
         assert_close(result.weights.sum(), result.weight_sum)
-        assert 0 < result.weight_sum < 4
+        assert 0 <= result.weight_sum < 4  # zero: nobody above the threshold of a learned CVaR
         if isinstance(loss.estimator, MultiLevelMonteCarlo):
             assert_close(result.weight_sum.item(), 1.0)
             continue
         assert (result.weights >= 0).all()
         if isinstance(loss.estimator, BatchEstimator):
             assert_close(result.weight_sum.item(), 1.0)
-        assert 1 <= result.effective_sample_size <= BATCH + 1e-9
+        assert 0 <= result.effective_sample_size <= BATCH + 1e-9
 
 
 def test_first_batch_is_the_batchs_own_risk(make_loss):

@@ -68,8 +68,7 @@ def solve_dual(
     value, dual = value.detach().double(), _known(dual).double()
     q = normalised(base_measure.double())
     f = torch.where(q > 0, losses.detach().double(), 0.0)
-    mean = (q * f).sum()
-    spread = (q * (f - mean).square()).sum().sqrt()
+    spread = standard_deviation(f, q)
     # Equal losses have no spread, and every positive scale gives them equal weights.
     low = torch.where(spread > 0, SMALLEST_SCALE * spread, SCALE_WITHOUT_SPREAD)
     high = torch.where(spread > 0, LARGEST_SCALE * spread, SCALE_WITHOUT_SPREAD)
@@ -87,13 +86,21 @@ def solve_dual(
             return Dual(dual + strength, torch.full_like(value, strength))
         case ChiSquareBall():
             scale = (q * (f - dual).clamp_min(0)).sum().clamp(low, high)
-            location = torch.where(dual.isfinite(), dual + scale, mean)
+            location = torch.where(dual.isfinite(), dual + scale, (q * f).sum())
             # All weight on the largest: their common density is one over their share.
             share = torch.where(f >= dual, q, 0.0).sum()
             at_maximum = (q * (f > dual)).sum() == 0
             return Dual(torch.where(at_maximum, dual - scale * (1 / share - 1), location), scale)
         case _:
             raise ValueError(f"{risk} has no dual variables")
+
+
+def standard_deviation(
+    losses: Float64[Tensor, " n"], base_measure: Float64[Tensor, " n"]
+) -> Float64[Tensor, ""]:
+    """Under a base measure that sums to one (divisor n)."""
+    mean = (base_measure * losses).sum()
+    return (base_measure * (losses - mean).square()).sum().sqrt()
 
 
 def dual_variable(risk: RiskMeasure, dual: Dual) -> Float64[Tensor, ""]:

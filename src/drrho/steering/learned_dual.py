@@ -13,6 +13,7 @@ from drrho.risk.duality import (
     dual_variable,
     has_dual_form,
     solve_dual,
+    standard_deviation,
 )
 from drrho.risk.samples import normalised
 from drrho.steering.estimate import Estimate
@@ -38,7 +39,8 @@ class LearnedDual(nn.Module):
     estimator's ratio: the weights sum to one on average only.
 
     The dual starts at the first batch's optimum, and is solved anew when the densities average
-    more than ten. A step moves nu by at most s, and s by at most a factor e.
+    more than ten, for which every call waits for the device. A step moves nu by at most s, and s
+    by at most a factor e. CVaR, which has no scale, moves by the standard deviation of the losses.
 
     Args:
         rate: of the steps, in (0, 1]. The variance of nu is about
@@ -74,32 +76,48 @@ class LearnedDual(nn.Module):
         base_measure: Float64[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
     ) -> Estimate:
+        if not base_measure.any():
+            nothing = torch.zeros_like(base_measure)
+            return Estimate(nothing.sum(), nothing, dual_variable(risk, self._dual))
         q = normalised(base_measure)
         excess = torch.where(q > 0, excess.detach().double(), 0.0)
-        solved = solve_dual(risk, excess, base_measure)
-        present = Dual(self.location, self.scale)
-        mean_density = (q * density(risk, excess, present)).sum()
-        # Negated, so that an overflow counts as lost as well.
-        lost = ~self.started | ~(mean_density <= _largest_mean_density(risk))
-        dual = Dual(*(torch.where(lost, *pair) for pair in zip(solved, present, strict=True)))
-
+        dual = self._dual
         w = density(risk, excess, dual)
-        mean_density = (q * w).sum()
-        spent = (q * divergence_generator(risk, w)).sum()
+        # Negated, so that an overflow counts as lost as well.
+        if not self.started or not (q * w).sum() <= _largest_mean_density(risk):
+            dual = solve_dual(risk, excess, base_measure)
+            w = density(risk, excess, dual)
         value = (q * dual_values(risk, excess, dual)).sum()
+        self._move(risk, dual, excess=excess, q=q, w=w)
+        return Estimate(value, q * w, dual_variable(risk, dual))
 
-        location = dual.location + dual.scale * (self.rate * (mean_density - 1)).clamp(max=1)
+    @property
+    def _dual(self) -> Dual:
+        return Dual(self.location.clone(), self.scale.clone())
+
+    def _move(
+        self,
+        risk: RiskMeasure,
+        dual: Dual,
+        *,
+        excess: Float64[Tensor, " n"],
+        q: Float64[Tensor, " n"],
+        w: Float64[Tensor, " n"],
+    ) -> None:
+        """One step from `dual`."""
+        too_dense = (q * w).sum() - 1
+        self.location.copy_(dual.location + dual.scale * (self.rate * too_dense).clamp(max=1))
         match risk:
             case KLBall(radius=radius) | ChiSquareBall(radius=radius):
+                spent = (q * divergence_generator(risk, w)).sum()
                 step = self.rate * (spent - radius) / (2 * radius)
-                scale = dual.scale * step.clamp(max=1).exp()
-            case _:  # a penalty's price, or for CVaR the recent standard deviation
-                scale = dual.scale + self.rate * (solved.scale - dual.scale)
-        empty = base_measure.sum() == 0
-        self.location.copy_(torch.where(empty, self.location, location))
-        self.scale.copy_(torch.where(empty, self.scale, scale))
-        self.started.logical_or_(~empty)
-        return Estimate(torch.where(empty, 0.0, value), q * w, dual_variable(risk, dual))
+                self.scale.copy_(dual.scale * step.clamp(max=1).exp())
+            case CVaR():
+                spread = standard_deviation(excess, q)
+                self.scale.copy_(dual.scale + self.rate * (spread - dual.scale))
+            case _:
+                self.scale.copy_(dual.scale)
+        self.started.fill_(True)
 
 
 def _largest_mean_density(risk: RiskMeasure) -> float:
