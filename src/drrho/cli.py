@@ -18,7 +18,7 @@ try:
     from drrho.run.evaluation import EvaluateConfig
     from drrho.run.index import IndexConfig
     from drrho.run.recipe import Recipe, load_recipe
-    from drrho.run.reference import PrecomputeConfig
+    from drrho.run.reference import LossesConfig, PrecomputeConfig
     from drrho.run.training import TrainingInterrupted
 except ModuleNotFoundError as error:  # the losses alone are installed
     raise SystemExit(
@@ -32,6 +32,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   demo                             the whole way on procedural scenes, minutes on a CPU
   index DATA                       shards -> manifest: counts, key hashes, sample ids
   reference precompute             store a reference model's embeddings of a data set
+  reference losses FOLDER          what is known of stored losses; how alike references are
   train RECIPE.py [--FIELD VALUE]  train a model; continues what it finds
   compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
   evaluate RUN --data SET ...      retrieval and zero-shot classification
@@ -71,6 +72,9 @@ def _dispatch(arguments: list[str]) -> int:
         case ["reference", "precompute", *rest]:
             prog = "drrho reference precompute"
             print(commands.run_precompute(tyro.cli(PrecomputeConfig, args=rest, prog=prog)))
+        case ["reference", "losses", *rest]:
+            prog = "drrho reference losses"
+            print(commands.run_losses(tyro.cli(LossesConfig, args=rest, prog=prog)))
         case ["train", path, *rest] if not path.startswith("-"):
             print(commands.run_train(_overridden(load_recipe(path, Recipe), path, rest)))
         case ["compare", path, *rest] if not path.startswith("-"):

@@ -12,8 +12,8 @@ from functools import partial
 
 from tests.data.tar_files import to_tensor, to_tokens
 
+from drrho.data.indexing import index_shards
 from drrho.data.loading import LoadingConfig, training_batches
-from drrho.data.manifest import index_shards
 
 say = partial(print, flush=True)
 batches = training_batches(

@@ -28,6 +28,7 @@ from tests.data.tar_files import (
 )
 
 from drrho.data import cache
+from drrho.data.indexing import index_shards
 from drrho.data.loading import (
     LoadingConfig,
     NothingReadable,
@@ -36,7 +37,6 @@ from drrho.data.loading import (
     steps_per_epoch,
     training_batches,
 )
-from drrho.data.manifest import index_shards
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,13 +17,8 @@ from tests.data.tar_files import (
     write_shard,
 )
 
-from drrho.data.manifest import (
-    Manifest,
-    Shard,
-    index_shards,
-    open_manifest,
-    resolve_shards,
-)
+from drrho.data.indexing import index_shards, open_manifest, resolve_shards
+from drrho.data.manifest import Manifest, Shard
 
 
 def index_of(tmp_path, rows, *, first_key=0):

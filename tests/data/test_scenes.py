@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from drrho.data import scenes
-from drrho.data.manifest import index_shards
+from drrho.data.indexing import index_shards
 from drrho.data.scenes import (
     COLOUR_WORDS,
     COLOURS,

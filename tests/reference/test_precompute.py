@@ -17,7 +17,8 @@ from tests.data.tar_files import (
 from tests.reference.small_reference import SmallTowers, embeddings_of, small_encoder, two_tower
 from torch.testing import assert_close
 
-from drrho.data.manifest import Manifest, index_shards
+from drrho.data.indexing import index_shards
+from drrho.data.manifest import Manifest
 from drrho.reference.precompute import precompute
 from drrho.reference.store import ReferenceStore
 

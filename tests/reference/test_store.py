@@ -9,7 +9,8 @@ from safetensors import safe_open
 from tests.data.tar_files import pair, write_shard
 from tests.reference.small_reference import DIM, embeddings_of, small_encoder
 
-from drrho.data.manifest import Manifest, index_shards
+from drrho.data.indexing import index_shards
+from drrho.data.manifest import Manifest
 from drrho.reference.precompute import precompute
 from drrho.reference.store import ReferenceStore
 
@@ -83,7 +84,7 @@ def test_a_reference_serves_any_of_its_shards_wherever_they_lie(data, folder, tm
     [
         ([4, 5, 6], 0, "of 2 samples, the shard has 3"),
         ([4, 5], 7, "keys"),
-        ([5, 4], 0, "the same keys but other images or captions"),
+        ([5, 4], 0, "the same keys but other contents"),
     ],
 )
 def test_data_changed_since_are_an_error_that_names_the_shard(
@@ -144,7 +145,7 @@ def test_swapped_files_are_an_error_that_names_the_shard(data, folder):
 
 def test_a_wrong_number_of_rows_is_an_error_that_names_the_shard(data, folder):
     rewrite(folder / "b.safetensors", image=torch.zeros(3, DIM, dtype=torch.float16))
-    with pytest.raises(ValueError, match=r"should hold 2 rows.*shard b\.tar"):
+    with pytest.raises(ValueError, match=r"shard b\.tar, is damaged.*\(3, 12\).*not.*\(2, 12\)"):
         ReferenceStore.open(folder, index_shards(data))
 
 

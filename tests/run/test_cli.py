@@ -6,9 +6,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from drrho.cli import main
+from drrho.data.items import manifest_of_items
+from drrho.reference.loss_writer import LossWriter
 from drrho.run.comparison import Comparison
 from drrho.run.demo import DemoConfig, demo, demo_comparison
 from drrho.run.recipe import Recipe, load_recipe
@@ -63,6 +66,28 @@ def test_the_commands_of_the_readme(workplace, reference, scenes, capsys):
     assert 0 < json.loads((workplace / "out.json").read_text())["test"]["mrr"] <= 1
 
 
+def test_stored_losses_are_summarised(workplace, capsys):
+    manifest = manifest_of_items([b"a", b"b", b"c", b"d"], name="letters")
+    with LossWriter.open("losses", manifest, reference="small", identity="small v1") as writer:
+        writer.write(torch.arange(3), torch.tensor([1.0, 2.0, float("inf")]))
+    assert main(["reference", "losses", "losses"]) == 0
+    header, _, row = capsys.readouterr().out.strip().splitlines()
+    found = dict(zip(cells(header), cells(row), strict=True))
+    assert found["reference"] == "small"
+    assert found["identity"] == "small v1"
+    assert (found["samples"], found["missing"], found["not finite"]) == ("4", "1", "1")
+    assert (found["mean"], found["standard deviation"]) == ("1.5000", "0.5000")
+    with LossWriter.open("losses", manifest, reference="large", identity="large v1") as writer:
+        writer.write(torch.arange(4), torch.tensor([5.0, 3.0, 0.0, 0.0]))
+    assert main(["reference", "losses", "losses"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert cells(last) == ["large and small", "2", "-1.0000"]
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_evaluation_reads_the_layout_of_clip_benchmark(workplace, reference, scenes, capsys):
     folder = workplace / "shapes"
     (folder / "test").mkdir(parents=True)
@@ -103,6 +128,7 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
         ),
         (["train", "recipe.py", "--model.name", "ViT-B-99"], "model.small has no effect"),
         (["train", "recipe.py", "--reference", "None"], "needs a reference"),
+        (["reference", "losses", "nowhere"], "nowhere holds no losses"),
     ],
 )
 def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, message):

@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from drrho.data.manifest import Manifest, Shard, summarise_shard
+from drrho.data.indexing import summarise_shard
+from drrho.data.manifest import Manifest, Shard
 from drrho.data.shards import RawSample, UnusableSample, read_shard
 
 Decoded = TypeVar("Decoded")

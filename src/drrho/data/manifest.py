@@ -4,13 +4,11 @@ The sample with row r of shard s has the id `offsets[s] + r`. Rows count every s
 not, so an id never depends on a filter, a shuffle or on what could be decoded.
 """
 
-import glob
 import hashlib
 import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -19,33 +17,43 @@ from pathlib import Path
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from webdataset.shardlists import expand_urls
 
-from drrho.data.shards import (
-    CAPTION_EXTENSION,
-    CAPTION_FAULTS,
-    RawSample,
-    find_fault,
-    image_bytes,
-    read_shard,
-)
 from drrho.files import write_json
-from drrho.progress import Progress
 
 FORMAT = "drrho manifest"
 VERSION = 1
+ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
+
+NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
+# With one of these reasons a sample still has an image, which is enough where a label is scored.
+CAPTION_FAULTS = frozenset({NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION})
+
+
+class FieldHash:
+    """SHA-256 of fields in order, each preceded by its length: no two lists of them hash alike."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, content: bytes | None) -> None:
+        """Takes in the next field; None for one that is absent."""
+        self._digest.update(b"absent," if content is None else b"%d," % len(content))
+        self._digest.update(content or b"")
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What one tar file holds.
+    """What one tar file holds, or a run of items (`drrho.data.items`).
 
     Attributes:
-        url: where it is.
+        url: the path of the tar file, or `items://` and a name.
         num_samples: rows, usable or not.
         keys_sha256: hash of the samples' keys in order: which row is which sample.
-        content_sha256: hash of the images' and captions' bytes in order. Keys are often mere
-            counters, equal in unrelated data sets; this tells those apart.
+        content_sha256: hash of the images' and captions' bytes, or of the items', in order.
+            Keys are often mere counters, equal in unrelated data sets; this tells those apart.
         unusable: the rows that are no image-caption pair, with the reason. Images are not
             decoded for it; a corrupt one shows when it is read.
     """
@@ -141,7 +149,7 @@ class Manifest:
             FileNotFoundError: there is no such file.
             ValueError: it is no manifest, or one of another version.
         """
-        remedy = "run `drrho index` on the shards to write it"
+        remedy = "run `drrho index` on the shards to write it, or index the items again"
         try:
             document = json.loads(Path(path).read_bytes())
         except FileNotFoundError:
@@ -162,97 +170,14 @@ class Manifest:
             raise ValueError(f"manifest {path} is damaged ({error!r}); {remedy}") from error
 
 
-def open_manifest(source: str | Path) -> Manifest:
-    """The manifest in a `.json` file, or of the shards that `source` names, indexed now."""
-    if str(source).endswith(".json"):
-        return Manifest.load(Path(source).expanduser())
-    return index_shards(source)
-
-
-def index_shards(source: str | Path) -> Manifest:
-    """Reads every shard that `source` names (see `resolve_shards`) once, from end to end.
-
-    Raises:
-        FileNotFoundError: no shard is there.
-        ValueError: a shard is damaged or named twice, or there is no sample in any.
-    """
-    urls = resolve_shards(source)
-    shards = []
-    with Progress("index", total=len(urls), unit="shards") as progress:
-        for url in urls:
-            shards.append(summarise_shard(url, read_shard(url)))
-            progress.advance(1, unusable=sum(len(shard.unusable) for shard in shards))
-    manifest = Manifest(shards=tuple(shards))
-    if manifest.num_samples == 0:
-        raise ValueError(f"{source} holds no sample: its {len(urls)} shards are empty tar files")
-    return manifest
-
-
-def resolve_shards(source: str | Path) -> list[str]:
-    """The absolute paths of the shards that `source` names.
-
-    Args:
-        source: a folder (its *.tar files, sorted), a tar file, a glob pattern (sorted), or a
-            brace pattern such as `train-{0000..0009}.tar` (in the order written).
-
-    Raises:
-        FileNotFoundError: nothing is there, or a path of the brace pattern is missing.
-    """
-    source = os.path.expanduser(source)
-    if os.path.isdir(source):
-        paths = sorted(glob.glob(os.path.join(glob.escape(source), "*.tar")))
-    elif os.path.exists(source):
-        paths = [source]
-    else:
-        paths = [path for pattern in expand_urls(source) for path in _matches(pattern)]
-    if not paths:
-        raise FileNotFoundError(
-            f"no shards found at {source}; expected a folder of .tar files, a .tar file, a glob "
-            "or brace pattern, or a manifest .json, on a local path"
-        )
-    return [os.path.abspath(path) for path in paths]
-
-
-def summarise_shard(url: str, samples: Iterable[RawSample]) -> Shard:
-    """Counts and hashes the samples of a shard, in one pass."""
-    keys, content = hashlib.sha256(), hashlib.sha256()
-    num_samples, unusable = 0, {}
-    for sample in samples:
-        _update(keys, sample.key.encode(errors="surrogateescape"))
-        _update(content, image_bytes(sample))
-        _update(content, sample.fields.get(CAPTION_EXTENSION))
-        if reason := find_fault(sample):
-            unusable[sample.row] = reason
-        num_samples += 1
-    return Shard(
-        url=url,
-        num_samples=num_samples,
-        keys_sha256=keys.hexdigest(),
-        content_sha256=content.hexdigest(),
-        unusable=unusable,
-    )
-
-
-def _update(digest, content: bytes | None) -> None:
-    """Adds one field, preceded by its length so that no two lists of fields hash alike."""
-    digest.update(b"absent," if content is None else b"%d," % len(content))
-    digest.update(content or b"")
-
-
-def _matches(pattern: str) -> list[str]:
-    if os.path.exists(pattern):
-        return [pattern]
-    if not glob.has_magic(pattern):
-        raise FileNotFoundError(f"shard {pattern} does not exist; shards are read from local paths")
-    return sorted(glob.glob(pattern))
-
-
 def _relative(url: str, folder: Path) -> str:
+    if url.startswith(ITEMS):
+        return url
     path = Path(url)
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else url
 
 
 def _parse_shard(entry: dict, folder: Path) -> Shard:
     unusable = {int(row): str(reason) for row, reason in entry["unusable"].items()}
-    url = str(folder / entry["url"])
+    url = entry["url"] if entry["url"].startswith(ITEMS) else str(folder / entry["url"])
     return Shard(**entry | {"url": url, "unusable": unusable})

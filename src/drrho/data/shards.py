@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image, ImageFile
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
-NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
-# With one of these reasons a sample still has an image, which is enough where a label is scored.
-CAPTION_FAULTS = frozenset({NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Encoding a data set once with the reference model, shard by shard."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,10 +13,10 @@ from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
+from drrho.reference.shard_files import ShardFiles, entries_of
 from drrho.reference.store import (
     FILE_NAME,
     ReferenceCard,
-    ReferenceShard,
     ShardEmbeddings,
     has_unit_norm,
     load_shard,
@@ -68,7 +68,8 @@ def precompute(
     """
     folder = Path(folder)
     card = _open_folder(encoder, manifest, folder=folder)
-    absent = _absent_in_finished_shards(card, folder)
+    files = card.files(folder)
+    absent = _absent_in_finished_shards(card, files)
     shards_found = len(absent)
     usable = [shard.num_samples - len(shard.unusable) for shard in manifest.shards]
     with Progress("encode", total=sum(usable), initial=sum(usable[s] for s in absent)) as progress:
@@ -81,7 +82,7 @@ def precompute(
             progress=progress,
         )
         for s, embeddings in zip(unfinished, encoded, strict=True):
-            save_shard(folder, card, entry=card.shards[s], embeddings=embeddings)
+            save_shard(files, card.shards[s], embeddings)
             absent[s] = embeddings.absent
     reasons = Counter(reason for rows in absent.values() for reason in rows.values())
     if reasons.total() == manifest.num_samples:
@@ -102,16 +103,7 @@ def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path)
     card = ReferenceCard(
         model=encoder.identity,
         embedding_dim=encoder.embedding_dim,
-        shards=tuple(
-            ReferenceShard(
-                shard=Path(shard.url).name,
-                file=file,
-                num_samples=shard.num_samples,
-                keys_sha256=shard.keys_sha256,
-                content_sha256=shard.content_sha256,
-            )
-            for shard, file in zip(manifest.shards, _file_names(manifest.shards), strict=True)
-        ),
+        shards=entries_of(manifest.shards),
     )
     if not (folder / FILE_NAME).exists():
         card.save(folder)
@@ -119,14 +111,6 @@ def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path)
     found = ReferenceCard.load(folder)
     _require_same(found, card, folder=folder)
     return found
-
-
-def _file_names(shards: Iterable[Shard]) -> list[str]:
-    """The shards' own names; where two shards of the set share one, all are numbered."""
-    stems = [Path(shard.url).stem for shard in shards]
-    if len({stem.lower() for stem in stems}) < len(stems):  # some file systems ignore case
-        stems = [f"{position:05d}-{stem}" for position, stem in enumerate(stems)]
-    return [f"{stem}.safetensors" for stem in stems]
 
 
 def _require_same(found: ReferenceCard, wanted: ReferenceCard, *, folder: Path) -> None:
@@ -156,13 +140,13 @@ def _describe(card: ReferenceCard) -> str:
     return f"{num_samples} samples in {len(card.shards)} shards from {card.shards[0].shard} on"
 
 
-def _absent_in_finished_shards(card: ReferenceCard, folder: Path) -> dict[int, dict[int, str]]:
+def _absent_in_finished_shards(card: ReferenceCard, files: ShardFiles) -> dict[int, dict[int, str]]:
     """For each shard whose file is complete, the rows without embeddings."""
-    finished = {}
-    for s, entry in enumerate(card.shards):
-        if (folder / entry.file).exists():
-            finished[s] = load_shard(folder, card, entry=entry).absent
-    return finished
+    return {
+        s: load_shard(files, entry, embedding_dim=card.embedding_dim).absent
+        for s, entry in enumerate(card.shards)
+        if files.exists(entry)
+    }
 
 
 def _encode_shards(

@@ -9,13 +9,14 @@ from tyro.conf import Positional
 
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.files import write_json
+from drrho.reference.loss_summary import summarise_losses
 from drrho.report.table import markdown_table
 from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.run.recipe import Recipe
-from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.run.reference import LossesConfig, PrecomputeConfig, precompute_reference
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
@@ -66,6 +67,32 @@ def run_precompute(config: PrecomputeConfig) -> str:
         f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
         f"{_in_brackets(report.absent)}; {report.shards_found} shards were there already"
     )
+
+
+def run_losses(config: LossesConfig) -> str:
+    """Stored losses -> what they are, and how alike those of two references are."""
+    summaries, correlations = summarise_losses(config.folder)
+    header = ["reference", "identity", "samples", "missing", "losses", "of a", "not finite"]
+    rows = [
+        [
+            summary.reference,
+            summary.identity,
+            *(f"{count:,}" for count in (summary.num_samples, summary.num_missing)),
+            f"{summary.num_losses:,}",
+            summary.unit,
+            f"{summary.num_nonfinite:,}",
+            *(f"{value:.4f}" for value in (summary.mean, summary.standard_deviation)),
+        ]
+        for summary in summaries
+    ]
+    table = markdown_table([*header, "mean", "standard deviation"], rows)
+    if not correlations:
+        return table
+    rows = [
+        [" and ".join(pair.references), f"{pair.num_samples:,}", f"{pair.correlation:.4f}"]
+        for pair in correlations
+    ]
+    return f"{table}\n\n{markdown_table(['losses of', 'common samples', 'correlation'], rows)}"
 
 
 def run_train(recipe: Recipe) -> str:

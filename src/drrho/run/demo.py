@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from drrho.contrastive.objective import ObjectiveConfig
+from drrho.data.indexing import index_shards
 from drrho.data.loading import LoadingConfig
-from drrho.data.manifest import index_shards
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig

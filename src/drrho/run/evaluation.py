@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import Positional
 
+from drrho.data.indexing import open_manifest
 from drrho.data.loading import evaluation_batches
-from drrho.data.manifest import Manifest, open_manifest
+from drrho.data.manifest import Manifest
 from drrho.evaluation.embed import EmbeddedImages, embed_classes, embed_images, embed_texts
 from drrho.evaluation.retrieval import (
     distinct_texts,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from drrho.data.manifest import Manifest, index_shards, resolve_shards
+from drrho.data.indexing import index_shards, resolve_shards
+from drrho.data.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

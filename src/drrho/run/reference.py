@@ -1,9 +1,11 @@
-"""Naming a reference model -> its stored embeddings of a data set."""
+"""Naming a reference model -> its stored embeddings of a data set; naming losses -> a summary."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from drrho.data.manifest import open_manifest
+from tyro.conf import Positional
+
+from drrho.data.indexing import open_manifest
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import Precision, ReferenceEncoder
 from drrho.reference.precompute import PrecomputeReport, precompute
@@ -49,6 +51,17 @@ class PrecomputeConfig:
             precision=self.precision,
             device=resolve_device(self.device),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesConfig:
+    """Summarise the stored losses of references: how many, mean and spread, correlations.
+
+    Attributes:
+        folder: what `LossWriter` wrote to, with a folder for each reference.
+    """
+
+    folder: Positional[str]
 
 
 def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:

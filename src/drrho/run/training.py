@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 from drrho.contrastive.objective import ContrastiveObjective, recommended_gamma_min
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.data.batch import Batch
+from drrho.data.indexing import open_manifest
 from drrho.data.loading import training_batches
-from drrho.data.manifest import Manifest, open_manifest
+from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
 from drrho.files import exclusive, write_json
 from drrho.models.build import build_model, save_model

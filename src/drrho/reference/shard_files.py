@@ -1,0 +1,228 @@
+"""What a reference computed, on disk: a card that names the model, and a file for each shard.
+
+A shard is recognised by its contents. So what is stored serves every data set made of some of
+its shards, in any order and wherever they lie, and no other.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from drrho.data.manifest import Shard
+from drrho.files import write_atomically
+
+Card = TypeVar("Card")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """Which file belongs to which shard; the last three as in the manifest."""
+
+    shard: str
+    file: str
+    num_samples: int
+    keys_sha256: str
+    content_sha256: str
+
+    @property
+    def contents(self) -> tuple[int, str, str]:
+        """As `Shard.contents`: equal for the shard that the file belongs to."""
+        return self.num_samples, self.keys_sha256, self.content_sha256
+
+
+def entries_of(
+    shards: Iterable[Shard], *, found: Sequence[ShardEntry] = ()
+) -> tuple[ShardEntry, ...]:
+    """An entry for each shard. The files have the shards' names; where that would give two files
+    of the folder one name, the new ones are numbered.
+
+    Args:
+        shards: those without an entry.
+        found: the entries that the folder has already.
+
+    Raises:
+        ValueError: two files would have one name even so.
+    """
+    shards = tuple(shards)
+    files = [f"{Path(shard.url).stem}.safetensors" for shard in shards]
+    if not _distinct(files, found):
+        files = [f"{number:05d}-{file}" for number, file in enumerate(files, start=len(found))]
+    if not _distinct(files, found):
+        raise ValueError(f"files of two shards would have one name, of {files}; rename the shards")
+    return tuple(
+        ShardEntry(
+            shard=Path(shard.url).name,
+            file=file,
+            num_samples=shard.num_samples,
+            keys_sha256=shard.keys_sha256,
+            content_sha256=shard.content_sha256,
+        )
+        for shard, file in zip(shards, files, strict=True)
+    )
+
+
+def _distinct(files: Sequence[str], found: Sequence[ShardEntry]) -> bool:
+    names = [*files, *(entry.file for entry in found)]
+    return len({name.lower() for name in names}) == len(names)  # some file systems ignore case
+
+
+def load_card(
+    path: Path, *, expected: Mapping[str, Any], parse: Callable[[dict], Card], remedy: str
+) -> Card:
+    """Reads a card.
+
+    Args:
+        path: a JSON file.
+        expected: what it must say of itself: format, version, ...
+        parse: makes the card of the document.
+        remedy: for the messages.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of a version or kind that this program does not read.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+        found = [document[name] for name in expected]
+        card = parse(document) if found == list(expected.values()) else None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}; {remedy}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); {remedy}") from error
+    if card is None:
+        raise ValueError(
+            f"{path} says {found}, this program reads {list(expected.values())}; {remedy}"
+        )
+    return card
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFiles:
+    """The files of a folder, each of which says which shard and model it belongs to.
+
+    Attributes:
+        folder: where they lie.
+        entries: which file belongs to which shard.
+        model: what computed the contents; every file carries a hash of it.
+        noun: what the files hold, for messages.
+        remedy: how to write them, for messages.
+    """
+
+    folder: Path
+    entries: tuple[ShardEntry, ...]
+    model: Mapping[str, str]
+    noun: str
+    remedy: str
+
+    def find(self, shard: Shard) -> ShardEntry:
+        """The entry of a shard.
+
+        Raises:
+            ValueError: there is none, because it was changed or was never there.
+        """
+        entry = self._by_contents.get(shard.contents)
+        if entry is None:
+            raise ValueError(self._why_unknown(shard))
+        return entry
+
+    def exists(self, entry: ShardEntry) -> bool:
+        """Whether the file of a shard was written."""
+        return (self.folder / entry.file).exists()
+
+    def save(
+        self, entry: ShardEntry, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Any]
+    ) -> None:
+        """Writes the file of one shard, atomically; the same contents give the same bytes.
+
+        Args:
+            entry: the shard.
+            tensors: by name.
+            notes: plain data to keep beside them.
+        """
+        # One entry: safetensors writes several in an order that differs from run to run.
+        header = {"drrho": json.dumps(self._header(entry) | dict(notes), sort_keys=True)}
+        content = safetensors.torch.save(dict(tensors), header)
+        write_atomically(self.folder / entry.file, content)
+
+    def load(
+        self, entry: ShardEntry, names: Iterable[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors of one shard and the notes beside them. The tensors are mapped into
+        memory: rows are read when they are used.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            ValueError: it is damaged, or belongs to another shard or model than the card says.
+        """
+        path = self.folder / entry.file
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = json.loads(file.metadata()["drrho"])
+                tensors = {name: file.get_tensor(name) for name in names}
+            header = {name: notes.pop(name, None) for name in self._header(entry)}
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"the {self.noun} of shard {entry.shard} are missing: no file {path}; "
+                f"{self.remedy}, which completes the folder"
+            ) from None
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self.damaged(entry, repr(error)) from error
+        for name, expected in self._header(entry).items():
+            if header[name] != expected:
+                raise ValueError(
+                    f"{path} is not of shard {entry.shard} and the model of this folder: its "
+                    f"{name} is {header[name]}, not {expected}; {self.remedy} in an empty folder"
+                )
+        return tensors, notes
+
+    def damaged(self, entry: ShardEntry, fault: str) -> ValueError:
+        """The error to raise where a file of the right shard holds what it cannot."""
+        return ValueError(
+            f"{self.folder / entry.file}, the {self.noun} of shard {entry.shard}, is damaged "
+            f"({fault}); remove it and {self.remedy}, which completes the folder"
+        )
+
+    @cached_property
+    def _by_contents(self) -> dict[tuple[int, str, str], ShardEntry]:
+        return {entry.contents: entry for entry in self.entries}
+
+    @cached_property
+    def _model_sha256(self) -> str:
+        return hashlib.sha256(json.dumps(dict(self.model), sort_keys=True).encode()).hexdigest()
+
+    def _header(self, entry: ShardEntry) -> dict[str, str]:
+        """What each file says of itself, so that one from elsewhere is noticed."""
+        return {
+            "keys_sha256": entry.keys_sha256,
+            "content_sha256": entry.content_sha256,
+            "model_sha256": self._model_sha256,
+        }
+
+    def _why_unknown(self, shard: Shard) -> str:
+        """Why no file fits a shard, judged by the one of the same name if there is one."""
+        for entry in self.entries:
+            if entry.shard != Path(shard.url).name:
+                continue
+            if entry.num_samples != shard.num_samples:
+                what = f"{entry.num_samples} samples, the shard has {shard.num_samples}"
+            elif entry.keys_sha256 != shard.keys_sha256:
+                what = f"keys {entry.keys_sha256[:12]}, the shard has {shard.keys_sha256[:12]}"
+            else:
+                what = "the same keys but other contents"
+            return (
+                f"the {self.noun} in {self.folder} do not fit shard {shard.url}: they are of "
+                f"{what}; {self.remedy}"
+            )
+        known = ", ".join(entry.shard for entry in self.entries[:3])
+        return (
+            f"{self.folder} holds no {self.noun} of shard {shard.url}; it holds those of "
+            f"{len(self.entries)} shards: {known}, ...; {self.remedy}"
+        )
