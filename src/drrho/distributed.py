@@ -54,7 +54,8 @@ def gather_columns(columns: Shaped[Tensor, "rows columns"], group: ProcessGroup 
     )
     widths = sizes.tolist()
     padded = pad(columns, (0, max(widths) - columns.shape[1]))
-    gathered = padded.new_empty(world, *padded.shape)
+    gathered = padded.new_empty(world * len(padded), padded.shape[1])
     dist.all_gather_into_tensor(gathered, padded.contiguous(), group=group)
-    parts = [part[:, :width] for part, width in zip(gathered, widths, strict=True)]
+    by_rank = gathered.view(world, *padded.shape)
+    parts = [part[:, :width] for part, width in zip(by_rank, widths, strict=True)]
     return Gathered(torch.cat(parts, dim=1), widths, dist.get_rank(group))

@@ -1,0 +1,162 @@
+"""What test_distributed.py runs in processes of its own: training on any number of them."""
+
+import math
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from drrho.distributed import gather_columns
+from drrho.risk import (
+    ChiSquareBall,
+    ChiSquarePenalized,
+    CVaR,
+    KLBall,
+    KLPenalized,
+    KLPenalizedCVaR,
+    Mean,
+)
+from drrho.steering import (
+    AdaptiveRate,
+    BatchEstimator,
+    DRRhoLoss,
+    LearnedDual,
+    Losses,
+    LossTable,
+    MovingAverage,
+    MultiLevelMonteCarlo,
+    accumulate_gradients,
+)
+
+NUM_SAMPLES, BATCH, STEPS = 40, 16, 4
+
+CASES = {
+    "mean": lambda: DRRhoLoss(Mean()),
+    "cvar": lambda: DRRhoLoss(CVaR(fraction=0.3), BatchEstimator()),
+    "kl": lambda: DRRhoLoss(KLPenalized(temperature=0.5)),
+    "kl ball": lambda: DRRhoLoss(KLBall(radius=0.3)),
+    "kl in cvar": lambda: DRRhoLoss(KLPenalizedCVaR(temperature=0.5, fraction=0.2)),
+    "chi2 ball": lambda: DRRhoLoss(ChiSquareBall(radius=0.3)),
+    "chi2 penalty": lambda: DRRhoLoss(ChiSquarePenalized(strength=0.5)),
+    "moving average": lambda: DRRhoLoss(KLPenalized(temperature=0.5), MovingAverage(rate=0.2)),
+    "scent": lambda: DRRhoLoss(
+        KLPenalized(temperature=0.5),
+        MovingAverage(rate=AdaptiveRate(log_step=-1.0), normalise=True),
+    ),
+    "learned dual": lambda: DRRhoLoss(KLBall(radius=0.3), LearnedDual(rate=0.2)),
+    "table": lambda: DRRhoLoss(CVaR(fraction=0.3), LossTable(NUM_SAMPLES)),
+    "multi-level": lambda: DRRhoLoss(
+        ChiSquareBall(radius=0.3), MultiLevelMonteCarlo(smallest=4, levels=2)
+    ),
+    "plain where missing": lambda: DRRhoLoss(
+        KLPenalized(temperature=0.5), missing="plain", nonfinite="drop"
+    ),
+}
+
+
+def train(case, *, rank, world, micro_batches=None):
+    """Gradient descent on batches that do not depend on the number of processes.
+
+    Returns:
+        (objective of every step, model, state of the loss)
+    """
+    generator = torch.Generator().manual_seed(1)
+    weight, inputs = torch.randn(4, generator=generator), torch.randn(40, 4, generator=generator)
+    inputs, weight = inputs.double(), weight.double()
+    targets, reference = inputs @ weight, torch.rand(NUM_SAMPLES, generator=generator).double()
+    reference[::9] = math.nan if "missing" in case else 0.1
+    loss = CASES[case]()
+    model = nn.Linear(4, 1).double()
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    parallel = DistributedDataParallel(model) if dist.is_initialized() else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def losses_of(rows):
+        losses = (parallel(inputs[rows]).squeeze(1) - targets[rows]).square()
+        return Losses(losses, reference[rows], rows % 7 != 3, rows)
+
+    values = []
+    for step in range(STEPS):
+        batch = torch.randperm(NUM_SAMPLES, generator=generator)[:BATCH]
+        own = batch.split(shares(world, step))[rank]
+        optimizer.zero_grad()
+        if micro_batches is None:
+            measured = losses_of(own)
+            result = loss(*measured[:4])
+            result.loss.backward()
+            values.append(result.loss.detach())
+        else:
+            no_sync = {"no_sync": parallel.no_sync} if dist.is_initialized() else {}
+            parts = own.tensor_split(micro_batches + rank)  # some empty, of another number each
+            results = accumulate_gradients(loss, parts, losses_of, **no_sync)
+            values.append(sum(result.loss for result in results))
+        optimizer.step()
+    return torch.stack(values), model.state_dict(), loss.state_dict()
+
+
+def shares(world, step):
+    """Sizes that differ between processes and steps; in one step a process has nothing."""
+    if world == 1:
+        return [BATCH]
+    sizes = [BATCH // world] * world
+    moved = sizes[step % world] if step == 1 else step
+    sizes[step % world] -= moved
+    sizes[(step + 1) % world] += moved
+    return sizes
+
+
+def everything(rank, world):
+    results = {case: train(case, rank=rank, world=world) for case in CASES}
+    results |= {
+        f"{case}, accumulated": train(case, rank=rank, world=world, micro_batches=2)
+        for case in CASES
+    }
+    return results
+
+
+def what_is_wrong_on_one(rank):
+    """The error that every process sees if the losses of the last are bad."""
+    losses = torch.ones(2 + rank)
+    if rank == dist.get_world_size() - 1:
+        losses[1] = math.nan
+    try:
+        DRRhoLoss(Mean())(losses)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def process(rank, world, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous-{world}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=120),
+    )
+    columns = torch.arange(2 * rank).view(2, rank) + 10 * rank
+    gathered = gather_columns(columns, None)
+    half = dist.new_group([0, 1])
+    answers = {
+        "training": everything(rank, world),
+        "error": what_is_wrong_on_one(rank),
+        "gathered": (gathered.columns, gathered.sizes, gathered.rank),
+        "own": gathered.own(gathered.columns[0]),
+        "group": DRRhoLoss(Mean(), process_group=half)(torch.tensor([float(rank)])).loss
+        if rank < 2
+        else None,
+    }
+    torch.save(answers, Path(folder) / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run(world, folder):
+    """Answers of each process."""
+    mp.spawn(process, args=(world, str(folder)), nprocs=world)
+    return [torch.load(Path(folder) / f"{world}-{rank}.pt") for rank in range(world)]

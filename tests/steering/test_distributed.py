@@ -1,0 +1,60 @@
+"""K processes are one process on the concatenated batch, whatever their shares of it."""
+
+import pytest
+import torch
+from tests.steering import processes
+from torch.testing import assert_close
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return processes.everything(0, 1)
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids="{} processes".format)
+def answers(request, tmp_path_factory):
+    return processes.run(request.param, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.mark.parametrize("case", processes.CASES)
+def test_processes_are_one_process(case, alone, answers):
+    values, model, state = alone[case]
+    for of_process in answers:
+        for name in (case, f"{case}, accumulated"):
+            their_values, their_model, their_state = of_process["training"][name]
+            assert_close(their_values, values, rtol=1e-12, atol=1e-12)
+            assert_close(their_model, model, rtol=1e-12, atol=1e-12)
+            assert_close(their_state, state, rtol=1e-12, atol=1e-12)
+
+
+def test_training_moved_the_model(alone):
+    for values, model, _ in alone.values():
+        assert model["weight"].abs().max() > 0.1
+        assert values[-1] != values[0]
+
+
+@pytest.mark.parametrize("case", processes.CASES)
+def test_micro_batches_are_the_batch_in_one_process(case, alone):
+    for whole, parts in zip(alone[case], alone[f"{case}, accumulated"], strict=True):
+        assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+def test_every_process_raises_what_is_wrong_on_one(answers):
+    last = len(answers) - 1
+    for of_process in answers:
+        assert f"not finite at 1 of {last + 2} samples of process {last}: 1" in of_process["error"]
+
+
+def test_columns_are_gathered_in_the_order_of_ranks(answers):
+    world = len(answers)
+    expected = torch.cat([torch.arange(2 * r).view(2, r) + 10 * r for r in range(world)], dim=1)
+    for rank, of_process in enumerate(answers):
+        columns, sizes, own_rank = of_process["gathered"]
+        assert torch.equal(columns, expected)
+        assert sizes == list(range(world))
+        assert own_rank == rank
+        assert torch.equal(of_process["own"], torch.arange(rank) + 10 * rank)
+
+
+def test_a_group_may_be_a_part_of_the_processes(answers):
+    assert answers[0]["group"] == answers[1]["group"] == 0.5
