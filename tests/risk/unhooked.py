@@ -1,4 +1,4 @@
-"""Run by test_unhooked.py, in a process of its own and without the suite's shape checks: they
+"""Run by tests/test_unhooked.py, in a process of its own and without the suite's shape checks: they
 cannot be compiled, and they refuse wrong shapes before our own errors, which users see, can."""
 
 import pytest

@@ -187,6 +187,20 @@ def test_only_ratios_of_sample_weights_matter(make_loss):
         assert_close(other(**batch, sample_weight=8 * weight).weights, result.weights)
 
 
+def test_a_sample_weight_of_k_is_k_copies(make_loss):
+    one, other = make_loss(), make_loss()
+    if isinstance(one.estimator, MultiLevelMonteCarlo | LossTable):
+        return  # sizes of its batches are given; a table has one entry for all copies
+    for batch in batches():
+        copies = torch.randint(1, 4, (BATCH,))
+        owner = torch.arange(BATCH).repeat_interleave(copies)
+        weighted = one(**batch, sample_weight=copies)
+        repeated = other(**{name: values[owner] for name, values in batch.items()})
+        assert_close(weighted.loss, repeated.loss)
+        of_copies = torch.zeros(BATCH, dtype=torch.float64).index_add(0, owner, repeated.weights)
+        assert_close(weighted.weights, of_copies)
+
+
 def test_a_batch_without_samples_is_zero_attached_and_changes_nothing(make_loss):
     loss, untouched = make_loss(), make_loss()
     for number, batch in enumerate(batches()):

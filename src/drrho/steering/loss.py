@@ -172,6 +172,7 @@ class DRRhoLoss(nn.Module):
         Raises:
             ValueError: shapes differ, there is a loss that may not be there (with its places), or
                 the estimator needs `index`.
+            TypeError: `losses` is not floating point.
             IndexError: an id is outside of the estimator's table.
         """
         batch = Losses(losses, reference_losses, mask, index, sample_weight)
@@ -284,6 +285,8 @@ def _rows(batch: Losses) -> Float64[Tensor, "rows n"]:
     leave after the journey: it is subtracted in their own precision, as `excess_loss` says.
     """
     losses = batch.losses.detach()
+    if not losses.is_floating_point():
+        raise TypeError(f"losses must be floating point, got {losses.dtype}")
     for name, other in batch._asdict().items():
         if other is not None and other.shape != losses.shape:
             raise ValueError(
