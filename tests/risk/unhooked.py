@@ -14,7 +14,6 @@ from drrho.risk import (
     KLPenalizedCVaR,
     Mean,
     excess_loss,
-    excess_risk,
 )
 
 RISKS = [
@@ -40,7 +39,7 @@ def value_weights_and_gradient(function, losses, *others):
 )
 def test_objective_compiles_into_one_graph(risk, backend):
     def objective(losses, reference, mask):
-        return excess_risk(losses, reference, risk, mask=mask, nonfinite="drop")
+        return risk(excess_loss(losses, reference), base_measure=mask & reference.isfinite())
 
     torch.compiler.reset()
     compiled = torch.compile(objective, backend=backend, fullgraph=True)
@@ -79,10 +78,3 @@ def test_what_is_not_a_row_of_losses_is_refused(risk):
 def test_losses_of_other_samples_are_refused():
     with pytest.raises(ValueError, match=r"losses have shape \(4,\) and .* \(1,\)"):
         excess_loss(torch.zeros(4), torch.zeros(1))
-    with pytest.raises(ValueError, match=r"mask has shape \(1,\), losses have \(4,\)"):
-        excess_risk(torch.zeros(4), None, Mean(), mask=torch.ones(1, dtype=torch.bool))
-
-
-def test_an_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match="nonfinite must be .* got 'ignore'"):
-        excess_risk(torch.zeros(4), None, Mean(), nonfinite="ignore")  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from drrho.risk import CVaR, KLPenalized, Mean, excess_risk
+from drrho.risk import (
+    CVaR,
+    KLBall,
+    KLPenalized,
+    Mean,
+    effective_sample_size,
+    excess_loss,
+)
 from drrho.steering import BatchEstimator, DRRhoLoss, Losses, LossTable
 
 KL = KLPenalized(temperature=0.5)
@@ -26,11 +33,12 @@ def reference():
     return torch.rand(9, dtype=torch.float64)
 
 
-def test_batch_estimator_is_the_excess_risk(losses, reference):
-    result, expected = DRRhoLoss(KL)(losses, reference), excess_risk(losses, reference, KL)
-    assert_close(result.loss, expected.loss)
+def test_batch_estimator_is_the_risk_of_the_excess(losses, reference):
+    result, expected = DRRhoLoss(KL)(losses, reference), KL(excess_loss(losses, reference))
+    assert_close(result.loss, expected.value)
     assert_close(result.weights, expected.weights)
-    assert_close(result.effective_sample_size, expected.effective_sample_size)
+    assert_close(result.effective_sample_size, effective_sample_size(expected.weights))
+    assert_close(result.dual, torch.tensor(KL.temperature, dtype=torch.float64))
     assert result.num_used == 9
 
 
@@ -119,6 +127,14 @@ def test_unknown_options_are_refused(options):
     (name,) = options
     with pytest.raises((ValueError, TypeError), match=name):
         DRRhoLoss(KL, **options)
+
+
+def test_a_radius_beyond_reach_is_told(losses, reference):
+    mask = torch.ones(9, dtype=torch.bool)
+    with pytest.warns(UserWarning, match=r"radius 3 is at least 2.19722.*9 samples"):
+        DRRhoLoss(KLBall(radius=3.0))(losses, reference, mask)
+    rare = torch.tensor([100.0] + 8 * [1.0])  # where more can be spent than on equal samples
+    DRRhoLoss(KLBall(radius=3.0))(losses, reference, sample_weight=rare)
 
 
 def test_a_table_without_ids_says_what_to_pass(losses):

@@ -1,4 +1,4 @@
-"""Losses to a scalar: risks, the distributions that attain them, the excess-loss objective."""
+"""Losses to a scalar: risks, and the distributions that attain them; the excess loss."""
 
 from drrho.risk.chi_square import (
     ChiSquareBall,
@@ -9,7 +9,7 @@ from drrho.risk.chi_square import (
 from drrho.risk.cvar import CVaR, cvar_risk
 from drrho.risk.entropic import KLBall, KLPenalized, entropic_risk, kl_ball_risk
 from drrho.risk.entropic_cvar import KLPenalizedCVaR, entropic_cvar_risk
-from drrho.risk.excess import ExcessRisk, excess_loss, excess_risk
+from drrho.risk.excess import excess_loss
 from drrho.risk.mean import Mean, mean_risk
 from drrho.risk.result import Risk, RiskMeasure, effective_sample_size, kl_divergence
 
@@ -17,7 +17,6 @@ __all__ = [
     "CVaR",
     "ChiSquareBall",
     "ChiSquarePenalized",
-    "ExcessRisk",
     "KLBall",
     "KLPenalized",
     "KLPenalizedCVaR",
@@ -31,7 +30,6 @@ __all__ = [
     "entropic_cvar_risk",
     "entropic_risk",
     "excess_loss",
-    "excess_risk",
     "kl_ball_risk",
     "kl_divergence",
     "mean_risk",

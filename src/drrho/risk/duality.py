@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from drrho.risk.chi_square import ChiSquareBall, ChiSquarePenalized
@@ -55,7 +55,7 @@ def has_dual_form(risk: RiskMeasure) -> bool:
 
 
 def solve_dual(
-    risk: RiskMeasure, losses: Float[Tensor, " n"], base_measure: Float[Tensor, " n"]
+    risk: RiskMeasure, losses: Float[Tensor, " n"], base_measure: Shaped[Tensor, " n"]
 ) -> Dual:
     """The optimal location and scale for these samples.
 

@@ -1,7 +1,7 @@
 """Estimators that remember nothing: the batch's own risk, and multi-level Monte Carlo."""
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
@@ -25,7 +25,7 @@ class BatchEstimator(nn.Module):
         risk: RiskMeasure,
         excess: Float[Tensor, " n"],
         *,
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
     ) -> Estimate:
         value, weights, dual = risk(excess.detach(), base_measure=base_measure)
@@ -87,7 +87,7 @@ class MultiLevelMonteCarlo(nn.Module):
         risk: RiskMeasure,
         excess: Float[Tensor, " n"],
         *,
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
     ) -> Estimate:
         level = self._level(len(excess))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from drrho.risk import RiskMeasure
@@ -42,13 +42,13 @@ class Estimator(Protocol):
         risk: RiskMeasure,
         excess: Float[Tensor, " n"],
         *,
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,
     ) -> Estimate:
         """Args:
         risk: whose value over the data set is sought.
         excess: detached excess losses of the batch, of all processes.
-        base_measure: not negative; zero drops the sample, whatever its loss.
+        base_measure: mask or sample weights; zero drops the sample, whatever its loss.
         index: the samples' ids, or None where the caller gave none.
         """
         ...

@@ -1,7 +1,7 @@
 """The dual variables of any risk, learned beside the model by stochastic approximation."""
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from drrho.risk import ChiSquareBall, CVaR, KLBall, KLPenalizedCVaR, RiskMeasure
@@ -73,13 +73,13 @@ class LearnedDual(nn.Module):
         risk: RiskMeasure,
         excess: Float[Tensor, " n"],
         *,
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
     ) -> Estimate:
         if not base_measure.any():
-            nothing = torch.zeros_like(base_measure)
+            nothing = torch.zeros_like(base_measure, dtype=torch.float64)
             return Estimate(nothing.sum(), nothing, dual_variable(risk, self._dual))
-        q = normalised(base_measure)
+        q = normalised(base_measure.double())
         excess = torch.where(q > 0, excess.detach().double(), 0.0)
         dual = self._dual
         w = density(risk, excess, dual)

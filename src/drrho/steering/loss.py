@@ -195,7 +195,8 @@ class DRRhoLoss(nn.Module):
         gathered = gather_columns(torch.cat(rows, dim=1), self.process_group)
         samples = _Samples.of(gathered.columns)
         self._refuse(samples, gathered)
-        estimate = self._estimate(samples)
+        is_weighted = any(part.sample_weight is not None for part in micro_batches)
+        estimate = self._estimate(samples, is_weighted=is_weighted)
         weights = estimate.weights
         whole = SteeredLoss(
             loss=estimate.value / len(micro_batches),
@@ -214,9 +215,10 @@ class DRRhoLoss(nn.Module):
             for micro_batch, part in zip(micro_batches, parts, strict=True)
         ]
 
-    def _estimate(self, samples: "_Samples") -> Estimate:
+    def _estimate(self, samples: "_Samples", *, is_weighted: bool) -> Estimate:
         excess = torch.where(samples.used, samples.excess, 0.0)
-        measure = torch.where(samples.used, samples.measure, 0.0)
+        # As a mask where it is one: risks then know how far a ball can reach, and warn.
+        measure = torch.where(samples.used, samples.measure, 0.0) if is_weighted else samples.used
         estimate = self.estimator(self.risk, excess, base_measure=measure, index=samples.index)
         if self.missing != "plain":
             return estimate

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -95,14 +95,14 @@ class MovingAverage(nn.Module):
         risk: KLPenalized,
         excess: Float[Tensor, " n"],
         *,
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
     ) -> Estimate:
         temperature = risk.temperature
-        used = base_measure > 0
+        mass = base_measure.double()
+        used, total = mass > 0, mass.sum()
         z = torch.where(used, excess.detach().double() / temperature, -math.inf)
-        total = base_measure.sum()
-        log_measure = base_measure.log() - total.log()
+        log_measure = mass.log() - total.log()
         log_batch_mean = torch.where(used, z + log_measure, -math.inf).logsumexp(dim=-1)
 
         log_rate = self._log_rate()

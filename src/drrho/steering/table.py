@@ -1,7 +1,7 @@
 """The risk of the whole data set, from the loss of every sample when it was last seen."""
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
@@ -46,11 +46,12 @@ class LossTable(nn.Module):
         risk: RiskMeasure,
         excess: Float[Tensor, " n"],
         *,
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,
     ) -> Estimate:
         if index is None:
             raise ValueError("LossTable needs the samples' ids: pass index= to the loss")
+        base_measure = base_measure.double()
         outside = (base_measure > 0) & ((index < 0) | (index >= len(self.losses)))
         if outside.any():
             raise IndexError(
@@ -68,7 +69,7 @@ class LossTable(nn.Module):
     def _remember(
         self,
         excess: Float[Tensor, " n"],
-        base_measure: Float64[Tensor, " n"],
+        base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"],
     ) -> None:
         # Samples that do not count go behind the end, so nothing waits to select the others.
