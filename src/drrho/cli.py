@@ -90,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
             print(commands.run_scenes(config))
         case ["--version"]:
             print(__version__)
-        case [] | ["--help" | "-h" | "help"]:
+        case [] | ["--help" | "-h" | "help"] | ["reference", "--help" | "-h"]:
             print(USAGE, end="")
         case _:
             print(f"drrho: unknown command {' '.join(arguments[:2])!r}\n\n{USAGE}", file=sys.stderr)

@@ -114,7 +114,8 @@ class DRRhoLoss(nn.Module):
 
     One call is one step of the optimiser: it updates the estimator, once. For a batch in several
     micro-batches see `drrho.steering.accumulation.accumulate_gradients`. What is remembered is in
-    `state_dict()`; save and load it with the model.
+    `state_dict()`; save and load it with the model, and move it to the losses' device. It computes
+    in float64: on a device without (Apple's MPS), keep it on the CPU and pass `losses.cpu()`.
 
     Args:
         risk: `Mean()`, `CVaR(...)`, `KLPenalized(...)`, `KLPenalizedCVaR(...)`, `KLBall(...)`,
