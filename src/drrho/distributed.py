@@ -1,61 +1,109 @@
-"""What every process knows, known to all: the only module that names a process group."""
+"""What every process has, known to all: the only module that names a process group."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, ReduceOp
 from torch.nn.functional import pad
 
-__all__ = ["Gathered", "ProcessGroup", "gather_columns", "num_processes"]
+__all__ = ["Partition", "ProcessGroup", "partition"]
 
 
-def num_processes(group: ProcessGroup | None) -> int:
-    """Processes in the group; None is the default group, or this process alone without one."""
-    return dist.get_world_size(group) if dist.is_initialized() else 1
+@dataclass(frozen=True)
+class Partition:
+    """Rows that belong together, in the order of the processes that hold them.
 
-
-class Gathered(NamedTuple):
-    """The columns of all processes, in the order of their ranks.
+    Methods are collectives: every process of the group has to call them, in the same order. With
+    one process they do nothing. None of them is differentiable.
 
     Attributes:
-        columns: shape (rows, all columns), the same on every process.
-        sizes: how many columns each process had.
+        sizes: rows of each process; they may differ, and be zero.
         rank: this process's place in the group.
+        group: None is the default group.
     """
 
-    columns: Shaped[Tensor, "rows all"]
     sizes: list[int]
     rank: int
+    group: ProcessGroup | None
 
-    def own(self, values: Shaped[Tensor, " all"]) -> Shaped[Tensor, " columns"]:
-        """Of one value for each column, those of this process's."""
-        return values.split(self.sizes)[self.rank]
+    @property
+    def num_processes(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def num_rows(self) -> int:
+        """Of all processes."""
+        return sum(self.sizes)
+
+    @property
+    def start(self) -> int:
+        """The place of this process's first row among all."""
+        return sum(self.sizes[: self.rank])
+
+    def own(self, rows: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "own ..."]:
+        """This process's, of the rows of all; no collective."""
+        return rows[self.start : self.start + self.sizes[self.rank]]
+
+    def gather(self, rows: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
+        """The rows of all processes, the same on each: one message, padded to the largest share."""
+        if self.num_processes == 1:
+            return rows
+        padded = _padded(rows, max(self.sizes))
+        gathered = padded.new_empty(self.num_processes * len(padded), *padded.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        shares = gathered.split(len(padded))
+        return torch.cat([share[:size] for share, size in zip(shares, self.sizes, strict=True)])
+
+    def own_of_sum(self, rows: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "own ..."]:
+        """This process's rows of the sum over processes of what each has for all rows."""
+        if self.num_processes == 1:
+            return rows
+        if dist.get_backend(self.group) == "gloo":  # which has no reduce-scatter in torch 2.6
+            return self.own(self.sum(rows.clone()))
+        width = max(self.sizes)
+        shares = torch.cat([_padded(share, width) for share in rows.split(self.sizes)])
+        own = shares.new_empty(width, *shares.shape[1:])
+        dist.reduce_scatter_tensor(own, shares, group=self.group)
+        return own[: self.sizes[self.rank]]
+
+    def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The sum over processes, in place."""
+        return self._reduced(values, ReduceOp.SUM)
+
+    def maximum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The largest over processes, in place."""
+        return self._reduced(values, ReduceOp.MAX)
+
+    def _reduced(self, values: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
+        if self.num_processes > 1:
+            dist.all_reduce(values, operation, group=self.group)
+        return values
 
 
-def gather_columns(columns: Shaped[Tensor, "rows columns"], group: ProcessGroup | None) -> Gathered:
-    """Put the columns of all processes beside each other; their numbers may differ.
+def partition(
+    num_rows: int, *, group: ProcessGroup | None, device: torch.device | None = None
+) -> Partition:
+    """How many rows each process has.
 
-    Two collectives: the sizes, and the columns padded to the largest size. It waits for the
-    device, because the sizes shape what follows; in a single process it does neither.
+    It waits for the device, because sizes shape what follows; with one process it does nothing.
 
     Args:
-        columns: a matrix with as many rows on every process; detached.
+        num_rows: of this process.
         group: None is the default group, or this process alone without one.
+        device: where the group communicates; that of the rows.
     """
-    world = num_processes(group)
+    world = dist.get_world_size(group) if dist.is_initialized() else 1
     if world == 1:
-        return Gathered(columns, [columns.shape[1]], 0)
-    sizes = torch.empty(world, dtype=torch.int64, device=columns.device)
-    dist.all_gather_into_tensor(
-        sizes, torch.tensor([columns.shape[1]], device=columns.device), group=group
-    )
-    widths = sizes.tolist()
-    padded = pad(columns, (0, max(widths) - columns.shape[1]))
-    gathered = padded.new_empty(world * len(padded), padded.shape[1])
-    dist.all_gather_into_tensor(gathered, padded.contiguous(), group=group)
-    by_rank = gathered.view(world, *padded.shape)
-    parts = [part[:, :width] for part, width in zip(by_rank, widths, strict=True)]
-    return Gathered(torch.cat(parts, dim=1), widths, dist.get_rank(group))
+        return Partition([num_rows], 0, group)
+    sizes = torch.empty(world, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(sizes, torch.tensor([num_rows], device=device), group=group)
+    return Partition(sizes.tolist(), dist.get_rank(group), group)
+
+
+def _padded(rows: Shaped[Tensor, "some ..."], num_rows: int) -> Shaped[Tensor, "num_rows ..."]:
+    """Rows followed by zeros."""
+    missing = num_rows - len(rows)
+    return pad(rows, [*(2 * (rows.ndim - 1) * [0]), 0, missing]) if missing else rows.contiguous()

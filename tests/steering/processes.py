@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from drrho.distributed import gather_columns
+from drrho.distributed import partition
 from drrho.risk import (
     ChiSquareBall,
     ChiSquarePenalized,
@@ -140,14 +140,19 @@ def process(rank, world, folder):
         world_size=world,
         timeout=timedelta(seconds=120),
     )
-    columns = torch.arange(2 * rank).view(2, rank) + 10 * rank
-    gathered = gather_columns(columns, None)
+    rows = torch.arange(2 * rank).view(rank, 2) + 10 * rank
+    shares = partition(len(rows), group=None)
+    everyone = shares.gather(rows)
     half = dist.new_group([0, 1])
     answers = {
         "training": everything(rank, world),
         "error": what_is_wrong_on_one(rank),
-        "gathered": (gathered.columns, gathered.sizes, gathered.rank),
-        "own": gathered.own(gathered.columns[0]),
+        "partition": shares,
+        "rows": rows,
+        "gathered": everyone,
+        "own": shares.own(everyone),
+        "own of sum": shares.own_of_sum((rank + 1) * everyone),
+        "reduced": (shares.sum(torch.tensor(rank)), shares.maximum(torch.tensor(rank))),
         "group": DRRhoLoss(Mean(), process_group=half)(torch.tensor([float(rank)])).loss
         if rank < 2
         else None,
@@ -159,4 +164,5 @@ def process(rank, world, folder):
 def run(world, folder):
     """Answers of each process."""
     mp.spawn(process, args=(world, str(folder)), nprocs=world)
-    return [torch.load(Path(folder) / f"{world}-{rank}.pt") for rank in range(world)]
+    files = [Path(folder) / f"{world}-{rank}.pt" for rank in range(world)]
+    return [torch.load(file, weights_only=False) for file in files]

@@ -45,15 +45,16 @@ def test_every_process_raises_what_is_wrong_on_one(answers):
         assert f"not finite at 1 of {last + 2} samples of process {last}: 1" in of_process["error"]
 
 
-def test_columns_are_gathered_in_the_order_of_ranks(answers):
+def test_rows_of_any_number_are_gathered_and_summed(answers):
     world = len(answers)
-    expected = torch.cat([torch.arange(2 * r).view(2, r) + 10 * r for r in range(world)], dim=1)
-    for rank, of_process in enumerate(answers):
-        columns, sizes, own_rank = of_process["gathered"]
-        assert torch.equal(columns, expected)
-        assert sizes == list(range(world))
-        assert own_rank == rank
-        assert torch.equal(of_process["own"], torch.arange(rank) + 10 * rank)
+    everyone = torch.cat([answer["rows"] for answer in answers])
+    for rank, answer in enumerate(answers):
+        shares = answer["partition"]
+        assert (shares.sizes, shares.rank) == (list(range(world)), rank)
+        assert torch.equal(answer["gathered"], everyone)
+        assert torch.equal(answer["own"], answer["rows"])
+        assert torch.equal(answer["own of sum"], answer["rows"] * world * (world + 1) // 2)
+        assert answer["reduced"] == (world * (world - 1) // 2, world - 1)
 
 
 def test_a_group_may_be_a_part_of_the_processes(answers):

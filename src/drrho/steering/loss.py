@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
-from drrho.distributed import Gathered, ProcessGroup, gather_columns, num_processes
+from drrho.distributed import Partition, ProcessGroup, partition
 from drrho.risk import RiskMeasure, effective_sample_size, excess_loss
 from drrho.risk.samples import normalised
 from drrho.steering.batch import BatchEstimator
@@ -190,12 +190,13 @@ class DRRhoLoss(nn.Module):
             raise ValueError(
                 "there are no micro-batches to weigh; a process without samples has empty ones"
             )
-        rows = [_rows(micro_batch) for micro_batch in micro_batches]
-        if len({len(row) for row in rows}) > 1:
+        tables = [_table(micro_batch) for micro_batch in micro_batches]
+        if len({table.shape[1] for table in tables}) > 1:
             raise ValueError("some micro-batches have an index and some have none")
-        gathered = gather_columns(torch.cat(rows, dim=1), self.process_group)
-        samples = _Samples.of(gathered.columns)
-        self._refuse(samples, gathered)
+        table = torch.cat(tables)
+        processes = partition(len(table), group=self.process_group, device=table.device)
+        samples = _Samples.of(processes.gather(table))
+        self._refuse(samples, processes)
         is_weighted = any(part.sample_weight is not None for part in micro_batches)
         estimate = self._estimate(samples, is_weighted=is_weighted)
         weights = estimate.weights
@@ -209,10 +210,9 @@ class DRRhoLoss(nn.Module):
             num_missing_reference=samples.missing.sum(),
             num_nonfinite=samples.nonfinite.sum(),
         )
-        parts = gathered.own(weights).split([row.shape[1] for row in rows])
-        scale = num_processes(self.process_group)
+        parts = processes.own(weights).split([len(table) for table in tables])
         return [
-            Weighed(_of_part(whole, part, micro_batch.losses), scale)
+            Weighed(_of_part(whole, part, micro_batch.losses), processes.num_processes)
             for micro_batch, part in zip(micro_batches, parts, strict=True)
         ]
 
@@ -231,7 +231,7 @@ class DRRhoLoss(nn.Module):
             weights=steered * estimate.weights + plain,
         )
 
-    def _refuse(self, samples: "_Samples", gathered: Gathered) -> None:
+    def _refuse(self, samples: "_Samples", processes: Partition) -> None:
         """Raise on every process what one of them must not have, so that none waits for it."""
         findings = []
         if self.missing == "raise":
@@ -240,7 +240,7 @@ class DRRhoLoss(nn.Module):
             what = "losses or reference_losses are not finite"
             findings.append((what, samples.nonfinite, "nonfinite"))
         sentences = [
-            f'{what} at {_places(found, gathered)}: mend or mask them, or pass {option}="drop" to '
+            f'{what} at {_places(found, processes)}: mend or mask them, or pass {option}="drop" to '
             "leave them out and count them"
             for what, found, option in findings
             if found.any()
@@ -263,10 +263,9 @@ class _Samples(NamedTuple):
     nonfinite: Bool[Tensor, " n"]
 
     @classmethod
-    def of(cls, rows: Float64[Tensor, "rows n"]) -> "_Samples":
-        """From the rows that `_rows` made, which have travelled."""
-        losses, reference, excess, measure = rows[:4]
-        index = rows[4].long() if len(rows) > 4 else None
+    def of(cls, table: Float64[Tensor, "n columns"]) -> "_Samples":
+        """From what `_table` made, after its journey."""
+        losses, reference, excess, measure, *index = table.unbind(dim=1)
         counts = measure != 0
         missing = counts & losses.isfinite() & reference.isnan()
         used = counts & excess.isfinite()
@@ -274,15 +273,15 @@ class _Samples(NamedTuple):
             excess=excess,
             plain_losses=torch.where(missing, losses, 0.0),
             measure=measure,
-            index=index,
+            index=index[0].long() if index else None,
             used=used,
             missing=missing,
             nonfinite=counts & ~used & ~missing,
         )
 
 
-def _rows(batch: Losses) -> Float64[Tensor, "rows n"]:
-    """Everything about the samples as rows of one matrix, so that one message carries it.
+def _table(batch: Losses) -> Float64[Tensor, "n columns"]:
+    """Everything about the samples, a row for each, so that one message carries it.
 
     float64 holds ids up to 2^53 exactly, and float32 losses. The excess is not what the losses
     leave after the journey: it is subtracted in their own precision, as `excess_loss` says.
@@ -303,10 +302,11 @@ def _rows(batch: Losses) -> Float64[Tensor, "rows n"]:
         measure = batch.sample_weight.to(torch.float64)
     if batch.mask is not None:
         measure = torch.where(batch.mask, measure, 0.0)
-    rows = [losses, torch.zeros_like(losses) if reference is None else reference, excess, measure]
+    none = torch.zeros_like(losses)
+    columns = [losses, none if reference is None else reference, excess, measure]
     if batch.index is not None:
-        rows.append(batch.index)
-    return torch.stack([row.to(torch.float64).flatten() for row in rows])
+        columns.append(batch.index)
+    return torch.stack([column.to(torch.float64).flatten() for column in columns], dim=1)
 
 
 def _of_part(
@@ -317,14 +317,14 @@ def _of_part(
     return whole._replace(loss=whole.loss.to(dtype), weights=weights.to(dtype).view(losses.shape))
 
 
-def _places(found: Bool[Tensor, " n"], gathered: Gathered) -> str:
+def _places(found: Bool[Tensor, " n"], processes: Partition) -> str:
     """Where samples were found, as positions in the flattened losses of each process."""
     places = []
-    for rank, part in enumerate(found.split(gathered.sizes)):
+    for rank, part in enumerate(found.split(processes.sizes)):
         positions = part.nonzero().squeeze(-1).tolist()
         if positions:
             shown = ", ".join(map(str, positions[:POSITIONS_SHOWN]))
             more = ", ..." if len(positions) > POSITIONS_SHOWN else ""
-            process = f" of process {rank}" if len(gathered.sizes) > 1 else ""
+            process = f" of process {rank}" if processes.num_processes > 1 else ""
             places.append(f"{len(positions)} of {len(part)} samples{process}: {shown}{more}")
     return "; ".join(places)
