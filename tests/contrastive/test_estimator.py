@@ -9,7 +9,7 @@ from drrho.contrastive.risk import (
     PairEmbeddings,
     global_contrastive_risk,
     log_anchor_losses,
-    pair_logits,
+    log_gap_means,
 )
 from tests.contrastive.conftest import draw_pairs
 
@@ -49,7 +49,7 @@ def test_gradient_is_that_of_the_stated_estimator(target, reference):
     )
     log_u = loss.averages.log_u[:, IDS]
     values = log_anchor_losses(
-        pair_logits(PairEmbeddings(*embeddings), reference, temperature=temperature), 1e-2
+        log_gap_means(PairEmbeddings(*embeddings), reference, temperature=temperature), 1e-2
     ).exp()
     frozen_tau = temperature.detach()
     written_out = temperature * (0.5 + log_u.mean()) + frozen_tau * (values / log_u.exp()).mean()
@@ -105,7 +105,7 @@ def test_averaging_over_batches_removes_the_bias_of_small_batches():
     while the mean over batches of the batch's own logarithm stays below it (Jensen)."""
     num_samples, batch, tau = 256, 8, torch.tensor(0.2, dtype=torch.float64)
     pairs = draw_pairs(num_samples, 6, seed=0)
-    truth = log_anchor_losses(pair_logits(pairs, temperature=tau), 1e-8).mean()
+    truth = log_anchor_losses(log_gap_means(pairs, temperature=tau), 1e-8).mean()
     generator = torch.Generator().manual_seed(0)
     biases = {}
     for gamma in (1.0, 0.05):

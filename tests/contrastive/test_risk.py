@@ -11,7 +11,8 @@ from drrho.contrastive.risk import (
     clip_loss,
     global_contrastive_risk,
     log_anchor_losses,
-    pair_logits,
+    log_gap_means,
+    pair_similarities,
 )
 from drrho.models.open_clip import import_open_clip
 from tests.contrastive.conftest import draw_pairs
@@ -41,7 +42,7 @@ def test_gradients_agree_with_finite_differences(target, reference, with_referen
 def test_risk_is_the_worst_reweighting_of_excess_gaps(target, reference):
     """Donsker-Varadhan, by brute force: no other weights give more, these attain it."""
     temperature = torch.tensor(0.15, dtype=torch.float64)
-    gaps = pair_logits(target, reference, temperature=torch.ones_like(temperature))
+    gaps = pair_similarities(target, reference)
     num_pairs = len(gaps)
     attained, generator = 0.0, torch.Generator().manual_seed(0)
     for side in (gaps, gaps.T):
@@ -107,7 +108,7 @@ def test_stationary_temperature_spends_exactly_rho(target, reference):
         return risk
 
     optimiser.step(closure)
-    logits = pair_logits(target, reference, temperature=log_tau.exp().detach())
+    logits = pair_similarities(target, reference) / log_tau.exp().detach()
     divergences = []
     for side in (logits, logits.T):
         log_p = (side - torch.diag(torch.full((7,), math.inf))).log_softmax(dim=1)
@@ -134,13 +135,23 @@ def test_temperatures_of_a_hundredth_and_less_do_not_overflow_in_float32():
 
 def test_half_precision_embeddings_are_compared_in_float32():
     pairs = draw_pairs(16, 8, seed=0, dtype=torch.bfloat16)
-    logits = pair_logits(pairs, temperature=torch.tensor(0.01))
-    assert logits.dtype == torch.float32
-    exact = pair_logits(
-        PairEmbeddings(*(e.double() for e in pairs)),
-        temperature=torch.tensor(0.01, dtype=torch.float64),
+    similarities = pair_similarities(pairs)
+    assert similarities.dtype == torch.float32
+    exact = pair_similarities(PairEmbeddings(*(e.double() for e in pairs)))
+    assert_close(similarities.double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def test_every_anchor_may_have_its_temperature(target, reference):
+    """Each entry is that of one temperature for all, and so is its derivative."""
+    of_anchors = 0.1 + torch.rand(2, 7, dtype=torch.float64)
+    together = log_gap_means(target, reference, temperature=of_anchors)
+    for side in range(2):
+        for anchor in range(7):
+            alone = log_gap_means(target, reference, temperature=of_anchors[side, anchor])
+            assert_close(together[side, anchor], alone[side, anchor])
+    assert torch.autograd.gradcheck(
+        lambda tau: log_gap_means(target, reference, temperature=tau), of_anchors.requires_grad_()
     )
-    assert_close(logits.double(), exact, atol=1e-4, rtol=1e-5)
 
 
 def test_a_pair_without_negatives_is_an_error(target):
@@ -152,10 +163,10 @@ def test_a_pair_without_negatives_is_an_error(target):
 def test_rows_that_do_not_match_are_an_error(target, reference):
     fewer = PairEmbeddings(reference.image[:-1], reference.text[:-1])
     with pytest.raises(ValueError, match="one row for each pair"):
-        pair_logits(target, fewer, temperature=torch.tensor(0.1))
+        log_gap_means(target, fewer, temperature=torch.tensor(0.1))
 
 
 @pytest.mark.parametrize("epsilon", [-1e-9, float("nan")])
 def test_epsilon_must_not_be_negative(epsilon):
     with pytest.raises(ValueError, match="epsilon"):
-        log_anchor_losses(torch.zeros(3, 3), epsilon)
+        log_anchor_losses(torch.zeros(2, 3), epsilon)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.risk import PairEmbeddings, pair_logits
+from drrho.contrastive.risk import PairEmbeddings, pair_similarities
 
 
 @torch.no_grad()
@@ -33,11 +33,10 @@ def contrastive_diagnostics(
         * saturated_anchors: share of anchors with `g_i < epsilon`, which have given up more
           than half of their gradient.
     """
-    one = torch.ones_like(temperature)
-    losses = _gaps(pair_logits(target, temperature=one))
+    losses = _gaps(pair_similarities(target))
     metrics = {"loss_mean": losses.mean(), "loss_variance": losses.var(correction=0)}
     if reference is not None:
-        losses = _gaps(pair_logits(target, reference, temperature=one))
+        losses = _gaps(pair_similarities(target, reference))
         metrics |= {
             "excess_loss_mean": losses.mean(),
             "excess_loss_variance": losses.var(correction=0),

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.risk import PairEmbeddings, pair_logits
+from drrho.contrastive.risk import PairEmbeddings, check_pairs, pair_similarities
 
 
 def distillation_loss(
@@ -34,16 +34,10 @@ def distillation_loss(
     """
     if not reference_temperature > 0:
         raise ValueError(f"reference_temperature must be positive, got {reference_temperature}")
-    student = pair_logits(target, temperature=temperature)
-    if len(reference.image) != len(target.image):
-        raise ValueError(
-            f"target and reference must have the same pairs, got {len(target.image)} and "
-            f"{len(reference.image)}"
-        )
+    check_pairs(target, reference)
+    student = pair_similarities(target) / temperature
     with torch.no_grad():
-        teacher = pair_logits(reference, temperature=student.new_tensor(reference_temperature)).to(
-            student.dtype
-        )
+        teacher = pair_similarities(reference).to(student.dtype) / reference_temperature
     directions = [
         torch.nn.functional.cross_entropy(s, t.softmax(dim=1))
         for s, t in ((student, teacher), (student.T, teacher.T))

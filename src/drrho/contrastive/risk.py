@@ -19,13 +19,25 @@ class PairEmbeddings(NamedTuple):
     text: Float[Tensor, "batch dim"]
 
 
-def pair_logits(
-    target: PairEmbeddings,
-    reference: PairEmbeddings | None = None,
-    *,
-    temperature: Float[Tensor, ""],
+def check_pairs(target: PairEmbeddings, reference: PairEmbeddings | None) -> None:
+    """Raise ValueError unless target and reference embed the same pairs."""
+    for pairs in (target, *(() if reference is None else (reference,))):
+        if pairs.image.shape != pairs.text.shape:
+            raise ValueError(
+                "image and text embeddings must have the same shape, got "
+                f"{tuple(pairs.image.shape)} and {tuple(pairs.text.shape)}"
+            )
+    if reference is not None and len(reference.image) != len(target.image):
+        raise ValueError(
+            "image, text and reference embeddings must have one row for each pair, got "
+            f"{len(target.image)} of the target and {len(reference.image)} of the reference"
+        )
+
+
+def pair_similarities(
+    target: PairEmbeddings, reference: PairEmbeddings | None = None
 ) -> Float[Tensor, "batch batch"]:
-    """`z_ij = (S_ij - R_ij) / temperature`, image i against text j, in float32 or wider.
+    """`x_ij = S_ij - R_ij`, image i against text j, in float32 or wider.
 
     S are the target's cosine similarities and R the reference's; without a reference R = 0.
     One matrix serves both directions: image anchors read its rows, text anchors its columns.
@@ -33,45 +45,65 @@ def pair_logits(
     Raises:
         ValueError: fewer than two pairs, or numbers of rows that differ.
     """
-    num_pairs = len(target.image)
+    check_pairs(target, reference)
+    check_negatives(len(target.image))
+    similarity = _cosines(target)
+    if reference is not None:
+        similarity = similarity - _cosines(reference).to(similarity.dtype)
+    return similarity
+
+
+def check_negatives(num_pairs: int) -> None:
+    """Raise ValueError for a single pair."""
     if num_pairs < 2:
         raise ValueError(
             f"a contrastive loss needs at least two pairs to have negatives, got {num_pairs}"
         )
-    rows = [len(e) for e in (*target, *(reference or ()))]
-    if len(set(rows)) > 1:
-        raise ValueError(
-            f"image, text and reference embeddings must have one row for each pair, got {rows} rows"
-        )
-    similarity = _cosines(target)
-    if reference is not None:
-        similarity = similarity - _cosines(reference).to(similarity.dtype)
-    return similarity / temperature
 
 
-def log_gap_means(logits: Float[Tensor, "anchors candidates"]) -> Float[Tensor, " anchors"]:
-    """`log g_i`, `g_i = 1/(B-1) sum_{j != i} exp(z_ij - z_ii)`: how close negatives come.
+def log_gap_means(
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None = None,
+    *,
+    temperature: Float[Tensor, "..."],
+) -> Float[Tensor, "2 batch"]:
+    """`log g`, `g_i = 1/(B-1) sum_{j != i} exp((x_ij - x_ii) / tau)`: how close negatives come.
 
-    Rows are anchors; pass the transposed logits for the other direction. The positive, on
-    the diagonal, is left out of the sum.
+    Of the image anchors, whose negatives are along the rows of x, then of the text anchors, along
+    its columns. The positive, on the diagonal, is left out of the sum.
+
+    Args:
+        target: unit embeddings (B, d) of the model in training.
+        reference: unit embeddings (B, d_ref) of the frozen reference, of any dimension.
+        temperature: tau in units of cosine similarity, positive; a scalar, or of a shape that
+            expands to (2, B): one for each anchor.
+
+    Raises:
+        ValueError: as `pair_similarities`.
     """
-    num_pairs = len(logits)
-    gaps = logits - logits.diagonal()[:, None]
-    positives = torch.eye(num_pairs, dtype=torch.bool, device=logits.device)
-    return gaps.masked_fill(positives, -math.inf).logsumexp(dim=1) - math.log(num_pairs - 1)
+    similarities = pair_similarities(target, reference)
+    num_pairs = len(similarities)
+    positives = torch.eye(num_pairs, dtype=torch.bool, device=similarities.device)
+    of_anchors = temperature.to(similarities.dtype).expand(2, num_pairs)
+    log_sums = [
+        ((x - x.diagonal()[:, None]) / tau[:, None])
+        .masked_fill(positives, -math.inf)
+        .logsumexp(dim=1)
+        for x, tau in zip((similarities, similarities.T), of_anchors, strict=True)
+    ]
+    return torch.stack(log_sums) - math.log(num_pairs - 1)
 
 
 def log_anchor_losses(
-    logits: Float[Tensor, "batch batch"], epsilon: float
+    log_means: Float[Tensor, "2 batch"], epsilon: float
 ) -> Float[Tensor, "2 batch"]:
-    """`log(epsilon + g_i)` of the image anchors, then of the text anchors.
+    """`log(epsilon + g)` from `log g`.
 
     epsilon (>= 0) bounds the loss from below: an anchor whose negatives all lie further
     away than `temperature * log(epsilon)` has next to nothing left to gain.
     """
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be at least 0, got {epsilon}")
-    log_means = torch.stack([log_gap_means(logits), log_gap_means(logits.T)])
     if epsilon == 0:
         return log_means
     return torch.logaddexp(log_means, torch.full_like(log_means, math.log(epsilon)))
@@ -106,8 +138,8 @@ def global_contrastive_risk(
 
     Source: docs/mathematics.md, "DRRho-CLIP"; arXiv 2505.06699, section 5.
     """
-    logits = pair_logits(target, reference, temperature=temperature)
-    return temperature * (rho + log_anchor_losses(logits, epsilon).mean())
+    log_means = log_gap_means(target, reference, temperature=temperature)
+    return temperature * (rho + log_anchor_losses(log_means, epsilon).mean())
 
 
 def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -128,11 +160,6 @@ def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, ""]) -> Floa
 def _cosines(pairs: PairEmbeddings) -> Float[Tensor, "batch batch"]:
     # A half-precision product would round cosines to 3 digits, which a temperature of 0.01
     # turns into errors of order one.
-    if pairs.image.shape != pairs.text.shape:
-        raise ValueError(
-            f"image and text embeddings must have the same shape, got {tuple(pairs.image.shape)} "
-            f"and {tuple(pairs.text.shape)}"
-        )
     wide = torch.promote_types(pairs.image.dtype, torch.float32)
     with torch.autocast(pairs.image.device.type, enabled=False):
         return pairs.image.to(wide) @ pairs.text.to(wide).T
