@@ -1,16 +1,26 @@
 """Chi-square risks: mean plus deviation, the generalisation theorem's; and mean plus variance."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
 from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
 from drrho.risk.result import Risk
-from drrho.risk.samples import Samples, as_risk, normalised, weigh
+from drrho.risk.samples import Samples, as_risk, dot, may_look, weigh
+
+# Rounds of elimination before the sort takes over. Normal losses take five to ten; losses of n
+# different orders of magnitude would take n.
+ROUNDS = 30
+# Fewer samples are sorted sooner. Of more, one of every STRIDE tells where to begin.
+FEWEST_FOR_ELIMINATION, STRIDE = 1 << 13, 64
+# What lies between the largest loss and any other.
+SMALLEST_GAP = torch.finfo(torch.float64).tiny
 
 
 def chi_square_ball_risk(
@@ -25,8 +35,9 @@ def chi_square_ball_risk(
     relu(losses - eta)^2))`; the adversary is proportional to `q relu(losses - eta)`. While no
     weight is zero this is `mean + sqrt(2 radius Var)`, Var the variance with divisor n.
     Radius 0 is the mean; from (1/q_max - 1)/2 on, q_max the base measure of the largest loss,
-    it is the maximum. Exact: one sort and three prefix sums, no iteration. The effective sample
-    size of equal samples is at least n / (1 + 2 radius).
+    it is the maximum. Exact to rounding: the samples above eta are found by elimination or by a
+    sort, and the rest is in closed form. The effective sample size of equal samples is at least
+    n / (1 + 2 radius).
 
     Args:
         losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
@@ -49,29 +60,29 @@ def chi_square_ball_risk(
     """
     check_radius(radius)
     samples = weigh(losses, base_measure)
-    below = samples.below
-    prefixes = _prefixes(samples)
-    # eta solves `sum(q relu(f - eta)^2) = (1 + 2 radius) sum(q relu(f - eta))^2`. The ratio of
-    # the two sums grows with eta, so a sample is above eta if and only if, with eta put at its
-    # own loss, the ratio is above 1 + 2 radius. The slack is (1 + 2 radius) share - 1, which
-    # cancels as written.
-    slack = 2 * radius * prefixes.share - prefixes.rest
-    gap = prefixes.mean - prefixes.ordered
-    active = prefixes.active(prefixes.variance >= slack * gap.square())
-    deviation = active.variance.sqrt()
-    slack = (2 * radius * active.share - active.rest).clamp_min(0).sqrt()
+
+    def threshold(moments: _Moments) -> Tensor:
+        # The slack is (1 + 2 radius) share - 1, which cancels as written. None left: too few
+        # samples to spend the radius on, and eta is below them all.
+        slack = 2 * radius * moments.share - moments.rest
+        distance = (moments.variance / slack).sqrt()
+        eta = moments.mean - torch.where(moments.variance > 0, distance, 0.0)
+        return torch.where(slack < 0, -math.inf, eta)
+
+    active = _active(samples, threshold)
+    share, rest, mean, variance = active.moments
+    deviation = variance.sqrt()
+    slack = (2 * radius * share - rest).clamp_min(0).sqrt()
 
     # (f - eta) / (mean - eta), where mean - eta = deviation / slack is infinite at radius 0.
     # No variance among the active samples: they are ties, and share by the base measure.
     spread = deviation > 0
     slope = torch.where(spread, slack / torch.where(spread, deviation, 1.0), 0.0)
-    height = (1 + (below - active.mean[..., None]) * slope[..., None]).clamp_min(0)
-    height = torch.where(below >= active.smallest[..., None], height, 0.0)
+    weights = _proportional(active, slope)
 
     # eta + (1 + 2 radius) sum(q relu(f - eta)), simplified: eta may be huge and would cancel.
-    value = samples.top + (active.mean + slack * deviation)
-    eta = samples.top + (active.mean - torch.where(spread, deviation / slack, 0.0))
-    weights = normalised(samples.mass * height)
+    value = samples.top + (mean + slack * deviation)
+    eta = samples.top + (mean - torch.where(spread, deviation / slack, 0.0))
     return as_risk(samples, value=value, weights=weights, dual=eta)
 
 
@@ -86,7 +97,7 @@ def chi_square_penalized_risk(
     q is the base measure. The adversary is `q relu(losses - eta) / strength`, the projection of
     `q + q losses / strength` onto the distributions. While no weight is zero this is
     `mean + Var / (2 strength)`: variance regularisation. Large strengths give the mean, small
-    ones the maximum. Exact: one sort and three prefix sums, no iteration.
+    ones the maximum. Exact to rounding, as the ball is.
 
     Args:
         losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
@@ -106,56 +117,85 @@ def chi_square_penalized_risk(
     """
     check_price(strength, name="strength")
     samples = weigh(losses, base_measure)
-    prefixes = _prefixes(samples)
-    # With eta at the loss of the k-th sample, the weights above it must not exceed one.
-    active = prefixes.active(prefixes.share * (prefixes.mean - prefixes.ordered) < strength)
-
-    below_mean = samples.below - active.mean[..., None]
-    share = torch.where(active.share > 0, active.share, 1.0)
-    height = (1 / share[..., None] + below_mean / strength).clamp_min(0)
-    height = torch.where(samples.below >= active.smallest[..., None], height, 0.0)
-    weights = normalised(samples.mass * height)
+    active = _active(samples, lambda moments: moments.mean - strength / moments.share)
+    share, rest, mean, variance = active.moments
+    share = torch.where(share > 0, share, 1.0)
+    weights = _proportional(active, share / strength)
 
     # eta + strength / 2 + sum(q relu(f - eta)^2) / (2 strength), simplified as for the ball.
-    spread = share * active.variance / (2 * strength)
-    value = samples.top + (active.mean + spread - strength * (active.rest / share) / 2)
-    eta = samples.top + (active.mean - strength / share)
+    spread = share * variance / (2 * strength)
+    value = samples.top + (mean + spread - strength * (rest / share) / 2)
+    eta = samples.top + (mean - strength / share)
     return as_risk(samples, value=value, weights=weights, dual=eta)
 
 
-class _Active(NamedTuple):
-    """Of the samples above eta: share of the base measure and what is left of it, weighted mean
-    and variance, the smallest loss.
+class _Moments(NamedTuple):
+    """Of some samples: share of the base measure and what is left of it, weighted mean and
+    variance of the losses. One set for each row, or one for each of its prefixes.
     """
 
-    share: Float64[Tensor, "*batch"]
-    rest: Float64[Tensor, "*batch"]
-    mean: Float64[Tensor, "*batch"]
-    variance: Float64[Tensor, "*batch"]
-    smallest: Float64[Tensor, "*batch"]
+    share: Float64[Tensor, "*sets"]
+    rest: Float64[Tensor, "*sets"]
+    mean: Float64[Tensor, "*sets"]
+    variance: Float64[Tensor, "*sets"]
 
 
-class _Prefixes(NamedTuple):
-    """The k largest losses for every k: what `_Active` has of them, and the k-th itself."""
-
-    ordered: Float64[Tensor, "*batch n"]
-    share: Float64[Tensor, "*batch n"]
-    rest: Float64[Tensor, "*batch n"]
-    mean: Float64[Tensor, "*batch n"]
-    variance: Float64[Tensor, "*batch n"]
-
-    def active(self, is_active: Bool[Tensor, "*batch n"]) -> _Active:
-        """The samples above eta, given for each whether it is; the largest always is."""
-        last = (is_active.sum(dim=-1, keepdim=True) - 1).clamp_min(0)
-        columns = (self.share, self.rest, self.mean, self.variance, self.ordered)
-        return _Active(*(column.gather(-1, last).squeeze(-1) for column in columns))
+# Eta, were these samples the ones above it.
+_Threshold = Callable[[_Moments], Tensor]
 
 
-def _prefixes(samples: Samples) -> _Prefixes:
-    """Sort the losses, largest first, and accumulate.
+class _Active(NamedTuple):
+    """The samples above eta.
 
-    The threshold eta of both risks is found from these without a search: whether eta lies below
-    the k-th loss depends on mean and variance of the k largest alone.
+    Attributes:
+        mass: the base measure, unnormalised; zero where the loss is not above eta.
+        moment: `mass * (losses - mean)`.
+        moments: theirs, relative to the largest loss.
+    """
+
+    mass: Float64[Tensor, "*batch n"]
+    moment: Float64[Tensor, "*batch n"]
+    moments: _Moments
+
+
+def _active(samples: Samples, threshold: _Threshold) -> _Active:
+    """The samples above eta, by the quicker of two ways."""
+    below = samples.below
+    if below.shape[-1] < FEWEST_FOR_ELIMINATION or not may_look(below):
+        return _by_sorting(samples, threshold)
+    # Elimination would leave out a loss of minus infinity, and the risk would not show it.
+    if not bool(below.sum().isfinite()):
+        return _by_sorting(samples, threshold)
+    return _by_elimination(samples, threshold)
+
+
+def _by_elimination(samples: Samples, threshold: _Threshold) -> _Active:
+    """Drop what is not above the eta of those that are left, until nothing changes.
+
+    An eta below the solution's rises, and never passes it; one above it falls. So it does not
+    matter where the search begins, and it ends.
+    """
+    below, mass = samples.below[..., ::STRIDE].contiguous(), samples.mass[..., ::STRIDE]
+    active = _active(samples._replace(below=below, mass=mass), threshold)
+    # Fresh memory takes longer than a pass over it, and a mask of float64 is quicker than a bool.
+    mass, moment = torch.empty_like(samples.below), torch.empty_like(samples.below)
+    count = None
+    for _ in range(ROUNDS):
+        eta = threshold(active.moments).clamp_max(-SMALLEST_GAP)
+        torch.gt(samples.below, eta[..., None], out=mass)
+        count_before, count = count, mass.sum(dim=-1)
+        if not samples.alike:
+            mass *= samples.mass
+        if count_before is not None and torch.equal(count, count_before):
+            return active
+        active = _restricted(samples, mass, out=moment)
+    return _by_sorting(samples, threshold)
+
+
+def _by_sorting(samples: Samples, threshold: _Threshold) -> _Active:
+    """Sort the losses, largest first, and accumulate: no search, and no look at a number.
+
+    Whether eta lies below the k-th loss depends on the moments of the k largest alone.
     """
     ordered, index = samples.below.sort(dim=-1, descending=True)
     mass = samples.mass.gather(-1, index)
@@ -167,10 +207,41 @@ def _prefixes(samples: Samples) -> _Prefixes:
     mean_before = pad(mean[..., :-1], (1, 0))
     increments = mass * (ordered - mean_before) * (ordered - mean)
     variance = increments.cumsum(dim=-1).clamp_min(0) / divisor
+    moments = _moments(cumulative, cumulative[..., -1:], mean, variance)
 
-    total = cumulative[..., -1:]
+    is_active = ordered > threshold(moments).clamp_max(-SMALLEST_GAP)
+    last = (is_active.sum(dim=-1, keepdim=True) - 1).clamp_min(0)
+    smallest = ordered.gather(-1, last)
+    return _restricted(samples, torch.where(samples.below >= smallest, samples.mass, 0.0))
+
+
+def _restricted(
+    samples: Samples,
+    mass: Float64[Tensor, "*batch n"],
+    *,
+    out: Float64[Tensor, "*batch n"] | None = None,
+) -> _Active:
+    """The samples of this mass, which is the base measure's or zero; `out` holds their moment."""
+    sum_of_mass = mass.sum(dim=-1)
+    divisor = torch.where(sum_of_mass > 0, sum_of_mass, 1.0)
+    mean = dot(mass, samples.below) / divisor
+    moment = torch.sub(samples.below, mean[..., None], out=out).mul_(mass)
+    # Masses of zero and one are their own squares.
+    centred = moment if samples.alike else samples.below - mean[..., None]
+    variance = dot(moment, centred) / divisor
+    return _Active(mass, moment, _moments(sum_of_mass, samples.total, mean, variance))
+
+
+def _proportional(active: _Active, slope: Float64[Tensor, "*batch"]) -> Tensor:
+    """Weights proportional to `mass * (1 + slope * (losses - mean))`; overwrites the moment."""
+    weights = active.moment.mul_(slope[..., None]).add_(active.mass).clamp_min_(0)
+    total = weights.sum(dim=-1, keepdim=True)
+    return weights.div_(torch.where(total > 0, total, 1.0))
+
+
+def _moments(part: Tensor, total: Tensor, mean: Tensor, variance: Tensor) -> _Moments:
     whole = torch.where(total > 0, total, 1.0)
-    return _Prefixes(ordered, cumulative / whole, (total - cumulative) / whole, mean, variance)
+    return _Moments(part / whole, (total - part) / whole, mean, variance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Conditional value at risk: the mean of the worst fraction of the losses (data selection)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from drrho.risk.limits import check_fraction
 from drrho.risk.result import Risk
-from drrho.risk.samples import as_risk, normalised, weigh
+from drrho.risk.samples import Samples, as_risk, dot, weigh
 
 # 0.07 * 100 is 7.000000000000001 in binary. Without a margin an eighth sample would enter, with
 # no weight, and the threshold would be its loss. Relative, above float64 sums' rounding.
@@ -48,24 +49,36 @@ def cvar_risk(
     check_fraction(fraction)
     samples = weigh(losses, base_measure)
     # The losses themselves: only their order counts, and the threshold is one of them.
-    detached, mass = samples.losses.detach(), samples.mass
+    losses = samples.losses.detach()
     kept = fraction * samples.total[..., None]
+    threshold = _threshold(samples, fraction)
 
-    ordered, index = detached.sort(dim=-1, descending=True)
-    reached = mass.gather(-1, index).cumsum(dim=-1) >= kept * (1 - ROUNDING)
-    last = (~reached).sum(dim=-1, keepdim=True).clamp(max=detached.shape[-1] - 1)
-    threshold = ordered.gather(-1, last)
-
-    above = torch.where(detached > threshold, mass, 0.0)
-    tied = torch.where(detached == threshold, mass, 0.0)
-    remainder = kept - above.sum(dim=-1, keepdim=True)
+    weights = samples.times_mass((losses > threshold).double())
+    tied = samples.times_mass((losses == threshold).double())
+    remainder = kept - weights.sum(dim=-1, keepdim=True)
     # The clamp absorbs the rounding of the two sums; the sum of the weights is then restored.
     share = (remainder / tied.sum(dim=-1, keepdim=True)).clamp(0, 1)
-    weights = normalised(above + share * tied)
+    weights.add_(tied.mul_(share))
+    total = weights.sum(dim=-1, keepdim=True)
+    weights.div_(torch.where(total > 0, total, 1.0))
 
+    above_nu = tied.copy_(losses).sub_(threshold)  # in the same memory
     nu = threshold.squeeze(-1)
-    value = nu + (weights * (detached.double() - threshold.double())).sum(dim=-1)
-    return as_risk(samples, value=value, weights=weights, dual=nu)
+    return as_risk(samples, value=nu + dot(weights, above_nu), weights=weights, dual=nu)
+
+
+def _threshold(samples: Samples, fraction: float) -> Float[Tensor, "*batch 1"]:
+    """The largest loss with at least `fraction` of the base measure at or above it."""
+    losses = samples.losses.detach()
+    num_samples = losses.shape[-1]
+    if not samples.alike:
+        ordered, index = losses.sort(dim=-1, descending=True)
+        kept = fraction * samples.total[..., None]
+        reached = samples.mass.gather(-1, index).cumsum(dim=-1) >= kept * (1 - ROUNDING)
+        last = (~reached).sum(dim=-1, keepdim=True).clamp(max=num_samples - 1)
+        return ordered.gather(-1, last)
+    k = max(1, math.ceil(fraction * num_samples * (1 - ROUNDING)))
+    return losses.kthvalue(num_samples - k + 1, dim=-1, keepdim=True).values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
 from drrho.risk.result import Risk
-from drrho.risk.samples import as_risk, normalised, weigh
+from drrho.risk.samples import Samples, as_risk, dot, may_look, normalised, weigh
 
-# Enough for the bracket of any float32 losses: bisection leaves at most 2e-4 of log temperature,
-# from where Newton's method is at rounding in three steps.
-BISECTIONS = 20
-NEWTON_STEPS = 4
+# Steps for the temperature of a radius. Normal losses need five; losses in clusters of very
+# different scales, with tens of decades between them, have needed twelve.
+MOST_STEPS = 30
+# The error of Newton's method is squared by the step: after one below this it is at rounding.
+LAST_STEP = 1e-8
+# Below this radius expm1 is worth its time.
+SMALL_RADIUS = 1e-3
 
 
 def entropic_risk(
@@ -52,8 +55,8 @@ def entropic_risk(
     """
     check_price(temperature, name="temperature")
     samples = weigh(losses, base_measure)
-    z = (samples.below / temperature).to(samples.losses.dtype)
-    tilted = tilt(z, samples.measure)
+    z = samples.below.div_(temperature).to(samples.losses.dtype)  # nothing else needs them
+    tilted = tilt(z, samples)
     value = samples.top + temperature * tilted.log_mean
     dual = torch.full_like(value, temperature)
     return as_risk(samples, value=value, weights=tilted.weights, dual=dual)
@@ -91,20 +94,22 @@ def kl_ball_risk(
     """
     check_radius(radius)
     samples = weigh(losses, base_measure)
-    below, measure = samples.below, samples.measure
-    on_top = torch.where(below == 0, samples.mass, 0.0)
-    reach = (samples.total / on_top.sum(dim=-1)).log()
+    below = samples.below
+    is_top = below == 0
+    mass_on_top = is_top if samples.alike else torch.where(is_top, samples.mass, 0.0)
+    reach = (samples.total / mass_on_top.sum(dim=-1)).log()
 
     if radius == 0:
         temperature = torch.full_like(reach, math.inf)
     else:
-        temperature = _temperature_of_radius(below, measure, radius, reach=reach)
-    tilted = tilt(below / temperature[..., None], measure)
+        temperature = _temperature_of_radius(samples, radius, reach=reach)
+    weights = _tilted_weights(below / temperature[..., None], samples).weights
 
     at_maximum = radius >= reach
-    temperature = torch.where(at_maximum, 0.0, temperature)
-    weights = torch.where(at_maximum[..., None], normalised(on_top), tilted.weights)
-    value = samples.top + (weights * below).sum(dim=-1)
+    if not may_look(reach) or bool(at_maximum.any()):
+        temperature = torch.where(at_maximum, 0.0, temperature)
+        weights = torch.where(at_maximum[..., None], normalised(mass_on_top.double()), weights)
+    value = samples.top + dot(weights, below)
     return as_risk(samples, value=value, weights=weights, dual=temperature)
 
 
@@ -115,75 +120,122 @@ class Tilted(NamedTuple):
     log_mean: Float[Tensor, "*batch"]
 
 
-def tilt(z: Float[Tensor, "*batch n"], measure: Float64[Tensor, "*batch n"]) -> Tilted:
+def tilt(z: Float[Tensor, "*batch n"], samples: Samples) -> Tilted:
     """Tilt the base measure q by exp(z); z is at most zero, and zero somewhere.
 
     While the mean of exp(z) is near one, its logarithm is small and log1p(mean(expm1)) keeps
     its digits: at high temperature those are what the temperature then multiplies. Far below
-    one, that form loses the digits of 1/n, and log-sum-exp is exact.
+    one, that form loses the digits of 1/n, and the logarithm of the mean is exact.
     """
+    weights, log_mean = _tilted_weights(z, samples)
+    if not may_look(z) or bool((log_mean > math.log(0.5)).any()):
+        terms = z.expm1()
+        if samples.alike:
+            mean_minus_one = terms.mean(dim=-1)
+        else:
+            mean_minus_one = (samples.measure.to(z.dtype) * terms).sum(dim=-1)
+        log_mean = torch.where(mean_minus_one > -0.5, mean_minus_one.log1p(), log_mean)
+    return Tilted(weights, log_mean)
+
+
+def _tilted_weights(z: Float[Tensor, "*batch n"], samples: Samples) -> Tilted:
+    """The logarithm's error is a rounding of one, not of itself."""
+    if samples.alike:
+        weights = z.exp()
+        total = weights.sum(dim=-1, keepdim=True)
+        return Tilted(weights.div_(total), (total.squeeze(-1) / z.shape[-1]).log())
     # Relative to the largest, so that equal samples add an exact zero to z.
-    log_measure = measure.log()
+    log_measure = samples.measure.log()
     largest = log_measure.amax(dim=-1, keepdim=True)
     logits = z + (log_measure - largest).to(z.dtype)
-    far_below_one = logits.logsumexp(dim=-1) + largest.squeeze(-1).to(z.dtype)
-    mean_minus_one = (measure.to(z.dtype) * z.expm1()).sum(dim=-1)
-    log_mean = torch.where(mean_minus_one > -0.5, mean_minus_one.log1p(), far_below_one)
+    log_mean = logits.logsumexp(dim=-1) + largest.squeeze(-1).to(z.dtype)
     return Tilted(logits.softmax(dim=-1), log_mean)
 
 
 def _temperature_of_radius(
-    below: Float64[Tensor, "*batch n"],
-    measure: Float64[Tensor, "*batch n"],
-    radius: float,
-    *,
-    reach: Float64[Tensor, "*batch"],
+    samples: Samples, radius: float, *, reach: Float64[Tensor, "*batch"]
 ) -> Float64[Tensor, "*batch"]:
     """The temperature at which the tilted distribution's divergence is `radius`.
 
     The divergence falls with the temperature, from `reach` at zero to 0 at infinity; the result
-    is meaningful where `radius < reach`. The number of steps is fixed, so nothing waits for the
-    device and the loop compiles: bisection in log temperature, which nothing stops (clusters of
-    losses at very different scales make the divergence a staircase), then Newton's method on
-    the logarithm of the divergence, a straight line of slope -2 at high temperature.
+    is meaningful where `radius < reach`. Newton's method on the logarithm of the divergence,
+    as a function of the logarithm of the temperature: a straight line of slope -2 at high
+    temperature. Clusters of losses at very different scales make it a staircase, so a step
+    that leaves the bracket, or is not half as long as the one before the last, bisects instead.
 
     The bracket: the divergence is at most range^2 / (8 temperature^2), as a variance is at most
     range^2 / 4; and when the second largest loss is 40 + reach temperatures below the largest,
     all weight is on the largest to float64's rounding.
     """
-    gap = torch.where(below < 0, -below, math.inf).amin(dim=-1)
-    low = (gap / (40 + reach)).log()
-    high = (-below).amax(dim=-1).log() - 0.5 * math.log(8 * radius)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        divergence, _ = _divergence_and_variance(below, measure, log_temperature=middle)
+    objective = _Divergence(samples, small=radius < SMALL_RADIUS)
+    low = (objective.gap / (40 + reach)).log()
+    high = (-samples.below.amin(dim=-1)).log() - 0.5 * math.log(8 * radius)
+    log_temperature = (objective.deviation.log() - 0.5 * math.log(2 * radius)).clamp(low, high)
+    length = length_before = high - low
+    settled = radius >= reach
+    for _ in range(MOST_STEPS):
+        divergence, variance = objective(log_temperature)
         too_cold = divergence > radius
-        low, high = torch.where(too_cold, middle, low), torch.where(too_cold, high, middle)
-    log_temperature = (low + high) / 2
-    for _ in range(NEWTON_STEPS):
-        divergence, variance = _divergence_and_variance(
-            below, measure, log_temperature=log_temperature
-        )
-        step = (divergence / radius).log() * divergence / variance
-        step = torch.where(step.isfinite(), step, 0.0)
-        log_temperature = (log_temperature + step).clamp(low, high)
+        low = torch.where(too_cold, log_temperature, low)
+        high = torch.where(too_cold, high, log_temperature)
+        newton = (divergence / radius).log() * divergence / variance
+        moved = log_temperature + newton
+        is_newton = (moved >= low) & (moved <= high) & (newton.abs() <= length_before / 2)
+        step = torch.where(is_newton, newton, (low + high) / 2 - log_temperature)
+        log_temperature = log_temperature + torch.where(settled, 0.0, step)
+        length, length_before = step.abs(), length
+        settled = settled | (is_newton & (length <= LAST_STEP))
+        if may_look(settled) and bool(settled.all()):
+            break
     return log_temperature.exp()
 
 
-def _divergence_and_variance(
-    below: Float64[Tensor, "*batch n"],
-    measure: Float64[Tensor, "*batch n"],
-    *,
-    log_temperature: Float64[Tensor, "*batch"],
-) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
+class _Divergence:
     """KL(p || q) of the tilted distribution p, and minus its derivative in log temperature,
     which is the variance under p of the losses in units of temperature.
+
+    Small divergences are differences of much larger terms. With expm1(z) for exp(z), and the
+    moments of the losses for what is then missing, those are of order z and not of order one;
+    large ones lose digits so.
     """
-    z = below * (-log_temperature).exp()[..., None]
-    weights, log_mean = tilt(z, measure)
-    mean = (weights * z).sum(dim=-1)
-    variance = (weights * (z - mean[..., None]).square()).sum(dim=-1)
-    return mean - log_mean, variance
+
+    def __init__(self, samples: Samples, *, small: bool) -> None:
+        self.samples = samples
+        self.small = small
+        self.total = samples.total
+        weighted = samples.times_mass(samples.below)
+        self.first = weighted.sum(dim=-1)
+        self.second = dot(weighted, samples.below)
+        mean = self.first / self.total
+        self.deviation = (self.second / self.total - mean.square()).clamp_min(0).sqrt()
+        others = samples.below.masked_fill(samples.below == 0, -math.inf)
+        self.gap = -others.amax(dim=-1)
+        # Fresh memory takes longer than a pass over it.
+        look = may_look(samples.below)
+        self.memory = others if look else None
+        self.more_memory = torch.empty_like(others) if look else None
+
+    def __call__(
+        self, log_temperature: Float64[Tensor, "*batch"]
+    ) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
+        inverse = (-log_temperature).exp()
+        z = torch.mul(self.samples.below, inverse[..., None], out=self.memory)
+        exponential = torch.expm1 if self.small else torch.exp
+        tilted = exponential(z, out=self.more_memory)
+        if not self.samples.alike:
+            tilted.mul_(self.samples.mass)
+        normaliser = tilted.sum(dim=-1)
+        tilted.mul_(z)
+        first, second = tilted.sum(dim=-1), dot(tilted, z)
+        if self.small:
+            log_mean = (normaliser / self.total).log1p()
+            normaliser = normaliser + self.total
+            first = first + self.first * inverse
+            second = second + self.second * inverse.square()
+        else:
+            log_mean = (normaliser / self.total).log()
+        mean = first / normaliser
+        return mean - log_mean, second / normaliser - mean.square()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,11 +64,12 @@ def entropic_cvar_risk(
     first = (~respected).cumprod(dim=-1).sum(dim=-1, keepdim=True).clamp(max=z.shape[-1] - 1)
 
     # Nobody at the cap is the KL penalty alone; its log-mean keeps its digits when small.
-    uncapped = tilt(z, measure)
+    uncapped = tilt(z, samples)
     none_capped = first.squeeze(-1) == 0
-    log_scale = torch.where(
-        none_capped, -uncapped.log_mean, log_scale.gather(-1, first).squeeze(-1)
-    )
+    # The smallest at the cap reaches it. That counts where those have all, and the log is of 0.
+    smallest_capped = ordered.gather(-1, (first - 1).clamp_min(0))
+    log_scale = torch.maximum(log_scale.gather(-1, first), log_cap - smallest_capped).squeeze(-1)
+    log_scale = torch.where(none_capped, -uncapped.log_mean, log_scale)
     log_density = log_scale[..., None] + z
     at_cap = log_density > log_cap
     weights = normalised(measure * log_density.clamp(max=log_cap).exp())

@@ -27,6 +27,8 @@ class Samples(NamedTuple):
             difference of two float32 numbers of similar size is exact and prefix sums are safe.
         mass: shape (*batch, n), the base measure as it was given, unnormalised. Left so, the
             sums over a mask are whole numbers and exact.
+        alike: whether every mass is one, as it is without a base measure. `mass` is then one
+            number, expanded.
         num_given: n as the caller knows it. An empty row is held as one dropped sample.
     """
 
@@ -34,6 +36,7 @@ class Samples(NamedTuple):
     top: Float[Tensor, "*batch"]
     below: Float64[Tensor, "*batch n"]
     mass: Float64[Tensor, "*batch n"]
+    alike: bool
     num_given: int
 
     @property
@@ -45,6 +48,28 @@ class Samples(NamedTuple):
     def measure(self) -> Float64[Tensor, "*batch n"]:
         """The base measure q, summing to one; all zero in an empty row."""
         return normalised(self.mass)
+
+    def times_mass(self, numbers: Float64[Tensor, "*batch n"]) -> Float64[Tensor, "*batch n"]:
+        """`mass * numbers`; the numbers themselves where that is the same."""
+        return numbers if self.alike else self.mass * numbers
+
+
+def may_look(numbers: Tensor) -> bool:
+    """Whether a step may depend on the value of a tensor.
+
+    In eager mode on the CPU a look costs nothing, and saves the steps that are not needed. On
+    other devices it would wait for all that has been queued, and it cannot be compiled. (Nor can
+    it be mapped by `torch.vmap`; rows of losses, which risks take, need no mapping.)
+    """
+    return numbers.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def dot(a: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """Scalar products over the last dimension; of float64 without an array of the terms.
+
+    Of float32 with it: the quick way is one that autocast rounds to half precision.
+    """
+    return torch.linalg.vecdot(a, b) if a.dtype == torch.float64 else (a * b).sum(dim=-1)
 
 
 def normalised(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
@@ -75,20 +100,22 @@ def weigh(
     """
     _check_shapes(losses, base_measure)
     losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
+    num_given = losses.shape[-1]
     if base_measure is None:
-        mass = torch.ones_like(losses, dtype=torch.float64)
+        mass = torch.ones((), dtype=torch.float64, device=losses.device).expand(losses.shape)
     else:
         mass = base_measure.detach().to(torch.float64).expand(losses.shape)
-    num_given = losses.shape[-1]
     if num_given == 0:
         losses, mass = pad(losses, (0, 1)), pad(mass, (0, 1))
-    dropped = mass == 0
-    lowest = losses.detach().masked_fill(dropped, math.inf).amin(dim=-1, keepdim=True)
-    lowest = torch.where(dropped.all(dim=-1, keepdim=True), 0.0, lowest)
-    losses = torch.where(dropped, lowest, losses)
+    alike = base_measure is None and num_given > 0
+    if not alike:
+        dropped = mass == 0
+        lowest = losses.detach().masked_fill(dropped, math.inf).amin(dim=-1, keepdim=True)
+        lowest = torch.where(dropped.all(dim=-1, keepdim=True), 0.0, lowest)
+        losses = torch.where(dropped, lowest, losses)
     top = losses.detach().amax(dim=-1)
-    below = losses.detach().double() - top.double()[..., None]
-    return Samples(losses, top, below, mass, num_given)
+    below = losses.detach() - top.double()[..., None]
+    return Samples(losses, top, below, mass, alike, num_given)
 
 
 def as_risk(
@@ -104,12 +131,16 @@ def as_risk(
     to the last bit, however far from zero the losses are.
     """
     losses = samples.losses
-    empty = samples.total == 0
-    weights = torch.where(empty[..., None], 0.0, weights).to(losses.dtype)
-    value = torch.where(empty, 0.0, value).to(losses.dtype)
-    value = value + (weights * (losses - losses.detach())).sum(dim=-1)
+    if not samples.alike:
+        empty = samples.total == 0
+        weights = torch.where(empty[..., None], 0.0, weights)
+        value = torch.where(empty, 0.0, value)
+        dual = None if dual is None else torch.where(empty, math.nan, dual)
+    weights, value = weights.to(losses.dtype), value.to(losses.dtype)
+    attached = dot(weights, losses)
+    value = value + (attached - attached.detach())
     if dual is not None:
-        dual = torch.where(empty, math.nan, dual).to(losses.dtype)
+        dual = dual.to(losses.dtype)
     return Risk(value, weights[..., : samples.num_given], dual)
 
 
