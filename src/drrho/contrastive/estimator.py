@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.contrastive.risk import PairEmbeddings, log_anchor_losses, log_gap_means
+from drrho.contrastive.risk import PairEmbeddings, log_anchor_losses
+from drrho.contrastive.tiles import tiled_log_gap_means
 
 
 class AnchorAverages(nn.Module):
@@ -105,7 +106,7 @@ class GlobalContrastiveLoss(nn.Module):
             sample_ids: position of each pair in the data set, (B,).
             gamma: weight of this batch in the averages, in (0, 1].
         """
-        log_means = log_gap_means(target, reference, temperature=temperature)
+        log_means = tiled_log_gap_means(target, reference, temperature=temperature)
         log_losses = log_anchor_losses(log_means, self.epsilon)
         log_u = self.averages.update(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma

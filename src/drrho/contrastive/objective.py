@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from drrho.contrastive.diagnostics import contrastive_diagnostics
 from drrho.contrastive.estimator import GlobalContrastiveLoss
-from drrho.contrastive.risk import PairEmbeddings, clip_loss
+from drrho.contrastive.risk import PairEmbeddings, clip_loss_of_means
 from drrho.contrastive.temperature import Temperature, TemperatureConfig
+from drrho.contrastive.tiles import tiled_log_gap_means
 
 Method = Literal["clip", "fastclip", "drrho_clip"]
 
@@ -139,7 +140,8 @@ class ContrastiveObjective(nn.Module):
             )
         tau = self.temperature()
         if self.estimator is None:
-            loss, epsilon = clip_loss(target, temperature=tau), 1 / (len(target.image) - 1)
+            loss = clip_loss_of_means(tiled_log_gap_means(target, temperature=tau))
+            epsilon = 1 / (len(target.image) - 1)
         else:
             epsilon = self.estimator.epsilon
             loss = self.estimator(

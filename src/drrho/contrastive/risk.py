@@ -143,18 +143,20 @@ def global_contrastive_risk(
 
 
 def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """CLIP's symmetric cross-entropy over the batch (InfoNCE), in nats.
+    """CLIP's symmetric cross-entropy over the batch (InfoNCE), in nats."""
+    return clip_loss_of_means(log_gap_means(target, temperature=temperature))
+
+
+def clip_loss_of_means(log_means: Float[Tensor, "2 batch"]) -> Float[Tensor, ""]:
+    """CLIP's loss from `log g` of all anchors, without a reference.
 
     It is `F / tau + log(B - 1)` at epsilon = 1/(B - 1) and rho = 0: that epsilon is the
     positive's own term, which CLIP keeps in its softmax.
 
     Source: docs/mathematics.md, "CLIP and FastCLIP as special cases".
     """
-    num_negatives = len(target.image) - 1
-    risk = global_contrastive_risk(
-        target, temperature=temperature, epsilon=1 / max(num_negatives, 1)
-    )
-    return risk / temperature + math.log(num_negatives)
+    num_negatives = log_means.shape[1] - 1
+    return log_anchor_losses(log_means, 1 / num_negatives).mean() + math.log(num_negatives)
 
 
 def _cosines(pairs: PairEmbeddings) -> Float[Tensor, "batch batch"]:
