@@ -9,6 +9,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 from torch.nn.functional import pad
 
+# The newer names where there are any: the older then warn.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 __all__ = ["Partition", "ProcessGroup", "partition"]
 
 
@@ -53,7 +57,7 @@ class Partition:
             return rows
         padded = _padded(rows, max(self.sizes))
         gathered = padded.new_empty(self.num_processes * len(padded), *padded.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        _all_gather(gathered, padded, group=self.group)
         shares = gathered.split(len(padded))
         return torch.cat([share[:size] for share, size in zip(shares, self.sizes, strict=True)])
 
@@ -66,7 +70,7 @@ class Partition:
         width = max(self.sizes)
         shares = torch.cat([_padded(share, width) for share in rows.split(self.sizes)])
         own = shares.new_empty(width, *shares.shape[1:])
-        dist.reduce_scatter_tensor(own, shares, group=self.group)
+        _reduce_scatter(own, shares, group=self.group)
         return own[: self.sizes[self.rank]]
 
     def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
@@ -99,7 +103,7 @@ def partition(
     if world == 1:
         return Partition([num_rows], 0, group)
     sizes = torch.empty(world, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([num_rows], device=device), group=group)
+    _all_gather(sizes, torch.tensor([num_rows], device=device), group=group)
     return Partition(sizes.tolist(), dist.get_rank(group), group)
 
 

@@ -1,5 +1,6 @@
 """What test_tiles_distributed.py runs in processes of its own."""
 
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def gap_means(rows, *, with_reference, temperature=None):
 
 def process(rank, world, folder):
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests' own process
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous-{world}",

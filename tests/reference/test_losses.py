@@ -464,3 +464,12 @@ print(store.gather(torch.tensor([1, 0])).tolist(), summarise_losses({str(tmp_pat
     finished = run_without(script, *extras)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == "[2.0, nan] 2.0\n"
+
+
+def test_shards_of_the_same_items_are_refused(tmp_path):
+    same = manifest_of_items([b"padding"] * 6, name="blocks", items_per_shard=3)
+    with (
+        pytest.raises(ValueError, match="blocks-00000 and .*blocks-00001 hold the same samples"),
+        LossWriter.open(tmp_path, same, reference="small", identity="small"),
+    ):
+        pass

@@ -1,6 +1,7 @@
 """What test_distributed.py runs in processes of its own: training on any number of them."""
 
 import math
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -131,8 +132,21 @@ def what_is_wrong_on_one(rank):
     return None
 
 
+def weights_and_ids_on_one(rank):
+    """Sample weights that only the first process gives count there; ids must be given by all."""
+    losses = torch.arange(3.0) + rank
+    weight = {"sample_weight": torch.tensor([1.0, 5.0, 2.0])} if rank == 0 else {}
+    weighted = DRRhoLoss(KLPenalized(temperature=1.0), MovingAverage())(losses, **weight)
+    try:
+        DRRhoLoss(Mean())(losses, index=torch.arange(3) if rank == 0 else None)
+    except ValueError as error:
+        return weighted.weights, str(error)
+    return None
+
+
 def process(rank, world, folder):
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests' own process
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous-{world}",
@@ -147,6 +161,7 @@ def process(rank, world, folder):
     answers = {
         "training": everything(rank, world),
         "error": what_is_wrong_on_one(rank),
+        "given on one": weights_and_ids_on_one(rank),
         "partition": shares,
         "rows": rows,
         "gathered": everyone,

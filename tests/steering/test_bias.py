@@ -174,18 +174,23 @@ def test_a_learned_dual_finds_the_risk_that_a_batch_underestimates(risk):
 
 
 @pytest.mark.parametrize("risk", [KL, CVaR(fraction=0.2), ChiSquareBall(radius=0.2)], ids=repr)
-def test_a_table_is_unbiased_once_full(risk):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_table_is_unbiased_once_full(risk, weighted):
     """Over an epoch the gradients average to the full data set's: exactly."""
     losses, gradients = torch.randn(2, 60, dtype=torch.float64)
     losses = losses.float().double()  # what the table holds
-    table, measure = LossTable(60), torch.ones(12, dtype=torch.float64)
+    measure = torch.randint(0 if weighted else 1, 4 if weighted else 2, (60,)).double()
+    table = LossTable(60)
+    counted = measure.nonzero().squeeze(1)  # batches of as many samples that count
+    counted = counted[: len(counted) // 5 * 5]
+    measure[~torch.isin(torch.arange(60), counted)] = 0
     for _ in range(2):
-        batches = torch.randperm(60).view(5, 12)
+        batches = counted[torch.randperm(len(counted))].view(5, -1)
         epoch = [
-            (table(risk, losses[i], base_measure=measure, index=i).weights * gradients[i]).sum()
+            (table(risk, losses[i], base_measure=measure[i], index=i).weights * gradients[i]).sum()
             for i in batches
         ]
-    expected = (risk(losses).weights * gradients).sum()
+    expected = (risk(losses, base_measure=measure).weights * gradients).sum()
     assert_close(torch.stack(epoch).mean(), expected)
 
 

@@ -5,6 +5,8 @@ import torch
 from tests.steering import processes
 from torch.testing import assert_close
 
+from drrho.risk import KLPenalized
+
 
 @pytest.fixture(scope="module")
 def alone():
@@ -42,7 +44,16 @@ def test_micro_batches_are_the_batch_in_one_process(case, alone):
 def test_every_process_raises_what_is_wrong_on_one(answers):
     last = len(answers) - 1
     for of_process in answers:
-        assert f"not finite at 1 of {last + 2} samples of process {last}: 1" in of_process["error"]
+        assert f"at 1 of {last + 2} samples of process {last}: 1" in of_process["error"]
+
+
+def test_weights_given_by_one_process_count_and_ids_must_be_given_by_all(answers):
+    world = len(answers)
+    losses = torch.cat([torch.arange(3.0) + rank for rank in range(world)])
+    measure = torch.cat([torch.tensor([1.0, 5.0, 2.0]), torch.ones(3 * (world - 1))])
+    expected = KLPenalized(temperature=1.0)(losses, base_measure=measure).weights
+    assert_close(torch.cat([answer["given on one"][0] for answer in answers]), expected)
+    assert all("some have none" in answer["given on one"][1] for answer in answers)
 
 
 def test_rows_of_any_number_are_gathered_and_summed(answers):

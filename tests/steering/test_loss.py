@@ -18,7 +18,7 @@ from drrho.risk import (
     effective_sample_size,
     excess_loss,
 )
-from drrho.steering import BatchEstimator, DRRhoLoss, Losses, LossTable
+from drrho.steering import BatchEstimator, DRRhoLoss, Losses, LossTable, MovingAverage
 
 KL = KLPenalized(temperature=0.5)
 
@@ -59,7 +59,7 @@ def test_what_is_not_finite_is_an_error_that_says_where(losses, reference):
         losses[3], losses[5] = math.inf, math.nan
     reference[7] = -math.inf
     with pytest.raises(
-        ValueError, match=r'not finite at 3 of 9 samples: 3, 5, 7: .*nonfinite="drop"'
+        ValueError, match=r'not finite.* at 3 of 9 samples: 3, 5, 7: .*nonfinite="drop"'
     ):
         DRRhoLoss(KL)(losses, reference)
 
@@ -129,6 +129,23 @@ def test_unknown_options_are_refused(options):
         DRRhoLoss(KL, **options)
 
 
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
+def test_a_weight_that_is_none_is_refused_or_dropped(losses, reference, wrong):
+    weight = torch.ones(9)
+    weight[4] = wrong
+    with pytest.raises(ValueError, match="sample_weight is no weight, at 1 of 9 samples: 4"):
+        DRRhoLoss(KL)(losses, reference, sample_weight=weight)
+    result = DRRhoLoss(KL, nonfinite="drop")(losses, reference, sample_weight=weight)
+    assert result.num_nonfinite == 1
+    assert_close(result.weights.sum().item(), 1.0)
+
+
+def test_a_state_in_half_precision_is_refused(losses):
+    loss = DRRhoLoss(KL, MovingAverage()).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"estimator.log_mean of the loss is torch.bfloat16"):
+        loss(losses)
+
+
 def test_a_radius_beyond_reach_is_told(losses, reference):
     mask = torch.ones(9, dtype=torch.bool)
     with pytest.warns(UserWarning, match=r"radius 3 is at least 2.19722.*9 samples"):
@@ -159,7 +176,7 @@ def test_micro_batches_need_to_be_of_one_kind(losses):
     with pytest.raises(ValueError, match="no micro-batches"):
         loss.weigh([])
     parts = [Losses(losses.detach()), Losses(losses.detach(), index=torch.arange(9))]
-    with pytest.raises(ValueError, match="some micro-batches have an index"):
+    with pytest.raises(ValueError, match="some micro-batches .*have an index"):
         loss.weigh(parts)
 
 

@@ -82,11 +82,12 @@ class LossWriter:
             unit: "token" if each token of a sample has a loss.
 
         Raises:
-            ValueError: under this name are losses of another identity or unit, an argument
-                cannot be used, or a file is damaged.
+            ValueError: under this name are losses of another identity or unit, two shards have
+                the same contents, an argument cannot be used, or a file is damaged.
             BlockingIOError: another process writes the losses of this reference.
         """
         require_file_name("reference", reference)
+        _refuse_equal_shards(manifest)
         path = Path(folder) / reference
         wanted = LossCard(identity=identity, unit=unit, shards=entries_of(manifest.shards))
         with exclusive(path):
@@ -207,6 +208,19 @@ class _Given(NamedTuple):
     rows: Tensor
     losses: Tensor
     lengths: list[int] | None
+
+
+def _refuse_equal_shards(manifest: Manifest) -> None:
+    """Shards are recognised by their contents, so equal ones would overwrite each other."""
+    known: dict[tuple[int, str, str], str] = {}
+    for shard in manifest.shards:
+        other = known.setdefault(shard.contents, shard.url)
+        if other != shard.url:
+            raise ValueError(
+                f"{other} and {shard.url} hold the same samples, whose losses could not be told "
+                "apart; list a shard once, or give manifest_of_items bytes that differ between "
+                "items, such as the label or the position too"
+            )
 
 
 def _begin(path: Path, wanted: LossCard, manifest: Manifest) -> LossCard:

@@ -53,6 +53,8 @@ def accumulate_gradients(
         for micro_batch in kept:
             states.append(capture_generators())
             measured.append(losses_of(micro_batch))
+    # Older versions of PyTorch keep what autocast has cast, here without a graph.
+    torch.clear_autocast_cache()
     results = []
     for number, weighed in enumerate(loss.weigh(measured)):
         is_last = number == len(kept) - 1

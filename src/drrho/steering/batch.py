@@ -12,9 +12,10 @@ class BatchEstimator(nn.Module):
     """The risk of the batch itself.
 
     Exact for a batch that is the data set. Otherwise biased downward, by the order of 1/B
-    (docs/mathematics.md, "Batch bias"): a maximum over few samples is smaller. Its variance is
-    the smallest of all estimators. With KL weights, B must be much larger than n / ESS of the
-    data set, the number of samples from which one takes all the weight.
+    (docs/mathematics.md, "Batch bias"): a maximum over few samples is smaller. Where gradients
+    grow with the losses, its variance is the smallest of all estimators. With KL weights, B must
+    be much larger than n / ESS of the data set, the number of samples from which one takes all the
+    weight.
     """
 
     def check(self, risk: RiskMeasure) -> None:
@@ -47,7 +48,8 @@ class MultiLevelMonteCarlo(nn.Module):
 
     The level has to be drawn before the samples are: take batches of `draw_size(generator)`
     samples. All samples of a call belong to one level, the one of their number, those that a
-    mask drops included.
+    mask drops included; a block of which it drops all has no risk, and its share of the weights
+    is missing.
 
     Args:
         smallest: samples in the smallest blocks.
@@ -92,7 +94,8 @@ class MultiLevelMonteCarlo(nn.Module):
     ) -> Estimate:
         level = self._level(len(excess))
         correction = 1 / self.probability(level)
-        excess = excess.detach().double()
+        # As sample weights: that a ball is too large for a small block is no reason to warn.
+        excess, base_measure = excess.detach().double(), base_measure.double()
 
         def mean_over_blocks(size: int) -> tuple[Float64[Tensor, ""], Float64[Tensor, " n"]]:
             blocks = risk(excess.view(-1, size), base_measure=base_measure.view(-1, size))

@@ -1,5 +1,7 @@
 """The dual variables of any risk, learned beside the model by stochastic approximation."""
 
+import math
+
 import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
@@ -18,9 +20,9 @@ from drrho.risk.duality import (
 from drrho.risk.samples import normalised
 from drrho.steering.estimate import Estimate
 
-# A batch whose densities average more than this (or than the risk's cap, if that is higher) comes
-# from other losses than the dual was learned on, and it is solved anew.
-LARGEST_MEAN_DENSITY = 10.0
+# A batch whose densities average less or more comes from other losses than the dual was learned
+# on, and the dual is solved anew.
+LEAST_MEAN_DENSITY, LARGEST_MEAN_DENSITY = 0.1, 10.0
 
 
 class LearnedDual(nn.Module):
@@ -33,14 +35,17 @@ class LearnedDual(nn.Module):
     The weights use the dual before its step, which is independent of the batch. So the
     gradient is that of a mean over samples, unbiased for the objective at the present dual;
     what remains is how far the dual is from its optimum. Under the KL penalty even that averages
-    out: for losses that stand still the gradient's bias is exactly zero, since the steps of nu
-    average to zero only where the densities average to one. Where losses move, the dual follows
-    within about 1 / rate steps. The variance is that of a mean of densities, larger than the batch
-    estimator's ratio: the weights sum to one on average only.
+    out: for losses that stand still, of equal weight, the gradient's bias is exactly zero, since
+    the steps of nu average to zero only where the densities average to one. The variance is that
+    of a mean of densities, which usually exceeds the batch estimator's: the weights sum to one on
+    average only.
 
-    The dual starts at the first batch's optimum, and is solved anew when the densities average
-    more than ten, for which every call waits for the device. A step moves nu by at most s, and s
-    by at most a factor e. CVaR, which has no scale, moves by the standard deviation of the losses.
+    The dual starts at the first batch's optimum, and is solved anew by a batch whose densities
+    average less than a tenth or more than ten (for capped densities: more than half-way to the
+    cap), for which every call waits for the device. Otherwise nu follows falling losses by at
+    most rate s per step; CVaR, whose small batches may rightly have no weight at all, has no lower
+    limit and follows a fall only so. CVaR has no scale and moves by the standard deviation of the
+    losses.
 
     Args:
         rate: of the steps, in (0, 1]. The variance of nu is about
@@ -80,11 +85,15 @@ class LearnedDual(nn.Module):
             nothing = torch.zeros_like(base_measure, dtype=torch.float64)
             return Estimate(nothing.sum(), nothing, dual_variable(risk, self._dual))
         q = normalised(base_measure.double())
-        excess = torch.where(q > 0, excess.detach().double(), 0.0)
+        excess = excess.detach().double()
+        # A dropped sample's density could be infinite, and infinity times zero is NaN.
+        lowest = excess.masked_fill(q == 0, math.inf).amin()
+        excess = torch.where(q > 0, excess, lowest)
         dual = self._dual
         w = density(risk, excess, dual)
+        least, most = _mean_densities(risk)
         # Negated, so that an overflow counts as lost as well.
-        if not self.started or not (q * w).sum() <= _largest_mean_density(risk):
+        if not self.started or not least <= (q * w).sum() <= most:
             dual = solve_dual(risk, excess, base_measure)
             w = density(risk, excess, dual)
         value = (q * dual_values(risk, excess, dual)).sum()
@@ -120,9 +129,16 @@ class LearnedDual(nn.Module):
         self.started.fill_(True)
 
 
-def _largest_mean_density(risk: RiskMeasure) -> float:
+def _mean_densities(risk: RiskMeasure) -> tuple[float, float]:
+    """Between which a batch's mean density, one at the optimum, shows that the dual keeps up.
+
+    Where densities are capped, the limit lies half-way to the cap. A small batch may well have
+    none of CVaR's samples.
+    """
     match risk:
-        case CVaR(fraction=fraction) | KLPenalizedCVaR(fraction=fraction):
-            return max(LARGEST_MEAN_DENSITY, 1 / fraction)
+        case CVaR(fraction=fraction):
+            return 0.0, (1 + 1 / fraction) / 2
+        case KLPenalizedCVaR(fraction=fraction):
+            return LEAST_MEAN_DENSITY, (1 + 1 / fraction) / 2
         case _:
-            return LARGEST_MEAN_DENSITY
+            return LEAST_MEAN_DENSITY, LARGEST_MEAN_DENSITY

@@ -1,5 +1,6 @@
 """The DRRho loss for any training loop: losses of a mini-batch in, a loss to differentiate out."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -48,13 +49,15 @@ class SteeredLoss(NamedTuple):
             the sum of weights times the gradients of the losses.
         weights: the factor of each sample's gradient, in the shape of the losses; zero for unused
             samples.
-        effective_sample_size: of the weights, in samples.
+        effective_sample_size: of the weights, in samples; it means nothing for the weights of
+            multi-level Monte Carlo, some of which are negative.
         dual: the risk's dual variable (see `drrho.risk.Risk`), as the estimator sees it.
-        weight_sum: sum of all weights. One, or one on average, by the estimator; far from it,
-            an estimator does not keep up with the losses.
+        weight_sum: sum of all weights. One, or about one on average, by the estimator; far from
+            it, an estimator does not keep up with the losses.
         num_used: samples in the risk.
         num_missing_reference: samples whose reference loss is NaN.
-        num_nonfinite: samples dropped because a loss is not finite.
+        num_nonfinite: samples dropped because a loss is not finite, or a weight negative or not
+            finite.
     """
 
     loss: Float[Tensor, ""]
@@ -190,14 +193,20 @@ class DRRhoLoss(nn.Module):
             raise ValueError(
                 "there are no micro-batches to weigh; a process without samples has empty ones"
             )
-        tables = [_table(micro_batch) for micro_batch in micro_batches]
-        if len({table.shape[1] for table in tables}) > 1:
-            raise ValueError("some micro-batches have an index and some have none")
-        table = torch.cat(tables)
+        self._check_state()
+        table = torch.cat([_table(micro_batch) for micro_batch in micro_batches])
         processes = partition(len(table), group=self.process_group, device=table.device)
-        samples = _Samples.of(processes.gather(table))
-        self._refuse(samples, processes)
+        table = processes.gather(table)
+        # What one process was given, all were; where there are others, it has to be looked at.
+        has_index = [part.index is not None for part in micro_batches]
         is_weighted = any(part.sample_weight is not None for part in micro_batches)
+        if processes.num_processes > 1:
+            has_index = table[:, -1].isfinite().unique().tolist()
+            is_weighted = bool(table[:, -2].any())
+        if len(set(has_index)) > 1:
+            raise ValueError("some micro-batches or processes have an index and some have none")
+        samples = _Samples.of(table, has_index=all(has_index))
+        self._refuse(samples, processes)
         estimate = self._estimate(samples, is_weighted=is_weighted)
         weights = estimate.weights
         whole = SteeredLoss(
@@ -210,11 +219,20 @@ class DRRhoLoss(nn.Module):
             num_missing_reference=samples.missing.sum(),
             num_nonfinite=samples.nonfinite.sum(),
         )
-        parts = processes.own(weights).split([len(table) for table in tables])
+        parts = processes.own(weights).split([part.losses.numel() for part in micro_batches])
         return [
             Weighed(_of_part(whole, part, micro_batch.losses), processes.num_processes)
             for micro_batch, part in zip(micro_batches, parts, strict=True)
         ]
+
+    def _check_state(self) -> None:
+        """Refuse what `model.to(torch.bfloat16)` makes of the state of a loss within the model."""
+        for name, buffer in self.named_buffers():
+            if buffer.is_floating_point() and buffer.itemsize < 4:
+                raise ValueError(
+                    f"the state {name} of the loss is {buffer.dtype}, too coarse to average in; "
+                    "move the loss to a device but not to half precision"
+                )
 
     def _estimate(self, samples: "_Samples", *, is_weighted: bool) -> Estimate:
         excess = torch.where(samples.used, samples.excess, 0.0)
@@ -237,7 +255,7 @@ class DRRhoLoss(nn.Module):
         if self.missing == "raise":
             findings.append(("reference_losses are NaN (missing)", samples.missing, "missing"))
         if self.nonfinite == "raise":
-            what = "losses or reference_losses are not finite"
+            what = "losses or reference_losses are not finite, or sample_weight is no weight,"
             findings.append((what, samples.nonfinite, "nonfinite"))
         sentences = [
             f'{what} at {_places(found, processes)}: mend or mask them, or pass {option}="drop" to '
@@ -263,28 +281,30 @@ class _Samples(NamedTuple):
     nonfinite: Bool[Tensor, " n"]
 
     @classmethod
-    def of(cls, table: Float64[Tensor, "n columns"]) -> "_Samples":
+    def of(cls, table: Float64[Tensor, "n 6"], *, has_index: bool) -> "_Samples":
         """From what `_table` made, after its journey."""
-        losses, reference, excess, measure, *index = table.unbind(dim=1)
+        losses, reference, excess, measure, _, index = table.unbind(dim=1)
         counts = measure != 0
-        missing = counts & losses.isfinite() & reference.isnan()
-        used = counts & excess.isfinite()
+        is_weight = (measure > 0) & measure.isfinite()
+        missing = is_weight & losses.isfinite() & reference.isnan()
+        used = is_weight & excess.isfinite()
         return cls(
             excess=excess,
             plain_losses=torch.where(missing, losses, 0.0),
             measure=measure,
-            index=index[0].long() if index else None,
+            index=index.long() if has_index else None,
             used=used,
             missing=missing,
             nonfinite=counts & ~used & ~missing,
         )
 
 
-def _table(batch: Losses) -> Float64[Tensor, "n columns"]:
+def _table(batch: Losses) -> Float64[Tensor, "n 6"]:
     """Everything about the samples, a row for each, so that one message carries it.
 
-    float64 holds ids up to 2^53 exactly, and float32 losses. The excess is not what the losses
-    leave after the journey: it is subtracted in their own precision, as `excess_loss` says.
+    float64 holds ids up to 2^53 exactly, and float32 losses; an id that was not given is NaN. The
+    excess is not what the losses leave after the journey: it is subtracted in their own precision,
+    as `excess_loss` says.
     """
     losses = batch.losses.detach()
     if not losses.is_floating_point():
@@ -302,10 +322,14 @@ def _table(batch: Losses) -> Float64[Tensor, "n columns"]:
         measure = batch.sample_weight.to(torch.float64)
     if batch.mask is not None:
         measure = torch.where(batch.mask, measure, 0.0)
-    none = torch.zeros_like(losses)
-    columns = [losses, none if reference is None else reference, excess, measure]
-    if batch.index is not None:
-        columns.append(batch.index)
+    columns = [
+        losses,
+        torch.zeros_like(losses) if reference is None else reference,
+        excess,
+        measure,
+        torch.full_like(losses, batch.sample_weight is not None),
+        torch.full_like(losses, math.nan) if batch.index is None else batch.index,
+    ]
     return torch.stack([column.to(torch.float64).flatten() for column in columns], dim=1)
 
 

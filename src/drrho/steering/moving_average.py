@@ -45,7 +45,9 @@ class MovingAverage(nn.Module):
     variance rises meanwhile from that of a ratio to that of a mean of exponentials: low rates
     trade bias for variance. Losses that fall by c temperatures per step leave the average
     behind, and the weights sum to about `1 - c / rate` instead of one; watch
-    `SteeredLoss.weight_sum`. Under Adam only relative changes of it matter.
+    `SteeredLoss.weight_sum`. Under Adam only relative changes of it matter. The average comes
+    down by at most `-log(1 - rate)` per step: after one batch with a loss k temperatures above the
+    others, training rests for about k / rate steps. A weight is at most 1 / rate.
 
     Args:
         rate: gamma in (0, 1], a constant or `AdaptiveRate`. Assign `estimator.rate` for a

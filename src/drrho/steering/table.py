@@ -5,23 +5,22 @@ from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
-from drrho.risk.samples import normalised
 from drrho.steering.estimate import Estimate
 
 
 class LossTable(nn.Module):
     """A table of excess losses by sample id, over which the risk is solved at every step.
 
-        weight_i = q_i (p_i / m_i)
+        weight_i = p_i N / B
 
-    with p the adversary on the table, m its base measure there and q the batch's. If the losses
+    with p the adversary on the table's N samples and B the number in the batch. If the losses
     stand still there is no bias: over an epoch of uniform batches the gradients average to the
     full data set's, exactly, and for every risk. While the model moves, an entry is as old as its
     last visit, half an epoch on average, and samples not seen yet are left out. Weights sum to
     one on average only.
 
-    A step costs the risk of `num_samples` losses, mostly a sort; memory is 8 bytes a sample, on
-    every process. Ids that occur twice in a batch leave their mean.
+    Every call waits for the device, to check the ids. It costs the risk of `num_samples` losses;
+    memory is 8 bytes a sample, on every process. Ids that occur twice in a batch leave their mean.
 
     Args:
         num_samples: of the data set; ids are in [0, num_samples).
@@ -61,9 +60,8 @@ class LossTable(nn.Module):
         self._remember(excess.detach(), base_measure, index)
         value, p, dual = risk(self.losses.double(), base_measure=self.measure)
         used = base_measure > 0
-        place = torch.where(used, index, 0)
-        density = p[place] * self.measure.double().sum() / self.measure[place]
-        weights = torch.where(used, normalised(base_measure) * density, 0.0)
+        num_seen, num_used = (self.measure > 0).sum(), used.sum().clamp_min(1)
+        weights = torch.where(used, p[torch.where(used, index, 0)] * num_seen / num_used, 0.0)
         return Estimate(value, weights, dual)
 
     def _remember(
