@@ -1,39 +1,26 @@
 """open_clip's models: any architecture, pretrained tag, `local-dir:` or `hf-hub:`."""
 
 import difflib
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.torchvision_import import import_torchvision
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-
-_torchvision_operators: list[torch.library.Library] = []  # unregistered when collected
 
 
 def import_open_clip() -> ModuleType:
     """Imports open_clip, also where torchvision's compiled operators cannot be loaded.
 
-    PyPI's torchvision for Linux is linked against CUDA. Beside a CPU-only torch its library
-    does not load, and `import torchvision` stops with "operator torchvision::nms does not
-    exist" although nothing of it is needed: open_clip uses the transforms, which are
-    Python. Declaring the two operators without an implementation lets the import pass;
-    calling them would still be an error.
-
     Raises:
         ModuleNotFoundError: open_clip is not installed.
     """
-    if not _torchvision_operators and not _torchvision_library_loads():
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _torchvision_operators.append(library)
+    import_torchvision()
     try:
         import open_clip  # noqa: PLC0415  optional, and only importable from here on
     except ModuleNotFoundError as error:
@@ -42,19 +29,6 @@ def import_open_clip() -> ModuleType:
             name=error.name,
         ) from error
     return open_clip
-
-
-def _torchvision_library_loads() -> bool:
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return True  # absent: the import of open_clip says so
-    libraries = [p for p in Path(spec.origin).parent.glob("_C*") if p.suffix in {".so", ".pyd"}]
-    try:
-        for library in libraries:
-            torch.ops.load_library(str(library))
-    except OSError:
-        return False
-    return bool(libraries)
 
 
 def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
