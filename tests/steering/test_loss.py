@@ -18,7 +18,14 @@ from drrho.risk import (
     effective_sample_size,
     excess_loss,
 )
-from drrho.steering import BatchEstimator, DRRhoLoss, Losses, LossTable, MovingAverage
+from drrho.steering import (
+    BatchEstimator,
+    DRRhoLoss,
+    Losses,
+    LossTable,
+    MovingAverage,
+    MultiLevelMonteCarlo,
+)
 
 KL = KLPenalized(temperature=0.5)
 
@@ -152,6 +159,12 @@ def test_a_radius_beyond_reach_is_told(losses, reference):
         DRRhoLoss(KLBall(radius=3.0))(losses, reference, mask)
     rare = torch.tensor([100.0] + 8 * [1.0])  # where more can be spent than on equal samples
     DRRhoLoss(KLBall(radius=3.0))(losses, reference, sample_weight=rare)
+
+
+def test_small_blocks_of_multi_level_batches_do_not_warn():
+    """A ball beyond the reach of two samples is what larger blocks are for."""
+    loss = DRRhoLoss(KLBall(radius=1.0), MultiLevelMonteCarlo(smallest=2, levels=3))
+    assert loss(torch.rand(16)).loss.isfinite()
 
 
 def test_a_table_without_ids_says_what_to_pass(losses):
