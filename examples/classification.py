@@ -298,4 +298,5 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, list[flo
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors this small are not worth dividing
     main()

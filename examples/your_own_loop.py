@@ -198,4 +198,5 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # tensors this small are not worth dividing
     main()
