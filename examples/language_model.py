@@ -116,12 +116,12 @@ METHODS = {
 }
 REFERENCE = Setting(1e-2)
 SETTINGS = {
-    "plain": Setting(1e-2),
-    "DRO": Setting(1e-2, strength=0.95),
-    "Rho-1": Setting(1e-2, strength=0.4),
-    "Rho-1 of documents": Setting(1e-2, strength=0.6),
-    "KL weights": Setting(1e-2, strength=1.0),
-    "plain, clean too": Setting(1e-2),
+    "plain": Setting(0.005),
+    "DRO": Setting(0.005, strength=0.95),
+    "Rho-1": Setting(0.005, strength=0.2),
+    "Rho-1 of documents": Setting(0.005, strength=0.6),
+    "KL weights": Setting(0.005, strength=2.0),
+    "plain, clean too": Setting(0.005, 1.0),
 }
 
 Documents = Tensor  # (documents, LENGTH) token ids
