@@ -340,7 +340,7 @@ def table(results: dict[str, list[Result]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Result]]:
     parser = argparse.ArgumentParser(description="A language model on text with noise documents.")
-    parser.add_argument("--seeds", type=int, default=4, help="at least 2")
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2")
     parser.add_argument("--steps", type=int, default=300, help="of every training")
     parser.add_argument("--processes", type=int, default=2, help="that share the seeds")
     parser.add_argument("--output", type=Path, help="folder for results.json and results.md")
