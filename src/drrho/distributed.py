@@ -81,6 +81,13 @@ class Partition:
         """The largest over processes, in place."""
         return self._reduced(values, ReduceOp.MAX)
 
+    def log_sum_exp(self, logarithms: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The logarithm of the sum over processes, of logarithms."""
+        if self.num_processes == 1:
+            return logarithms
+        largest = self.maximum(logarithms.clone())
+        return largest + self.sum((logarithms - largest).exp()).log()
+
     def _reduced(self, values: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
         if self.num_processes > 1:
             dist.all_reduce(values, operation, group=self.group)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive import tiles
+from drrho.contrastive import strip
 from drrho.contrastive.risk import PairEmbeddings, log_gap_means
 from drrho.contrastive.tiles import tiled_log_gap_means
 from tests.contrastive.conftest import draw_pairs
@@ -14,12 +14,12 @@ NUM_PAIRS = 23
 
 @pytest.fixture(params=[5, 8, 64], ids="tiles of {}".format)
 def small_tiles(request, monkeypatch):
-    monkeypatch.setattr(tiles, "TILE", request.param)
+    monkeypatch.setattr(strip, "CPU_TILE", request.param)
 
 
 @pytest.fixture(params=[0, 2**26], ids=["formed again", "kept"])
 def kept_or_not(request, monkeypatch):
-    monkeypatch.setattr(tiles, "LARGEST_KEPT", request.param)
+    monkeypatch.setattr(strip, "CPU_KEPT", request.param)
 
 
 def of_shape(*shape):
