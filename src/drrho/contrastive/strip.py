@@ -1,4 +1,4 @@
-"""A process's images against everyone's texts, cut into tiles: how every loss walks the B x B matrix.
+"""A process's images against everyone's texts, in tiles: how every loss walks the B x B matrix.
 
 No loss here holds that matrix. Each forms a tile of similarities, reduces it to what it needs of
 the tile's rows and columns, and forms it again for the gradient.

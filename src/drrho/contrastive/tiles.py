@@ -157,7 +157,7 @@ class _Gradient(NamedTuple):
     means: _Anchors
 
 
-def _gradient(  # noqa: PLR0913
+def _gradient(
     strip: Strip,
     temperature: _Anchors,
     log_sums: _Anchors,
