@@ -14,7 +14,7 @@ keywords, under free licences. DRRHO_DATA names the folder that holds `emoji-pic
 import os
 from dataclasses import replace
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.run.comparison import Comparison

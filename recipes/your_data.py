@@ -11,7 +11,7 @@ epochs (262,500 steps). The batch here is one that fits most GPUs and their host
 smaller learning rate is in place.
 """
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.contrastive.temperature import TemperatureConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig

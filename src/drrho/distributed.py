@@ -1,10 +1,12 @@
 """What every process has, known to all: the only module that names a process group."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 from torch.nn.functional import pad
@@ -13,7 +15,7 @@ from torch.nn.functional import pad
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
-__all__ = ["Partition", "ProcessGroup", "partition"]
+__all__ = ["Partition", "ProcessGroup", "equal_partition", "partition"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Partition:
     """Rows that belong together, in the order of the processes that hold them.
 
     Methods are collectives: every process of the group has to call them, in the same order. With
-    one process they do nothing. None of them is differentiable.
+    one process they do nothing. Only `mean` and `same_on_all` are differentiable.
 
     Attributes:
         sizes: rows of each process; they may differ, and be zero.
@@ -88,6 +90,65 @@ class Partition:
         largest = self.maximum(logarithms.clone())
         return largest + self.sum((logarithms - largest).exp()).log()
 
+    def mean(self, values: Float[Tensor, "*anchors own"]) -> Float[Tensor, ""]:
+        """The mean over the rows (last dimension) of all processes, the same number on each.
+
+        Its gradient on a process is K times that of the process's part, K being the number of
+        processes: averaged over processes, as DistributedDataParallel and FSDP do with the
+        gradients of parameters, it is the gradient of the mean.
+        """
+        num_values = self.num_rows * (values.numel() // max(1, values.shape[-1]))
+        own = values.sum() * (self.num_processes / num_values)
+        if self.num_processes == 1:
+            return own
+        everyone = self.sum(own.detach().clone()) / self.num_processes
+        return own + (everyone - own.detach())
+
+    def same_on_all(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """A parameter that every process has a copy of; its gradient is averaged over processes.
+
+        So the copies stay equal whether or not their module is wrapped for distribution.
+        """
+        if self.num_processes == 1:
+            return parameter
+        result = _SameOnAll.apply(parameter, self)
+        assert isinstance(result, Tensor)
+        return result
+
+    def sharded(self, own: Shaped[Tensor, "*rest own"]) -> Tensor:
+        """This process's share of rows (last dimension) as a part of a tensor of all rows.
+
+        A DTensor over the group, in the memory of `own`: what torch.distributed.checkpoint needs
+        to write each share once and to cut them anew for another number of processes. Needs the
+        sizes of `equal_partition`. With one process it is `own`.
+        """
+        if self.num_processes == 1:
+            return own
+        # A second of import, for those who need it.
+        from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
+        from torch.distributed.tensor import DTensor, Shard  # noqa: PLC0415
+
+        group = dist.group.WORLD if self.group is None else self.group
+        assert group is not None
+        shape = torch.Size([*own.shape[:-1], self.num_rows])
+        return DTensor.from_local(
+            own,
+            DeviceMesh.from_group(group, own.device.type),
+            [Shard(own.ndim - 1)],
+            run_check=False,
+            shape=shape,
+            stride=torch.empty(shape, device="meta").stride(),
+        )
+
+    def own_of_sharded(self, whole: Tensor) -> Tensor:
+        """This process's share of a tensor as `sharded` made it, or of one of all rows."""
+        if type(whole) is Tensor or type(whole) is torch.nn.Parameter:
+            return whole[..., self.start : self.start + self.sizes[self.rank]]
+        from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+        assert isinstance(whole, DTensor), type(whole)
+        return whole.to_local()
+
     def _reduced(self, values: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
         if self.num_processes > 1:
             dist.all_reduce(values, operation, group=self.group)
@@ -112,6 +173,32 @@ def partition(
     sizes = torch.empty(world, dtype=torch.int64, device=device)
     _all_gather(sizes, torch.tensor([num_rows], device=device), group=group)
     return Partition(sizes.tolist(), dist.get_rank(group), group)
+
+
+def equal_partition(num_rows: int, *, group: ProcessGroup | None) -> Partition:
+    """`num_rows` of all processes together, in blocks of `ceil(num_rows / K)`; no collective.
+
+    The last blocks may be smaller or empty. These are the blocks of `torch.chunk` and of a sharded
+    DTensor.
+    """
+    world, rank = 1, 0
+    if dist.is_initialized():
+        world, rank = dist.get_world_size(group), dist.get_rank(group)
+    block = -(-num_rows // world)
+    starts = [min(place * block, num_rows) for place in range(world + 1)]
+    return Partition([end - start for start, end in pairwise(starts)], rank, group)
+
+
+class _SameOnAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, processes: Partition) -> Tensor:
+        ctx.processes = processes
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        processes = ctx.processes
+        return processes.sum(upstream.clone()) / processes.num_processes, None
 
 
 def _padded(rows: Shaped[Tensor, "some ..."], num_rows: int) -> Shaped[Tensor, "num_rows ..."]:

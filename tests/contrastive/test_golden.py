@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from drrho.contrastive.distillation import distillation_loss
+from drrho.contrastive.distillation import Teacher, distillation_loss
 from drrho.contrastive.estimator import GlobalContrastiveLoss
 from drrho.contrastive.risk import PairEmbeddings, clip_loss
 
@@ -47,7 +47,7 @@ class Official:
             PairEmbeddings(image, text), reference, temperature=tau, sample_ids=ids, gamma=gamma
         )
         image_gradient, text_gradient, tau_gradient = torch.autograd.grad(ours, [image, text, tau])
-        log_u = self.loss.averages.log_u[:, ids]
+        log_u = self.loss.averages.log_u.read(ids)
         self.u = log_u + math.log(PER_MEAN)
         # sum_ij [A_ij d_ij + D_ij d_ij] of the exact temperature gradient, times 2B / (B - 1)
         self.similarity = (RHO + log_u.mean() - tau_gradient) * 2 / PER_MEAN
@@ -110,7 +110,7 @@ def test_c_without_the_factor_of_the_temperature():
 
 def distillation(scale: torch.Tensor, image, text):
     return distillation_loss(
-        PairEmbeddings(image, text), REFERENCE, temperature=1 / scale, reference_temperature=0.01
+        PairEmbeddings(image, text), [Teacher(REFERENCE, 0.01)], temperature=1 / scale
     )
 
 

@@ -4,13 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive.distillation import distillation_loss
-from drrho.contrastive.objective import (
-    ContrastiveObjective,
-    ObjectiveConfig,
-    recommended_gamma_min,
-)
-from drrho.contrastive.risk import PairEmbeddings, clip_loss
+from drrho.contrastive.config import ObjectiveConfig, recommended_gamma_min
+from drrho.contrastive.objective import ContrastiveObjective
+from drrho.contrastive.risk import PairEmbeddings
 from drrho.contrastive.temperature import Temperature, TemperatureConfig
 from tests.contrastive.conftest import draw_pairs
 
@@ -22,7 +18,7 @@ IDS = torch.arange(7)
 def test_every_method_learns_to_match_pairs(method, learned):
     config = ObjectiveConfig(
         method=method,
-        temperature=TemperatureConfig(learned=learned),
+        temperature=TemperatureConfig(kind="learned" if learned else "constant"),
         rho=0.5 if learned and method != "clip" else None,
     )
     objective = ContrastiveObjective(config, num_samples=7)
@@ -70,7 +66,7 @@ def test_diagnostics_know_uniform_and_single_weights():
         ({"method": "clip", "gamma_min": 0.5}, "gamma_min"),
         ({"method": "fastclip", "rho": 1.0}, "learned temperature"),
         (
-            {"method": "fastclip", "temperature": TemperatureConfig(learned=True)},
+            {"method": "fastclip", "temperature": TemperatureConfig(kind="learned")},
             "needs objective.rho",
         ),
         ({"method": "fastclip", "epsilon": 0.0}, "epsilon must be positive"),
@@ -97,7 +93,7 @@ def test_recommended_gamma_min_shrinks_with_the_epochs():
 
 
 def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
-    temperature = Temperature(TemperatureConfig(initial=0.02, learned=True, minimum=0.01))
+    temperature = Temperature(TemperatureConfig(initial=0.02, kind="learned", minimum=0.01))
     optimiser = torch.optim.SGD(temperature.parameters(), lr=1.0)
     for sign, expected in ((1.0, 0.01), (-1.0, 0.01 * torch.e)):
         temperature().log().mul(sign).backward()
@@ -112,32 +108,13 @@ def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
         {"initial": 0.0},
         {"initial": float("nan")},
         {"minimum": 0.005},
-        {"initial": 0.001, "learned": True},
-        {"minimum": 0.0, "learned": True},
+        {"initial": 0.001, "kind": "learned"},
+        {"minimum": 0.0, "kind": "learned"},
     ],
 )
 def test_temperatures_are_checked(options):
     with pytest.raises(ValueError, match="temperature"):
         TemperatureConfig(**options)
-
-
-def test_distilling_the_target_from_itself_has_no_gradient(target):
-    """Cross-entropy is least where the two agree; there the gradient vanishes."""
-    embeddings = [e.clone().requires_grad_() for e in target]
-    tau = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    loss = distillation_loss(
-        PairEmbeddings(*embeddings), target, temperature=tau, reference_temperature=0.1
-    )
-    for gradient in torch.autograd.grad(loss, [*embeddings, tau]):
-        assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
-
-
-def test_distilling_a_certain_teacher_is_clip(target):
-    """A teacher that is sure of the pairs gives CLIP's labels."""
-    sure = PairEmbeddings(torch.eye(7).double(), torch.eye(7).double())
-    tau = torch.tensor(0.1, dtype=torch.float64)
-    distilled = distillation_loss(target, sure, temperature=tau, reference_temperature=0.01)
-    assert_close(distilled, clip_loss(target, temperature=tau))
 
 
 def test_a_constant_temperature_may_be_as_small_as_one_likes():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig

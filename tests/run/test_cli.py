@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
 
 RECIPE = """
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig

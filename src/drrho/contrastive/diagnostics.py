@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.risk import PairEmbeddings, pair_similarities
+from drrho.contrastive.risk import PairEmbeddings, check_negatives, check_pairs
+from drrho.contrastive.strip import Anchors, Strip, make_strip
+from drrho.contrastive.tiles import log_sums
+from drrho.distributed import Partition, ProcessGroup, partition
 
 
 @torch.no_grad()
@@ -14,14 +17,20 @@ def contrastive_diagnostics(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, ""],
+    temperature: Float[Tensor, "..."],
     epsilon: float,
+    group: ProcessGroup | None = None,
 ) -> dict[str, Tensor]:
-    """Scalars that tell how a run is doing, from one batch.
+    """Scalars that tell how a run is doing, from one batch, the same on every process.
 
     The loss of anchor i at negative j is the gap `S_ij - S_ii`, in units of cosine
     similarity; the excess loss is that minus the reference's gap. An anchor's weights are
-    the adversary's, softmax over its negatives of the (excess) loss over temperature.
+    the adversary's, softmax over its negatives of the (excess) loss over temperature. No B x B
+    matrix is formed.
+
+    Args:
+        target, reference, temperature, group: as for `tiled_log_gap_means`.
+        epsilon: floor of the sums.
 
     Returns:
         * loss_mean, loss_variance: over all anchors and negatives, both directions.
@@ -33,30 +42,63 @@ def contrastive_diagnostics(
         * saturated_anchors: share of anchors with `g_i < epsilon`, which have given up more
           than half of their gradient.
     """
-    losses = _gaps(pair_similarities(target))
-    metrics = {"loss_mean": losses.mean(), "loss_variance": losses.var(correction=0)}
-    if reference is not None:
-        losses = _gaps(pair_similarities(target, reference))
-        metrics |= {
-            "excess_loss_mean": losses.mean(),
-            "excess_loss_variance": losses.var(correction=0),
-        }
-    num_negatives = losses.shape[-1]
-    scaled = losses / temperature
-    log_sums = scaled.logsumexp(dim=-1, keepdim=True)
-    log_weights = scaled - log_sums
-    weights = log_weights.exp()
-    log_means = log_sums.squeeze(-1) - math.log(num_negatives)
-    return metrics | {
-        "effective_sample_size": (1 / weights.square().sum(-1)).mean() / num_negatives,
-        "weights_kl": (weights * log_weights).sum(-1).mean() + math.log(num_negatives),
-        "saturated_anchors": (log_means < math.log(epsilon)).float().mean(),
+    check_pairs(target, reference)
+    processes = partition(len(target.image), group=group, device=target.image.device)
+    check_negatives(processes.num_rows)
+    with torch.autocast(target.image.device.type, enabled=False):
+        strip = make_strip(target, None, processes)
+        metrics = _moments("loss", strip, processes)
+        if reference is not None:
+            strip = make_strip(target, reference, processes)
+            metrics |= _moments("excess_loss", strip, processes)
+        of_rows, of_columns = temperature.to(strip.dtype).expand(2, len(target.image))
+        tau = Anchors(of_rows, processes.gather(of_columns))
+        return metrics | _weights(strip, tau, processes, epsilon=epsilon)
+
+
+def _moments(name: str, strip: Strip, processes: Partition) -> dict[str, Tensor]:
+    """Mean and variance of the gaps of all anchors to all negatives."""
+    own = strip.positives()
+    everyone = processes.gather(own)
+    sums = torch.zeros(2, dtype=torch.float64, device=own.device)
+    for rows, columns in strip.tiles():
+        x = strip.similarities(rows, columns)
+        for positives in (own[rows, None], everyone[columns]):
+            gaps = x - positives
+            strip.diagonal(gaps, rows, columns).zero_()
+            sums += torch.stack([g.sum(dtype=torch.float64) for g in (gaps, gaps.square())])
+    num_gaps = 2 * processes.num_rows * (processes.num_rows - 1)
+    mean, square = processes.sum(sums) / num_gaps
+    variance = (square - mean.square()).clamp_min(0)
+    return {f"{name}_mean": mean.to(own.dtype), f"{name}_variance": variance.to(own.dtype)}
+
+
+def _weights(
+    strip: Strip, tau: Anchors, processes: Partition, *, epsilon: float
+) -> dict[str, Tensor]:
+    """Of the adversary's weights p: from `sum p^2` and `sum p x` over each anchor's negatives."""
+    found, _ = log_sums(strip, tau)
+    normalisers = Anchors(found.rows, processes.log_sum_exp(found.columns))
+    of_squares, means = strip.new_anchors(), strip.new_anchors()
+    for rows, columns in strip.tiles():
+        x = strip.similarities(rows, columns)
+        for side, part, dim in ((0, rows, 1), (1, columns, 0)):
+            temperature, normaliser = (a[side][part].unsqueeze(dim) for a in (tau, normalisers))
+            p = (x / temperature - normaliser).exp_()
+            strip.diagonal(p, rows, columns).zero_()
+            of_squares[side][part] += p.square().sum(dim=dim)
+            means[side][part] += (p * x).sum(dim=dim)
+    of_squares, means = (
+        torch.stack([a.rows, processes.own_of_sum(a.columns)]) for a in (of_squares, means)
+    )
+    temperature, log_total = (
+        torch.stack([a.rows, processes.own(a.columns)]) for a in (tau, normalisers)
+    )
+    num_negatives = processes.num_rows - 1
+    log_means = log_total - strip.positives() / temperature - math.log(num_negatives)
+    divergences = means / temperature - log_total + math.log(num_negatives)
+    return {
+        "effective_sample_size": processes.mean(1 / of_squares) / num_negatives,
+        "weights_kl": processes.mean(divergences),
+        "saturated_anchors": processes.mean((log_means < math.log(epsilon)).to(strip.dtype)),
     }
-
-
-def _gaps(similarity: Float[Tensor, "batch batch"]) -> Float[Tensor, "2 batch negatives"]:
-    """`s_ij - s_ii` for j != i, image anchors, then text anchors."""
-    num_pairs = len(similarity)
-    negatives = ~torch.eye(num_pairs, dtype=torch.bool, device=similarity.device)
-    gaps = [s - s.diagonal()[:, None] for s in (similarity, similarity.T)]
-    return torch.stack([gap[negatives].view(num_pairs, num_pairs - 1) for gap in gaps])

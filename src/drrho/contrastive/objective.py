@@ -1,81 +1,21 @@
-"""The choice of a contrastive objective: CLIP, FastCLIP or DRRho-CLIP."""
+"""A contrastive objective with all that it remembers: one module for every method."""
 
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from drrho.contrastive.config import SIGLIP_BIAS, ObjectiveConfig
 from drrho.contrastive.diagnostics import contrastive_diagnostics
+from drrho.contrastive.distillation import Teacher, tiled_distillation_anchor_losses
 from drrho.contrastive.estimator import GlobalContrastiveLoss
-from drrho.contrastive.risk import PairEmbeddings, clip_loss_of_means
-from drrho.contrastive.temperature import Temperature, TemperatureConfig
+from drrho.contrastive.risk import PairEmbeddings, clip_anchor_losses
+from drrho.contrastive.siglip import tiled_siglip_anchor_losses
+from drrho.contrastive.temperature import SampleTemperatures, Temperature, warn_if_unreachable
 from drrho.contrastive.tiles import tiled_log_gap_means
-
-Method = Literal["clip", "fastclip", "drrho_clip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What is minimised.
-
-    Attributes:
-        method: "clip", the symmetric cross-entropy of the batch; "fastclip", the global
-            contrastive risk; "drrho_clip", the same on the excess over a reference.
-        temperature: constant or learned.
-        epsilon: floor of the sums; None means 1e-4 with a reference and 1e-14 without, as
-            published. CLIP has no such choice.
-        rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
-            since without it the temperature would grow for ever. Not for CLIP.
-        gamma_min: where the weight of the newest batch in the per-sample averages ends; None
-            means `recommended_gamma_min` of the run's epochs, 1 means no averaging. Not for
-            CLIP.
-    """
-
-    method: Method
-    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
-    epsilon: float | None = None
-    rho: float | None = None
-    gamma_min: float | None = None
-
-    def __post_init__(self):
-        if self.method == "clip":
-            for name in ("epsilon", "rho", "gamma_min"):
-                if (value := getattr(self, name)) is not None:
-                    raise ValueError(
-                        f"objective.{name} = {value} has no effect on method 'clip'; leave it out"
-                    )
-        if self.rho is not None and not self.temperature.learned:
-            raise ValueError(
-                f"objective.rho = {self.rho} only acts through a learned temperature; set "
-                "objective.temperature.learned, or leave rho out"
-            )
-        if self.rho is None and self.temperature.learned and self.method != "clip":
-            raise ValueError(
-                f"method {self.method!r} with a learned temperature needs objective.rho: without "
-                "it every step raises the temperature. FastCLIP was published with 6.5 to 11; "
-                "it must lie below log(batch size - 1) to be reached"
-            )
-        if self.epsilon is not None and not self.epsilon > 0:
-            raise ValueError(f"objective.epsilon must be positive, got {self.epsilon}")
-        if self.rho is not None and not self.rho >= 0:
-            raise ValueError(f"objective.rho must be at least 0, got {self.rho}")
-        if self.gamma_min is not None and not 0 < self.gamma_min <= 1:
-            raise ValueError(f"objective.gamma_min must be in (0, 1], got {self.gamma_min}")
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.method == "drrho_clip"
-
-
-def recommended_gamma_min(epochs: float) -> float:
-    """`min(1, 4.177 E^-0.7265)`: the longer a run, the longer its averages.
-
-    Source: docs/mathematics.md, "Per-sample estimators".
-    """
-    if not epochs > 0:
-        raise ValueError(f"epochs must be positive, got {epochs}")
-    return min(1.0, 4.177 * epochs**-0.7265)
+from drrho.distributed import Partition, ProcessGroup, partition
 
 
 class ObjectiveValue(NamedTuple):
@@ -86,31 +26,47 @@ class ObjectiveValue(NamedTuple):
 
 
 class ContrastiveObjective(nn.Module):
-    """An objective with all that it remembers: temperature and per-sample averages.
+    """An objective with temperature, bias and per-sample averages.
+
+    On K processes the batch is that of all, and every process returns the same loss. Gradients of
+    the model have to be averaged over processes, as DistributedDataParallel does; those of
+    temperature and bias are averaged here.
 
     Args:
         config: what is minimised.
-        num_samples: size of the data set, for the averages.
+        num_samples: size of the data set, for what is remembered per sample.
+        group: whose pairs belong together; None is the default group, or this process alone
+            without one.
     """
 
-    def __init__(self, config: ObjectiveConfig, *, num_samples: int):
+    def __init__(
+        self, config: ObjectiveConfig, *, num_samples: int, group: ProcessGroup | None = None
+    ):
         super().__init__()
-        self.temperature = Temperature(config.temperature)
+        self.config = config
+        self.group = group
+        if config.temperature.kind == "per_sample":
+            self.temperature = SampleTemperatures(
+                config.temperature, num_samples=num_samples, group=group
+            )
+        else:
+            self.temperature = Temperature(config.temperature)
+        self.bias, self.estimator = None, None
         match config.method:
-            case "clip":
-                self.estimator = None
+            case "siglip":
+                initial = SIGLIP_BIAS if config.initial_bias is None else config.initial_bias
+                self.bias = nn.Parameter(torch.tensor(initial))
             case "fastclip" | "drrho_clip":
                 default = 1e-4 if config.needs_reference else 1e-14
                 self.estimator = GlobalContrastiveLoss(
                     num_samples,
                     epsilon=default if config.epsilon is None else config.epsilon,
                     rho=config.rho or 0.0,
+                    group=group,
                 )
-            case _:
-                raise ValueError(
-                    f"objective.method must be clip, fastclip or drrho_clip, got {config.method!r}"
-                )
-        self._needs_reference = config.needs_reference
+            case "clip" | "distillation":
+                pass
+        self._checked_radius = config.rho is None
 
     def forward(
         self,
@@ -119,35 +75,135 @@ class ContrastiveObjective(nn.Module):
         *,
         sample_ids: Int[Tensor, " batch"],
         gamma: float,
+        teachers: Sequence[PairEmbeddings] = (),
         diagnose: bool = False,
     ) -> ObjectiveValue:
-        """The loss of one batch; updates the averages of its samples.
+        """The loss of one batch; updates what is remembered of its samples.
 
         Args:
-            target: unit embeddings (B, d) of the model in training.
+            target: unit embeddings (B, d) of the model in training; of this process's pairs, as
+                all that follows.
             reference: those of the reference; for "drrho_clip", and for nothing else.
             sample_ids: position of each pair in the data set.
-            gamma: weight of this batch in the averages, in (0, 1]; CLIP has none.
+            gamma: weight of this batch in the averages, in (0, 1]; only "fastclip" and
+                "drrho_clip" have them.
+            teachers: embeddings by the models whose probabilities are imitated, as many as the
+                config has temperatures of teachers. A reference may be one of them.
             diagnose: also compute `contrastive_diagnostics`.
 
         Raises:
-            ValueError: a reference is missing, or given to a method without one.
+            ValueError: reference or teachers are missing, or given to a method without them.
         """
-        if self._needs_reference != (reference is not None):
-            raise ValueError(
-                "drrho_clip needs reference embeddings, and the other methods take none; "
-                f"got {'none' if reference is None else 'some'}"
-            )
-        tau = self.temperature()
-        if self.estimator is None:
-            loss = clip_loss_of_means(tiled_log_gap_means(target, temperature=tau))
-            epsilon = 1 / (len(target.image) - 1)
+        self._require_models(reference, teachers)
+        pairs = partition(len(target.image), group=self.group, device=target.image.device)
+        self._check_radius(pairs)
+        reference = self._scaled(reference, target)
+        if isinstance(self.temperature, SampleTemperatures):
+            wide = torch.promote_types(target.image.dtype, torch.float32)
+            tau = self.temperature(sample_ids, device=target.image.device, dtype=wide)
         else:
-            epsilon = self.estimator.epsilon
-            loss = self.estimator(
-                target, reference, temperature=tau, sample_ids=sample_ids, gamma=gamma
-            )
+            tau = pairs.same_on_all(self.temperature())
+        loss = self._loss(
+            target, reference, tau=tau, sample_ids=sample_ids, gamma=gamma, pairs=pairs
+        )
+        if teachers:
+            distilled = self._distilled(target, teachers, tau=tau, pairs=pairs)
+            loss = distilled if loss is None else loss + distilled
+        assert loss is not None
         if not diagnose:
             return ObjectiveValue(loss, {})
-        metrics = contrastive_diagnostics(target, reference, temperature=tau, epsilon=epsilon)
-        return ObjectiveValue(loss, metrics | {"temperature": tau.detach()})
+        return ObjectiveValue(loss, self._metrics(target, reference, tau.detach(), pairs))
+
+    def _loss(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None,
+        *,
+        tau: Tensor,
+        sample_ids: Tensor,
+        gamma: float,
+        pairs: Partition,
+    ) -> Tensor | None:
+        """The method's, without what is distilled."""
+        if self.bias is not None:
+            losses = tiled_siglip_anchor_losses(
+                target, temperature=tau, bias=pairs.same_on_all(self.bias), group=self.group
+            )
+            return pairs.mean(losses)
+        if self.estimator is not None:
+            return self.estimator(
+                target, reference, temperature=tau, sample_ids=sample_ids, gamma=gamma
+            )
+        if self.config.method == "distillation":
+            return None
+        log_means = tiled_log_gap_means(target, temperature=tau, group=self.group)
+        return pairs.mean(clip_anchor_losses(log_means, num_pairs=pairs.num_rows))
+
+    def _distilled(
+        self,
+        target: PairEmbeddings,
+        teachers: Sequence[PairEmbeddings],
+        *,
+        tau: Tensor,
+        pairs: Partition,
+    ) -> Tensor:
+        config = self.config.distillation
+        assert config is not None
+        losses = tiled_distillation_anchor_losses(
+            target,
+            [Teacher(*t) for t in zip(teachers, config.teacher_temperatures, strict=True)],
+            temperature=tau,
+            group=self.group,
+        )
+        weight: float | Tensor = 1.0 if config.weight is None else config.weight
+        if self.estimator is not None:
+            weight = weight * tau.detach()
+        return pairs.mean(weight * losses)
+
+    def _scaled(
+        self, reference: PairEmbeddings | None, target: PairEmbeddings
+    ) -> PairEmbeddings | None:
+        """The reference with similarities times `reference_scale`."""
+        scale = self.config.reference_scale
+        if reference is None or scale is None:
+            return reference
+        wide = torch.promote_types(target.image.dtype, torch.float32)
+        return PairEmbeddings(scale * reference.image.to(wide), reference.text)
+
+    def _metrics(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None,
+        tau: Tensor,
+        pairs: Partition,
+    ) -> dict[str, Tensor]:
+        epsilon = 1 / (pairs.num_rows - 1) if self.estimator is None else self.estimator.epsilon
+        metrics = contrastive_diagnostics(
+            target, reference, temperature=tau, epsilon=epsilon, group=self.group
+        )
+        match self.config.temperature.kind:
+            case "per_direction":
+                return metrics | {"temperature_image": tau[0, 0], "temperature_text": tau[1, 0]}
+            case "per_sample":
+                return metrics | {"temperature": tau.mean(), "temperature_deviation": tau.std()}
+            case _:
+                return metrics | {"temperature": tau}
+
+    def _require_models(
+        self, reference: PairEmbeddings | None, teachers: Sequence[PairEmbeddings]
+    ) -> None:
+        if self.config.needs_reference != (reference is not None):
+            raise ValueError(
+                "drrho_clip needs reference embeddings, and the other methods take none; "
+                f"got {'none' if reference is None else 'some'} for {self.config.method!r}"
+            )
+        if len(teachers) != self.config.num_teachers:
+            raise ValueError(
+                f"objective.distillation has temperatures of {self.config.num_teachers} teachers, "
+                f"got embeddings of {len(teachers)}"
+            )
+
+    def _check_radius(self, pairs: Partition) -> None:
+        if not self._checked_radius and self.config.rho is not None:
+            self._checked_radius = True
+            warn_if_unreachable(self.config.rho, num_pairs=pairs.num_rows)

@@ -142,21 +142,28 @@ def global_contrastive_risk(
     return temperature * (rho + log_anchor_losses(log_means, epsilon).mean())
 
 
-def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """CLIP's symmetric cross-entropy over the batch (InfoNCE), in nats."""
-    return clip_loss_of_means(log_gap_means(target, temperature=temperature))
+    log_means = log_gap_means(target, temperature=temperature)
+    return clip_anchor_losses(log_means, num_pairs=len(target.image)).mean()
 
 
-def clip_loss_of_means(log_means: Float[Tensor, "2 batch"]) -> Float[Tensor, ""]:
-    """CLIP's loss from `log g` of all anchors, without a reference.
+def clip_anchor_losses(
+    log_means: Float[Tensor, "2 own"], *, num_pairs: int
+) -> Float[Tensor, "2 own"]:
+    """CLIP's cross-entropy of each anchor, from its `log g` without a reference.
 
-    It is `F / tau + log(B - 1)` at epsilon = 1/(B - 1) and rho = 0: that epsilon is the
+    Its mean is `F / tau + log(B - 1)` at epsilon = 1/(B - 1) and rho = 0: that epsilon is the
     positive's own term, which CLIP keeps in its softmax.
+
+    Args:
+        log_means: of some of the anchors.
+        num_pairs: B, of the batch that they are of.
 
     Source: docs/mathematics.md, "CLIP and FastCLIP as special cases".
     """
-    num_negatives = log_means.shape[1] - 1
-    return log_anchor_losses(log_means, 1 / num_negatives).mean() + math.log(num_negatives)
+    num_negatives = num_pairs - 1
+    return log_anchor_losses(log_means, 1 / num_negatives) + math.log(num_negatives)
 
 
 def _cosines(pairs: PairEmbeddings) -> Float[Tensor, "batch batch"]:

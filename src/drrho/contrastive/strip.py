@@ -25,6 +25,13 @@ GPU_SHARE = 1 / 64
 TEMPORARIES = 6
 
 
+class Anchors(NamedTuple):
+    """A number for each image anchor of this process and for each text anchor of all."""
+
+    rows: Float[Tensor, " rows"]
+    columns: Float[Tensor, " columns"]
+
+
 class Strip(NamedTuple):
     """This process's images against the texts of all, in one precision.
 
@@ -52,6 +59,12 @@ class Strip(NamedTuple):
         """Whether all tiles together are small enough to be kept between two passes."""
         num_bytes = len(self.image) * len(self.text) * self.dtype.itemsize
         return num_bytes <= largest_kept(self.image.device)
+
+    def new_anchors(self, *, fill: float = 0.0) -> Anchors:
+        """Equal numbers, in the precision of the similarities."""
+        return Anchors(
+            *(e.new_full((len(e),), fill, dtype=self.dtype) for e in (self.image, self.text))
+        )
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         size = tile_size(self.image.device, self.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from drrho.contrastive.risk import PairEmbeddings, check_negatives, check_pairs
-from drrho.contrastive.strip import Strip, make_strip
+from drrho.contrastive.strip import Anchors, Strip, make_strip
 from drrho.distributed import Partition, ProcessGroup, partition
 
 
@@ -75,16 +75,16 @@ class _TiledLogGapMeans(torch.autograd.Function):
             reference = PairEmbeddings(reference_image, reference_text)
         strip = make_strip(PairEmbeddings(image, text), reference, processes)
         of_rows, of_columns = temperature.to(strip.dtype)
-        anchors = _Anchors(of_rows, processes.gather(of_columns))
+        anchors = Anchors(of_rows, processes.gather(of_columns))
         with torch.autocast(image.device.type, enabled=False):
             positives = strip.positives()
-            log_sums, ctx.tiles = _log_sums(strip, anchors)
-        log_columns = processes.log_sum_exp(log_sums.columns)
+            sums, ctx.tiles = log_sums(strip, anchors)
+        log_columns = processes.log_sum_exp(sums.columns)
 
-        ctx.save_for_backward(*strip[:4], *anchors, positives, log_sums.rows, log_columns)
+        ctx.save_for_backward(*strip[:4], *anchors, positives, sums.rows, log_columns)
         ctx.processes, ctx.start, ctx.dtype = processes, strip.start, strip.dtype
         log_negatives = math.log(processes.num_rows - 1)
-        rows = log_sums.rows - positives / of_rows - log_negatives
+        rows = sums.rows - positives / of_rows - log_negatives
         columns = processes.own(log_columns) - positives / of_columns - log_negatives
         return torch.stack([rows, columns])
 
@@ -94,15 +94,15 @@ class _TiledLogGapMeans(torch.autograd.Function):
         *embeddings, of_rows, of_columns, positives, log_rows, log_columns = ctx.saved_tensors
         processes = ctx.processes
         strip = Strip(*embeddings, start=ctx.start, dtype=ctx.dtype)
-        temperature = _Anchors(of_rows, of_columns)
-        log_sums = _Anchors(log_rows, log_columns)
-        arriving = _Anchors(upstream[0], processes.gather(upstream[1]))
+        temperature = Anchors(of_rows, of_columns)
+        sums = Anchors(log_rows, log_columns)
+        arriving = Anchors(upstream[0], processes.gather(upstream[1]))
         needs_temperature = ctx.needs_input_grad[4]
         with torch.autocast(strip.image.device.type, enabled=False):
             gradient = _gradient(
                 strip,
                 temperature,
-                log_sums,
+                sums,
                 arriving,
                 kept=ctx.tiles,
                 needs_temperature=needs_temperature,
@@ -118,31 +118,27 @@ class _TiledLogGapMeans(torch.autograd.Function):
         return image, text, None, None, of_temperature, None
 
 
-class _Anchors(NamedTuple):
-    """A number for each image anchor of this process and each text anchor of all."""
-
-    rows: Float[Tensor, " rows"]
-    columns: Float[Tensor, " columns"]
-
-
-def _log_sums(strip: Strip, temperature: _Anchors) -> tuple[_Anchors, list[Tensor] | None]:
-    """`log sum exp(x / tau)` over the negatives in each row and in each column of the strip; and
-    the tiles, if they are few enough to be kept.
+def log_sums(
+    strip: Strip, temperature: Anchors, *, with_positives: bool = False
+) -> tuple[Anchors, list[Tensor] | None]:
+    """`log sum exp(x / tau)` in each row and in each column of the strip, over the negatives or
+    over all; and the tiles of x, if they are few enough to be kept.
     """
-    log_sums = _Anchors(*(torch.full_like(tau, -math.inf) for tau in temperature))
-    kept = [] if strip.keeps_tiles else None
+    sums = strip.new_anchors(fill=-math.inf)
+    kept = [] if strip.keeps_tiles and not with_positives else None
     for rows, columns in strip.tiles():
         x = strip.similarities(rows, columns)
         if kept is not None:
             kept.append(x.clone())
-        strip.diagonal(x, rows, columns).fill_(-math.inf)
-        for sums, tau, part, dim in (
-            (log_sums.rows, temperature.rows, rows, 1),
-            (log_sums.columns, temperature.columns, columns, 0),
+        if not with_positives:
+            strip.diagonal(x, rows, columns).fill_(-math.inf)
+        for found, tau, part, dim in (
+            (sums.rows, temperature.rows, rows, 1),
+            (sums.columns, temperature.columns, columns, 0),
         ):
             z = x / tau[part].unsqueeze(dim)
-            sums[part] = torch.logaddexp(sums[part], z.logsumexp(dim=dim))
-    return log_sums, kept
+            found[part] = torch.logaddexp(found[part], z.logsumexp(dim=dim))
+    return sums, kept
 
 
 class _Gradient(NamedTuple):
@@ -154,14 +150,14 @@ class _Gradient(NamedTuple):
 
     image: Float[Tensor, "rows dim"]
     text: Float[Tensor, "columns dim"]
-    means: _Anchors
+    means: Anchors
 
 
 def _gradient(
     strip: Strip,
-    temperature: _Anchors,
-    log_sums: _Anchors,
-    arriving: _Anchors,
+    temperature: Anchors,
+    sums: Anchors,
+    arriving: Anchors,
     *,
     kept: list[Tensor] | None,
     needs_temperature: bool,
@@ -171,12 +167,12 @@ def _gradient(
     result = _Gradient(
         image=torch.zeros_like(strip.image, dtype=strip.dtype),
         text=torch.zeros_like(strip.text, dtype=strip.dtype),
-        means=_Anchors(*(torch.zeros_like(tau) for tau in temperature)),
+        means=strip.new_anchors(),
     )
     for number, (rows, columns) in enumerate(strip.tiles()):
         x = strip.similarities(rows, columns) if kept is None else kept[number]
-        p_rows = _weights(x, temperature.rows[rows, None], log_sums.rows[rows, None])
-        p_columns = _weights(x, temperature.columns[columns], log_sums.columns[columns])
+        p_rows = _weights(x, temperature.rows[rows, None], sums.rows[rows, None])
+        p_columns = _weights(x, temperature.columns[columns], sums.columns[columns])
         for p in (p_rows, p_columns):
             strip.diagonal(p, rows, columns).zero_()
         if needs_temperature:

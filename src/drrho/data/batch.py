@@ -38,6 +38,11 @@ class Batch:
         kept = self._map(lambda tensor: tensor[rows.to(tensor.device)])
         return replace(kept, skipped=(*self.skipped, *skipped))
 
+    def take(self, rows: slice | Int64[Tensor, " rows"]) -> "Batch":
+        """Some of the samples; nothing is counted as skipped."""
+        taken = self._map(lambda t: t[rows] if isinstance(rows, slice) else t[rows.to(t.device)])
+        return replace(taken, skipped=())
+
     def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(
             sample_ids=move(self.sample_ids),

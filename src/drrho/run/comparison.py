@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.evaluation.bootstrap import bootstrap_interval
 from drrho.files import write_atomically, write_json
 from drrho.models.build import load_model

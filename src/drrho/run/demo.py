@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.indexing import index_shards
 from drrho.data.loading import LoadingConfig
 from drrho.data.scenes import ScenesConfig, write_scenes

@@ -1,17 +1,15 @@
 """What a run is: one frozen configuration, written as a Python file."""
 
 import difflib
-import math
 import runpy
 import traceback
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 
-from drrho.contrastive.objective import ObjectiveConfig
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.training.config import TrainingConfig
@@ -48,6 +46,11 @@ class Recipe:
         training: for how long, and how.
         reference: folder written by `drrho reference precompute`; for the objectives that
             have a reference, and for no other.
+        teachers: such folders, one for each teacher of `objective.distillation`; the reference
+            may be one of them.
+        micro_batch_size: pairs that are encoded at once. The loss is that of the whole batch, but
+            activations are held of a micro-batch only, for one more forward pass; None encodes
+            the batch at once.
         evaluation: what to evaluate on.
         seed: of the initial weights, the order of the data and random transforms.
         device: "auto" takes the GPU if there is one.
@@ -60,6 +63,8 @@ class Recipe:
     objective: ObjectiveConfig
     training: TrainingConfig
     reference: str | None = None
+    teachers: tuple[str, ...] = ()
+    micro_batch_size: int | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     device: Device = "auto"
@@ -72,14 +77,12 @@ class Recipe:
                 f"loading.batch_size must be at least 2: pairs are each other's negatives, got "
                 f"{self.loading.batch_size}"
             )
-        reachable = math.log(max(2, self.loading.batch_size - 1))
-        if self.objective.rho is not None and self.objective.rho > reachable:
-            warnings.warn(
-                f"objective.rho = {self.objective.rho} cannot be reached: weights on "
-                f"{self.loading.batch_size - 1} negatives are at most {reachable:.2f} nats from "
-                "uniform, so the temperature will fall to its minimum; lower rho or raise "
-                "loading.batch_size",
-                stacklevel=2,
+        if self.micro_batch_size is not None and not (
+            1 <= self.micro_batch_size < self.loading.batch_size
+        ):
+            raise ValueError(
+                "micro_batch_size must be at least 1 and below loading.batch_size = "
+                f"{self.loading.batch_size}, got {self.micro_batch_size}; None encodes it at once"
             )
         if self.objective.needs_reference and self.reference is None:
             raise ValueError(
@@ -90,6 +93,12 @@ class Recipe:
             raise ValueError(
                 f"reference = {self.reference!r} has no effect on objective.method = "
                 f"{self.objective.method!r}; leave it out"
+            )
+        if len(self.teachers) != self.objective.num_teachers:
+            raise ValueError(
+                f"objective.distillation has {self.objective.num_teachers} teachers, but teachers "
+                f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
+                "wrote for each"
             )
         if self.training.evaluate_every is not None and self.evaluation.data is None:
             raise ValueError(
@@ -104,6 +113,7 @@ MAY_CHANGE = (
     "output",
     "data",
     "reference",
+    "teachers",
     "loading.workers",
     "training.log_every",
     "training.checkpoint_every",

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import normalize
 
-from drrho.contrastive.objective import ContrastiveObjective, recommended_gamma_min
+from drrho.contrastive.accumulation import encode_in_micro_batches
+from drrho.contrastive.config import GLOBAL_METHODS, recommended_gamma_min
+from drrho.contrastive.objective import ContrastiveObjective
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.data.batch import Batch
 from drrho.data.indexing import open_manifest
@@ -40,10 +42,11 @@ GAMMA_DECAY_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class SteeredBatch:
-    """A batch with the reference's embeddings of its samples, row for row."""
+    """A batch with other models' embeddings of its samples, row for row."""
 
     pairs: Batch
     reference: ReferenceEmbeddings | None
+    teachers: tuple[ReferenceEmbeddings, ...] = ()
 
     @property
     def sample_ids(self) -> torch.Tensor:
@@ -55,7 +58,30 @@ class SteeredBatch:
 
     def to(self, device: torch.device) -> "SteeredBatch":
         reference = None if self.reference is None else self.reference.to(device)
-        return SteeredBatch(pairs=self.pairs.to(device), reference=reference)
+        teachers = tuple(teacher.to(device) for teacher in self.teachers)
+        return SteeredBatch(pairs=self.pairs.to(device), reference=reference, teachers=teachers)
+
+
+class Stores(NamedTuple):
+    """Stored embeddings of the models that steer."""
+
+    reference: ReferenceStore | None
+    teachers: tuple[ReferenceStore, ...]
+
+    @classmethod
+    def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
+        """Raises ValueError if one does not belong to the data."""
+        reference = None
+        if recipe.reference is not None:
+            reference = ReferenceStore.open(recipe.reference, manifest)
+        teachers = tuple(ReferenceStore.open(folder, manifest) for folder in recipe.teachers)
+        return cls(reference, teachers)
+
+    @property
+    def identities(self) -> dict[str, Any]:
+        """What they are, wherever they lie."""
+        reference = None if self.reference is None else self.reference.identity
+        return {"reference": reference, "teachers": [t.identity for t in self.teachers]}
 
 
 def train_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -72,18 +98,15 @@ def train_recipe(recipe: Recipe) -> dict[str, Any]:
     folder = Path(recipe.output)
     device = resolve_device(recipe.device)
     manifest = open_manifest(recipe.data)
-    store = None if recipe.reference is None else ReferenceStore.open(recipe.reference, manifest)
+    stores = Stores.open(recipe, manifest)
     config = plain(asdict(recipe)) | {
-        "contents": {
-            "data_sha256": _contents_sha256(manifest),
-            "reference": None if store is None else store.identity,
-        }
+        "contents": {"data_sha256": _contents_sha256(manifest), **stores.identities}
     }
     with exclusive(folder):
         finished = _finished_results(folder, config)
         if finished is not None:
             return finished
-        return _train(recipe, config, manifest=manifest, store=store, device=device)
+        return _train(recipe, config, manifest=manifest, stores=stores, device=device)
 
 
 def _train(
@@ -91,7 +114,7 @@ def _train(
     config: dict[str, Any],
     *,
     manifest: Manifest,
-    store: ReferenceStore | None,
+    stores: Stores,
     device: torch.device,
 ) -> dict[str, Any]:
     folder = Path(recipe.output)
@@ -118,9 +141,12 @@ def _train(
     epochs = recipe.training.steps / steps_per_epoch(manifest, batch_size=recipe.loading.batch_size)
     result = train(
         ContrastiveStep(
-            module=model.module, loss=loss, gamma=_gamma_schedule(recipe, epochs=epochs)
+            module=model.module,
+            loss=loss,
+            gamma=_gamma_schedule(recipe, epochs=epochs),
+            micro_batch_size=recipe.micro_batch_size,
         ),
-        steered(batches, store),
+        steered(batches, stores),
         state=state,
         config=recipe.training,
         learning_rate=learning_rate_schedule(
@@ -136,33 +162,37 @@ def _train(
         "epochs": epochs,
         "seconds": result.seconds,
         "skipped": dict(state.skipped),
-        "reference": None if store is None else store.identity,
+        **stores.identities,
         "versions": versions(),
     }
     write_json(folder / RESULTS_FILE, results)
     return results
 
 
-def steered(batches: Iterator[Batch], store: ReferenceStore | None) -> Iterator[SteeredBatch]:
-    """Attaches the reference's embeddings by sample id.
+def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
+    """Attaches the other models' embeddings by sample id.
 
-    A pair that the reference could not encode has no excess loss: it leaves the batch and is
+    A pair that one of them could not encode has no excess loss: it leaves the batch and is
     counted among the skipped.
 
     Raises:
         ValueError: of a batch fewer than two pairs are left.
     """
     for batch in batches:
-        if store is None:
-            yield SteeredBatch(pairs=batch, reference=None)
-        else:
-            yield _attached(batch, store)
+        yield _attached(batch, stores)
 
 
-def _attached(pairs: Batch, store: ReferenceStore) -> SteeredBatch:
-    reference = store.gather(pairs.sample_ids)
-    if not reference.present.all():
-        absent = pairs.sample_ids[~reference.present].tolist()
+def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
+    found = [
+        store.gather(pairs.sample_ids)
+        for store in (stores.reference, *stores.teachers)
+        if store is not None
+    ]
+    present = torch.ones(len(pairs.sample_ids), dtype=torch.bool)
+    for embeddings in found:
+        present &= embeddings.present
+    if not present.all():
+        absent = pairs.sample_ids[~present].tolist()
         if len(absent) > len(pairs.sample_ids) - 2:
             raise ValueError(
                 f"the reference has embeddings of {len(pairs.sample_ids) - len(absent)} of "
@@ -170,11 +200,12 @@ def _attached(pairs: Batch, store: ReferenceStore) -> SteeredBatch:
                 "see what `drrho reference precompute` reported as absent"
             )
         skipped = [(sample_id, "no reference embedding") for sample_id in absent]
-        pairs = pairs.keep(reference.present, skipped=skipped)
-        reference = reference.keep(reference.present)
+        pairs = pairs.keep(present, skipped=skipped)
+        found = [embeddings.keep(present) for embeddings in found]
     if torch.cuda.is_available():
-        reference = reference.pin_memory()
-    return SteeredBatch(pairs=pairs, reference=reference)
+        found = [embeddings.pin_memory() for embeddings in found]
+    reference = None if stores.reference is None else found.pop(0)
+    return SteeredBatch(pairs=pairs, reference=reference, teachers=tuple(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,25 +215,34 @@ class ContrastiveStep:
     module: Any  # with open_clip's encode_image and encode_text
     loss: ContrastiveObjective
     gamma: Schedule
+    micro_batch_size: int | None = None
 
     def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
-        target = PairEmbeddings(
-            image=_unit(self.module.encode_image(batch.pairs.images, normalize=False)),
-            text=_unit(self.module.encode_text(batch.pairs.tokens, normalize=False)),
-        )
-        reference = batch.reference
+        num_pairs = len(batch.sample_ids)
+        size = num_pairs if self.micro_batch_size is None else self.micro_batch_size
+        rows = [slice(start, start + size) for start in range(0, num_pairs, size)]
         value = self.loss(
-            target,
-            None if reference is None else PairEmbeddings(reference.image, reference.text),
+            encode_in_micro_batches(self._encode, [batch.pairs.take(part) for part in rows]),
+            None if batch.reference is None else _pairs(batch.reference),
             sample_ids=batch.sample_ids,
             gamma=self.gamma(step),
+            teachers=[_pairs(teacher) for teacher in batch.teachers],
             diagnose=diagnose,
         )
-        return StepResult(
-            loss=value.loss,
-            num_samples=len(batch.sample_ids),
-            metrics=value.metrics | {"gamma": self.gamma(step)},
+        metrics = value.metrics
+        if self.loss.config.method in GLOBAL_METHODS:
+            metrics = metrics | {"gamma": self.gamma(step)}
+        return StepResult(loss=value.loss, num_samples=num_pairs, metrics=metrics)
+
+    def _encode(self, pairs: Batch) -> PairEmbeddings:
+        return PairEmbeddings(
+            image=_unit(self.module.encode_image(pairs.images, normalize=False)),
+            text=_unit(self.module.encode_text(pairs.tokens, normalize=False)),
         )
+
+
+def _pairs(stored: ReferenceEmbeddings) -> PairEmbeddings:
+    return PairEmbeddings(stored.image, stored.text)
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:
@@ -230,10 +270,13 @@ def _evaluators(recipe: Recipe, model: TwoTower, *, device: torch.device) -> dic
 
 
 def _gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
-    if recipe.objective.method == "clip":
+    objective = recipe.objective
+    if objective.method not in GLOBAL_METHODS:
         return constant(1.0)
-    end = recipe.objective.gamma_min
+    end = objective.gamma_min
     end = recommended_gamma_min(epochs) if end is None else end
+    if objective.gamma_schedule == "constant":
+        return constant(end)
     return cosine(1.0, end, steps=max(1, round(GAMMA_DECAY_SHARE * recipe.training.steps)))
 
 

@@ -19,9 +19,9 @@ class OptimizerConfig:
         betas: decay of AdamW's first and second moments.
         epsilon: AdamW's, added to the root of the second moment.
         weight_decay: for matrices and larger; gains, biases and the temperature have none.
-        temperature_lr_scale: the temperature's learning rate as a share of the model's, for
-            example 0.25; None means the model's. Giving it without a learnable temperature is an
-            error of `build_optimizer`.
+        temperature_lr_scale: the learning rate of the loss's own parameters (temperature, and
+            SigLIP's bias) as a share of the model's, for example 0.25; None means the model's.
+            Giving it where the loss has none is an error of `build_optimizer`.
     """
 
     learning_rate: float

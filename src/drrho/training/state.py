@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from drrho.randomness import capture_generators
 from drrho.training.checkpoint import CheckpointError, load_latest_checkpoint, save_checkpoint
 
-FORMAT = 1
+FORMAT = 2
 LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
 
 

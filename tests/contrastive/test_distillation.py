@@ -1,0 +1,103 @@
+"""Distillation: what its minimum is, several teachers, and the tiles against the exact function."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from drrho.contrastive import strip
+from drrho.contrastive.distillation import (
+    Teacher,
+    distillation_anchor_losses,
+    distillation_loss,
+    tiled_distillation_anchor_losses,
+)
+from drrho.contrastive.risk import PairEmbeddings, clip_loss
+from tests.contrastive.conftest import draw_pairs
+
+TAU = torch.tensor(0.1, dtype=torch.float64)
+
+
+def test_distilling_the_target_from_itself_has_no_gradient(target):
+    """Cross-entropy is least where the two agree; there the gradient vanishes."""
+    leaves = [e.clone().requires_grad_() for e in (*target, TAU)]
+    loss = distillation_loss(
+        PairEmbeddings(*leaves[:2]), [Teacher(target, 0.1)], temperature=leaves[2]
+    )
+    for gradient in torch.autograd.grad(loss, leaves):
+        assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
+
+
+def test_distilling_a_certain_teacher_is_clip(target):
+    """A teacher that is sure of the pairs gives CLIP's labels."""
+    sure = PairEmbeddings(torch.eye(7).double(), torch.eye(7).double())
+    distilled = distillation_loss(target, [Teacher(sure, 0.01)], temperature=TAU)
+    assert_close(distilled, clip_loss(target, temperature=TAU))
+
+
+def test_teachers_are_averaged_after_their_softmax(target):
+    """Cross-entropy is linear in the teacher's probabilities; it is not in its logits."""
+    teachers = [Teacher(draw_pairs(7, d, seed=d), tau) for d, tau in ((4, 0.02), (6, 0.1))]
+    together = distillation_anchor_losses(target, teachers, temperature=TAU)
+    alone = [distillation_anchor_losses(target, [t], temperature=TAU) for t in teachers]
+    assert_close(together, torch.stack(alone).mean(dim=0))
+
+
+@pytest.mark.parametrize("tile", [5, 64])
+@pytest.mark.parametrize("num_teachers", [1, 3])
+@pytest.mark.parametrize("shape", [(), (2, 1), (2, 23)], ids=str)
+def test_tiles_are_the_exact_function(tile, num_teachers, shape, monkeypatch):
+    monkeypatch.setattr(strip, "CPU_TILE", tile)
+    target = draw_pairs(23, 6, seed=0)
+    teachers = [
+        Teacher(draw_pairs(23, 3 + seed, seed=seed), 0.01 * seed)
+        for seed in range(1, 1 + num_teachers)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    tau = 0.05 + torch.rand(shape, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(2, 23, dtype=torch.float64, generator=generator)
+
+    def value_and_gradients(function):
+        leaves = [e.clone().requires_grad_() for e in (*target, tau)]
+        value = function(PairEmbeddings(*leaves[:2]), teachers, temperature=leaves[2])
+        return value, *torch.autograd.grad((value * upstream).sum(), leaves)
+
+    exact = value_and_gradients(distillation_anchor_losses)
+    for ours, theirs in zip(
+        value_and_gradients(tiled_distillation_anchor_losses), exact, strict=True
+    ):
+        assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_is_within_the_plain_codes_error(monkeypatch):
+    monkeypatch.setattr(strip, "CPU_TILE", 16)
+    target, teacher = (draw_pairs(40, 16, seed=s, dtype=torch.bfloat16) for s in (0, 1))
+    tau = torch.tensor(0.02)
+
+    def errors(function):
+        wide = [PairEmbeddings(*(e.double() for e in pairs)) for pairs in (target, teacher)]
+        found = []
+        for pairs, seen in ((target, teacher), wide):
+            leaves = [e.clone().requires_grad_() for e in pairs]
+            value = function(PairEmbeddings(*leaves), [Teacher(seen, 0.02)], temperature=tau)
+            found.append((value, *torch.autograd.grad(value.mean(), leaves)))
+        return [
+            (ours.double() - exact).abs().max() / exact.abs().max()
+            for ours, exact in zip(*found, strict=True)
+        ]
+
+    tiled, plain = (
+        errors(f) for f in (tiled_distillation_anchor_losses, distillation_anchor_losses)
+    )
+    for ours, theirs in zip(tiled, plain, strict=True):
+        assert ours <= 1.5 * theirs + 2e-6
+
+
+@pytest.mark.parametrize("function", [distillation_loss, tiled_distillation_anchor_losses])
+def test_arguments_are_checked(function, target):
+    with pytest.raises(ValueError, match="at least one teacher"):
+        function(target, [], temperature=TAU)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        function(target, [Teacher(target, 0.0)], temperature=TAU)
+    fewer = PairEmbeddings(target.image[:3], target.text[:3])
+    with pytest.raises(ValueError, match="one row for each pair"):
+        function(target, [Teacher(fewer, 0.1)], temperature=TAU)
