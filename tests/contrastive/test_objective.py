@@ -4,38 +4,180 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive.config import ObjectiveConfig, recommended_gamma_min
+from drrho.contrastive import strip
+from drrho.contrastive.config import (
+    DistillationConfig,
+    ObjectiveConfig,
+    named_objective,
+    recommended_gamma_min,
+)
+from drrho.contrastive.diagnostics import contrastive_diagnostics
 from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.risk import (
+    PairEmbeddings,
+    log_anchor_losses,
+    log_gap_means,
+    pair_similarities,
+)
 from drrho.contrastive.temperature import Temperature, TemperatureConfig
 from tests.contrastive.conftest import draw_pairs
 
 IDS = torch.arange(7)
 
 
-@pytest.mark.parametrize("method", ["clip", "fastclip", "drrho_clip"])
-@pytest.mark.parametrize("learned", [False, True])
-def test_every_method_learns_to_match_pairs(method, learned):
-    config = ObjectiveConfig(
-        method=method,
-        temperature=TemperatureConfig(kind="learned" if learned else "constant"),
-        rho=0.5 if learned and method != "clip" else None,
-    )
+LEARNED = TemperatureConfig(kind="learned")
+EVERY_METHOD = {
+    "clip": ObjectiveConfig(method="clip"),
+    "clip, learned": named_objective("openclip"),
+    "clip, per direction": ObjectiveConfig(
+        method="clip", temperature=TemperatureConfig(kind="per_direction")
+    ),
+    "siglip": named_objective("siglip", temperature=0.1),
+    "sogclr": named_objective("sogclr", gamma=0.8),
+    "isogclr": named_objective("isogclr", gamma=0.8, rho=0.5),
+    "fastclip v1": named_objective("fastclip_v1"),
+    "fastclip v3": named_objective("fastclip_v3", rho=0.5),
+    "fastclip, per direction": ObjectiveConfig(
+        method="fastclip", temperature=TemperatureConfig(kind="per_direction"), rho=0.5
+    ),
+    "drrho": named_objective("drrho_clip"),
+    "drrho, learned": ObjectiveConfig(method="drrho_clip", temperature=LEARNED, rho=0.5),
+    "drrho, per sample": ObjectiveConfig(
+        method="drrho_clip", temperature=TemperatureConfig(kind="per_sample"), rho=0.5
+    ),
+    "drrho, reference as logits": ObjectiveConfig(method="drrho_clip", reference_scale=2.0),
+    "distillation": ObjectiveConfig(
+        method="distillation", distillation=DistillationConfig(teacher_temperatures=(0.05,))
+    ),
+    "clip and two teachers": ObjectiveConfig(
+        method="clip",
+        distillation=DistillationConfig(teacher_temperatures=(0.05, 0.1), weight=2.0),
+    ),
+    "siglip and a teacher": ObjectiveConfig(
+        method="siglip", distillation=DistillationConfig(teacher_temperatures=(0.05,))
+    ),
+    "drrho, per sample, and a teacher": ObjectiveConfig(
+        method="drrho_clip",
+        temperature=TemperatureConfig(kind="per_sample"),
+        rho=0.5,
+        distillation=DistillationConfig(teacher_temperatures=(0.05,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_METHOD)
+def test_every_method_learns_to_match_pairs(name):
+    config = EVERY_METHOD[name]
     objective = ContrastiveObjective(config, num_samples=7)
-    reference = draw_pairs(7, 4, seed=1, dtype=torch.float32) if method == "drrho_clip" else None
+    reference = draw_pairs(7, 4, seed=1, dtype=torch.float32) if config.needs_reference else None
+    teachers = [draw_pairs(7, 64, seed=9, dtype=torch.float32)] * config.num_teachers
     image = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     text = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
     optimiser = torch.optim.Adam([image, text, *objective.parameters()], lr=0.05)
     for _ in range(60):
         target = PairEmbeddings(*(torch.nn.functional.normalize(e, dim=-1) for e in (image, text)))
-        loss, metrics = objective(target, reference, sample_ids=IDS, gamma=0.9, diagnose=True)
+        loss, metrics = objective(
+            target, reference, sample_ids=IDS, gamma=0.9, teachers=teachers, diagnose=True
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
     assert (target.image @ target.text.T).argmax(dim=1).tolist() == IDS.tolist()
     assert all(value.isfinite() and not value.requires_grad for value in metrics.values())
-    assert ("excess_loss_variance" in metrics) == (method == "drrho_clip")
-    assert (abs(metrics["temperature"] - 0.07) > 1e-3) == learned
+    assert ("excess_loss_variance" in metrics) == config.needs_reference
+    taus = [value for key, value in metrics.items() if key.startswith("temperature")]
+    moved = (taus[0] - config.temperature.initial).abs() > 1e-3
+    assert moved == config.temperature.learned
+
+
+def plain_diagnostics(target, reference, tau, epsilon):
+    """The same numbers by B x B matrices."""
+    num_pairs = len(target.image)
+    x = pair_similarities(target, reference)
+    gaps = torch.stack([s - s.diagonal()[:, None] for s in (x, x.T)])
+    scaled = gaps / tau.expand(2, num_pairs)[..., None]
+    negatives = ~torch.eye(num_pairs, dtype=torch.bool)
+    gaps, scaled = (m[:, negatives].view(2, num_pairs, -1) for m in (gaps, scaled))
+    p = scaled.softmax(dim=-1)
+    return {
+        "mean": gaps.mean(),
+        "variance": gaps.var(correction=0),
+        "effective_sample_size": (1 / p.square().sum(-1)).mean() / (num_pairs - 1),
+        "weights_kl": (p * (p * (num_pairs - 1)).log()).sum(-1).mean(),
+        "saturated_anchors": (scaled.exp().mean(-1) < epsilon).double().mean(),
+    }
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1), (2, 7)], ids=str)
+def test_diagnostics_in_tiles_are_those_of_the_matrix(target, reference, shape, monkeypatch):
+    monkeypatch.setattr(strip, "CPU_TILE", 3)
+    tau = 0.1 + torch.rand(shape, dtype=torch.float64)
+    found = contrastive_diagnostics(target, reference, temperature=tau, epsilon=0.5)
+    plain = plain_diagnostics(target, None, tau, 0.5)
+    assert_close([found["loss_mean"], found["loss_variance"]], [plain["mean"], plain["variance"]])
+    for name, expected in plain_diagnostics(target, reference, tau, 0.5).items():
+        found_name = f"excess_loss_{name}" if name in ("mean", "variance") else name
+        assert_close(found[found_name], expected)
+
+
+def test_per_sample_temperatures_move_by_the_exact_gradient(target, reference):
+    """Against autograd of an anchor's own F_i in its own temperature."""
+    config = TemperatureConfig(initial=0.2, kind="per_sample", momentum=0.75, learning_rate=0.02)
+    objective = ContrastiveObjective(
+        ObjectiveConfig(method="drrho_clip", temperature=config, rho=0.3, epsilon=1e-2),
+        num_samples=12,
+    ).double()
+    ids = torch.tensor([8, 0, 3, 11, 2, 5, 9])
+    tau = torch.full((2, 7), 0.2, dtype=torch.float64)
+    direction = torch.zeros(2, 7, dtype=torch.float64)
+    for _ in range(3):
+        leaf = tau.clone().requires_grad_()
+        log_means = log_gap_means(target, reference, temperature=leaf)
+        of_anchors = leaf * (0.3 + log_anchor_losses(log_means, 1e-2))
+        (exact,) = torch.autograd.grad(of_anchors.sum(), leaf)
+        direction = 0.75 * direction + 0.25 * exact
+        tau = (tau - 0.02 * direction).clamp(min=0.01)
+        leaves = PairEmbeddings(*(e.clone().requires_grad_() for e in target))
+        objective(leaves, reference, sample_ids=ids, gamma=1.0).loss.backward()
+        assert_close(objective.temperature.temperatures.read(ids), tau)
+    untouched = objective.temperature.temperatures.read(torch.tensor([1, 4]))
+    assert_close(untouched, torch.full((2, 2), 0.2).double(), atol=1e-8, rtol=0)
+
+
+def test_per_sample_temperatures_settle_where_the_weights_are_rho_from_uniform():
+    target = draw_pairs(40, 8, seed=0)
+    config = TemperatureConfig(initial=0.1, kind="per_sample", learning_rate=0.02, momentum=0.5)
+    objective = ContrastiveObjective(
+        ObjectiveConfig(method="fastclip", temperature=config, rho=0.7), num_samples=40
+    ).double()
+    for _ in range(150):
+        leaves = PairEmbeddings(*(e.clone().requires_grad_() for e in target))
+        objective(leaves, sample_ids=torch.arange(40), gamma=1.0).loss.backward()
+    tau = objective.temperature.temperatures.read(torch.arange(40))
+    metrics = contrastive_diagnostics(target, temperature=tau, epsilon=1e-14)
+    assert_close(metrics["weights_kl"].item(), 0.7, atol=1e-3, rtol=0)
+    assert tau.std() > 0.01
+
+
+def test_the_reference_as_logits_of_its_own_temperature(target, reference):
+    """x / tau is S / tau - R / tau_ref where reference_scale is tau / tau_ref."""
+    config = ObjectiveConfig(
+        method="drrho_clip", temperature=TemperatureConfig(initial=0.1), reference_scale=0.1 / 0.04
+    )
+    loss = ContrastiveObjective(config, num_samples=7)(target, reference, sample_ids=IDS, gamma=1.0)
+    z = target.image @ target.text.T / 0.1 - reference.image @ reference.text.T / 0.04
+    expected = []
+    for logits in (z, z.T):
+        gaps = (logits - logits.diagonal()[:, None]).exp().fill_diagonal_(0)
+        expected.append((1e-4 + gaps.sum(dim=1) / 6).log())
+    assert_close(loss.loss, 0.1 * torch.stack(expected).mean(), rtol=1e-6, atol=1e-9)
+
+
+def test_an_unreachable_rho_is_warned_of_once_with_the_numbers(target):
+    objective = ContrastiveObjective(named_objective("fastclip_v3", rho=5.0), num_samples=7)
+    with pytest.warns(UserWarning, match=r"rho = 5.0 .* 6 negatives .* at most 1.79 nats"):
+        objective(target, sample_ids=IDS, gamma=1.0)
+    objective(target, sample_ids=IDS, gamma=1.0)
 
 
 def test_diagnostics_know_uniform_and_single_weights():
@@ -71,6 +213,20 @@ def test_diagnostics_know_uniform_and_single_weights():
         ),
         ({"method": "fastclip", "epsilon": 0.0}, "epsilon must be positive"),
         ({"method": "fastclip", "gamma_min": 0.0}, "gamma_min must be"),
+        ({"method": "siglip", "gamma_schedule": "constant"}, "no effect"),
+        ({"method": "fastclip", "gamma_schedule": "constant"}, "needs objective.gamma_min"),
+        ({"method": "fastclip", "reference_scale": 2.0}, "no effect"),
+        ({"method": "drrho_clip", "reference_scale": 0.0}, "reference_scale must be positive"),
+        ({"method": "clip", "initial_bias": -5.0}, "no effect"),
+        ({"method": "distillation"}, "needs objective.distillation"),
+        ({"method": "clip", "temperature": TemperatureConfig(kind="per_sample")}, "does not fit"),
+        (
+            {
+                "method": "distillation",
+                "distillation": DistillationConfig(teacher_temperatures=(0.1,), weight=2.0),
+            },
+            "no other loss",
+        ),
     ],
 )
 def test_options_without_effect_or_sense_are_errors(options, message):
@@ -85,6 +241,8 @@ def test_a_reference_must_be_there_exactly_when_it_is_used(target, reference):
         steered(target, sample_ids=IDS, gamma=1.0)
     with pytest.raises(ValueError, match="take none"):
         plain(target, reference, sample_ids=IDS, gamma=1.0)
+    with pytest.raises(ValueError, match="temperatures of 0 teachers, got embeddings of 1"):
+        plain(target, sample_ids=IDS, gamma=1.0, teachers=[reference])
 
 
 def test_recommended_gamma_min_shrinks_with_the_epochs():
@@ -110,11 +268,36 @@ def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
         {"minimum": 0.005},
         {"initial": 0.001, "kind": "learned"},
         {"minimum": 0.0, "kind": "learned"},
+        {"kind": "learned", "maximum": 0.5},
+        {"kind": "learned", "momentum": 0.5},
+        {"kind": "per_sample", "maximum": 0.01},
+        {"kind": "per_sample", "learning_rate": 0.0},
+        {"kind": "per_sample", "momentum": 1.0},
     ],
 )
 def test_temperatures_are_checked(options):
     with pytest.raises(ValueError, match="temperature"):
         TemperatureConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"teacher_temperatures": ()},
+        {"teacher_temperatures": (0,)},
+        {"teacher_temperatures": (0.1,), "weight": 0.0},
+    ],
+)
+def test_distillation_is_checked(options):
+    with pytest.raises(ValueError, match="distillation"):
+        DistillationConfig(**options)
+
+
+def test_an_algorithm_needs_its_numbers_and_no_others():
+    with pytest.raises(ValueError, match="needs objective.rho"):
+        named_objective("fastclip_v3")
+    with pytest.raises(ValueError, match="no effect"):
+        named_objective("openclip", gamma=0.5)
 
 
 def test_a_constant_temperature_may_be_as_small_as_one_likes():
