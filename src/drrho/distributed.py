@@ -1,5 +1,6 @@
 """What every process has, known to all: the only module that names a process group."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -97,7 +98,7 @@ class Partition:
         processes: averaged over processes, as DistributedDataParallel and FSDP do with the
         gradients of parameters, it is the gradient of the mean.
         """
-        num_values = self.num_rows * (values.numel() // max(1, values.shape[-1]))
+        num_values = self.num_rows * math.prod(values.shape[:-1])
         own = values.sum() * (self.num_processes / num_values)
         if self.num_processes == 1:
             return own

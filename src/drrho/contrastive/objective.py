@@ -185,7 +185,9 @@ class ContrastiveObjective(nn.Module):
             case "per_direction":
                 return metrics | {"temperature_image": tau[0, 0], "temperature_text": tau[1, 0]}
             case "per_sample":
-                return metrics | {"temperature": tau.mean(), "temperature_deviation": tau.std()}
+                mean = pairs.mean(tau)
+                deviation = pairs.mean((tau - mean).square()).sqrt()
+                return metrics | {"temperature": mean, "temperature_deviation": deviation}
             case _:
                 return metrics | {"temperature": tau}
 

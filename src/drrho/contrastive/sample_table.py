@@ -124,6 +124,13 @@ class SampleTable(nn.Module):
     ) -> None:
         name = prefix + "entries"
         if name in state_dict:
+            num_saved = state_dict[name].shape[-1]
+            if num_saved != self.num_samples:
+                *_, messages = arguments
+                messages.append(
+                    f"{name} is of {num_saved} samples, and this data set has {self.num_samples}"
+                )
+                return
             state_dict = {**state_dict, name: self._owners.own_of_sharded(state_dict[name])}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
