@@ -12,18 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
 
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.config import DistillationConfig, ObjectiveConfig, named_objective
 from drrho.contrastive.objective import ContrastiveObjective
 from drrho.contrastive.temperature import TemperatureConfig
+from drrho.data.batch import Batch
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.files import exclusive
 from drrho.reference.store import ReferenceStore
 from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.recipe import EvaluationConfig
 from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
-from drrho.training.checkpoint import CheckpointError
+from drrho.run.training import ContrastiveStep, SteeredBatch, train_recipe
+from drrho.training.checkpoint import CheckpointError, load_checkpoint
 from drrho.training.log import read_metrics
+from drrho.training.schedules import constant
 
 
 def files_of(run):
@@ -165,6 +169,88 @@ def test_every_option_builds_and_steps_on_the_cpu(
     assert train_recipe(recipe)["samples_seen"] == 8
 
 
+TEACHER = DistillationConfig(teacher_temperatures=(0.07,))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        named_objective("siglip", temperature=0.1),
+        named_objective("sogclr", gamma=0.8),
+        named_objective("isogclr", gamma=0.8, rho=1.0),
+        ObjectiveConfig(method="clip", temperature=TemperatureConfig(kind="per_direction")),
+        ObjectiveConfig(method="distillation", distillation=TEACHER),
+        ObjectiveConfig(method="drrho_clip", reference_scale=0.5, distillation=TEACHER),
+    ],
+    ids=lambda objective: objective.method,
+)
+def test_every_kind_of_objective_trains_and_resumes(objective, plain_recipe, reference, tmp_path):
+    """Whatever it remembers is in the checkpoint: two halves are one run, bit for bit."""
+    recipe = replace(
+        plain_recipe,
+        objective=objective,
+        reference=str(reference) if objective.needs_reference else None,
+        teachers=(str(reference),) * objective.num_teachers,
+        micro_batch_size=3,
+        evaluation=EvaluationConfig(),
+        training=replace(plain_recipe.training, steps=4, checkpoint_every=2, evaluate_every=None),
+    )
+    whole, halves = (replace(recipe, output=str(tmp_path / name)) for name in ("whole", "halves"))
+    train_recipe(whole)
+    train_recipe(halves)
+    for gone in ("results.json", "checkpoints/step-00000004.pt"):
+        (tmp_path / "halves" / gone).unlink()
+    train_recipe(halves)
+    finals = [
+        load_checkpoint(tmp_path / name / "checkpoints" / "step-00000004.pt")
+        for name in ("whole", "halves")
+    ]
+    for part in ("model", "loss"):
+        ours, theirs = (final[part] for final in finals)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class LinearTowers(torch.nn.Module):
+    """Without batch statistics, which would be a micro-batch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = torch.nn.Linear(12, 6), torch.nn.Linear(5, 6)
+
+    def encode_image(self, images, *, normalize):
+        return self.image(images.flatten(1))
+
+    def encode_text(self, tokens, *, normalize):
+        return self.text(tokens.float())
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_micro_batches_step_as_the_batch_does(size):
+    generator = torch.Generator().manual_seed(0)
+    batch = SteeredBatch(
+        pairs=Batch(
+            sample_ids=torch.arange(8),
+            images=torch.randn(8, 3, 2, 2, generator=generator),
+            tokens=torch.randint(9, (8, 5), generator=generator),
+            skipped=(),
+        ),
+        reference=None,
+    )
+    towers = LinearTowers()
+    loss = ContrastiveObjective(ObjectiveConfig(method="fastclip"), num_samples=8)
+    found = []
+    for micro_batch_size in (None, size):
+        step = ContrastiveStep(
+            module=towers, loss=loss, gamma=constant(1.0), micro_batch_size=micro_batch_size
+        )
+        result = step(batch, step=0, diagnose=True)
+        gradients = torch.autograd.grad(result.loss, list(towers.parameters()))
+        found.append([result.loss.detach(), *gradients])
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs)
+
+
 def test_pairs_without_reference_embeddings_are_dropped_and_counted(
     steered_recipe, tmp_path, monkeypatch
 ):
@@ -283,6 +369,10 @@ def test_recipes_refuse_options_without_effect(plain_recipe, steered_recipe):
         replace(plain_recipe, reference="somewhere")
     with pytest.raises(ValueError, match="without evaluation"):
         replace(plain_recipe, evaluation=replace(plain_recipe.evaluation, data=None))
+    with pytest.raises(ValueError, match="0 teachers, but teachers names 1 folders"):
+        replace(plain_recipe, teachers=("somewhere",))
+    with pytest.raises(ValueError, match="micro_batch_size must be at least 1 and below"):
+        replace(plain_recipe, micro_batch_size=plain_recipe.loading.batch_size)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -49,8 +49,8 @@ class Recipe:
         teachers: such folders, one for each teacher of `objective.distillation`; the reference
             may be one of them.
         micro_batch_size: pairs that are encoded at once. The loss is that of the whole batch, but
-            activations are held of a micro-batch only, for one more forward pass; None encodes
-            the batch at once.
+            activations are held of a micro-batch only, for one more forward pass. BatchNorm, where
+            a model has it, normalises a micro-batch. None encodes the batch at once.
         evaluation: what to evaluate on.
         seed: of the initial weights, the order of the data and random transforms.
         device: "auto" takes the GPU if there is one.
