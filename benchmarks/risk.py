@@ -8,21 +8,18 @@ does meets all of it.
 
 import argparse
 import itertools
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from exact import beyond_limit, exact_value
+from machine import machine
 from rivals import BRACKET, DRO_VERSION, rivals
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import drrho
 from drrho.risk import (
     ChiSquareBall,
     ChiSquarePenalized,
@@ -212,18 +209,6 @@ def step_section() -> list[str]:
     return [*lines, ""]
 
 
-def machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; elsewhere what Python knows
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    models = [line.split(": ")[1] for line in text.splitlines() if line.startswith("model name")]
-    processor = f"{models[0]}, {len(models)} cores" if models else platform.processor()
-    return (
-        f"{processor}; {torch.get_num_threads()} threads of PyTorch {torch.__version__}, Python "
-        f"{platform.python_version()}, drrho {drrho.__version__}, dro {DRO_VERSION or 'absent'}. "
-        f"Load average at the start: {os.getloadavg()[0]:.1f}; below 1 the times can be trusted."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts = ["solvers", "step"]
@@ -234,7 +219,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    lines = ["# Risks: time and exactness", "", machine(), ""]
+    installed = f"dro {DRO_VERSION or 'absent'}."
+    lines = ["# Risks: time and exactness", "", f"{machine()} {installed}", ""]
     if "solvers" in arguments.parts:
         lines += solvers_section([int(n) for n in arguments.sizes], budget=arguments.seconds)
     if "step" in arguments.parts:
