@@ -118,9 +118,8 @@ def measured(num_samples: int, processes: int, readers: list[int], batches: list
         lines = [
             f"## {num_samples:,} samples, {processes} processes",
             "",
-            f"A process holds {share:,.0f} MB; with PyTorch and while saving it had {peak:,.0f} MB.",
-            f"The checkpoint has {shards / 1e9:.2f} GB of shards and {metadata / 1e3:.1f} kB of meta",
-            "data.",
+            f"A process holds {share:,.0f} MB; with PyTorch and while saving, {peak:,.0f} MB.",
+            f"The checkpoint is {shards / 1e9:.2f} GB and {metadata / 1e3:.1f} kB of metadata.",
             "",
             "| batch of all processes | read, average and write, ms | of the slowest in ten, ms |",
             "|---:|---:|---:|",

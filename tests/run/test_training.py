@@ -24,6 +24,7 @@ from drrho.reference.store import ReferenceStore
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.run.recipe import EvaluationConfig
 from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.run.selection import SelectionConfig
 from drrho.run.training import ContrastiveStep, SteeredBatch, train_recipe
 from drrho.training.checkpoint import CheckpointError, load_checkpoint
 from drrho.training.log import read_metrics
@@ -209,6 +210,69 @@ def test_every_kind_of_objective_trains_and_resumes(objective, plain_recipe, ref
         ours, theirs = (final[part] for final in finals)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("clip", {"reference_temperature": 0.07}),
+        ("clip", {"reference_temperature": 0.07, "selection": "top_k"}),
+        ("clip", {"kind": "loss"}),
+        ("drrho_clip", {"kind": "irreducible", "reference_temperature": 0.07}),
+        ("siglip", {"reference_temperature": 0.1, "reference_bias": -5.0}),
+    ],
+)
+def test_joint_selection_trains_on_exactly_its_batch_and_resumes(
+    method, options, plain_recipe, reference, tmp_path
+):
+    selection = SelectionConfig(batch_size=4, num_chunks=2, **options)
+    recipe = replace(
+        plain_recipe,
+        objective=ObjectiveConfig(method=method),
+        selection=selection,
+        reference=str(reference) if selection.needs_reference else None,
+        evaluation=EvaluationConfig(),
+        training=replace(
+            plain_recipe.training, steps=4, log_every=1, checkpoint_every=2, evaluate_every=None
+        ),
+    )
+    whole, halves = (replace(recipe, output=str(tmp_path / name)) for name in ("whole", "halves"))
+    assert train_recipe(whole)["samples_seen"] == 4 * 4
+    train_recipe(halves)
+    for gone in ("results.json", "checkpoints/step-00000004.pt"):
+        (tmp_path / "halves" / gone).unlink()
+    train_recipe(halves)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "halves")
+
+
+def test_selections_that_do_not_fit_are_refused(plain_recipe, reference):
+    by_loss = SelectionConfig(batch_size=4, num_chunks=2, kind="loss")
+    excess = replace(by_loss, kind="excess", reference_temperature=0.07)
+    with pytest.raises(ValueError, match="selection.kind = 'excess' needs a reference"):
+        replace(plain_recipe, selection=excess)
+    with pytest.raises(ValueError, match="no effect"):
+        replace(plain_recipe, selection=by_loss, reference=str(reference))
+    with pytest.raises(ValueError, match="below loading.batch_size"):
+        replace(plain_recipe, selection=replace(by_loss, batch_size=8))
+    with pytest.raises(ValueError, match="reference_bias = None does not fit"):
+        replace(
+            plain_recipe,
+            selection=excess,
+            reference=str(reference),
+            objective=ObjectiveConfig(method="siglip"),
+        )
+    with pytest.raises(ValueError, match="per_direction.* does not fit"):
+        replace(
+            plain_recipe,
+            selection=by_loss,
+            objective=ObjectiveConfig(
+                method="clip", temperature=TemperatureConfig(kind="per_direction")
+            ),
+        )
+    with pytest.raises(ValueError, match="needs selection.reference_temperature"):
+        SelectionConfig(batch_size=4)
+    with pytest.raises(ValueError, match="no effect on kind 'loss'"):
+        SelectionConfig(batch_size=4, kind="loss", reference_temperature=0.1)
 
 
 class LinearTowers(torch.nn.Module):

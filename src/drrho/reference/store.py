@@ -131,7 +131,7 @@ class ReferenceEmbeddings:
         """The embeddings in page-locked memory."""
         return self._map(Tensor.pin_memory)
 
-    def keep(self, rows: Bool[Tensor, " batch"]) -> "ReferenceEmbeddings":
+    def keep(self, rows: Bool[Tensor, " batch"] | Int64[Tensor, " kept"]) -> "ReferenceEmbeddings":
         """The embeddings of some of the samples."""
         return self._map(lambda tensor: tensor[rows])
 

@@ -12,6 +12,7 @@ import torch
 from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
+from drrho.run.selection import SelectionConfig
 from drrho.training.config import TrainingConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -48,6 +49,7 @@ class Recipe:
             have a reference, and for no other.
         teachers: such folders, one for each teacher of `objective.distillation`; the reference
             may be one of them.
+        selection: draw the batch out of what is loaded (JEST); None trains on all of it.
         micro_batch_size: pairs that are encoded at once. The loss is that of the whole batch, but
             activations are held of a micro-batch only, for one more forward pass. BatchNorm, where
             a model has it, normalises a micro-batch. None encodes the batch at once.
@@ -64,6 +66,7 @@ class Recipe:
     training: TrainingConfig
     reference: str | None = None
     teachers: tuple[str, ...] = ()
+    selection: SelectionConfig | None = None
     micro_batch_size: int | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
@@ -84,12 +87,17 @@ class Recipe:
                 "micro_batch_size must be at least 1 and below loading.batch_size = "
                 f"{self.loading.batch_size}, got {self.micro_batch_size}; None encodes it at once"
             )
-        if self.objective.needs_reference and self.reference is None:
+        if self.needs_reference and self.reference is None:
+            needed_by = f"objective.method = {self.objective.method!r}"
+            if not self.objective.needs_reference and self.selection is not None:
+                needed_by = f"selection.kind = {self.selection.kind!r}"
             raise ValueError(
-                f"objective.method = {self.objective.method!r} needs a reference: give the folder "
-                "that `drrho reference precompute` wrote as reference"
+                f"{needed_by} needs a reference: give the folder that `drrho reference "
+                "precompute` wrote as reference"
             )
-        if self.reference is not None and not self.objective.needs_reference:
+        if self.selection is not None:
+            self._check_selection(self.selection)
+        if self.reference is not None and not self.needs_reference:
             raise ValueError(
                 f"reference = {self.reference!r} has no effect on objective.method = "
                 f"{self.objective.method!r}; leave it out"
@@ -104,6 +112,33 @@ class Recipe:
             raise ValueError(
                 f"training.evaluate_every = {self.training.evaluate_every} has no effect without "
                 "evaluation.data"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether objective or selection reads the reference's embeddings."""
+        selects = self.selection is not None and self.selection.needs_reference
+        return self.objective.needs_reference or selects
+
+    @property
+    def trained_batch_size(self) -> int:
+        """Pairs of a step that the model is trained on."""
+        loaded = self.loading.batch_size
+        return loaded if self.selection is None else self.selection.batch_size
+
+    def _check_selection(self, selection: SelectionConfig) -> None:
+        jest = selection.jest(self.objective)
+        if not 2 <= jest.batch_size < self.loading.batch_size:
+            raise ValueError(
+                "selection.batch_size must be at least 2 and below loading.batch_size = "
+                f"{self.loading.batch_size}, the super-batch, got {jest.batch_size}"
+            )
+        if selection.needs_reference and (selection.reference_bias is None) != (
+            jest.loss == "softmax"
+        ):
+            raise ValueError(
+                f"selection.reference_bias = {selection.reference_bias} does not fit "
+                f"objective.method = {self.objective.method!r}: 'siglip' needs it, and no other"
             )
 
 

@@ -25,6 +25,7 @@ from drrho.models.two_tower import TwoTower
 from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
 from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
+from drrho.run.selection import Selector
 from drrho.training.interruption import TrainingInterrupted
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import build_optimizer, learning_rate_schedule
@@ -60,6 +61,14 @@ class SteeredBatch:
         reference = None if self.reference is None else self.reference.to(device)
         teachers = tuple(teacher.to(device) for teacher in self.teachers)
         return SteeredBatch(pairs=self.pairs.to(device), reference=reference, teachers=teachers)
+
+    def take(self, rows: torch.Tensor) -> "SteeredBatch":
+        """Some of the samples, where they are."""
+        return SteeredBatch(
+            pairs=self.pairs.take(rows),
+            reference=None if self.reference is None else self.reference.keep(rows),
+            teachers=tuple(teacher.keep(rows) for teacher in self.teachers),
+        )
 
 
 class Stores(NamedTuple):
@@ -138,13 +147,20 @@ def _train(
         start_step=state.step,
     )
     write_json(folder / RECIPE_FILE, config)
-    epochs = recipe.training.steps / steps_per_epoch(manifest, batch_size=recipe.loading.batch_size)
+    steps = steps_per_epoch(manifest, batch_size=recipe.trained_batch_size)
+    epochs = recipe.training.steps / steps
+    selector = None
+    if recipe.selection is not None:
+        selector = Selector(
+            config=recipe.selection, module=model.module, loss=loss, seed=recipe.seed
+        )
     result = train(
         ContrastiveStep(
             module=model.module,
             loss=loss,
             gamma=_gamma_schedule(recipe, epochs=epochs),
             micro_batch_size=recipe.micro_batch_size,
+            selector=selector,
         ),
         steered(batches, stores),
         state=state,
@@ -216,14 +232,18 @@ class ContrastiveStep:
     loss: ContrastiveObjective
     gamma: Schedule
     micro_batch_size: int | None = None
+    selector: Selector | None = None
 
     def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
-        num_pairs = len(batch.sample_ids)
-        size = num_pairs if self.micro_batch_size is None else self.micro_batch_size
-        rows = [slice(start, start + size) for start in range(0, num_pairs, size)]
+        if self.selector is not None:
+            loaded = batch
+            reference = None if loaded.reference is None else _pairs(loaded.reference)
+            rows = self.selector(lambda: self._embeddings(loaded.pairs), reference, step=step)
+            batch = loaded.take(rows)
+        subtracted = batch.reference if self.loss.config.needs_reference else None
         value = self.loss(
-            encode_in_micro_batches(self._encode, [batch.pairs.take(part) for part in rows]),
-            None if batch.reference is None else _pairs(batch.reference),
+            self._embeddings(batch.pairs),
+            None if subtracted is None else _pairs(subtracted),
             sample_ids=batch.sample_ids,
             gamma=self.gamma(step),
             teachers=[_pairs(teacher) for teacher in batch.teachers],
@@ -232,7 +252,15 @@ class ContrastiveStep:
         metrics = value.metrics
         if self.loss.config.method in GLOBAL_METHODS:
             metrics = metrics | {"gamma": self.gamma(step)}
-        return StepResult(loss=value.loss, num_samples=num_pairs, metrics=metrics)
+        return StepResult(loss=value.loss, num_samples=len(batch.sample_ids), metrics=metrics)
+
+    def _embeddings(self, pairs: Batch) -> PairEmbeddings:
+        num_pairs = len(pairs.sample_ids)
+        size = num_pairs if self.micro_batch_size is None else self.micro_batch_size
+        starts = range(0, num_pairs, size)
+        return encode_in_micro_batches(
+            self._encode, [pairs.take(slice(start, start + size)) for start in starts]
+        )
 
     def _encode(self, pairs: Batch) -> PairEmbeddings:
         return PairEmbeddings(

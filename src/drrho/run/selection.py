@@ -1,0 +1,126 @@
+"""Joint selection in training: a super-batch is embedded, and a batch of it is trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.jest import JestConfig, ModelPairs, select_jointly
+from drrho.contrastive.objective import ContrastiveObjective
+from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.temperature import Temperature
+from drrho.randomness import derived_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Train on part of what is loaded: `loading.batch_size` is the super-batch.
+
+    Attributes:
+        batch_size: pairs of a super-batch to train on; published: a fifth of it.
+        num_chunks: draws that the batch is made of.
+        selection: "sample" is JEST, "top_k" JEST top-k.
+        kind: "excess" scores by learner minus reference (learnability), "loss" by the learner,
+            "irreducible" by the reference alone.
+        reference_temperature: that the reference was trained with, in units of cosine similarity
+            (1 / logit_scale); for all kinds but "loss".
+        reference_bias: the reference's, where the method is "siglip".
+    """
+
+    batch_size: int
+    num_chunks: int = 16
+    selection: Literal["sample", "top_k"] = "sample"
+    kind: Literal["excess", "loss", "irreducible"] = "excess"
+    reference_temperature: float | None = None
+    reference_bias: float | None = None
+
+    def __post_init__(self):
+        for name, value in (
+            ("reference_temperature", self.reference_temperature),
+            ("reference_bias", self.reference_bias),
+        ):
+            if value is not None and not self.needs_reference:
+                raise ValueError(f"selection.{name} = {value} has no effect on kind 'loss'")
+        if self.needs_reference and self.reference_temperature is None:
+            raise ValueError(
+                f"selection.kind = {self.kind!r} needs selection.reference_temperature, the one "
+                "that the reference was trained with (a CLIP's is 1 / logit_scale)"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kind != "loss"
+
+    def jest(self, objective: ObjectiveConfig) -> JestConfig:
+        """The configuration of the draw for this objective.
+
+        Raises:
+            ValueError: the objective has no single temperature, or numbers do not fit.
+        """
+        if objective.temperature.kind not in ("constant", "learned"):
+            raise ValueError(
+                f"objective.temperature.kind = {objective.temperature.kind!r} does not fit "
+                "selection, which scores all pairs at one temperature; take 'constant' or "
+                "'learned'"
+            )
+        return JestConfig(
+            batch_size=self.batch_size,
+            num_chunks=self.num_chunks,
+            selection=self.selection,
+            kind=self.kind,
+            loss="sigmoid" if objective.method == "siglip" else "softmax",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selector:
+    """Which pairs of a super-batch to train on, as a function of the step."""
+
+    config: SelectionConfig
+    module: nn.Module
+    loss: ContrastiveObjective
+    seed: int
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        embed: Callable[[], PairEmbeddings],
+        reference: PairEmbeddings | None,
+        *,
+        step: int,
+    ) -> torch.Tensor:
+        """Places in the super-batch, ascending.
+
+        Args:
+            embed: the target's embeddings of the super-batch; called in evaluation mode, so that
+                scoring moves no batch statistics.
+            reference: the reference's.
+            step: steps already taken; with the seed it decides what is drawn.
+        """
+        temperature, bias = self.loss.temperature, self.loss.bias
+        assert isinstance(temperature, Temperature)
+        learner = None
+        if self.config.kind != "irreducible":
+            training = self.module.training
+            self.module.eval()
+            try:
+                learner = ModelPairs(embed(), temperature(), bias)
+            finally:
+                self.module.train(training)
+        seen = None
+        if reference is not None and self.config.needs_reference:
+            assert self.config.reference_temperature is not None
+            seen = ModelPairs(
+                reference, self.config.reference_temperature, self.config.reference_bias
+            )
+        generator = torch.Generator(temperature().device)
+        generator.manual_seed(derived_seed("selection", self.seed, step))
+        return select_jointly(
+            learner,
+            seen,
+            config=self.config.jest(self.loss.config),
+            generator=generator,
+        ).own
