@@ -99,8 +99,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _overridden(recipe: Recipe, path: str, arguments: list[str]) -> Recipe:
-    """The recipe with any field changed: `--training.steps 2000`."""
-    return tyro.cli(Recipe, args=arguments, prog=f"drrho train {path}", default=recipe)
+    """The recipe with any field changed: `--training.steps 2000`.
+
+    What the recipe leaves out altogether (`selection`, `objective.distillation`) has no fields to
+    change; it is added in the file.
+    """
+    return tyro.cli(
+        Recipe,
+        args=arguments,
+        prog=f"drrho train {path}",
+        default=recipe,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 def _with_other_seeds(comparison: Comparison, path: str, arguments: list[str]) -> Comparison:

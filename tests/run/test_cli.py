@@ -66,6 +66,31 @@ def test_the_commands_of_the_readme(workplace, reference, scenes, capsys):
     assert 0 < json.loads((workplace / "out.json").read_text())["test"]["mrr"] <= 1
 
 
+def test_what_a_recipe_selects_and_distils_can_be_overridden(workplace, reference, plain_recipe):
+    text = Path("recipe.py").read_text()
+    text += f"""
+from dataclasses import replace
+from drrho.contrastive.config import DistillationConfig, ObjectiveConfig
+from drrho.run.selection import SelectionConfig
+recipe = replace(
+    recipe,
+    reference={str(reference)!r},
+    teachers=({str(reference)!r},),
+    objective=ObjectiveConfig(
+        method="clip", distillation=DistillationConfig(teacher_temperatures=(0.07,))
+    ),
+    selection=SelectionConfig(batch_size=4, num_chunks=2, reference_temperature=0.07),
+)
+"""
+    Path("jest.py").write_text(text)
+    arguments = ["--training.steps", "2", "--output", "jest", "--data", plain_recipe.data]
+    arguments += ["--selection.batch-size", "6", "--objective.distillation.weight", "0.5"]
+    assert main(["train", "jest.py", *arguments]) == 0
+    results = json.loads(Path("jest/results.json").read_text())
+    assert results["samples_seen"] == 2 * 6
+    assert results["recipe"]["objective"]["distillation"]["weight"] == 0.5
+
+
 def test_stored_losses_are_summarised(workplace, capsys):
     manifest = manifest_of_items([b"a", b"b", b"c", b"d"], name="letters")
     with LossWriter.open("losses", manifest, reference="small", identity="small v1") as writer:
