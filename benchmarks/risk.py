@@ -9,13 +9,12 @@ does meets all of it.
 import argparse
 import itertools
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from exact import beyond_limit, exact_value
-from machine import machine
+from measuring import FEWEST_REPEATS, in_turn, machine, seconds_of
 from rivals import BRACKET, DRO_VERSION, rivals
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +30,6 @@ from drrho.risk import (
     RiskMeasure,
 )
 
-MOST_REPEATS, FEWEST_REPEATS = 51, 5
 BATCH = 1024
 
 # With normal losses: all weights positive, nearly all, half of them.
@@ -52,25 +50,6 @@ IN_TRAINING = [
     ChiSquareBall(radius=0.1),
     ChiSquarePenalized(strength=1.0),
 ]
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def in_turn(calls: Sequence[Callable[[], object]], *, budget: float) -> np.ndarray:
-    """Seconds of each call (column), repeated (row) for about `budget` seconds."""
-    for call in calls:
-        call()
-    rows = []
-    start = time.perf_counter()
-    while len(rows) < FEWEST_REPEATS or (
-        len(rows) < MOST_REPEATS and time.perf_counter() - start < budget
-    ):
-        rows.append([seconds_of(call) for call in calls])
-    return np.array(rows)
 
 
 def beside_other_solvers(risk: RiskMeasure, num_samples: int, *, budget: float) -> list[str]:

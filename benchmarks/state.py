@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
-from machine import machine
+from measuring import machine
 
 from drrho.contrastive.estimator import AnchorAverages
 
