@@ -72,9 +72,19 @@ class Strip(NamedTuple):
             for left in range(0, len(self.text), size):
                 yield slice(top, top + size), slice(left, left + size)
 
-    def similarities(self, rows: slice, columns: slice) -> Float[Tensor, "tile_rows tile_columns"]:
-        """`x_ij = S_ij - R_ij` of a tile."""
-        x = self.image[rows].to(self.dtype) @ self.text[columns].to(self.dtype).T
+    def scratch(self) -> "Scratch":
+        """Memory for a tile, to be used for one tile after the other."""
+        size = tile_size(self.image.device, self.dtype)
+        num_entries = min(size, len(self.image)) * min(size, len(self.text))
+        return Scratch(self.image.new_empty(num_entries, dtype=self.dtype))
+
+    def similarities(
+        self, rows: slice, columns: slice, *, into: "Scratch | None" = None
+    ) -> Float[Tensor, "tile_rows tile_columns"]:
+        """`x_ij = S_ij - R_ij` of a tile, in memory of its own or in that of the last tile."""
+        images, texts = self.image[rows].to(self.dtype), self.text[columns].to(self.dtype)
+        out = None if into is None else into.like(len(images), len(texts))
+        x = torch.mm(images, texts.T, out=out)
         if self.reference_image is not None and self.reference_text is not None:
             images, texts = self.reference_image[rows], self.reference_text[columns]
             x.addmm_(images.to(self.dtype), texts.to(self.dtype).T, alpha=-1)
@@ -96,6 +106,20 @@ class Strip(NamedTuple):
         first = max(rows.start, columns.start - self.start)
         last = min(rows.stop, columns.stop - self.start, len(self.image), self.own.stop)
         return slice(first, max(first, last))
+
+
+class Scratch(NamedTuple):
+    """Memory that is used again and again.
+
+    To a processor fresh memory costs more than the arithmetic of an element-wise step: the system
+    clears every page of it first.
+    """
+
+    memory: Float[Tensor, " entries"]
+
+    def like(self, num_rows: int, num_columns: int) -> Float[Tensor, "num_rows num_columns"]:
+        """A tile in it, of any content."""
+        return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
 
 
 def make_strip(

@@ -126,18 +126,23 @@ def log_sums(
     """
     sums = strip.new_anchors(fill=-math.inf)
     kept = [] if strip.keeps_tiles and not with_positives else None
+    tile, scaled = strip.scratch(), strip.scratch()
+    lowest = torch.finfo(strip.dtype).min
     for rows, columns in strip.tiles():
-        x = strip.similarities(rows, columns)
+        x = strip.similarities(rows, columns, into=tile if kept is None else None)
         if kept is not None:
-            kept.append(x.clone())
-        if not with_positives:
-            strip.diagonal(x, rows, columns).fill_(-math.inf)
+            kept.append(x)
         for found, tau, part, dim in (
             (sums.rows, temperature.rows, rows, 1),
             (sums.columns, temperature.columns, columns, 0),
         ):
-            z = x / tau[part].unsqueeze(dim)
-            found[part] = torch.logaddexp(found[part], z.logsumexp(dim=dim))
+            z = torch.mul(x, 1 / tau[part].unsqueeze(dim), out=scaled.like(*x.shape))
+            if not with_positives:
+                strip.diagonal(z, rows, columns).fill_(-math.inf)
+            # torch.logsumexp would take fresh memory; a line may hold nothing but a positive.
+            largest = z.amax(dim=dim, keepdim=True).clamp_min_(lowest)
+            of_tile = z.sub_(largest).exp_().sum(dim=dim).log_().add_(largest.squeeze(dim))
+            found[part] = torch.logaddexp(found[part], of_tile)
     return sums, kept
 
 
@@ -169,22 +174,24 @@ def _gradient(
         text=torch.zeros_like(strip.text, dtype=strip.dtype),
         means=strip.new_anchors(),
     )
+    tile, for_rows, for_columns = strip.scratch(), strip.scratch(), strip.scratch()
     for number, (rows, columns) in enumerate(strip.tiles()):
-        x = strip.similarities(rows, columns) if kept is None else kept[number]
-        p_rows = _weights(x, temperature.rows[rows, None], sums.rows[rows, None])
-        p_columns = _weights(x, temperature.columns[columns], sums.columns[columns])
-        for p in (p_rows, p_columns):
-            strip.diagonal(p, rows, columns).zero_()
-        if needs_temperature:
-            result.means.rows[rows] += (p_rows * x).sum(dim=1)
-            result.means.columns[columns] += (p_columns * x).sum(dim=0)
-        c = p_rows.mul_(of_rows[rows, None]).addcmul_(p_columns, of_columns[columns])
+        x = strip.similarities(rows, columns, into=tile) if kept is None else kept[number]
+        c = for_rows.like(*x.shape)
+        p = for_columns.like(*x.shape)
+        sides = (
+            (c, of_rows, temperature.rows, sums.rows, result.means.rows, rows, 1),
+            (p, of_columns, temperature.columns, sums.columns, result.means.columns, columns, 0),
+        )
+        for weights, arriving_there, tau, total, means, part, dim in sides:
+            torch.mul(x, 1 / tau[part].unsqueeze(dim), out=weights)
+            weights.sub_(total[part].unsqueeze(dim)).exp_()
+            strip.diagonal(weights, rows, columns).zero_()
+            if needs_temperature:
+                means[part] += (weights * x).sum(dim=dim)
+            weights.mul_(arriving_there[part].unsqueeze(dim))
+        c.add_(p)
         strip.diagonal(c, rows, columns).copy_(at_positives[strip.rows_on_diagonal(rows, columns)])
         result.image[rows].addmm_(c, strip.text[columns].to(strip.dtype))
         result.text[columns].addmm_(c.T, strip.image[rows].to(strip.dtype))
     return result
-
-
-def _weights(x: Tensor, temperature: Tensor, log_sums: Tensor) -> Tensor:
-    """Of an anchor's negatives: `exp(x / tau - log sum)`."""
-    return torch.addcmul(-log_sums, x, 1 / temperature).exp_()
