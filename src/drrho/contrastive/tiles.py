@@ -5,6 +5,7 @@ objectives are made of its 2 B numbers, so this is the one place that has to be 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,20 +50,60 @@ def tiled_log_gap_means(
 
     Source: docs/mathematics.md, "Tiles".
     """
+    passes = Passes(log_sums, _gradient)
+    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, group=group)
+
+
+class Gradient(NamedTuple):
+    """Of a strip; what is of columns is this process's part of a sum.
+
+    `means` are those of x over an anchor's negatives under its weights, empty unless a
+    temperature needs them.
+    """
+
+    image: Float[Tensor, "rows dim"]
+    text: Float[Tensor, "columns dim"]
+    means: Anchors
+
+
+class Passes(NamedTuple):
+    """How the strip is walked: by torch's operations here, or by kernels of another module.
+
+    Attributes:
+        log_sums: strip and temperatures to `log sum exp(x / tau)` over the negatives of each row
+            and column, and to what the second pass may use of the first.
+        gradient: strip, temperatures, those sums, and the gradient that arrives at them, to the
+            `Gradient`; what was kept, and whether the means are needed, by keyword.
+    """
+
+    log_sums: Callable[[Strip, Anchors], tuple[Anchors, list[Tensor] | None]]
+    gradient: Callable[..., Gradient]
+
+
+def log_gap_means_in_passes(
+    passes: Passes,
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None,
+    *,
+    temperature: Float[Tensor, "..."],
+    group: ProcessGroup | None,
+) -> Float[Tensor, "2 batch"]:
+    """`tiled_log_gap_means` by these passes: what is of processes and of autograd."""
     check_pairs(target, reference)
     processes = partition(len(target.image), group=group, device=target.image.device)
     check_negatives(processes.num_rows)
     images, texts = (None, None) if reference is None else reference
     of_anchors = temperature.expand(2, len(target.image))
-    result = _TiledLogGapMeans.apply(*target, images, texts, of_anchors, processes)
+    result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, processes)
     assert isinstance(result, Tensor)
     return result
 
 
-class _TiledLogGapMeans(torch.autograd.Function):
+class _LogGapMeans(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0913 - autograd sees tensors only as arguments
         ctx: Any,
+        passes: Passes,
         image: Tensor,
         text: Tensor,
         reference_image: Tensor | None,
@@ -78,11 +119,12 @@ class _TiledLogGapMeans(torch.autograd.Function):
         anchors = Anchors(of_rows, processes.gather(of_columns))
         with torch.autocast(image.device.type, enabled=False):
             positives = strip.positives()
-            sums, ctx.tiles = log_sums(strip, anchors)
+            sums, ctx.kept = passes.log_sums(strip, anchors)
         log_columns = processes.log_sum_exp(sums.columns)
 
         ctx.save_for_backward(*strip[:4], *anchors, positives, sums.rows, log_columns)
         ctx.processes, ctx.start, ctx.dtype = processes, strip.start, strip.dtype
+        ctx.passes = passes
         log_negatives = math.log(processes.num_rows - 1)
         rows = sums.rows - positives / of_rows - log_negatives
         columns = processes.own(log_columns) - positives / of_columns - log_negatives
@@ -97,17 +139,17 @@ class _TiledLogGapMeans(torch.autograd.Function):
         temperature = Anchors(of_rows, of_columns)
         sums = Anchors(log_rows, log_columns)
         arriving = Anchors(upstream[0], processes.gather(upstream[1]))
-        needs_temperature = ctx.needs_input_grad[4]
+        needs_temperature = ctx.needs_input_grad[5]
         with torch.autocast(strip.image.device.type, enabled=False):
-            gradient = _gradient(
+            gradient = ctx.passes.gradient(
                 strip,
                 temperature,
                 sums,
                 arriving,
-                kept=ctx.tiles,
+                kept=ctx.kept,
                 needs_temperature=needs_temperature,
             )
-        ctx.tiles = None
+        ctx.kept = None
         image = gradient.image.to(strip.image.dtype)
         text = processes.own_of_sum(gradient.text).to(strip.text.dtype)
         of_temperature = None
@@ -115,7 +157,7 @@ class _TiledLogGapMeans(torch.autograd.Function):
             means = [gradient.means.rows, processes.own_of_sum(gradient.means.columns)]
             own = torch.stack([of_rows, processes.own(of_columns)])
             of_temperature = upstream * (positives - torch.stack(means)) / own.square()
-        return image, text, None, None, of_temperature, None
+        return None, image, text, None, None, of_temperature, None
 
 
 def log_sums(
@@ -146,18 +188,6 @@ def log_sums(
     return sums, kept
 
 
-class _Gradient(NamedTuple):
-    """Of the strip; what is of columns is this process's part of a sum.
-
-    `means` are those of x over an anchor's negatives under its weights, empty unless a
-    temperature needs them.
-    """
-
-    image: Float[Tensor, "rows dim"]
-    text: Float[Tensor, "columns dim"]
-    means: Anchors
-
-
 def _gradient(
     strip: Strip,
     temperature: Anchors,
@@ -166,10 +196,10 @@ def _gradient(
     *,
     kept: list[Tensor] | None,
     needs_temperature: bool,
-) -> _Gradient:
+) -> Gradient:
     of_rows, of_columns = (a / tau for a, tau in zip(arriving, temperature, strict=True))
     at_positives = -(of_rows + of_columns[strip.own])
-    result = _Gradient(
+    result = Gradient(
         image=torch.zeros_like(strip.image, dtype=strip.dtype),
         text=torch.zeros_like(strip.text, dtype=strip.dtype),
         means=strip.new_anchors(),
