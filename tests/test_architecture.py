@@ -16,6 +16,8 @@ IMPURE_LIBRARIES = {
     *("asyncio", "io", "logging", "multiprocessing", "os", "pathlib", "random"),
     *("shutil", "socket", "subprocess", "sys", "tempfile", "threading", "time"),
 }
+# PyTorch for CUDA brings it; a module that imports it must do without.
+FROM_CUDA = {"triton"}
 # Engines built on process groups that do not hand one to the caller.
 DISTRIBUTED_ENGINES = ("torch.distributed.checkpoint", "torch.distributed.fsdp")
 
@@ -95,7 +97,7 @@ def test_a_room_imports_only_what_its_installation_brings():
     providers = packages_distributions()
 
     def is_installed(library, room):
-        if library == "drrho" or library in sys.stdlib_module_names:
+        if library in {"drrho", *FROM_CUDA} or library in sys.stdlib_module_names:
             return True
         extras = ROOMS[room][1] if room in ROOMS else ()
         requirements = project["dependencies"] + [
