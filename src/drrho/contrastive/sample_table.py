@@ -49,7 +49,7 @@ class SampleTable(nn.Module):
     @torch.no_grad()
     def read(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"]:
         """The entries of this process's pairs; a collective."""
-        batch = self._batch(sample_ids)
+        batch = self._batch(sample_ids, device=sample_ids.device)
         entries = self.entries[:, batch.place].to(sample_ids.device)
         return self._answer(batch, entries)
 
@@ -80,19 +80,21 @@ class SampleTable(nn.Module):
             IndexError: an id outside the data set (of ids on a GPU, with one process, a device
                 assertion).
         """
-        batch = self._batch(sample_ids)
+        batch = self._batch(sample_ids, device=arriving.device)
         everyone = batch.pairs.gather(arriving.T).T
-        everyone = _means(batch.same.to(everyone.device), everyone, of_logarithms=of_logarithms)
+        everyone = _means(batch.same, everyone, of_logarithms=of_logarithms)
         everyone = everyone[:, batch.owned]
         after = rule(self.entries[:, batch.place].to(everyone), everyone)
         self.entries[:, batch.place] = after.to(self.entries)
         return self._answer(batch, after)
 
-    def _batch(self, sample_ids: Tensor) -> "_Batch":
+    def _batch(self, sample_ids: Tensor, *, device: torch.device) -> "_Batch":
+        """Of the pairs of all processes, on the device on which they speak."""
         owners = self._owners
-        pairs = partition(len(sample_ids), group=owners.group, device=sample_ids.device)
-        everyone = pairs.gather(sample_ids)
-        if owners.num_processes > 1 or everyone.device.type == "cpu":
+        pairs = partition(len(sample_ids), group=owners.group, device=device)
+        everyone = pairs.gather(sample_ids.to(device))
+        # One process with its ids on a GPU would wait for it here; indexing asserts there.
+        if owners.num_processes > 1 or device.type == "cpu":
             outside = everyone[(everyone < 0) | (everyone >= owners.num_rows)]
             if len(outside):
                 raise IndexError(
