@@ -30,7 +30,8 @@ class ContrastiveObjective(nn.Module):
 
     On K processes the batch is that of all, and every process returns the same loss. Gradients of
     the model have to be averaged over processes, as DistributedDataParallel does; those of
-    temperature and bias are averaged here.
+    temperature and bias are averaged here. So this module is not to be wrapped, which would
+    overwrite every process's share of the per-sample state with the first one's.
 
     Args:
         config: what is minimised.
