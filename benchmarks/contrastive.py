@@ -7,6 +7,7 @@ memory is measured in a fresh process each. Progress goes to standard error.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -146,6 +147,7 @@ def print_peak(method: str, batch: int, dim: int) -> None:
     """Peak of this process above what it had before the call, the gradients taken off."""
     METHODS[method](*embeddings(64, dim))  # what libraries allocate once
     models = embeddings(batch, dim)
+    ctypes.CDLL(None).malloc_trim(0)  # what drawing them freed is not to serve the call
     Path("/proc/self/clear_refs").write_text("5")
     before = megabytes("VmRSS")
     METHODS[method](*models)
