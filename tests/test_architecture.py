@@ -18,8 +18,12 @@ IMPURE_LIBRARIES = {
 }
 # PyTorch for CUDA brings it; a module that imports it must do without.
 FROM_CUDA = {"triton"}
+# Imported where it is asked for, with an error that says how to install it.
+ON_REQUEST = {"wandb"}
 # Engines built on process groups that do not hand one to the caller.
-DISTRIBUTED_ENGINES = ("torch.distributed.checkpoint", "torch.distributed.fsdp")
+DISTRIBUTED_ENGINES = tuple(
+    f"torch.distributed.{name}" for name in ("checkpoint", "fsdp", "tensor")
+)
 
 
 def table_of_rooms():
@@ -97,7 +101,7 @@ def test_a_room_imports_only_what_its_installation_brings():
     providers = packages_distributions()
 
     def is_installed(library, room):
-        if library in {"drrho", *FROM_CUDA} or library in sys.stdlib_module_names:
+        if library in {"drrho", *FROM_CUDA, *ON_REQUEST} or library in sys.stdlib_module_names:
             return True
         extras = ROOMS[room][1] if room in ROOMS else ()
         requirements = project["dependencies"] + [

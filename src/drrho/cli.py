@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except TrainingInterrupted as interruption:
         print(f"drrho: {interruption}", file=sys.stderr)
-        return 128 + interruption.received
+        return interruption.exit_status
     except commands.USER_ERRORS as error:
         if os.environ.get("DRRHO_TRACEBACK"):
             traceback.print_exc()

@@ -1,9 +1,13 @@
 """What every process has, known to all: the only module that names a process group."""
 
 import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,7 +20,177 @@ from torch.nn.functional import pad
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
-__all__ = ["Partition", "ProcessGroup", "equal_partition", "partition"]
+__all__ = [
+    "Launch",
+    "Partition",
+    "ProcessGroup",
+    "Processes",
+    "equal_partition",
+    "joined",
+    "partition",
+]
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Which of the processes this one is, as torchrun or Slurm told it.
+
+    Attributes:
+        rank: from 0 to `size` - 1.
+        size: number of processes.
+        local_rank: from 0 on each machine; the number of its GPU.
+        meeting: where processes meet, as `init_process_group` takes it.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    meeting: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Launch | None":
+        """None where a process was started by itself.
+
+        Understands torchrun's variables, and those of a Slurm step (`srun drrho ...`); a batch
+        script without `srun` is one process however many tasks it asked for.
+
+        Raises:
+            ValueError: the variables are there in part, or are no numbers.
+        """
+        torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+        if "RANK" in environment and "WORLD_SIZE" in environment:
+            if missing := sorted(torchrun - environment.keys()):
+                raise ValueError(
+                    f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}; start the "
+                    "processes with torchrun or srun, or unset them for one process"
+                )
+            rank, size, local_rank = (
+                _whole(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+            )
+            meeting = "env://"  # torchrun keeps the store itself, also over restarts
+        elif "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+            rank, size, local_rank = (
+                _whole(environment, name)
+                for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+            )
+            meeting = f"tcp://{_slurm_address(environment)}"
+        else:
+            return None
+        if size == 1:
+            return None
+        return cls(rank=rank, size=size, local_rank=local_rank, meeting=meeting)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, which take every step together; without arguments, this one alone.
+
+    Methods are collectives of plain values, on the host; with one process they do nothing.
+
+    Attributes:
+        rank: of this process.
+        size: number of processes.
+        host: group for values in host memory.
+        background: a group for what a thread does meanwhile.
+    """
+
+    rank: int = 0
+    size: int = 1
+    host: ProcessGroup | None = None
+    background: ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def wait_for_all(self) -> None:
+        """Returns when every process is here."""
+        if self.size > 1:
+            dist.barrier(self.host)
+
+    def from_first(self, value: Value) -> Value:
+        """The first process's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.host)
+        return values[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, in the order of the processes."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.host)
+        return values
+
+    def largest(self, number: int) -> int:
+        """Of every process's number."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number])
+        dist.all_reduce(numbers, ReduceOp.MAX, group=self.host)
+        return int(numbers)
+
+    def give_first(self, tensors: Iterator[Tensor]) -> None:
+        """Overwrites tensors with the first process's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+
+@contextmanager
+def joined(launch: Launch | None, *, device_type: str, minutes: float = 30) -> Iterator[Processes]:
+    """Meets the other processes; they part when the block ends.
+
+    Args:
+        launch: None is one process, which meets nobody.
+        device_type: where tensors are that processes exchange: "cpu" (gloo) or "cuda" (NCCL).
+        minutes: a process that waits for another for longer fails. Where another died, gloo
+            notices at once, and NCCL by torchrun or Slurm, which end the others.
+
+    Raises:
+        RuntimeError: the processes did not meet in time.
+    """
+    if launch is None:
+        yield Processes()
+        return
+    timeout = timedelta(minutes=minutes)
+    dist.init_process_group(
+        "gloo" if device_type == "cpu" else f"cpu:gloo,{device_type}:nccl",
+        init_method=launch.meeting,
+        rank=launch.rank,
+        world_size=launch.size,
+        timeout=timeout,
+    )
+    host, background = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    yield Processes(launch.rank, launch.size, host, background)
+    # Not where an error came: the others would be waited for, who wait for this process.
+    dist.destroy_process_group()
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"the variable {name} must be a whole number, got {environment.get(name)!r}"
+        ) from None
+
+
+def _slurm_address(environment: Mapping[str, str]) -> str:
+    """The first machine of the step, and a port that other jobs are unlikely to choose."""
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    # gpu[003-007,012],other or gpu003,gpu004
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    if match is None:
+        raise ValueError(f"cannot read the first machine from Slurm's list of nodes {nodes!r}")
+    host = environment.get("MASTER_ADDR") or "".join(part or "" for part in match.groups())
+    port = environment.get("MASTER_PORT") or 20_000 + _whole(environment, "SLURM_JOB_ID") % 20_000
+    return f"{host}:{port}"
 
 
 @dataclass(frozen=True)

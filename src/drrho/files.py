@@ -48,6 +48,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def rename_folder(folder: Path, name: Path) -> None:
+    """Gives a folder its final name, once what it holds is on the disk.
+
+    Raises:
+        OSError: there is a folder of that name that is not empty.
+    """
+    _sync_folder(folder)
+    os.replace(folder, name)
+    _sync_folder(name.parent)
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """Makes sure that no other process works in a folder; the operating system ends the claim

@@ -23,6 +23,13 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
 
 
+def seed_all_generators(seed: int) -> None:
+    """Seeds the CPU's three and that of the GPU, if one is in use."""
+    seed_generators(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
 def capture_generators() -> dict[str, Any]:
     """The states of torch's, NumPy's and Python's global generators.
 

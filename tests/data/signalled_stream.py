@@ -13,7 +13,7 @@ from functools import partial
 from tests.data.tar_files import to_tensor, to_tokens
 
 from drrho.data.indexing import index_shards
-from drrho.data.loading import LoadingConfig, training_batches
+from drrho.data.loading import LoadingConfig, Position, training_batches
 
 say = partial(print, flush=True)
 batches = training_batches(
@@ -21,7 +21,7 @@ batches = training_batches(
     to_tensor,
     tokenizer=to_tokens,
     config=LoadingConfig(batch_size=4, workers=2),
-    seed=0,
+    position=Position(seed=0),
 )
 for _ in range(4):  # two from each: both workers are past their start
     next(batches)

@@ -32,6 +32,7 @@ from drrho.data.indexing import index_shards
 from drrho.data.loading import (
     LoadingConfig,
     NothingReadable,
+    Position,
     epoch_order,
     evaluation_batches,
     steps_per_epoch,
@@ -59,8 +60,7 @@ def train(
         transform,
         tokenizer=to_tokens,
         config=LoadingConfig(batch_size=batch_size, shuffle_window=window, workers=workers),
-        seed=seed,
-        start_step=start_step,
+        position=Position(seed=seed, step=start_step),
     )
 
 
@@ -315,7 +315,11 @@ def test_real_images_and_captions_load():
         return torch.tensor([[len(caption)] for caption in captions])
 
     batches = training_batches(
-        manifest, resized, tokenizer=lengths, config=LoadingConfig(batch_size=128), seed=0
+        manifest,
+        resized,
+        tokenizer=lengths,
+        config=LoadingConfig(batch_size=128),
+        position=Position(seed=0),
     )
     batch = next(batches)
     assert batch.images.shape == (128, 3, 32, 32)

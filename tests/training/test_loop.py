@@ -15,7 +15,7 @@ from tests.training.tiny_run import (
 )
 from torch import nn
 
-from drrho.training.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
+from drrho.training.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from drrho.training.config import TrainingConfig, require_precision
 from drrho.training.finite import NotFiniteError
 from drrho.training.log import read_metrics
@@ -44,7 +44,7 @@ def test_checkpoints_are_kept_as_asked(tmp_path):
     config = replace(CONFIG, checkpoint_every=7, keep_checkpoints=3)
     tiny_train(tiny_state(tmp_path), config=config)
     names = [path.name for path in list_checkpoints(tmp_path / "checkpoints")]
-    assert names == ["step-00000028.pt", "step-00000035.pt", "step-00000040.pt"]
+    assert names == ["step-00000028", "step-00000035", "step-00000040"]
 
 
 def test_learning_rate_is_the_schedule_times_the_scale_of_the_group(tmp_path):
@@ -153,9 +153,9 @@ def test_not_finite_stops_and_names_the_step_and_the_samples(tmp_path, spoil, me
     kept = latest_checkpoint(tmp_path / "checkpoints")
     assert str(kept) in text
     assert kept is not None
-    weights = load_checkpoint(kept)["model"].values()
+    weights = read_tensors(kept).values()
     assert all(value.isfinite().all() for value in weights)
-    assert kept.name == "step-00000015.pt"
+    assert kept.name == "step-00000015"
 
 
 def test_not_finite_before_any_checkpoint_says_so(tmp_path):

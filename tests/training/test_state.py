@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from drrho.training import state as state_module
-from drrho.training.checkpoint import CheckpointError, load_checkpoint
+from drrho.training.checkpoint import CheckpointError, read_values
 from drrho.training.optimizer import OptimizerConfig, build_optimizer
 from drrho.training.state import TrainingState, plain, versions
 
@@ -25,6 +25,12 @@ def state(folder, *, config=None, width=3, with_loss=True):
     )
 
 
+def save(state):
+    path = state.save(keep=1)
+    state.wait_until_saved()
+    return path
+
+
 def test_nothing_to_resume(tmp_path):
     assert state(tmp_path).resume() is False
 
@@ -33,7 +39,7 @@ def test_everything_comes_back(tmp_path):
     first = state(tmp_path)
     first.step, first.samples_seen, first.seconds, first.metrics = 7, 70, 1.5, {"loss": 2.0}
     first.skipped.update({"corrupt image": 3})
-    first.save(keep=1)
+    save(first)
     second = state(tmp_path)
     assert second.resume()
     for name in ("step", "samples_seen", "seconds", "metrics", "skipped"):
@@ -43,7 +49,7 @@ def test_everything_comes_back(tmp_path):
 
 
 def test_versions_and_config_are_in_the_file(tmp_path):
-    contents = load_checkpoint(state(tmp_path).save(keep=1))
+    contents = read_values(save(state(tmp_path)))
     assert contents["config"]["a"]["b"] == 1
     assert contents["versions"]["torch"] == str(torch.__version__)
     assert {"drrho", "python", "numpy"} <= contents["versions"].keys()
@@ -63,7 +69,7 @@ def test_versions_name_the_libraries_that_are_installed(monkeypatch):
 
 
 def test_other_config_is_named(tmp_path):
-    state(tmp_path).save(keep=1)
+    save(state(tmp_path))
     other = state(tmp_path, config={"a": {"b": 2, "d": 0}, "data": {"workers": 4}})
     with pytest.raises(CheckpointError, match="another run") as info:
         other.resume()
@@ -76,7 +82,7 @@ def test_other_config_is_named(tmp_path):
 
 
 def test_config_that_may_change_may(tmp_path):
-    state(tmp_path).save(keep=1)
+    save(state(tmp_path))
     other = state(tmp_path, config={"a": {"b": 1, "c": [1, 2]}, "data": {"workers": 0}})
     with pytest.raises(CheckpointError, match="data.workers"):
         other.resume()
@@ -84,7 +90,7 @@ def test_config_that_may_change_may(tmp_path):
 
 
 def test_other_shapes_are_named_and_nothing_is_changed(tmp_path):
-    state(tmp_path).save(keep=1)
+    save(state(tmp_path))
     other = state(tmp_path, width=5, with_loss=False)
     before = [p.detach().clone() for p in other.model.parameters()]
     with pytest.raises(CheckpointError) as info:
@@ -96,12 +102,48 @@ def test_other_shapes_are_named_and_nothing_is_changed(tmp_path):
     assert other.step == 0
 
 
-def test_other_trainable_parameters_are_named(tmp_path):
-    state(tmp_path).save(keep=1)
+def after_a_step(folder, *, frozen=()):
+    """A state whose optimiser has moments, of what is not frozen."""
+    stepped = state(folder)
+    for name in frozen:
+        stepped.model.get_parameter(name).requires_grad_(False)
+    stepped.optimizer = build_optimizer(stepped.model, OptimizerConfig(learning_rate=0.1))
+    stepped.model(torch.ones(2, 4)).sum().backward()
+    stepped.optimizer.step()
+    return stepped
+
+
+def test_moments_come_back(tmp_path):
+    first, second = after_a_step(tmp_path), state(tmp_path)
+    save(first)
+    second.resume()
+    for parameter, other in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        moments, others = first.optimizer.state[parameter], second.optimizer.state[other]
+        assert moments.keys() == others.keys()
+        assert all(torch.equal(moments[name], others[name]) for name in moments)
+
+
+def test_moments_that_were_not_there_are_not_there(tmp_path):
+    save(state(tmp_path))
     other = state(tmp_path)
-    other.optimizer = torch.optim.AdamW([other.model.weight])  # type: ignore[list-item]
-    with pytest.raises(CheckpointError, match="optimizer group 1: 1 parameters before, absent now"):
+    other.resume()
+    assert not other.optimizer.state
+
+
+def test_other_trainable_parameters_are_named(tmp_path):
+    save(after_a_step(tmp_path))
+    other = after_a_step(tmp_path, frozen=["bias"])
+    with pytest.raises(CheckpointError) as info:
         other.resume()
+    assert "optimizer.model.bias.exp_avg: shape (3,) before, absent now" in str(info.value)
+
+
+def test_a_newer_format_is_named(tmp_path):
+    path = save(state(tmp_path))
+    text = (path / "checkpoint.json").read_text().replace('"format": 3', '"format": 99')
+    (path / "checkpoint.json").write_text(text)
+    with pytest.raises(CheckpointError, match="has format 99, this version reads 3.*by drrho"):
+        state(tmp_path).resume()
 
 
 def test_config_is_plain_data():

@@ -1,8 +1,7 @@
 """A training run of milliseconds in which everything that a checkpoint holds matters.
 
 The step depends on torch's and NumPy's generators, on the loss's per-sample state and on the
-optimiser's moments. Not on Python's generator: beartype, which checks types in the tests, draws
-from it. Also a script: `python tiny_run.py FOLDER SECONDS_PER_STEP`.
+optimiser's moments. Also a script: `python tiny_run.py FOLDER SECONDS_PER_STEP`.
 """
 
 import sys

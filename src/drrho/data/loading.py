@@ -35,7 +35,7 @@ class LoadingConfig:
     """How training reads its data.
 
     Attributes:
-        batch_size: samples in a batch, before unreadable ones are dropped.
+        batch_size: samples in a batch of all processes, before unreadable ones are dropped.
         shuffle_window: shards shuffled together. Every process that decodes reads all of them
             and holds them in memory, undecoded.
         workers: processes that decode; 0 decodes in the training process. The batches are the
@@ -59,6 +59,29 @@ class LoadingConfig:
             raise ValueError(f"workers must not be negative, got {self.workers}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Which batches: the place in an endless stream of them, and whose part.
+
+    Attributes:
+        seed: of the order and the random transforms.
+        step: batches to pass over, without reading them.
+        share: (k, K) means the k-th of K parts of every batch; parts differ in size by at most
+            one. What belongs to a batch does not depend on K.
+    """
+
+    seed: int
+    step: int = 0
+    share: tuple[int, int] = (0, 1)
+
+    def __post_init__(self):
+        if self.step < 0:
+            raise ValueError(f"step must not be negative, got {self.step}")
+        rank, num_shares = self.share
+        if not 0 <= rank < num_shares:
+            raise ValueError(f"share must be (k, K) with 0 <= k < K, got {self.share}")
+
+
 class NothingReadable(ValueError):
     """Not one sample of a batch, or of a whole data set, could be decoded.
 
@@ -77,10 +100,9 @@ def training_batches(
     *,
     tokenizer: Tokenizer,
     config: LoadingConfig,
-    seed: int,
-    start_step: int = 0,
+    position: Position,
 ) -> Iterator[Batch]:
-    """Batches without end, from step `start_step` on; each epoch in the order of `epoch_order`.
+    """Batches without end from a position on; each epoch in the order of `epoch_order`.
 
     Args:
         manifest: the data set.
@@ -89,23 +111,25 @@ def training_batches(
             states outside stay as they were.
         tokenizer: captions to token ids (B, L).
         config: batch size, shuffle window and workers.
-        seed: of the order and the random transforms.
-        start_step: batches to pass over, without reading them.
+        position: where to begin, and whose part of every batch.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
             manifest says, or no sample of a batch could be decoded (`NothingReadable`).
     """
     steps_per_epoch(manifest, batch_size=config.batch_size)  # raises if there is not one
-    if start_step < 0:
-        raise ValueError(f"start_step must not be negative, got {start_step}")
+    if position.share[1] > config.batch_size:
+        raise ValueError(
+            f"a batch of {config.batch_size} cannot be shared by {position.share[1]} processes; "
+            "take a larger batch_size"
+        )
     pairs = _TrainingPairs(
         shards=OpenShards(manifest, capacity=config.shuffle_window),
         transform=transform,
         tokenizer=tokenizer,
-        seed=seed,
+        seed=position.seed,
     )
-    plan = _training_plan(manifest, config, seed=seed, start_step=start_step)
+    plan = _training_plan(manifest, config, position)
     return _never_empty(_load(pairs, plan, workers=config.workers))
 
 
@@ -212,16 +236,18 @@ class _EvaluationExamples(Dataset[Examples]):
 
 
 def _training_plan(
-    manifest: Manifest, config: LoadingConfig, *, seed: int, start_step: int
+    manifest: Manifest, config: LoadingConfig, position: Position
 ) -> Iterator[tuple[int, list[int]]]:
-    """The epoch and the sample ids of each batch from `start_step` on, without end."""
-    batch_size, window = config.batch_size, config.shuffle_window
+    """The epoch and the sample ids of each batch from a position on, without end."""
+    batch_size, window, seed = config.batch_size, config.shuffle_window, position.seed
+    rank, num_shares = position.share
     steps = steps_per_epoch(manifest, batch_size=batch_size)
-    epoch, first = divmod(start_step, steps)
+    epoch, first = divmod(position.step, steps)
     while True:
         order = epoch_order(manifest, seed=seed, epoch=epoch, shuffle_window=window)
         for step in range(first, steps):
-            yield epoch, order[step * batch_size : (step + 1) * batch_size].tolist()
+            batch = order[step * batch_size : (step + 1) * batch_size]
+            yield epoch, batch.tensor_split(num_shares)[rank].tolist()
         epoch, first = epoch + 1, 0
 
 

@@ -1,11 +1,13 @@
 """Configuration -> model, and trained models to and from a folder."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from drrho.files import write_atomically, write_json
 from drrho.models.open_clip import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
@@ -75,10 +77,17 @@ def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
         return build_open_clip(config.name, config.pretrained)
 
 
-def save_model(model: TwoTower, folder: Path) -> None:
+def save_model(
+    model: TwoTower, folder: Path, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes weights and architecture; `load_model` needs nothing else, wherever the folder goes.
 
     An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH".
+
+    Args:
+        model: what to write.
+        folder: made if need be.
+        weights: the whole state where the module holds a share of it; None takes the module's.
 
     Raises:
         ValueError: the model was not built by `build_model`.
@@ -88,8 +97,9 @@ def save_model(model: TwoTower, folder: Path) -> None:
             f"model {model.identity.get('architecture')!r} has no architecture to save; only what "
             "build_model made can be saved"
         )
-    weights = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, save(weights))
+    weights = model.module.state_dict() if weights is None else weights
+    content = save({name: tensor.contiguous() for name, tensor in weights.items()})
+    write_atomically(folder / WEIGHTS_FILE, content)
     save_tokenizer(model.tokenizer, folder)
     for name, content in model.architecture.items():  # last: its presence says all is there
         write_json(folder / name, content)

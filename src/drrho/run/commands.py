@@ -17,12 +17,15 @@ from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.run.recipe import Recipe
 from drrho.run.reference import LossesConfig, PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
+from drrho.run.training import ProcessFailed, train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
 
 # What a user can usually mend, said in one line; anything else keeps its traceback.
-USER_ERRORS = (ValueError, OSError, CheckpointError, NotFiniteError, ModuleNotFoundError)
+USER_ERRORS = (
+    *(ValueError, OSError, ModuleNotFoundError),
+    *(CheckpointError, NotFiniteError, ProcessFailed),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.run.selection import SelectionConfig
 from drrho.training.config import TrainingConfig
+from drrho.training.parallel import Parallel
 
 Device = Literal["auto", "cpu", "cuda"]
 Kind = TypeVar("Kind")
@@ -50,9 +51,14 @@ class Recipe:
         teachers: such folders, one for each teacher of `objective.distillation`; the reference
             may be one of them.
         selection: draw the batch out of what is loaded (JEST); None trains on all of it.
-        micro_batch_size: pairs that are encoded at once. The loss is that of the whole batch, but
-            activations are held of a micro-batch only, for one more forward pass. BatchNorm, where
-            a model has it, normalises a micro-batch. None encodes the batch at once.
+        micro_batch_size: pairs that a process encodes at once. The loss is that of the whole
+            batch, but activations are held of a micro-batch only, for one more forward pass.
+            BatchNorm, where a model has it, normalises a micro-batch. None encodes all at once.
+        gradient_checkpointing: recompute the blocks of the towers going backward: a third more
+            time, activations of a block and the blocks' inputs in memory.
+        compile: torch.compile of the blocks of the towers.
+        parallel: on several processes, "replicated" (DistributedDataParallel) or "sharded"
+            (FSDP2: parameters, gradients and the optimiser's moments are shared out).
         evaluation: what to evaluate on.
         seed: of the initial weights, the order of the data and random transforms.
         device: "auto" takes the GPU if there is one.
@@ -68,6 +74,9 @@ class Recipe:
     teachers: tuple[str, ...] = ()
     selection: SelectionConfig | None = None
     micro_batch_size: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    parallel: Parallel = "replicated"
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     device: Device = "auto"
@@ -107,6 +116,11 @@ class Recipe:
                 f"objective.distillation has {self.objective.num_teachers} teachers, but teachers "
                 f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
                 "wrote for each"
+            )
+        if self.training.keep_best is not None and self.evaluation.data is None:
+            raise ValueError(
+                f"training.keep_best = {self.training.keep_best!r} has no effect without "
+                "evaluation.data"
             )
         if self.training.evaluate_every is not None and self.evaluation.data is None:
             raise ValueError(
@@ -153,6 +167,11 @@ MAY_CHANGE = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_best",
+    "training.wandb_project",
+    "training.not_finite",
+    "parallel",
+    "gradient_checkpointing",
     "training.evaluate_every",
     "evaluation.data",
     "evaluation.batch_size",
@@ -195,14 +214,20 @@ def _line_in(path: Path, error: Exception) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def resolve_device(device: Device) -> torch.device:
-    """The device by name.
+def resolve_device(device: Device, *, local_rank: int = 0) -> torch.device:
+    """The device by name; where several processes share a machine, each takes the GPU of its rank.
 
     Raises:
         ValueError: "cuda" without a GPU that torch can use.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device = 'cuda', but torch finds no GPU; use 'cpu' or 'auto'")
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU, there are "
+            f"{torch.cuda.device_count()}; start one process for each GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

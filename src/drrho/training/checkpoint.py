@@ -1,61 +1,161 @@
-"""Checkpoint files: written whole or not at all, verified when read.
+"""Checkpoints: written whole or not at all, by all processes together, verified when read.
 
-One file per checkpoint, `step-00000100.pt`, in a folder of their own. What is in it is the business
-of `drrho.training.state`; here it is a dictionary of tensors and plain values.
+`step-00000100/` holds the tensors as torch.distributed.checkpoint writes them, every process its
+own share, and `checkpoint.json`: plain values, and size and CRC-32 of all other files. Any number
+of processes reads what any other number wrote. What the tensors are is the business of
+`drrho.training.state`.
 """
 
+import json
 import pickle
 import re
+import shutil
 import warnings
-import zipfile
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    FileSystemReader,
+    FileSystemWriter,
+    Metadata,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from drrho.files import PARTIAL_SUFFIX, opened_atomically
+from drrho.distributed import Processes
+from drrho.files import rename_folder, write_json
 
-FILE_NAME = re.compile(r"step-(\d{8,})\.pt")
+FOLDER_NAME = re.compile(r"step-(\d{8,})")
+VALUES_FILE = "checkpoint.json"
+PARTIAL_SUFFIX = ".partial"
+# All that the index of tensors is made of; it is a pickle, and nothing else in it is looked up.
+INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
+        *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {
+        *("Size", "float64", "float32", "float16", "bfloat16"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    },
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+# It says so at every save of a run of one process, which is no mistake.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read, or belongs to another run."""
 
 
-def save_checkpoint(contents: Mapping[str, Any], folder: Path, *, step: int, keep: int) -> Path:
-    """Writes the checkpoint of `step` and deletes all but the newest `keep` up to this step.
+class CheckpointWriter:
+    """Writes checkpoints while training goes on. Every process of the run makes the same calls.
 
-    The contents go to a temporary file in the same folder, which is flushed to the disk and
-    renamed: at every moment each `step-*.pt` is complete, whenever the process is killed. Older
-    ones are deleted only once the new one is safe. Files of later steps (left by a run that was
-    resumed further back) are not touched.
+    The files are written into a hidden folder, flushed to the disk, and the folder renamed: at
+    every moment each `step-*` is complete, whenever a process is killed. Older ones are deleted
+    only once the new one is safe. Those of later steps, left by a run that was resumed further
+    back, are not touched.
 
-    Returns:
-        Path of the new file.
-
-    Raises:
-        ValueError: `keep` is not positive.
-        OSError: the disk is full or the folder cannot be written; earlier checkpoints remain.
+    Args:
+        folder: of the checkpoints; all processes see it.
+        processes: those of the run.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
-    path = folder / f"step-{step:08d}.pt"
-    with opened_atomically(path) as file:
-        torch.save(dict(contents), file)
-    superseded = [old for old in list_checkpoints(folder) if _step_of(old) <= step][:-keep]
-    for old in superseded:
-        old.unlink()
-    for abandoned in folder.glob("*" + PARTIAL_SUFFIX):
-        abandoned.unlink()
-    return path
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self._folder = folder
+        self._processes = processes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._unfinished: Future[None] | None = None
+
+    def start(
+        self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, step: int, keep: int
+    ) -> Path:
+        """Begins to write the checkpoint of `step`, of which the newest `keep` stay.
+
+        What is written is what the tensors hold now. It returns when they are copied to host
+        memory; an earlier checkpoint is waited for.
+
+        Args:
+            tensors: of this process; sharded ones are DTensors, all others are equal everywhere.
+            values: plain data; the first process's are written.
+            step: names the folder.
+            keep: at least 1.
+
+        Returns:
+            The folder that will hold it.
+
+        Raises:
+            ValueError: `keep` is not positive.
+            OSError: the one before could not be written.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.wait()
+        path = self._folder / f"step-{step:08d}"
+        partial = self._folder / f".{path.name}{PARTIAL_SUFFIX}"
+        if self._processes.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._processes.wait_for_all()
+        copies = {name: _copied(tensor) for name, tensor in tensors.items()}
+        self._unfinished = self._thread.submit(
+            self._write, copies, dict(values), partial=partial, path=path, keep=keep
+        )
+        return path
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; earlier checkpoints remain.
+            CheckpointError: another process could not write its share.
+        """
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            unfinished.result()
+
+    def _write(
+        self,
+        tensors: dict[str, Tensor],
+        values: dict[str, Any],
+        *,
+        partial: Path,
+        path: Path,
+        keep: int,
+    ) -> None:
+        try:
+            dcp.save(
+                tensors,
+                storage_writer=FileSystemWriter(partial, single_file_per_rank=True),
+                process_group=self._processes.background,
+                no_dist=self._processes.size == 1,
+            )
+        except CheckpointException as error:
+            raise _cause(error, self._processes.rank) from error
+        # Since the save returned here, every process has written its share.
+        if self._processes.is_first:
+            files = {file.name: _size_and_checksum(file) for file in sorted(partial.iterdir())}
+            write_json(partial / VALUES_FILE, {"files": files, "values": values})
+            if path.exists():  # of this very step, from before the run was resumed
+                shutil.rmtree(path)
+            rename_folder(partial, path)
+            _delete_superseded(self._folder, path, keep=keep)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints in the folder, oldest step first; a folder that does not exist has none."""
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if FILE_NAME.fullmatch(p.name)), key=_step_of)
+    return sorted((p for p in folder.iterdir() if FOLDER_NAME.fullmatch(p.name)), key=_step_of)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -63,27 +163,27 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(list_checkpoints(folder)), None)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads one checkpoint to CPU memory; no code from the file is run.
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint, after all its files have been verified.
 
     Raises:
-        CheckpointError: the file is truncated or damaged, or no checkpoint.
+        CheckpointError: a file is missing, truncated or damaged.
     """
     try:
-        # torch.load notices a truncated file but not a flipped bit; the archive's checksums do.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, OSError, RuntimeError) as error:
+        document = json.loads((path / VALUES_FILE).read_bytes())
+        files, values = document["files"], document["values"]
+        for name, expected in files.items():
+            if _size_and_checksum(path / name) != expected:
+                raise OSError(f"the checksum of {name} does not match")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    return values
 
 
-def load_latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint; None if the folder has no checkpoints at all.
+def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest readable checkpoint and its values; None if the folder has none at all.
 
-    A damaged file is named in a warning, stays where it is, and the one before it is used.
+    A damaged one is named in a warning, stays where it is, and the one before it is used.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read: starting again from nothing
@@ -92,13 +192,13 @@ def load_latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            contents = load_checkpoint(path)
+            values = read_values(path)
         except CheckpointError as error:
             damaged.append(str(error))
             continue
         for message in damaged:
             warnings.warn(f"{message}; continuing from {path.name} instead", stacklevel=2)
-        return path, contents
+        return path, values
     if damaged:
         raise CheckpointError(
             "no checkpoint can be read; restore one from a backup, or move the folder away to "
@@ -107,7 +207,116 @@ def load_latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
+def read_shapes(path: Path) -> dict[str, torch.Size]:
+    """The whole shape of every tensor in a checkpoint, by name.
+
+    Raises:
+        CheckpointError: the index is damaged, or holds what is no tensor.
+    """
+    return {name: entry.size for name, entry in _index(path).items()}
+
+
+def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
+    """Overwrites tensors with what a checkpoint has under their names; a collective.
+
+    Args:
+        tensors: DTensors get their process's share.
+        path: a checkpoint, verified by `read_values`.
+        processes: those of the run.
+
+    Raises:
+        CheckpointError: a tensor is not there, or has another shape.
+    """
+    _index(path)  # nothing but tensors: anything else would be unpickled
+    try:
+        dcp.load(
+            tensors,
+            storage_reader=_TensorReader(path),
+            process_group=processes.host,
+            no_dist=processes.size == 1,
+        )
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whole, in host memory.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in _index(path).items()
+    }
+    read_into(tensors, path, Processes())
+    return tensors
+
+
+class _TensorReader(FileSystemReader):
+    """Reads the index of a checkpoint without running code from it."""
+
+    def read_metadata(self, *_arguments: Any, **_names: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in INDEX_CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"its index names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _index(path: Path) -> dict[str, TensorStorageMetadata]:
+    try:
+        entries = _TensorReader(path).read_metadata().state_dict_metadata
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    for name, entry in entries.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise CheckpointError(f"checkpoint {path} cannot be read: {name} is no tensor")
+    return entries  # pyright: ignore[reportReturnType]
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """As it is now, in host memory; a DTensor keeps its placement."""
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+
+
+def _cause(error: CheckpointException, rank: int) -> Exception:
+    """This process's own failure, or one that says whose it was."""
+    failures = {where: failure for where, (failure, _) in error.failures.items()}
+    if isinstance(own := failures.get(rank), Exception):
+        return own
+    listed = "; ".join(f"process {where}: {failure!r}" for where, failure in failures.items())
+    return CheckpointError(f"the checkpoint could not be written: {listed}")
+
+
+def _size_and_checksum(file: Path) -> list[int]:
+    size, checksum = 0, 0
+    with file.open("rb") as content:
+        while block := content.read(2**22):
+            size += len(block)
+            checksum = zlib.crc32(block, checksum)
+    return [size, checksum]
+
+
+def _delete_superseded(folder: Path, newest: Path, *, keep: int) -> None:
+    step = _step_of(newest)
+    for old in [p for p in list_checkpoints(folder) if _step_of(p) <= step][:-keep]:
+        shutil.rmtree(old)
+    for abandoned in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(abandoned)
+
+
 def _step_of(path: Path) -> int:
-    match = FILE_NAME.fullmatch(path.name)
+    match = FOLDER_NAME.fullmatch(path.name)
     assert match is not None, f"{path} is not named like a checkpoint"
     return int(match.group(1))

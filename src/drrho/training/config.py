@@ -7,7 +7,8 @@ import torch
 
 from drrho.training.optimizer import OptimizerConfig
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
+NotFinite = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +19,20 @@ class TrainingConfig:
         steps: optimiser steps of the whole run.
         optimizer: AdamW and its learning rate.
         precision: of the forward pass; parameters, their gradients and the optimiser are float32
-            in both cases, and the loss is expected to compute in float32 by itself.
+            in all cases, and the loss is expected to compute in float32 by itself. In float16 the
+            loss's gradient is scaled, and steps whose gradients overflow are left out.
         max_grad_norm: the model's gradient is scaled down to this 2-norm when it exceeds it; None
             leaves it alone. The temperature's gradient is in units of its own: it neither counts
             towards the norm nor is it scaled.
+        not_finite: "stop" ends the run at the first loss or gradient that is nan or infinite,
+            with the last checkpoint kept; "skip" leaves such a step out and counts it, at the
+            price of waiting for the device in every step.
         log_every: steps between rows of metrics; the last step is logged too.
         checkpoint_every: steps between checkpoints; the last step is saved too.
         keep_checkpoints: number of newest checkpoints that are kept.
+        keep_best: metric of the evaluations, such as "evaluation/mrr", whose highest value so far
+            marks a model to keep; None keeps none but the last.
+        wandb_project: also log to this project of Weights & Biases; needs `pip install wandb`.
         evaluate_every: steps between evaluations; None evaluates at the end only.
     """
 
@@ -32,9 +40,12 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     precision: Precision = "float32"
     max_grad_norm: float | None = None
+    not_finite: NotFinite = "stop"
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    keep_best: str | None = None
+    wandb_project: str | None = None
     evaluate_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -62,11 +73,13 @@ def require_precision(precision: Precision, device: torch.device) -> None:
     """Checks before the first step that the device computes in this precision.
 
     Raises:
-        ValueError: bfloat16 on a device without it.
+        ValueError: a device without it.
     """
     if precision == "float32":
         return
     match device.type:
+        case "cuda" if precision == "float16":
+            supported = True
         case "cpu":
             supported = True  # everywhere, though slow on processors without the instructions
         case "cuda":

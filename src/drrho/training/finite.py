@@ -1,15 +1,13 @@
 """Losses and gradients that are not finite: found without waiting for the device at every step."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from drrho.training.checkpoint import latest_checkpoint
 
 SHOWN_SAMPLE_IDS = 20
 
@@ -22,11 +20,13 @@ class StepRecord:
         step: index of the step, 0 for the first.
         sample_ids: of the step's batch, in host memory.
         values: name -> detached scalar on the training device; the same names at every step.
+        checked: names of those that have to be finite.
     """
 
     step: int
     sample_ids: Int[Tensor, " batch"]
     values: Mapping[str, Float[Tensor, ""]]
+    checked: tuple[str, ...]
 
 
 class NotFiniteError(RuntimeError):
@@ -43,7 +43,9 @@ class NotFiniteError(RuntimeError):
         self.sample_ids = sample_ids
 
 
-def raise_if_not_finite(records: Sequence[StepRecord], *, checkpoints: Path) -> None:
+def raise_if_not_finite(
+    records: Sequence[StepRecord], *, last_checkpoint: Callable[[], Path | None]
+) -> None:
     """Checks all records with one transfer from the device.
 
     Reading a value at each step would make the host wait for the device at each step. The records
@@ -52,20 +54,21 @@ def raise_if_not_finite(records: Sequence[StepRecord], *, checkpoints: Path) -> 
 
     Args:
         records: in the order of the steps; may be empty.
-        checkpoints: the folder of checkpoints, to name the one that remains to continue from.
+        last_checkpoint: which one remains to continue from.
 
     Raises:
         NotFiniteError: names the first such step, its values and its samples.
     """
+    records = [record for record in records if record.checked]
     if not records:
         return
     table = torch.stack(
-        [torch.stack([v.float() for v in record.values.values()]) for record in records]
+        [torch.stack([record.values[n].float() for n in record.checked]) for record in records]
     ).tolist()
     for record, row in zip(records, table, strict=True):
         if not all(map(math.isfinite, row)):
             raise NotFiniteError(
-                _explanation(record, row, last=latest_checkpoint(checkpoints)),
+                _explanation(record, row, last=last_checkpoint()),
                 step=record.step,
                 sample_ids=record.sample_ids,
             )
@@ -73,7 +76,7 @@ def raise_if_not_finite(records: Sequence[StepRecord], *, checkpoints: Path) -> 
 
 def _explanation(record: StepRecord, row: list[float], *, last: Path | None) -> str:
     values = ", ".join(
-        f"{name} = {value:g}" for name, value in zip(record.values, row, strict=True)
+        f"{name} = {value:g}" for name, value in zip(record.checked, row, strict=True)
     )
     ids = record.sample_ids.tolist()
     shown = ", ".join(map(str, ids[:SHOWN_SAMPLE_IDS]))
@@ -83,5 +86,5 @@ def _explanation(record: StepRecord, row: list[float], *, last: Path | None) -> 
         f"training stopped at step {record.step}: {values}. Samples of the batch: {shown}{more}. "
         f"{kept}. Look at these samples if the loss itself is not finite; otherwise try a lower "
         "learning rate, a longer warm-up, a smaller max_grad_norm, a higher temperature, or "
-        "precision='float32'."
+        "precision='float32'. not_finite='skip' leaves such steps out and counts them."
     )

@@ -5,14 +5,22 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is what Slurm's --signal is usually asked to send; there is none on Windows.
+SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
+    if name in signal.Signals.__members__
+)
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, start it again.
+REQUEUE = 75
 
 
 class TrainingInterrupted(Exception):
     """Training stopped before its end because of a signal, after saving a checkpoint.
 
     Attributes:
-        received: the signal; 128 + its number is the customary exit status.
+        received: the signal.
+        exit_status: `REQUEUE` where a scheduler asked, 130 for Ctrl-C as is customary.
     """
 
     def __init__(self, *, step: int, steps: int, received: signal.Signals) -> None:
@@ -21,10 +29,11 @@ class TrainingInterrupted(Exception):
             "checkpoint; start it again in the same folder to continue"
         )
         self.received = received
+        self.exit_status = 128 + received if received == signal.SIGINT else REQUEUE
 
 
 class DeferredSignals:
-    """Notes Ctrl-C and SIGTERM (a scheduler's warning) instead of acting on them.
+    """Notes Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warnings) instead of acting on them.
 
     The second signal acts as usual, so an impatient user is never locked out. A signal that this
     process was started to ignore (`nohup`, or `&` in a script) stays ignored. Outside the main

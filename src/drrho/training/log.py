@@ -2,10 +2,12 @@
 
 import json
 import math
+import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from drrho.files import write_atomically
 
@@ -21,14 +23,28 @@ class MetricsLog:
 
     Args:
         folder: made if it does not exist.
+        writes: False does nothing at all; for every process of a run but the first.
+        wandb_project: also log to Weights & Biases, under the folder's name; a resumed run goes on
+            with its own. Set WANDB_MODE=offline where there is no network.
         start_step: position of the run: rows of this step and beyond were written by a part of
             the run that is about to be repeated, and are removed. No step is ever there twice.
 
     Raises:
         ValueError: an existing file has a line that is no row (other than a torn last one).
+        ModuleNotFoundError: wandb is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, start_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int,
+        writes: bool = True,
+        wandb_project: str | None = None,
+    ) -> None:
+        self._file = self._events = self._wandb = None
+        if not writes:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         _keep_rows_before(start_step, path)
@@ -42,9 +58,10 @@ class MetricsLog:
                 "pip install tensorboard for its display",
                 stacklevel=2,
             )
-            self._events = None
         else:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        if wandb_project is not None:
+            self._wandb = _wandb_run(folder, wandb_project)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -75,6 +92,8 @@ class MetricsLog:
         taken = row.keys() & metrics.keys()
         if taken:
             raise ValueError(f"metrics must not be called {sorted(taken)}: the log writes those")
+        if self._file is None:
+            return
         row |= {name: v if math.isfinite(v) else None for name, v in metrics.items()}
         self._file.write(json.dumps(row, allow_nan=False) + "\n")
         self._file.flush()
@@ -82,11 +101,36 @@ class MetricsLog:
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, global_step=step)
             self._events.flush()
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics) | {"samples": samples, "seconds": seconds}, step=step)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_run(folder: Path, project: str) -> Any:
+    """The run of a folder: the same one whenever training continues there."""
+    try:
+        import wandb  # noqa: PLC0415  optional
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"training.wandb_project = {project!r} needs wandb: pip install wandb", name=error.name
+        ) from error
+    path = folder / "wandb-id"
+    if not path.is_file():
+        write_atomically(path, uuid.uuid4().hex.encode())
+    return wandb.init(
+        project=project,
+        name=folder.name,
+        dir=str(folder),
+        id=path.read_text(),
+        resume="allow",
+    )
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:

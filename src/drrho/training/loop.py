@@ -4,16 +4,20 @@ It knows no loss. What is minimised, how the learning rate moves and what is eva
 arguments; where training stands is `drrho.training.state`.
 """
 
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
+from drrho.files import write_json
 from drrho.progress import Progress
-from drrho.randomness import preserved_generators, restore_generators
+from drrho.randomness import preserved_generators
 from drrho.training.config import TrainingConfig, require_precision
 from drrho.training.finite import StepRecord, raise_if_not_finite
 from drrho.training.interruption import DeferredSignals, TrainingInterrupted
@@ -52,13 +56,15 @@ def train(
     """Trains from `state.step` to `config.steps`.
 
     A run that was killed and resumed computes what the uninterrupted run computes, bit for bit on
-    one machine's CPU: everything the next step depends on is in the checkpoint, and neither the
-    fetching of batches nor evaluation moves the random generators.
+    one machine's CPU: everything the next step depends on is in the checkpoint, and what is drawn
+    in a step depends on the seed and the step alone. On several processes each calls this with
+    its share of every batch.
 
     Args:
         objective: forward pass and loss.
         batches: endless, the first for step `state.step`.
         state: new, or resumed; changed in place.
+        config: how long, and what to do along the way.
         learning_rate: step -> rate; each group of the optimiser gets it times its `lr_scale`.
         evaluators: name -> function, called with the model in evaluation mode and without
             gradients; logged as `name/metric`.
@@ -66,67 +72,159 @@ def train(
     Raises:
         NotFiniteError: the loss or a gradient is nan or infinite, found at the latest before the
             next row of metrics or checkpoint is written.
-        TrainingInterrupted: SIGINT or SIGTERM came, be it in the last evaluation; the step or the
-            evaluation was finished and the state saved.
+        TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 came to any process, be it in the last
+            evaluation; the step or the evaluation was finished and the state saved.
+        OSError: a checkpoint could not be written; those before it remain.
         ValueError: the arguments contradict each other, or the batches ended.
     """
     _require_consistent(state, config, evaluators=evaluators)
-    if state.generators is not None:
-        restore_generators(state.generators)
     started = time.perf_counter() - state.seconds
-    unchecked: list[StepRecord] = []
-    row: dict[str, float] = {}
-    saved = False
+    first = state.processes.is_first
     state.model.train()
     with (
-        MetricsLog(state.folder, start_step=state.step) as log,
+        _saving(state),
+        MetricsLog(
+            state.folder,
+            start_step=state.step,
+            writes=first,
+            wandb_project=config.wandb_project,
+        ) as log,
         Progress(
-            f"train {state.folder.name}", total=config.steps, unit="steps", initial=state.step
+            f"train {state.folder.name}",
+            total=config.steps,
+            unit="steps",
+            initial=state.step,
+            visible=first,
         ) as progress,
         DeferredSignals() as signals,
     ):
-        while True:
-            # At the top, so that a run killed during an evaluation repeats it when resumed.
-            if signals.received is None:
-                row = state.metrics | _due_evaluation(evaluators, state, config)
-                if row:
-                    log.write(
-                        row, step=state.step, samples=state.samples_seen, seconds=state.seconds
-                    )
-            if signals.received is not None:  # in the last step, or in the evaluation after it
-                if not saved:
-                    raise_if_not_finite(unchecked, checkpoints=state.checkpoints)
-                    state.save(keep=config.keep_checkpoints)
-                raise TrainingInterrupted(
-                    step=state.step, steps=config.steps, received=signals.received
-                )
-            if state.step == config.steps:
-                break
-
-            logged = _is_due(state.step + 1, config.log_every, config)
-            batch = _next_batch(batches, step=state.step)
-            result, record = take_step(
-                objective,
-                batch,
-                state=state,
-                config=config,
-                learning_rate=learning_rate,
-                diagnose=logged,
-            )
-            unchecked.append(record)
-            saved = _is_due(state.step, config.checkpoint_every, config)
-            if logged or saved:
-                raise_if_not_finite(unchecked, checkpoints=state.checkpoints)
-                unchecked.clear()
-            rate = learning_rate(record.step)
-            state.metrics = _metrics(state, result, record, rate=rate) if logged else {}
-            state.seconds = time.perf_counter() - started
-            if saved:
-                state.save(keep=config.keep_checkpoints)
-            progress.advance(1, samples=state.samples_seen, **_shown(state.metrics))
+        row = _loop(
+            _Run(objective, batches, state, config, learning_rate, evaluators),
+            log,
+            progress=progress,
+            signals=signals,
+            started=started,
+        )
     _report_skipped(state)
     state.seconds = time.perf_counter() - started
     return TrainingResult(metrics=row, samples_seen=state.samples_seen, seconds=state.seconds)
+
+
+@dataclass(frozen=True)
+class _Run(Generic[AnyBatch]):
+    """The arguments of `train`."""
+
+    objective: Objective[AnyBatch]
+    batches: Iterator[AnyBatch]
+    state: TrainingState
+    config: TrainingConfig
+    learning_rate: Schedule
+    evaluators: Mapping[str, Evaluator]
+
+
+def _loop(
+    run: _Run, log: MetricsLog, *, progress: Progress, signals: DeferredSignals, started: float
+) -> dict[str, float]:
+    """All steps that are left; returns the last row of metrics."""
+    state, config = run.state, run.config
+    unchecked: list[StepRecord] = []
+    saved, waited, logged_at = False, 0.0, state.seconds
+    while True:
+        # At the top, so that a run killed during an evaluation repeats it when resumed.
+        row, received = _log_and_evaluate(run, log, signals=signals)
+        if received is not None:  # in the last step, or in the evaluation after it
+            if not saved:
+                raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
+                state.save(keep=config.keep_checkpoints)
+            raise TrainingInterrupted(step=state.step, steps=config.steps, received=received)
+        if state.step == config.steps:
+            return row
+
+        logged = _is_due(state.step + 1, config.log_every, config)
+        saved = _is_due(state.step + 1, config.checkpoint_every, config)
+        asked = time.perf_counter()
+        batch = _next_batch(run.batches, step=state.step)
+        waited += time.perf_counter() - asked
+        result, record = take_step(
+            run.objective,
+            batch,
+            state=state,
+            config=config,
+            learning_rate=run.learning_rate,
+            diagnose=logged,
+        )
+        unchecked.append(record)
+        if logged or saved:
+            raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
+            unchecked.clear()
+            state.add_up()
+        state.seconds = time.perf_counter() - started
+        state.metrics = {}
+        if logged:
+            own = {
+                "learning_rate": run.learning_rate(record.step),
+                "time/data_wait": waited / (state.seconds - logged_at),
+            }
+            state.metrics = _metrics(state, result, record, own=own)
+            waited, logged_at = 0.0, state.seconds
+        if saved:
+            state.save(keep=config.keep_checkpoints)
+        progress.advance(1, samples=state.samples_seen, **_shown(state.metrics))
+
+
+def _log_and_evaluate(
+    run: _Run, log: MetricsLog, *, signals: DeferredSignals
+) -> tuple[dict[str, float], signal.Signals | None]:
+    """The row of this step, and the signal that any process was sent, if there is one."""
+    state = run.state
+    received = _received(signals, state)
+    if received is not None:
+        return {}, received
+    due = bool(run.evaluators) and _is_due(state.step, run.config.evaluate_every, run.config)
+    evaluation = state.processes.from_first(evaluate(run.evaluators, state.model)) if due else {}
+    row = state.metrics | evaluation
+    if row:
+        log.write(row, step=state.step, samples=state.samples_seen, seconds=state.seconds)
+    if due:
+        _keep_best(evaluation, state, run.config)
+        received = _received(signals, state)
+    return row, received
+
+
+def _keep_best(
+    evaluation: Mapping[str, float], state: TrainingState, config: TrainingConfig
+) -> None:
+    """Writes the model into `folder/best` if no evaluation before was better."""
+    if config.keep_best is None:
+        return
+    if config.keep_best not in evaluation:
+        raise ValueError(
+            f"keep_best = {config.keep_best!r} is no metric of the evaluations; there are "
+            f"{sorted(evaluation)}"
+        )
+    value = evaluation[config.keep_best]
+    if state.best and value <= state.best["value"]:
+        return
+    state.best = {"step": state.step, "value": value}
+    assert state.export is not None
+    state.export(state.folder / "best" / "model")
+    if state.processes.is_first:
+        write_json(state.folder / "best" / "best.json", {"metric": config.keep_best} | state.best)
+
+
+@contextmanager
+def _saving(state: TrainingState) -> Iterator[None]:
+    """Whatever ends the run, a checkpoint that was begun is finished before."""
+    try:
+        yield
+    finally:
+        state.wait_until_saved()
+
+
+def _received(signals: DeferredSignals, state: TrainingState) -> signal.Signals | None:
+    """What any process was sent; all stop after the same step."""
+    number = state.processes.largest(signals.received or 0)
+    return signal.Signals(number) if number else None
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], model: nn.Module) -> dict[str, float]:
@@ -161,6 +259,10 @@ def _require_consistent(
             f"evaluate_every = {config.evaluate_every} has no effect without evaluators; "
             "leave it out or give evaluators"
         )
+    if config.keep_best is not None and (not evaluators or state.export is None):
+        raise ValueError(
+            f"keep_best = {config.keep_best!r} needs evaluators and a state that can export"
+        )
     if state.step > config.steps:
         raise ValueError(
             f"the run stands at step {state.step}, beyond steps = {config.steps}; "
@@ -171,14 +273,6 @@ def _require_consistent(
 def _is_due(step: int, every: int | None, config: TrainingConfig) -> bool:
     """Whether something done every so many steps, and at the end, is done after `step` steps."""
     return step == config.steps or (every is not None and step > 0 and step % every == 0)
-
-
-def _due_evaluation(
-    evaluators: Mapping[str, Evaluator], state: TrainingState, config: TrainingConfig
-) -> dict[str, float]:
-    if not evaluators or not _is_due(state.step, config.evaluate_every, config):
-        return {}
-    return evaluate(evaluators, state.model)
 
 
 def _next_batch(batches: Iterator[AnyBatch], *, step: int) -> AnyBatch:
@@ -192,36 +286,51 @@ def _next_batch(batches: Iterator[AnyBatch], *, step: int) -> AnyBatch:
 
 
 def _metrics(
-    state: TrainingState, result: StepResult, record: StepRecord, *, rate: float
+    state: TrainingState, result: StepResult, record: StepRecord, *, own: dict[str, float]
 ) -> dict[str, float]:
     """The row of a logged step: the loop's own values, then the objective's."""
-    own: dict[str, Tensor | float] = {
+    values: dict[str, Tensor | float] = {
         **record.values,
-        "learning_rate": rate,
+        **own,
         "skipped_samples": state.skipped.total(),
     }
+    if state.scaler is not None:
+        values["gradient_scale"] = state.scaler.get_scale()
+    if state.skipped_steps:
+        values["skipped_steps"] = state.skipped_steps
     if result.loss.is_cuda:
         peak = torch.cuda.max_memory_allocated(result.loss.device)
-        own["peak_device_memory_gib"] = peak / 2**30
-    taken = own.keys() & result.metrics.keys()
+        values["peak_device_memory_gib"] = peak / 2**30
+    taken = values.keys() & result.metrics.keys()
     if taken:
         raise ValueError(
             f"the objective's metrics must not be called {sorted(taken)}: the loop logs those"
         )
     return {
         name: float(value.detach() if isinstance(value, Tensor) else value)
-        for name, value in (own | dict(result.metrics)).items()
+        for name, value in (values | dict(result.metrics)).items()
     }
 
 
 def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
     """What the progress line shows; it keeps showing the last values between logged steps."""
-    names = ("loss", "peak_device_memory_gib")
-    return {name: metrics[name] for name in names if name in metrics}
+    shown = {
+        "loss": "loss",
+        "peak_device_memory_gib": "device GiB",
+        "time/data_wait": "data wait",
+        "time/loss": "loss time",
+    }
+    return {label: metrics[name] for name, label in shown.items() if name in metrics}
 
 
 def _report_skipped(state: TrainingState) -> None:
-    if state.skipped:
+    if state.skipped_steps and state.processes.is_first:
+        warnings.warn(
+            f"{state.skipped_steps:,} of {state.step:,} steps were left out because the loss or a "
+            "gradient was not finite",
+            stacklevel=3,
+        )
+    if state.skipped and state.processes.is_first:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in state.skipped.most_common())
         total = state.skipped.total()
         warnings.warn(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
@@ -91,6 +92,23 @@ def build_optimizer(
         eps=config.epsilon,
         fused=True,  # one pass over the parameters; three times faster on a CPU, too
     )
+
+
+def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the optimiser's state before its first step, to be overwritten with a saved one.
+
+    A step of length 0 with gradients of 0 makes it as the optimiser itself would, and changes no
+    parameter.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

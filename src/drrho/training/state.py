@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,10 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drrho.randomness import capture_generators
-from drrho.training.checkpoint import CheckpointError, load_latest_checkpoint, save_checkpoint
+from drrho.distributed import Processes
+from drrho.training.checkpoint import (
+    CheckpointError,
+    CheckpointWriter,
+    latest_checkpoint,
+    read_into,
+    read_latest_values,
+    read_shapes,
+)
+from drrho.training.optimizer import allocate_moments
 
-FORMAT = 2
+FORMAT = 3
+# What is saved beside the tensors.
+COUNTED = (
+    *("step", "samples_seen", "skipped", "skipped_steps"),
+    *("seconds", "metrics", "best"),
+)
 LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
 
 
@@ -25,24 +38,30 @@ LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
 class TrainingState:
     """A run in progress: its modules, its optimiser and its position.
 
-    Schedules and the order of the samples are functions of `step`, so their position is `step`.
+    Schedules, the order of the samples and what is drawn at random in a step are functions of
+    (seed, step), so their position is `step`.
 
     Attributes:
         folder: the run's folder; its checkpoints are in `folder/checkpoints`.
-        model: the module that is trained, as itself: not wrapped for distribution, whose
-            parameter names differ.
+        model: the module that is trained, as itself: not wrapped in DistributedDataParallel,
+            whose parameter names differ. Sharded in place (FSDP2) it may be.
         loss: the module with the loss's per-sample state and learnable temperature; None for a
             loss that remembers nothing.
         optimizer: over the parameters of both.
         config: the whole run's configuration as nested plain data (`dataclasses.asdict`); a
             checkpoint is only restored into the configuration that wrote it.
+        seed: of what is drawn in a step (dropout).
+        processes: those that train together.
+        export: writes the model alone into a folder, a collective; for the best one.
+        scaler: of the loss's gradient where the forward pass is in float16.
         step: optimiser steps taken.
-        samples_seen: samples that entered a step, repetitions counted.
-        skipped: reason -> samples that could not be used, repetitions counted.
+        samples_seen: samples that entered a step, of all processes, repetitions counted.
+        skipped: reason -> samples that could not be used, likewise.
+        skipped_steps: steps that were not taken because a value was not finite.
         seconds: wall time spent in training, all resumed parts together.
         metrics: metrics of the last step; empty if that step is not logged. They are saved so
             that a run killed between a checkpoint and the log line loses neither.
-        generators: states to continue the random generators from; None before the first save.
+        best: the step and the value of the best evaluation so far, where one is looked for.
     """
 
     folder: Path
@@ -50,43 +69,73 @@ class TrainingState:
     loss: nn.Module | None
     optimizer: torch.optim.Optimizer
     config: Mapping[str, Any]
+    seed: int = 0
+    processes: Processes = field(default_factory=Processes)
+    export: Callable[[Path], None] | None = None
+    scaler: torch.amp.GradScaler | None = None
     step: int = 0
     samples_seen: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    skipped_steps: int = 0
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
-    generators: dict[str, Any] | None = None
+    best: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._writer = CheckpointWriter(self.checkpoints, self.processes)
+        self._own_samples, self._own_skipped = 0, Counter[str]()
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoint files."""
+        """The folder of the checkpoints."""
         return self.folder / "checkpoints"
 
+    def count(self, num_samples: int, skipped: Sequence[tuple[int, str]]) -> None:
+        """Counts a step, and of its samples those of this process."""
+        self.step += 1
+        self._own_samples += num_samples
+        self._own_skipped.update(reason for _, reason in skipped)
+
+    def add_up(self) -> None:
+        """Adds what the processes counted to the totals; a collective."""
+        for num_samples, skipped in self.processes.gather((self._own_samples, self._own_skipped)):
+            self.samples_seen += num_samples
+            self.skipped.update(skipped)
+        self._own_samples, self._own_skipped = 0, Counter[str]()
+
     def save(self, *, keep: int) -> Path:
-        """Writes a checkpoint of this moment and keeps the newest `keep`.
+        """Begins to write a checkpoint of this moment, of which the newest `keep` stay; a
+        collective. Training may go on; `wait_until_saved` returns when it is on the disk.
 
         Raises:
-            TypeError: the config holds something that is not plain data.
+            TypeError: the config holds something that is not plain data, or a module's state
+                something that is no tensor.
+            OSError: the checkpoint before could not be written.
         """
-        self.generators = capture_generators()
-        contents = {
+        self.add_up()
+        # Statistics of BatchNorm differ between processes until the next forward pass.
+        self.processes.give_first(self.model.buffers())
+        values = {
             "format": FORMAT,
             "versions": versions(),
             "config": plain(self.config),
-            "model": self.model.state_dict(),
-            "loss": self.loss.state_dict() if self.loss is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "samples_seen": self.samples_seen,
-            "skipped": dict(self.skipped),
-            "seconds": self.seconds,
-            "metrics": self.metrics,
-            "generators": self.generators,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            **{name: getattr(self, name) for name in COUNTED},
         }
-        return save_checkpoint(contents, self.checkpoints, step=self.step, keep=keep)
+        return self._writer.start(self._tensors(), values, step=self.step, keep=keep)
+
+    def wait_until_saved(self) -> None:
+        """Raises OSError if the last checkpoint could not be written; those before remain."""
+        self._writer.wait()
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest one, once it is on the disk; None if there is none."""
+        self.wait_until_saved()
+        return latest_checkpoint(self.checkpoints)
 
     def resume(self, *, may_change: Collection[str] = ()) -> bool:
-        """Continues from the newest readable checkpoint of the folder, if there is one.
+        """Continues from the newest readable checkpoint of the folder, if there is one; a
+        collective.
 
         Call it before the batches are opened: they start at `step`.
 
@@ -101,45 +150,77 @@ class TrainingState:
             CheckpointError: no checkpoint is readable, or the newest readable one has another
                 configuration or other shapes. Nothing has then been changed.
         """
-        found = load_latest_checkpoint(self.checkpoints)
+        found: tuple[Path, dict[str, Any]] | CheckpointError | None = None
+        if self.processes.is_first:
+            try:
+                found = read_latest_values(self.checkpoints)
+            except CheckpointError as error:
+                found = error
+        found = self.processes.from_first(found)
+        if isinstance(found, CheckpointError):
+            raise found
         if found is None:
             return False
-        path, contents = found
-        self._require_same_run(contents, path=path, may_change=may_change)
-        self.optimizer.load_state_dict(contents["optimizer"])
-        self.model.load_state_dict(contents["model"])
-        if self.loss is not None:
-            self.loss.load_state_dict(contents["loss"])
-        self.step = contents["step"]
-        self.samples_seen = contents["samples_seen"]
-        self.skipped = Counter(contents["skipped"])
-        self.seconds = contents["seconds"]
-        self.metrics = contents["metrics"]
-        self.generators = contents["generators"]
+        path, values = found
+        saved = read_shapes(path) if values.get("format") == FORMAT else {}
+        allocate_moments(self.optimizer)
+        tensors = self._tensors()
+        self._require_same_run(values, saved, tensors, path=path, may_change=may_change)
+        read_into({name: tensors[name] for name in saved}, path, self.processes)
+        self._forget_moments(set(tensors) - set(saved))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(values["scaler"])
+        for name in COUNTED:
+            setattr(self, name, values[name])
+        self.skipped = Counter(self.skipped)
         return True
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Of model, loss and optimiser by name, in the memory they have."""
+        tensors: dict[str, Tensor] = {}
+        names = {}
+        for owner, module in (("model", self.model), ("loss", self.loss)):
+            if module is None:
+                continue
+            tensors |= {f"{owner}.{name}": value for name, value in module.state_dict().items()}
+            names |= {parameter: f"{owner}.{name}" for name, parameter in module.named_parameters()}
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                tensors[f"optimizer.{names[parameter]}.{name}"] = value
+        if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+            raise TypeError(f"the state {others[0]!r} is no tensor and cannot be saved")
+        return tensors
+
+    def _forget_moments(self, names: Collection[str]) -> None:
+        """Parameters that had no gradient yet have no moments in a checkpoint either."""
+        kept = {id(value) for name, value in self._tensors().items() if name not in names}
+        for parameter, moments in list(self.optimizer.state.items()):
+            if not any(id(value) in kept for value in moments.values()):
+                del self.optimizer.state[parameter]
+
     def _require_same_run(
-        self, contents: Mapping[str, Any], *, path: Path, may_change: Collection[str]
+        self,
+        values: Mapping[str, Any],
+        saved: Mapping[str, torch.Size],
+        tensors: Mapping[str, Tensor],
+        *,
+        path: Path,
+        may_change: Collection[str],
     ) -> None:
-        if contents.get("format") != FORMAT:
+        if values.get("format") != FORMAT:
             raise CheckpointError(
-                f"checkpoint {path} has format {contents.get('format')}, this version reads "
-                f"{FORMAT}; it was written by drrho {contents.get('versions', {}).get('drrho')}"
+                f"checkpoint {path} has format {values.get('format')}, this version reads "
+                f"{FORMAT}; it was written by drrho {values.get('versions', {}).get('drrho')}"
             )
         differences = [
             f"config {line}"
             for line in config_differences(
-                contents["config"], plain(self.config), may_change=may_change
+                values["config"], plain(self.config), may_change=may_change
             )
         ]
-        differences += _differences(
-            _shapes("model", contents["model"]) | _shapes("loss", contents["loss"]),
-            _shapes("model", self.model.state_dict())
-            | _shapes("loss", self.loss.state_dict() if self.loss is not None else None),
-        )
-        differences += _differences(
-            _group_sizes(contents["optimizer"]), _group_sizes(self.optimizer.state_dict())
-        )
+        current = {name: value.shape for name, value in tensors.items()}
+        without_moments = {n: s for n, s in current.items() if n in saved or not _is_moment(n)}
+        differences += _differences(_described(saved), _described(without_moments))
         if differences:
             raise CheckpointError(
                 f"checkpoint {path} belongs to another run; restore these values to continue it, "
@@ -182,19 +263,12 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _shapes(module: str, state: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {
-        f"{module}.{name}": f"shape {tuple(value.shape)}"
-        for name, value in (state or {}).items()
-        if isinstance(value, Tensor)
-    }
+def _is_moment(name: str) -> bool:
+    return name.startswith("optimizer.")
 
 
-def _group_sizes(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"optimizer group {index}": f"{len(group['params'])} parameters"
-        for index, group in enumerate(optimizer["param_groups"])
-    }
+def _described(shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    return {name: f"shape {tuple(shape)}" for name, shape in shapes.items()}
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

@@ -7,13 +7,16 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from drrho.randomness import derived_seed, seed_all_generators
 from drrho.training.config import TrainingConfig
 from drrho.training.finite import StepRecord
 from drrho.training.schedules import Schedule
 from drrho.training.state import TrainingState
 
+AUTOCAST_TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SameBatch = TypeVar("SameBatch", bound="Batch")
 
 
@@ -40,7 +43,7 @@ class StepResult:
 
     Attributes:
         loss: scalar with a gradient, computed in float32.
-        num_samples: samples that entered it.
+        num_samples: samples that entered it, of this process.
         metrics: name -> scalar, read only where the step is logged; a tensor may stay on its
             device.
     """
@@ -57,8 +60,10 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch, contravariant=True)
 class Objective(Protocol[AnyBatch]):
     """The forward pass and the loss of one batch.
 
+    On several processes each calls it with its share of the batch, and all return the same loss.
+
     Called once per optimiser step, with the batch on the model's device, under autocast where the
-    precision is bfloat16: the loss converts what it is given to float32. `step` counts the steps
+    precision is not float32: the loss converts what it is given to float32. `step` counts the steps
     already taken, for schedules that belong to the loss. `diagnose` says that this step is
     logged; costly metrics are computed only then.
     """
@@ -75,40 +80,73 @@ def take_step(
     learning_rate: Schedule,
     diagnose: bool,
 ) -> tuple[StepResult, StepRecord]:
-    """Forward, backward, clip, update; then `state` counts the step and its samples.
+    """Forward, backward, clip, update; then `state` counts the step.
 
-    Nothing here waits for the device: the values of the record are still on it.
+    Nothing here waits for the device, unless steps that are not finite are to be skipped: the
+    values of the record are still on it.
 
     Returns:
         The objective's result, and the record of what has to be finite: the loss, the 2-norm of
         the model's gradient (before clipping) and that of the loss's own trainable parameters,
-        if it has any.
+        if it has any. In float16 only the loss: gradients may overflow, and the scaler then
+        skips the step and lowers its scale.
     """
     device = next(state.model.parameters()).device
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step) * group["lr_scale"]
     state.optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+    seed_all_generators(derived_seed("step", state.seed, state.step, state.processes.rank))
+    dtype = AUTOCAST_TYPES[config.precision]
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         result = objective(batch.to(device), step=state.step, diagnose=diagnose)
-    result.loss.backward()
+    values = _backward(result.loss, state)
+    if config.max_grad_norm is not None:
+        norm = values["gradient_norm"]
+        clip_grads_with_norm_(state.model.parameters(), config.max_grad_norm, norm)
+    if state.scaler is not None:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    elif config.not_finite == "stop" or all(value.isfinite() for value in values.values()):
+        state.optimizer.step()
+    else:
+        state.skipped_steps += 1
+    record = StepRecord(
+        step=state.step,
+        sample_ids=batch.sample_ids,
+        values=values,
+        checked=_checked(values, state, config),
+    )
+    state.count(result.num_samples, batch.skipped)
+    return result, record
 
-    loss = result.loss.detach()
+
+def _checked(
+    values: Mapping[str, Tensor], state: TrainingState, config: TrainingConfig
+) -> tuple[str, ...]:
+    match config.not_finite:
+        case "skip":
+            return ()
+        case "stop":
+            return tuple(values) if state.scaler is None else ("loss",)
+
+
+def _backward(loss: Float[Tensor, ""], state: TrainingState) -> dict[str, Float[Tensor, ""]]:
+    """Gradients, and the values that have to be finite."""
+    if state.scaler is None:
+        loss.backward()
+    else:
+        state.scaler.scale(loss).backward()
+        state.scaler.unscale_(state.optimizer)
+    loss = loss.detach()
     norm = _gradient_norm(state.model.parameters()).to(loss.device)
     values = {"loss": loss, "gradient_norm": norm}
     of_loss = [] if state.loss is None else [p for p in state.loss.parameters() if p.requires_grad]
     if of_loss:
         values["temperature_gradient_norm"] = _gradient_norm(of_loss).to(loss.device)
-    if config.max_grad_norm is not None:
-        clip_grads_with_norm_(state.model.parameters(), config.max_grad_norm, norm)
-    state.optimizer.step()
-
-    record = StepRecord(step=state.step, sample_ids=batch.sample_ids, values=values)
-    state.step += 1
-    state.samples_seen += result.num_samples
-    state.skipped.update(reason for _, reason in batch.skipped)
-    return result, record
+    return values
 
 
 def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return get_total_norm(gradients)
+    norm = get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

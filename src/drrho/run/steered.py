@@ -1,0 +1,103 @@
+"""Batches with what other models make of the same samples, looked up by sample id."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from drrho.data.batch import Batch
+from drrho.data.manifest import Manifest
+from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
+from drrho.run.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeredBatch:
+    """A batch with other models' embeddings of its samples, row for row."""
+
+    pairs: Batch
+    reference: ReferenceEmbeddings | None
+    teachers: tuple[ReferenceEmbeddings, ...] = ()
+
+    @property
+    def sample_ids(self) -> torch.Tensor:
+        return self.pairs.sample_ids
+
+    @property
+    def skipped(self) -> tuple[tuple[int, str], ...]:
+        return self.pairs.skipped
+
+    def to(self, device: torch.device) -> "SteeredBatch":
+        reference = None if self.reference is None else self.reference.to(device)
+        teachers = tuple(teacher.to(device) for teacher in self.teachers)
+        return SteeredBatch(pairs=self.pairs.to(device), reference=reference, teachers=teachers)
+
+    def take(self, rows: torch.Tensor) -> "SteeredBatch":
+        """Some of the samples, where they are."""
+        return SteeredBatch(
+            pairs=self.pairs.take(rows),
+            reference=None if self.reference is None else self.reference.keep(rows),
+            teachers=tuple(teacher.keep(rows) for teacher in self.teachers),
+        )
+
+
+class Stores(NamedTuple):
+    """Stored embeddings of the models that steer."""
+
+    reference: ReferenceStore | None
+    teachers: tuple[ReferenceStore, ...]
+
+    @classmethod
+    def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
+        """Raises ValueError if one does not belong to the data."""
+        reference = None
+        if recipe.reference is not None:
+            reference = ReferenceStore.open(recipe.reference, manifest)
+        teachers = tuple(ReferenceStore.open(folder, manifest) for folder in recipe.teachers)
+        return cls(reference, teachers)
+
+    @property
+    def identities(self) -> dict[str, Any]:
+        """What they are, wherever they lie."""
+        reference = None if self.reference is None else self.reference.identity
+        return {"reference": reference, "teachers": [t.identity for t in self.teachers]}
+
+
+def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
+    """Attaches the other models' embeddings by sample id.
+
+    A pair that one of them could not encode has no excess loss: it leaves the batch and is
+    counted among the skipped.
+
+    Raises:
+        ValueError: of a batch fewer than two pairs are left.
+    """
+    for batch in batches:
+        yield _attached(batch, stores)
+
+
+def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
+    found = [
+        store.gather(pairs.sample_ids)
+        for store in (stores.reference, *stores.teachers)
+        if store is not None
+    ]
+    present = torch.ones(len(pairs.sample_ids), dtype=torch.bool)
+    for embeddings in found:
+        present &= embeddings.present
+    if not present.all():
+        absent = pairs.sample_ids[~present].tolist()
+        if len(absent) > len(pairs.sample_ids) - 2:
+            raise ValueError(
+                f"the reference has embeddings of {len(pairs.sample_ids) - len(absent)} of "
+                f"{len(pairs.sample_ids)} pairs of a batch, not of samples {absent[:5]} ...; "
+                "see what `drrho reference precompute` reported as absent"
+            )
+        skipped = [(sample_id, "no reference embedding") for sample_id in absent]
+        pairs = pairs.keep(present, skipped=skipped)
+        found = [embeddings.keep(present) for embeddings in found]
+    if torch.cuda.is_available():
+        found = [embeddings.pin_memory() for embeddings in found]
+    reference = None if stores.reference is None else found.pop(0)
+    return SteeredBatch(pairs=pairs, reference=reference, teachers=tuple(found))
