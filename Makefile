@@ -18,11 +18,11 @@ demo: $(VENV)/installed-demo  ## the whole way on drawn scenes, on the processor
 	$(BIN)/drrho demo
 
 test: $(VENV)/installed-dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-oldest: $(VENV)/installed-dev  ## run the tests of reading shards with the oldest webdataset
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/oldest 'webdataset==0.2.86'
-	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest tests/data tests/reference
+	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest --numprocesses auto tests/data tests/reference
 
 lint: $(VENV)/installed-dev  ## check style, format and types
 	$(BIN)/ruff check

@@ -71,12 +71,12 @@ def _dispatch(arguments: list[str]) -> int:
             print(commands.run_index(tyro.cli(IndexConfig, args=rest, prog="drrho index")))
         case ["reference", "precompute", *rest]:
             prog = "drrho reference precompute"
-            print(commands.run_precompute(tyro.cli(PrecomputeConfig, args=rest, prog=prog)))
+            _report(commands.run_precompute(tyro.cli(PrecomputeConfig, args=rest, prog=prog)))
         case ["reference", "losses", *rest]:
             prog = "drrho reference losses"
             print(commands.run_losses(tyro.cli(LossesConfig, args=rest, prog=prog)))
         case ["train", path, *rest] if not path.startswith("-"):
-            print(commands.run_train(_overridden(load_recipe(path, Recipe), path, rest)))
+            _report(commands.run_train(_overridden(load_recipe(path, Recipe), path, rest)))
         case ["compare", path, *rest] if not path.startswith("-"):
             comparison = load_recipe(path, Comparison)
             print(commands.run_compare(_with_other_seeds(comparison, path, rest)))
@@ -96,6 +96,12 @@ def _dispatch(arguments: list[str]) -> int:
             print(f"drrho: unknown command {' '.join(arguments[:2])!r}\n\n{USAGE}", file=sys.stderr)
             return 2
     return 0
+
+
+def _report(text: str) -> None:
+    """Prints what all processes of a run found, once."""
+    if not commands.is_follower():
+        print(text)
 
 
 def _overridden(recipe: Recipe, path: str, arguments: list[str]) -> Recipe:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -119,6 +119,21 @@ class Processes:
         dist.broadcast_object_list(values, src=0, group=self.host)
         return values[0]
 
+    def on_first(self, make: Callable[[], Value]) -> Value:
+        """What the first process makes, or the error it gets, on all of them."""
+        if self.size == 1:
+            return make()
+        made: tuple[Value | None, Exception | None] = (None, None)
+        if self.is_first:
+            try:
+                made = (make(), None)
+            except Exception as error:
+                made = (None, error)
+        value, error = self.from_first(made)
+        if error is not None:
+            raise error
+        return value  # pyright: ignore[reportReturnType]
+
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of the processes."""
         if self.size == 1:
@@ -166,10 +181,16 @@ def joined(launch: Launch | None, *, device_type: str, minutes: float = 30) -> I
         world_size=launch.size,
         timeout=timeout,
     )
-    host, background = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    host, background = (_gloo_group(timeout) for _ in range(2))
     yield Processes(launch.rank, launch.size, host, background)
     # Not where an error came: the others would be waited for, who wait for this process.
     dist.destroy_process_group()
+
+
+def _gloo_group(timeout: timedelta) -> ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, ProcessGroup)  # which it is for members
+    return group
 
 
 def _whole(environment: Mapping[str, str], name: str) -> int:

@@ -171,7 +171,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_an_error_with_the_reasons(tmp_p
 def test_arguments_are_checked_before_anything_is_read(manifest):
     with pytest.raises(ValueError, match="usable samples, 12 of 15"):
         train(manifest, batch_size=13)
-    with pytest.raises(ValueError, match="start_step"):
+    with pytest.raises(ValueError, match="step must not be negative"):
         train(manifest, start_step=-1)
     for name in ("batch_size", "shuffle_window"):
         with pytest.raises(ValueError, match=name):

@@ -72,9 +72,9 @@ def _mark(tensor: Tensor) -> Mark:
 
 def _seconds(interval: _Interval) -> float:
     start, end = interval
-    if isinstance(start, float) or isinstance(end, float):
-        assert isinstance(start, float)
-        assert isinstance(end, float)
-        return end - start
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return end - start

@@ -1,5 +1,6 @@
 """The commands of the command line: a configuration in, the text to print out."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.distributed import Launch
 from drrho.files import write_json
 from drrho.reference.loss_summary import summarise_losses
 from drrho.report.table import markdown_table
@@ -39,6 +41,12 @@ class DrawConfig:
 
     folder: Positional[str]
     scenes: ScenesConfig
+
+
+def is_follower() -> bool:
+    """Whether another process of this run prints the results."""
+    launch = Launch.from_environment(os.environ)
+    return launch is not None and launch.rank > 0
 
 
 def run_demo(config: DemoConfig) -> str:

@@ -95,9 +95,7 @@ def _train_or_return(
         "contents": {"data_sha256": _contents_sha256(manifest), **stores.identities}
     }
     with exclusive(folder) if processes.is_first else nullcontext():
-        finished = processes.from_first(
-            _finished_results(folder, config) if processes.is_first else None
-        )
+        finished = processes.on_first(lambda: _finished_results(folder, config))
         if finished is not None:
             return finished
         return _Training(recipe, config, manifest, stores, processes, device).run()
@@ -135,7 +133,7 @@ class _Training:
             learning_rate=learning_rate_schedule(
                 recipe.training.optimizer, steps=recipe.training.steps
             ),
-            evaluators=_evaluators(recipe, model, device=self.device),
+            evaluators=_evaluators(recipe, model, self.processes, device=self.device),
         )
         self._save(model, folder / "model")
         results = {
@@ -222,10 +220,13 @@ class _Training:
             save_model(model, folder, weights=weights)
 
 
-def _evaluators(recipe: Recipe, model: TwoTower, *, device: torch.device) -> dict[str, Evaluator]:
-    if recipe.evaluation.data is None:
+def _evaluators(
+    recipe: Recipe, model: TwoTower, processes: Processes, *, device: torch.device
+) -> dict[str, Evaluator]:
+    source = recipe.evaluation.data
+    if source is None:
         return {}
-    held_out = open_evaluation_set(recipe.evaluation.data)
+    held_out = processes.on_first(lambda: open_evaluation_set(source))
 
     def evaluator() -> dict[str, float]:
         return evaluate_model(
@@ -274,7 +275,7 @@ def open_manifest_together(source: str, processes: Processes) -> Manifest:
     """As `open_manifest`; shards that are indexed now are read by the first process alone."""
     if source.endswith(".json"):
         return open_manifest(source)
-    return processes.from_first(open_manifest(source) if processes.is_first else None)
+    return processes.on_first(lambda: open_manifest(source))
 
 
 def _contents_sha256(manifest: Manifest) -> str:

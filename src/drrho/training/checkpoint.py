@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import (
-    CheckpointException,
-    FileSystemReader,
-    FileSystemWriter,
-    Metadata,
-)
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from drrho.distributed import Processes
 from drrho.files import rename_folder, write_json
@@ -133,7 +130,7 @@ class CheckpointWriter:
         keep: int,
     ) -> None:
         try:
-            dcp.save(
+            save(
                 tensors,
                 storage_writer=FileSystemWriter(partial, single_file_per_rank=True),
                 process_group=self._processes.background,
@@ -229,7 +226,7 @@ def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> N
     """
     _index(path)  # nothing but tensors: anything else would be unpickled
     try:
-        dcp.load(
+        load(
             tensors,
             storage_reader=_TensorReader(path),
             process_group=processes.host,

@@ -116,7 +116,7 @@ class MetricsLog:
 def _wandb_run(folder: Path, project: str) -> Any:
     """The run of a folder: the same one whenever training continues there."""
     try:
-        import wandb  # noqa: PLC0415  optional
+        import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  optional
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"training.wandb_project = {project!r} needs wandb: pip install wandb", name=error.name

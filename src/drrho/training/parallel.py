@@ -54,12 +54,22 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
     block's when it is computed. In place: the parameters become DTensors.
 
     Args:
-        module: on its device; before an optimiser is made.
+        module: on its device; before an optimiser is made. Scalars, which cannot be shared out,
+            stay as they are; none may be trainable.
         methods: the module's methods that are called in place of `forward`.
+
+    Raises:
+        ValueError: a trainable parameter is a scalar.
     """
+    scalars = {name: p for name, p in module.named_parameters() if p.ndim == 0}
+    if trainable := [name for name, parameter in scalars.items() if parameter.requires_grad]:
+        raise ValueError(
+            f"parallel = 'sharded' needs parameters of one dimension or more; {trainable[0]} is a "
+            "scalar that is trained; use parallel = 'replicated'"
+        )
     for block in repeated_blocks(module):
         fully_shard(block)
-    fully_shard(module)
+    fully_shard(module, ignored_params=set(scalars.values()) or None)
     for method in methods:
         register_fsdp_forward_method(module, method)
 
@@ -79,7 +89,8 @@ def whole_weights(module: nn.Module) -> dict[str, Tensor]:
     The other processes get nothing where it is sharded.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(module, options=options)
+    weights = get_model_state_dict(module, options=options)
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
 
 
 def _blocks_for(option: str, module: nn.Module) -> list[nn.Module]:

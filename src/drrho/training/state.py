@@ -150,15 +150,7 @@ class TrainingState:
             CheckpointError: no checkpoint is readable, or the newest readable one has another
                 configuration or other shapes. Nothing has then been changed.
         """
-        found: tuple[Path, dict[str, Any]] | CheckpointError | None = None
-        if self.processes.is_first:
-            try:
-                found = read_latest_values(self.checkpoints)
-            except CheckpointError as error:
-                found = error
-        found = self.processes.from_first(found)
-        if isinstance(found, CheckpointError):
-            raise found
+        found = self.processes.on_first(lambda: read_latest_values(self.checkpoints))
         if found is None:
             return False
         path, values = found

@@ -1,0 +1,219 @@
+"""A recipe trained by several processes: as by one, resumed, resharded, and stopped together."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.models.build import ModelConfig
+from drrho.models.open_clip import import_open_clip
+from drrho.run.training import train_recipe
+from drrho.training.checkpoint import list_checkpoints, read_tensors, read_values
+from drrho.training.log import read_metrics
+
+# No BatchNorm: its statistics would be those of a process's part of the batch.
+TINY_CLIP = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 16, "patch_size": 32, "head_width": 8},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 2},
+}
+RECIPE = "import pickle; recipe = pickle.loads({})"
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """A folder that open_clip loads."""
+    folder = tmp_path_factory.mktemp("transformer")
+    open_clip = import_open_clip()
+    torch.manual_seed(0)
+    module = open_clip.CLIP(**TINY_CLIP)
+    torch.save(module.state_dict(), folder / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": TINY_CLIP, "preprocess_cfg": {"size": 64}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return ModelConfig(name=f"local-dir:{folder}")
+
+
+@pytest.fixture
+def recipe(steered_recipe, transformer, tmp_path):
+    return replace(
+        steered_recipe,
+        model=transformer,
+        output=str(tmp_path / "run"),
+        training=replace(steered_recipe.training, max_grad_norm=1.0),
+    )
+
+
+def start(recipe, folder, *, size):
+    """`drrho train` in processes as torchrun would start them."""
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.py").write_text(RECIPE.format(pickle.dumps(recipe)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "drrho", "train", str(folder / "recipe.py")],
+            env=os.environ
+            | common
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def finish(processes, *, timeout=120):
+    """Exit statuses and what the processes printed and reported."""
+    ended = [process.communicate(timeout=timeout) for process in processes]
+    return [process.returncode for process in processes], *zip(*ended, strict=True)
+
+
+def run(recipe, folder, *, size=2):
+    statuses, outputs, errors = finish(start(recipe, folder, size=size))
+    assert statuses == [0] * size, errors
+    return outputs
+
+
+def weights(folder):
+    return load_file(folder / "model" / "open_clip_model.safetensors")
+
+
+def comparable(rows):
+    return [
+        {k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")}
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(steered_recipe, transformer, tmp_path_factory):
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipe = replace(
+        steered_recipe,
+        model=transformer,
+        output=str(folder),
+        training=replace(steered_recipe.training, max_grad_norm=1.0),
+    )
+    train_recipe(recipe)
+    return folder
+
+
+@pytest.mark.parametrize("parallel", ["replicated", "sharded"])
+def test_two_processes_train_what_one_trains(recipe, alone, tmp_path, parallel):
+    recipe = replace(recipe, parallel=parallel, gradient_checkpointing=True, micro_batch_size=2)
+    outputs = run(recipe, tmp_path)
+    assert "48 samples" in outputs[0]
+    assert outputs[1] == "", "one process prints"
+    for name, expected in weights(alone).items():
+        assert_close(weights(tmp_path / "run")[name], expected, rtol=1e-3, atol=1e-5)
+    ours, theirs = (comparable(read_metrics(folder)) for folder in (tmp_path / "run", alone))
+    for row, expected in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(expected, rel=2e-3, abs=1e-4)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["processes"] == 2
+    assert results["samples_seen"] == 48
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on(recipe, alone, tmp_path, before, after):
+    stopped = replace(recipe, training=replace(recipe.training, checkpoint_every=3))
+    run_of(stopped, tmp_path, size=before)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (tmp_path / "run" / "results.json").unlink()
+    last = list_checkpoints(checkpoints)[-1]
+    assert last.name == "step-00000006"
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    run_of(stopped, tmp_path, size=after)
+    for name, expected in weights(alone).items():
+        assert_close(weights(tmp_path / "run")[name], expected, rtol=1e-3, atol=1e-5)
+    found = read_tensors(list_checkpoints(checkpoints)[-1])
+    for name, expected in read_tensors(list_checkpoints(alone / "checkpoints")[-1]).items():
+        assert_close(found[name], expected, rtol=2e-3, atol=1e-5)
+
+
+def run_of(recipe, folder, *, size):
+    if size == 1:
+        train_recipe(recipe)
+    else:
+        run(recipe, folder, size=size)
+
+
+def until(condition, processes, *, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert all(process.poll() is None for process in processes), finish(processes)
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def endless(recipe):
+    training = replace(
+        recipe.training, steps=100_000, checkpoint_every=5, evaluate_every=None, log_every=5
+    )
+    return replace(recipe, training=training)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(recipe, tmp_path):
+    processes = start(endless(recipe), tmp_path, size=2)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    until(lambda: list_checkpoints(checkpoints), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    statuses, _, errors = finish(processes)
+    assert statuses == [75, 75], errors
+    step = read_values(list_checkpoints(checkpoints)[-1])["step"]
+    assert all(f"SIGTERM received: training stopped after step {step} of" in e for e in errors)
+
+
+def test_when_one_process_dies_the_other_ends_and_says_so(recipe, tmp_path):
+    processes = start(endless(recipe), tmp_path, size=2)
+    until(lambda: list_checkpoints(tmp_path / "run" / "checkpoints"), processes)
+    processes[1].kill()
+    died = time.monotonic()
+    statuses, _, errors = finish(processes)
+    assert time.monotonic() - died < 30
+    assert statuses == [1, -signal.SIGKILL]
+    assert "process 0 of 2 cannot go on" in errors[0]
+    assert "was killed, that came first" in errors[0]
+
+
+def test_what_the_first_process_finds_wrong_all_report(recipe, tmp_path):
+    wrong = replace(recipe, evaluation=replace(recipe.evaluation, data=str(tmp_path / "nowhere")))
+    statuses, _, errors = finish(start(wrong, tmp_path, size=2))
+    assert statuses == [1, 1]
+    assert all("nowhere" in error for error in errors)
+
+
+def test_sharding_one_process_is_refused(plain_recipe, tmp_path):
+    recipe = replace(plain_recipe, parallel="sharded", output=str(tmp_path))
+    with pytest.raises(ValueError, match="parallel = 'sharded' has no effect on one process"):
+        train_recipe(recipe)
+
+
+def test_more_processes_than_samples_of_a_batch_are_refused(plain_recipe, tmp_path):
+    loading = replace(plain_recipe.loading, batch_size=2)
+    recipe = replace(
+        plain_recipe,
+        loading=loading,
+        objective=ObjectiveConfig(method="clip"),
+        output=str(tmp_path / "run"),
+    )
+    statuses, _, errors = finish(start(recipe, tmp_path, size=3))
+    assert statuses == [1, 1, 1]
+    assert all("a batch of 2 cannot be shared by 3 processes" in error for error in errors)
