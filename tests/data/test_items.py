@@ -64,5 +64,5 @@ def test_nothing_to_index_is_an_error():
 
 def test_items_are_not_mistaken_for_tar_files():
     shard = manifest_of_items(ITEMS, name="texts").shards[0]
-    with pytest.raises(FileNotFoundError, match="items://texts-00000 does not exist"):
+    with pytest.raises(ValueError, match="shard items://texts-00000 cannot be read"):
         list(read_shard(shard.url))

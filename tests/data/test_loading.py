@@ -27,7 +27,6 @@ from tests.data.tar_files import (
     write_shard,
 )
 
-from drrho.data import cache
 from drrho.data.indexing import index_shards
 from drrho.data.loading import (
     LoadingConfig,
@@ -53,14 +52,22 @@ def jitter(image):
 
 
 def train(
-    manifest, *, transform=to_tensor, workers=0, start_step=0, seed=0, batch_size=4, window=2
+    manifest,
+    *,
+    transform=to_tensor,
+    workers=0,
+    start_step=0,
+    seed=0,
+    batch_size=4,
+    window=2,
+    share=(0, 1),
 ):
     return training_batches(
         manifest,
         transform,
         tokenizer=to_tokens,
         config=LoadingConfig(batch_size=batch_size, shuffle_window=window, workers=workers),
-        position=Position(seed=seed, step=start_step),
+        position=Position(seed=seed, step=start_step, share=share),
     )
 
 
@@ -145,17 +152,35 @@ def test_loading_leaves_the_global_generators_alone(manifest, workers):
     assert draws() == undisturbed
 
 
-def test_shards_of_a_window_are_read_once(tmp_path, monkeypatch):
-    for shard in range(6):
-        numbers = range(4 * shard, 4 * shard + 4)
-        write_shard(tmp_path / f"{shard}.tar", [pair(n) for n in numbers], first_key=4 * shard)
-    manifest = index_shards(tmp_path)
+def test_nothing_is_read_but_the_batch(tmp_path, monkeypatch):
+    """By a process that has a part of it, its part."""
+    manifest = index_shards(write_shard(tmp_path / "a.tar", [pair(n) for n in range(40)]))
+    spans = manifest.shards[0].spans
     read = []
-    original = cache.read_shard
-    monkeypatch.setattr(cache, "read_shard", lambda url: read.append(url) or original(url))
-    # Batches of 5 reach over the ends of windows of 8 samples.
-    list(islice(train(manifest, batch_size=5), steps_per_epoch(manifest, batch_size=5)))
-    assert len(read) == len(set(read)) == 6
+    original = os.pread
+    monkeypatch.setattr(
+        os, "pread", lambda d, size, start: read.append(start) or original(d, size, start)
+    )
+    batch = next(train(manifest, batch_size=8, share=(1, 2)))
+    assert len(batch.sample_ids) == 4
+    assert sorted(spans.start[batch.sample_ids].tolist()) == read
+
+
+@pytest.mark.parametrize("num_shares", [2, 3])
+def test_processes_share_out_the_batches_of_one(manifest, num_shares):
+    whole = list(islice(train(manifest, batch_size=5), 6))
+    parts = [
+        list(islice(train(manifest, batch_size=5, share=(k, num_shares)), 6))
+        for k in range(num_shares)
+    ]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([share.sample_ids for share in shares]), batch.sample_ids)
+        assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+        assert sum((share.skipped for share in shares), ()) == batch.skipped
+    with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3 processes"):
+        train(manifest, batch_size=2, share=(0, 3))
+    with pytest.raises(ValueError, match="share must be"):
+        Position(seed=0, share=(3, 3))
 
 
 def test_a_batch_of_which_nothing_can_be_read_is_an_error_with_the_reasons(tmp_path):
@@ -186,15 +211,15 @@ def test_a_shard_changed_since_it_was_indexed_is_an_error(tmp_path):
     path = write_shard(tmp_path / "changed.tar", [pair(n) for n in range(4)])
     manifest = index_shards(path)
     changes = {
-        "does not hold the samples": [pair(n) for n in range(5)],
-        "other images or captions": [pair(n) for n in (1, 0, 2, 3)],
+        "bytes, and had": [pair(n) for n in range(9)],
+        "has another image, caption or key in row": [pair(n) for n in (1, 0, 2, 3)],
     }
     for message, rows in changes.items():
         write_shard(path, rows)
         with pytest.raises(ValueError, match=rf"changed\.tar.*{message}.*drrho index"):
             next(train(manifest))
     write_shard(path, [pair(n) for n in range(4)], first_key=1)
-    with pytest.raises(ValueError, match=r"changed\.tar does not hold"):
+    with pytest.raises(ValueError, match=r"changed\.tar has another image, caption or key"):
         list(evaluation_batches(manifest, to_tensor, batch_size=2))
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import fsspec
 import pytest
 import torch
 from tests.data.tar_files import (
@@ -17,6 +18,8 @@ from tests.data.tar_files import (
     write_shard,
 )
 
+from drrho.data import indexing
+from drrho.data.cache import OpenShards
 from drrho.data.indexing import index_shards, open_manifest, resolve_shards
 from drrho.data.manifest import Manifest, Shard
 
@@ -118,7 +121,79 @@ def test_an_interrupted_save_leaves_the_old_file_and_no_other(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         Manifest(shards=manifest.shards[:1]).save(path)
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
+    assert Manifest.load(path) == manifest
+    names = os.listdir(path.parent)
+    assert len(names) == 2, "the manifest and its rows"
+    assert path.name in names
+
+
+def test_a_crash_between_its_two_files_leaves_the_old_manifest(tmp_path, monkeypatch):
+    manifest = index_shards(write_flawed_set(tmp_path))
+    path = tmp_path / "lists" / "manifest.json"
+    manifest.save(path)
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("drrho.data.manifest.write_json", crash)
+        with pytest.raises(KeyboardInterrupt):
+            Manifest(shards=manifest.shards[:1]).save(path)
+    assert Manifest.load(path) == manifest
+    Manifest(shards=manifest.shards[:1]).save(path)
+    assert len(os.listdir(path.parent)) == 2
+
+
+def test_rows_that_stayed_behind_are_missed(tmp_path):
+    path = tmp_path / "manifest.json"
+    index_shards(write_flawed_set(tmp_path)).save(path)
+    next(tmp_path.glob("manifest.rows-*")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json is incomplete.*rows.*moves"):
+        Manifest.load(path)
+
+
+def test_where_samples_lie_is_saved(tmp_path):
+    manifest = index_shards(write_flawed_set(tmp_path))
+    manifest.save(tmp_path / "manifest.json")
+    for ours, theirs in zip(
+        Manifest.load(tmp_path / "manifest.json").shards, manifest.shards, strict=True
+    ):
+        assert all(map(torch.equal, ours.spans, theirs.spans))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_only_what_changed_is_indexed_again(tmp_path, monkeypatch, workers):
+    first = index_shards(write_flawed_set(tmp_path))
+    write_shard(tmp_path / "train-1.tar", [pair(n) for n in range(3)])
+    os.utime(tmp_path / "train-3.tar", ns=(0, 0))
+    write_shard(tmp_path / "train-4.tar", [pair(7)])
+    read = []
+    original = indexing.read_shard
+    monkeypatch.setattr(indexing, "read_shard", lambda u: read.append(u) or original(u))
+    again = index_shards(tmp_path, known=first, workers=workers)
+    if workers == 0:
+        assert [os.path.basename(url) for url in read] == [f"train-{n}.tar" for n in (1, 3, 4)]
+    assert again == index_shards(tmp_path)
+
+
+def test_shards_behind_a_url_are_read_in_place(tmp_path):
+    local = index_shards(write_flawed_set(tmp_path))
+    memory = fsspec.filesystem("memory")
+    memory.rm("/", recursive=True)
+    for path in tmp_path.glob("*.tar"):
+        memory.pipe(f"/set/{path.name}", path.read_bytes())
+    for source in ("memory://set", "memory://set/*.tar", "memory://set/train-{0..3}.tar"):
+        remote = index_shards(source)
+        assert [s.contents for s in remote.shards] == [s.contents for s in local.shards]
+    remote.save(tmp_path / "remote.json")
+    opened = Manifest.load(tmp_path / "remote.json")
+    assert opened.shards[0].url.startswith("memory://")
+    ids = [14, 0, 6, 5]
+    samples = [OpenShards(manifest).read(ids) for manifest in (local, opened)]
+    assert [s.fields for s in samples[0]] == [s.fields for s in samples[1]]
+    memory.rm("/set/train-3.tar")
+    with pytest.raises(FileNotFoundError, match=r"train-3.tar does not exist"):
+        OpenShards(opened).read(ids)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +241,14 @@ def test_shards_are_found_by_folder_file_glob_and_braces(tmp_path, monkeypatch):
 
 
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path):
-    for source in (tmp_path, tmp_path / "*.tar", "s3://bucket/a.tar"):
-        with pytest.raises(FileNotFoundError, match="local path"):
+    for source in (tmp_path, tmp_path / "*.tar"):
+        with pytest.raises(FileNotFoundError, match="no shards found at"):
             resolve_shards(source)
+    for source in ("memory://nowhere/a.tar", "memory://nowhere/{0..2}.tar"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            resolve_shards(source)
+    with pytest.raises(ValueError, match="cannot read nonsense://a.tar.*fsspec"):
+        resolve_shards("nonsense://a.tar")
     write_flawed_set(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"train-4\.tar does not exist"):
         resolve_shards(f"{tmp_path}/train-{{0..4}}.tar")

@@ -1,8 +1,10 @@
 """What is read from a tar file, and what is refused."""
 
 import gzip
+import io
 import struct
 import tarfile
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -17,6 +19,7 @@ from drrho.data.shards import (
     decode_caption,
     decode_image,
     decode_metadata,
+    parse_sample,
     read_shard,
 )
 
@@ -78,7 +81,7 @@ def test_no_tar_and_repeated_files_are_errors_that_name_the_shard(tmp_path):
 
 
 def test_a_url_is_never_run_as_a_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match="local paths"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         list(read_shard(f"pipe:touch {tmp_path / 'ran'}"))
     assert not (tmp_path / "ran").exists()
 
@@ -143,6 +146,63 @@ def test_a_fault_of_the_program_is_not_taken_for_a_corrupt_image(monkeypatch):
     monkeypatch.delattr(Image.Image, "has_transparency_data")  # as before Pillow 10.1
     with pytest.raises(AttributeError):
         decode_image(sample(png=encoded(Image.new("L", (8, 8)))))
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_an_image_bomb_is_not_decoded(side):
+    """Some kilobytes that would be 300 MB or 1.2 GB of pixels."""
+    content = encoded(Image.new("1", (side, side)), "PNG")
+    tracemalloc.start()
+    with pytest.raises(UnusableSample, match="image too large"):
+        decode_image(sample(png=content))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_members_outside_the_folder_are_samples_and_nothing_is_written(tmp_path, monkeypatch):
+    (tmp_path / "in" / "side").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "in" / "side")
+    names = ["/etc/passwd.txt", "../outside.txt", "link.txt", "inside.txt"]
+    with tarfile.open("a.tar", "w") as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            if name == "link.txt":
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/passwd", 0
+            tar.addfile(member, io.BytesIO(b"text"))
+    assert [s.key for s in read_shard("a.tar")] == ["/etc/passwd", "../outside", "inside"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tar", "in", "side"]
+
+
+def test_a_sample_is_read_at_its_place(tmp_path):
+    """Also behind long names, folders and files about the shard."""
+    long = "folder/" * 30 + "x"
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in (
+            *(("a.txt", b"one"), ("a.jpg", picture(1)), ("__index__", b"?")),
+            *((f"{long}.txt", b"two"), (f"{long}.json", b"{}"), ("b.cls", b"3")),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    content = (tmp_path / "a.tar").read_bytes()
+    read = list(read_shard(str(tmp_path / "a.tar")))
+    assert [s.key for s in read] == ["a", long, "b"]
+    for expected in read:
+        start, end = expected.span
+        found = parse_sample(content[start:end], row=expected.row)
+        assert found is not None
+        assert (found.key, found.row, found.fields) == (
+            expected.key,
+            expected.row,
+            expected.fields,
+        )
+    assert parse_sample(content[start + 512 : end], row=2) is None
+    assert parse_sample(content[:end], row=0) is None, "three samples are not one"
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,49 @@
-"""Random access to samples by id: whole shards are read, checked and kept in memory."""
+"""Random access to samples by id: their bytes are read, checked and parsed, and nothing else."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from drrho.data.indexing import summarise_shard
 from drrho.data.manifest import Manifest, Shard
-from drrho.data.shards import RawSample, UnusableSample, read_shard
+from drrho.data.shards import RawSample, UnusableSample, parse_sample
+from drrho.data.storage import OpenFiles, file_state
 
 Decoded = TypeVar("Decoded")
+OPEN_FILES = 64
+REMEDY = "run `drrho index` again, and compute its reference again"
 
 
 class OpenShards:
-    """The samples of a data set by id.
+    """The samples of a data set by id, as the manifest knows them.
 
-    Args:
-        manifest: the data set; a shard that is not what it says raises ValueError when read.
-        capacity: shards kept in memory, undecoded; the one unused for longest goes first.
+    A sample is read at its place in the shard, so memory holds no more than a batch, and processes
+    that share out a batch share out the reading too.
     """
 
-    def __init__(self, manifest: Manifest, *, capacity: int):
+    def __init__(self, manifest: Manifest):
         self._manifest = manifest
-        self._capacity = capacity
-        self._samples: OrderedDict[int, tuple[RawSample, ...]] = OrderedDict()
+        self._files = OpenFiles(capacity=OPEN_FILES)
+        self._checked: set[int] = set()
 
-    def __getitem__(self, sample_id: int) -> RawSample:
-        shard, row = self._manifest.locate(sample_id)
-        if shard not in self._samples:
-            if len(self._samples) == self._capacity:
-                self._samples.popitem(last=False)
-            self._samples[shard] = _read_verified(self._manifest.shards[shard])
-        self._samples.move_to_end(shard)
-        return self._samples[shard][row]
+    def read(self, sample_ids: list[int]) -> list[RawSample]:
+        """Some samples, in their order.
+
+        Raises:
+            FileNotFoundError: a shard is not there.
+            ValueError: a shard is not what it was when it was indexed, or its samples lie in no
+                file.
+        """
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for place, sample_id in enumerate(sample_ids):
+            shard, row = self._manifest.locate(sample_id)
+            by_shard.setdefault(shard, []).append((row, place))
+        found: dict[int, RawSample] = {}
+        for shard, wanted in by_shard.items():
+            wanted.sort()  # in the order of the file
+            for (_, place), sample in zip(
+                wanted, self._rows(shard, [row for row, _ in wanted]), strict=True
+            ):
+                found[place] = sample
+        return [found[place] for place in range(len(sample_ids))]
 
     def readable(
         self,
@@ -41,28 +53,41 @@ class OpenShards:
         decode: Callable[[RawSample], Decoded],
     ) -> Iterator[tuple[int, Decoded]]:
         """The samples that decode, with their ids; the others go to `skipped`."""
-        for sample_id in sample_ids:
+        for sample_id, sample in zip(sample_ids, self.read(sample_ids), strict=True):
             try:
-                decoded = decode(self[sample_id])
+                decoded = decode(sample)
             except UnusableSample as unusable:
                 skipped.append((sample_id, unusable.reason))
             else:
                 yield sample_id, decoded
 
+    def _rows(self, index: int, rows: list[int]) -> Iterator[RawSample]:
+        shard = self._manifest.shards[index]
+        if shard.spans is None:
+            raise ValueError(f"the samples of {shard.url} lie in no file that could be read")
+        try:
+            if index not in self._checked:
+                _require_size(shard)
+                self._checked.add(index)
+            pieces = self._files.read(shard.url, [shard.spans.range(row) for row in rows])
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"shard {shard.url} does not exist. If the data moved, run `drrho index` again"
+            ) from None
+        for row, content in zip(rows, pieces, strict=True):
+            sample = parse_sample(content, row=row)
+            if sample is None or sample.checksum != int(shard.spans.checksum[row]):
+                raise ValueError(
+                    f"shard {shard.url} has another image, caption or key in row {row} than when "
+                    f"it was indexed; {REMEDY}"
+                )
+            yield sample
 
-def _read_verified(shard: Shard) -> tuple[RawSample, ...]:
-    samples = tuple(read_shard(shard.url))
-    found = summarise_shard(shard.url, samples)
-    remedy = "run `drrho index` again, and compute its reference again"
-    if (found.num_samples, found.keys_sha256) != (shard.num_samples, shard.keys_sha256):
+
+def _require_size(shard: Shard) -> None:
+    size = file_state(shard.url).size
+    if size != shard.size:
         raise ValueError(
-            f"shard {shard.url} does not hold the samples it held when it was indexed: "
-            f"{found.num_samples} with keys {found.keys_sha256[:12]}, not {shard.num_samples} "
-            f"with keys {shard.keys_sha256[:12]}; {remedy}"
+            f"shard {shard.url} has {size:,} bytes, and had {shard.size:,} when it was indexed; "
+            f"{REMEDY}"
         )
-    if found.content_sha256 != shard.content_sha256:
-        raise ValueError(
-            f"shard {shard.url} has the same keys as when it was indexed, but other images or "
-            f"captions; {remedy}"
-        )
-    return samples

@@ -36,14 +36,13 @@ class LoadingConfig:
 
     Attributes:
         batch_size: samples in a batch of all processes, before unreadable ones are dropped.
-        shuffle_window: shards shuffled together. Every process that decodes reads all of them
-            and holds them in memory, undecoded.
+        shuffle_window: shards shuffled together: the more, the better the shuffle, and the
+            farther apart the places that are read.
         workers: processes that decode; 0 decodes in the training process. The batches are the
             same for any number.
 
-    Memory: about (2 workers + 1) batches of `batch_size` decoded images, 4 bytes for each of
-    their values (602 kB for 3 x 224 x 224); and in every worker, or in the training process if
-    there is none, the undecoded shards of a window.
+    Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 4 bytes for each
+    value (602 kB for an image of 3 x 224 x 224).
     """
 
     batch_size: int
@@ -124,7 +123,7 @@ def training_batches(
             "take a larger batch_size"
         )
     pairs = _TrainingPairs(
-        shards=OpenShards(manifest, capacity=config.shuffle_window),
+        shards=OpenShards(manifest),
         transform=transform,
         tokenizer=tokenizer,
         seed=position.seed,
@@ -167,7 +166,7 @@ def evaluation_batches(
         raise ValueError(f"workers must not be negative, got {workers}")
     plan = _evaluation_plan(manifest, batch_size=batch_size, with_captions=with_captions)
     examples = _EvaluationExamples(
-        shards=OpenShards(manifest, capacity=1),
+        shards=OpenShards(manifest),
         transform=transform,
         with_captions=with_captions,
         with_metadata=with_metadata,

@@ -4,24 +4,29 @@ The sample with row r of shard s has the id `offsets[s] + r`. Rows count every s
 not, so an id never depends on a filter, a shuffle or on what could be decoded.
 """
 
+import glob
 import hashlib
 import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from drrho.files import write_json
+from drrho.files import write_atomically, write_json
 
 FORMAT = "drrho manifest"
-VERSION = 1
+VERSION = 2
 ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
 
 NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
@@ -44,18 +49,45 @@ class FieldHash:
         return self._digest.hexdigest()
 
 
+class Spans(NamedTuple):
+    """Where the samples of a shard lie in its file, row by row.
+
+    Attributes:
+        start: of the first byte.
+        size: bytes.
+        checksum: of key, caption and image (`RawSample.checksum`).
+    """
+
+    start: Int64[Tensor, " rows"]
+    size: Int32[Tensor, " rows"]
+    checksum: Int32[Tensor, " rows"]
+
+    def range(self, row: int) -> tuple[int, int]:
+        """The bytes of a row, from the first to before the last."""
+        start = int(self.start[row])
+        return start, start + int(self.size[row])
+
+    def rows(self, start: int, end: int) -> "Spans":
+        """Those of some rows."""
+        return Spans(*(column[start:end] for column in self))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """What one tar file holds, or a run of items (`drrho.data.items`).
 
     Attributes:
-        url: the path of the tar file, or `items://` and a name.
+        url: path or fsspec URL of the tar file, or `items://` and a name.
         num_samples: rows, usable or not.
         keys_sha256: hash of the samples' keys in order: which row is which sample.
         content_sha256: hash of the images' and captions' bytes, or of the items', in order.
             Keys are often mere counters, equal in unrelated data sets; this tells those apart.
         unusable: the rows that are no image-caption pair, with the reason. Images are not
             decoded for it; a corrupt one shows when it is read.
+        size: bytes of the file when it was indexed; None if the samples lie in no file.
+        modified: when the file was changed last, in its file system's words, so that one that was
+            not changed need not be indexed again.
+        spans: where its samples lie; None if in no file.
     """
 
     url: str
@@ -63,6 +95,9 @@ class Shard:
     keys_sha256: str
     content_sha256: str
     unusable: dict[int, str]
+    size: int | None = None
+    modified: str | None = None
+    spans: Spans | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if outside := [row for row in self.unusable if not 0 <= row < self.num_samples]:
@@ -87,9 +122,7 @@ class Manifest:
     shards: tuple[Shard, ...]
 
     def __post_init__(self):
-        urls = [shard.url for shard in self.shards]
-        if repeated := [url for url, count in Counter(urls).items() if count > 1]:
-            raise ValueError(f"shard {repeated[0]} occurs more than once; name each shard once")
+        _require_distinct(self.shards)
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -134,19 +167,33 @@ class Manifest:
     def save(self, path: str | Path) -> None:
         """Writes the manifest as JSON; a reader sees the old file or the new one, whole.
 
-        Shards below the manifest's folder are named relative to it, so that both move together.
+        Where the samples lie is written beside it, 16 bytes a sample, into `NAME.rows-HASH`.
+        Shards below the manifest's folder are named relative to it, so that all move together.
         """
-        folder = Path(os.path.abspath(path)).parent
-        shards = [asdict(shard) | {"url": _relative(shard.url, folder)} for shard in self.shards]
-        document = {"format": FORMAT, "version": VERSION, "shards": shards}
-        write_json(Path(path), document)
+        path = Path(os.path.abspath(path))
+        shards = [_entry(shard, path.parent) for shard in self.shards]
+        rows_file: str | None = None
+        spans = [shard.spans for shard in self.shards if shard.spans is not None]
+        if spans:
+            content = safetensors.torch.save(
+                {name: torch.cat([getattr(span, name) for span in spans]) for name in Spans._fields}
+            )
+            # Named by its content: the old manifest has the old rows until it is replaced.
+            hashed = hashlib.sha256(content).hexdigest()[:12]
+            rows_file = f"{path.stem}.rows-{hashed}"
+            write_atomically(path.parent / rows_file, content)
+        document = {"format": FORMAT, "version": VERSION, "rows": rows_file, "shards": shards}
+        write_json(path, document)
+        for old in path.parent.glob(f"{glob.escape(path.stem)}.rows-*"):
+            if old.name != rows_file:
+                old.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
         """Reads what `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file, or that of its rows is missing.
             ValueError: it is no manifest, or one of another version.
         """
         remedy = "run `drrho index` on the shards to write it, or index the items again"
@@ -164,14 +211,38 @@ class Manifest:
                 f"version {VERSION}; {remedy}"
             )
         folder = Path(os.path.abspath(path)).parent
+        rows_file = document.get("rows")
         try:
-            return cls(shards=tuple(_parse_shard(entry, folder) for entry in document["shards"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            shards = [_parse_shard(entry, folder) for entry in document["shards"]]
+            _require_distinct(shards)
+            if rows_file is not None:
+                shards = _with_spans(shards, folder / rows_file)
+            return cls(shards=tuple(shards))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"manifest {path} is incomplete: {folder}/{rows_file} is missing; it moves "
+                f"with the manifest; {remedy}"
+            ) from error
+        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             raise ValueError(f"manifest {path} is damaged ({error!r}); {remedy}") from error
 
 
+def _require_distinct(shards: Sequence[Shard]) -> None:
+    counts = Counter(shard.url for shard in shards)
+    if repeated := [url for url, count in counts.items() if count > 1]:
+        raise ValueError(f"shard {repeated[0]} occurs more than once; name each shard once")
+
+
+def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
+    """A shard as plain data; `_parse_shard` reads it."""
+    entry = {
+        field.name: getattr(shard, field.name) for field in fields(shard) if field.name != "spans"
+    }
+    return entry | {"url": _relative(shard.url, folder)}
+
+
 def _relative(url: str, folder: Path) -> str:
-    if url.startswith(ITEMS):
+    if "://" in url:
         return url
     path = Path(url)
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else url
@@ -179,5 +250,18 @@ def _relative(url: str, folder: Path) -> str:
 
 def _parse_shard(entry: dict, folder: Path) -> Shard:
     unusable = {int(row): str(reason) for row, reason in entry["unusable"].items()}
-    url = entry["url"] if entry["url"].startswith(ITEMS) else str(folder / entry["url"])
+    url = entry["url"] if "://" in entry["url"] else str(folder / entry["url"])
     return Shard(**entry | {"url": url, "unusable": unusable})
+
+
+def _with_spans(shards: list[Shard], path: Path) -> list[Shard]:
+    """The rows of all shards are one after the other in the file, which is mapped into memory."""
+    with safe_open(path, framework="pt") as file:
+        spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
+    in_files = [0 if shard.size is None else shard.num_samples for shard in shards]
+    if sum(in_files) != len(spans.start):
+        raise ValueError(f"{path} has {len(spans.start)} rows, and its shards {sum(in_files)}")
+    return [
+        shard if shard.size is None else replace(shard, spans=spans.rows(end - count, end))
+        for shard, count, end in zip(shards, in_files, accumulate(in_files), strict=True)
+    ]

@@ -3,18 +3,26 @@
 import io
 import json
 import os
+import re
+import tarfile
+import warnings
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO
+from dataclasses import dataclass, replace
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
+from drrho.data.storage import Stream, open_file
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
+META_FILE = re.compile(r"__[^/]*__($|/)")  # webdataset's, about the shard
+# Pillow's own bound, beyond which it only warns: a small file may hold gigabytes of pixels.
+MAX_PIXELS = 89_478_485
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +33,20 @@ class RawSample:
         key: the name its files share in the tar.
         row: its place in the shard, counting every sample, usable or not.
         fields: the bytes of its files by lower-case extension, such as "jpg", "txt" or "cls".
+        span: where its files begin and end in the shard, in bytes.
     """
 
     key: str
     row: int
     fields: dict[str, bytes]
+    span: tuple[int, int] = (0, 0)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of key, caption and image, less 2^31: whether they have changed."""
+        checksum = zlib.crc32(self.key.encode(errors="surrogateescape"))
+        checksum = zlib.crc32(self.fields.get(CAPTION_EXTENSION, b""), checksum)
+        return zlib.crc32(image_bytes(self) or b"", checksum) - 2**31
 
 
 class UnusableSample(Exception):
@@ -48,7 +65,8 @@ def read_shard(url: str) -> Iterator[RawSample]:
     """Every sample of a shard in the order of the tar file.
 
     Args:
-        url: path of an uncompressed tar file in the WebDataset layout.
+        url: of an uncompressed tar file in the WebDataset layout: a local path, or what fsspec
+            reads.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -56,22 +74,69 @@ def read_shard(url: str) -> Iterator[RawSample]:
     """
     try:
         # Opened here and not by webdataset, which would run a url "pipe:..." as a command.
-        with open(url, "rb") as stream:
-            files = tar_file_expander([{"url": url, "stream": stream}])
-            for row, sample in enumerate(group_by_keys(files)):
-                fields = {name: data for name, data in sample.items() if name[:2] != "__"}
-                yield RawSample(key=sample["__key__"], row=row, fields=fields)
+        with open_file(url) as stream:
+            yield from _samples(stream)
             _require_end_of_archive(stream)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"shard {url} does not exist; shards are read from local paths. If the data moved, "
-            "run `drrho index` again"
+            f"shard {url} does not exist. If the data moved, run `drrho index` again"
         ) from None
     except Exception as error:  # tarfile, zlib, OSError, webdataset: all mean the same here
         raise ValueError(
             f"shard {url} cannot be read: {error.args[0] if error.args else error}. A shard is a "
             "complete, uncompressed tar file that holds each file once; fetch or write it again"
         ) from error
+
+
+def parse_sample(content: bytes, *, row: int) -> RawSample | None:
+    """The sample whose files lie in a piece of a tar file; None if it is not one whole sample."""
+    try:
+        samples = list(_samples(io.BytesIO(content + bytes(2 * tarfile.BLOCKSIZE))))
+    except (tarfile.TarError, ValueError, EOFError):
+        return None
+    return replace(samples[0], row=row) if len(samples) == 1 else None
+
+
+def _samples(stream: Stream) -> Iterator[RawSample]:
+    for row, sample in enumerate(group_by_keys(_files(stream))):
+        found = {name: file for name, file in sample.items() if name[:2] != "__"}
+        yield RawSample(
+            key=sample["__key__"],
+            row=row,
+            fields={name: file.content for name, file in found.items()},
+            span=(min(f.start for f in found.values()), max(f.end for f in found.values())),
+        )
+
+
+class _File(NamedTuple):
+    """A member of a tar file, and the bytes it takes there with its header."""
+
+    content: bytes
+    start: int
+    end: int
+
+
+def _files(stream: Stream) -> Iterator[dict[str, object]]:
+    """The regular files in a tar file, as webdataset groups them. Names are keys and no paths:
+    nothing is ever written under them.
+    """
+    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
+        for member in iter(tar.next, None):
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  or all headers stay
+            if not member.isreg() or META_FILE.match(member.name):
+                continue
+            file = tar.extractfile(member)
+            assert file is not None
+            content = file.read()
+            if len(content) < member.size:
+                raise ValueError(f"it ends within {member.name}")
+            blocks = -(-member.size // tarfile.BLOCKSIZE)
+            end = member.offset_data + blocks * tarfile.BLOCKSIZE
+            yield {
+                "__url__": "",
+                "fname": member.name,
+                "data": _File(content, member.offset, end),
+            }
 
 
 def image_bytes(sample: RawSample) -> bytes | None:
@@ -100,7 +165,8 @@ def decode_image(sample: RawSample) -> Image.Image:
     """The image in RGB; what is transparent shows white.
 
     Raises:
-        UnusableSample: there is no image, or its bytes do not decode to the last row.
+        UnusableSample: there is no image, its bytes do not decode to the last row, or it has
+            more than `MAX_PIXELS`, which is seen before they are decoded.
     """
     content = image_bytes(sample)
     if content is None:
@@ -108,8 +174,16 @@ def decode_image(sample: RawSample) -> Image.Image:
     # Pillow fills what a truncated file lacks with grey if any library has set this switch.
     tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        image = Image.open(io.BytesIO(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise UnusableSample("image too large")
         image.load()
+    except UnusableSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnusableSample("image too large") from error
     except Exception as error:  # its decoders raise OSError, SyntaxError, struct.error, ...
         raise UnusableSample("corrupt image") from error
     finally:
@@ -162,7 +236,7 @@ def decode_metadata(sample: RawSample) -> dict:
     return metadata
 
 
-def _require_end_of_archive(stream: IO[bytes]) -> None:
+def _require_end_of_archive(stream: Stream) -> None:
     """Catches a file cut between two members, which tarfile takes for a complete archive."""
     stream.seek(0, os.SEEK_END)
     stream.seek(-min(512, stream.tell()), os.SEEK_END)

@@ -16,15 +16,20 @@ class IndexConfig:
 
     Attributes:
         data: folder of tar files, brace or glob pattern, or one tar file.
-        output: JSON file to write; by default manifest.json in the folder.
+        output: JSON file to write; by default manifest.json in the folder. One that is there is
+            brought up to date: shards that have not changed are not read again.
+        workers: processes that read.
     """
 
     data: Positional[str]
     output: str | None = None
+    workers: int = 0
 
     def __post_init__(self):
         if self.output is not None and not self.output.endswith(".json"):
             raise ValueError(f"output must be a .json file, got {self.output}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, got {self.workers}")
 
 
 def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
@@ -45,6 +50,14 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
-    manifest = index_shards(config.data)
+    manifest = index_shards(config.data, known=_known(path), workers=config.workers)
     manifest.save(path)
     return manifest, path
+
+
+def _known(path: Path) -> Manifest | None:
+    """The manifest that is to be replaced, if this program can read it."""
+    try:
+        return Manifest.load(path)
+    except (FileNotFoundError, ValueError):
+        return None

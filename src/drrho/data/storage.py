@@ -1,0 +1,169 @@
+"""Bytes of files on local paths and behind fsspec's URLs (`s3://`, `gs://`, `https://`, ...)."""
+
+import glob
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import fsspec
+from webdataset.shardlists import expand_urls
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """A file to read, in whatever class it comes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def tell(self) -> int: ...
+    def __enter__(self) -> "Stream": ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> object: ...
+
+
+class FileState(NamedTuple):
+    """What tells without reading whether a file is still the same one.
+
+    Attributes:
+        size: bytes.
+        modified: in a form of the file system's own; None where it tells none.
+    """
+
+    size: int
+    modified: str | None
+
+
+def is_remote(url: str) -> bool:
+    """Whether a URL names a file system, and not a local path."""
+    return "://" in url
+
+
+def open_file(url: str) -> Stream:
+    """A file to read from its beginning, seekable.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the URL's file system is unknown, or its package is not installed.
+    """
+    if is_remote(url):
+        stream = _file_system(url).open(url, "rb")
+        assert isinstance(stream, Stream)
+        return stream
+    return open(url, "rb")
+
+
+def file_state(url: str) -> FileState:
+    """Size and time of change; errors as `open_file`."""
+    if not is_remote(url):
+        found = os.stat(url)
+        return FileState(found.st_size, str(found.st_mtime_ns))
+    info = _file_system(url).info(url)
+    told = [info[name] for name in ("ETag", "etag", "LastModified", "mtime") if name in info]
+    return FileState(int(info["size"]), str(told[0]) if told else None)
+
+
+def find_files(source: str) -> list[str]:
+    """The files that a path, glob pattern or brace pattern names; patterns of glob are sorted.
+
+    Local paths come back absolute.
+
+    Raises:
+        FileNotFoundError: a file that is named without a pattern does not exist.
+        ValueError: as `open_file`.
+    """
+    source = os.path.expanduser(source)
+    if not is_remote(source) and os.path.exists(source):
+        return [os.path.abspath(source)]
+    return [url for pattern in expand_urls(source) for url in _matches(pattern)]
+
+
+def list_folder(folder: str, suffix: str) -> list[str] | None:
+    """The files in a folder whose names end so, sorted; None if it is no folder."""
+    if not is_remote(folder):
+        folder = os.path.expanduser(folder)
+        if not os.path.isdir(folder):
+            return None
+        pattern = os.path.join(glob.escape(folder), f"*{suffix}")
+        return sorted(os.path.abspath(path) for path in glob.glob(pattern))
+    system = _file_system(folder)
+    if glob.has_magic(folder) or "{" in folder or not system.isdir(folder):
+        return None
+    found = system.ls(folder, detail=False)
+    return sorted(system.unstrip_protocol(path) for path in found if path.endswith(suffix))
+
+
+class OpenFiles:
+    """Ranges of bytes of files, of which some are kept open.
+
+    Args:
+        capacity: local files that are open at once; the one unused for longest is closed first.
+    """
+
+    def __init__(self, *, capacity: int):
+        self._capacity = capacity
+        self._descriptors: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes from each start to before its end, in order; remote ones at the same time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: as `open_file`.
+        """
+        if is_remote(url):
+            starts, ends = zip(*ranges, strict=True)
+            return _file_system(url).cat_ranges(
+                [url] * len(ranges), list(starts), list(ends), on_error="raise"
+            )
+        descriptor = self._descriptor(url)
+        return [os.pread(descriptor, end - start, start) for start, end in ranges]
+
+    def _descriptor(self, path: str) -> int:
+        if path not in self._descriptors:
+            if len(self._descriptors) == self._capacity:
+                os.close(self._descriptors.popitem(last=False)[1])
+            self._descriptors[path] = os.open(path, os.O_RDONLY)
+        self._descriptors.move_to_end(path)
+        return self._descriptors[path]
+
+    def __getstate__(self) -> dict[str, int]:
+        return {"capacity": self._capacity}  # a worker opens files of its own
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(**state)
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+
+def _file_system(url: str) -> fsspec.AbstractFileSystem:
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"cannot read {url}: {error}. Besides local paths, files are read through fsspec, "
+            "which needs a package for each kind of storage (s3fs, gcsfs, aiohttp, ...)"
+        ) from error
+
+
+def _matches(pattern: str) -> list[str]:
+    if is_remote(pattern):
+        system = _file_system(pattern)
+        if glob.has_magic(pattern):
+            return sorted(system.unstrip_protocol(str(path)) for path in system.glob(pattern))
+        if not system.exists(pattern):
+            raise FileNotFoundError(f"shard {pattern} does not exist")
+        return [pattern]
+    if os.path.exists(pattern):
+        return [os.path.abspath(pattern)]
+    if not glob.has_magic(pattern):
+        raise FileNotFoundError(f"shard {pattern} does not exist")
+    return sorted(os.path.abspath(path) for path in glob.glob(pattern))
