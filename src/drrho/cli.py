@@ -17,6 +17,7 @@ try:
     from drrho.run.demo import DemoConfig
     from drrho.run.evaluation import EvaluateConfig
     from drrho.run.index import IndexConfig
+    from drrho.run.processes import is_follower
     from drrho.run.recipe import Recipe, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig
     from drrho.run.training import TrainingInterrupted
@@ -100,7 +101,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _report(text: str) -> None:
     """Prints what all processes of a run found, once."""
-    if not commands.is_follower():
+    if not is_follower():
         print(text)
 
 

@@ -1,6 +1,8 @@
 """Row i belongs to sample i, whatever was broken in between and however often it was begun."""
 
 import json
+import shutil
+from collections import namedtuple
 
 import pytest
 import torch
@@ -217,3 +219,10 @@ def test_real_shards_can_be_encoded(tmp_path):
     assert report.num_encoded == 908
     found = ReferenceStore.open(tmp_path / "out", manifest).gather(torch.arange(908))
     assert found.present.all()
+
+
+def test_a_disk_that_is_too_small_is_said_before(manifest, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10))
+    with pytest.raises(OSError, match=r"the embeddings take .* GB and .*out has 0.0 GB free"):
+        precompute(small_encoder(), manifest, tmp_path / "out", batch_size=2)

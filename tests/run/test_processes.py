@@ -58,13 +58,17 @@ def start(recipe, folder, *, size):
     """`drrho train` in processes as torchrun would start them."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.py").write_text(RECIPE.format(pickle.dumps(recipe)))
+    return launch(["train", str(folder / "recipe.py")], size=size)
+
+
+def launch(arguments, *, size):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "drrho", "train", str(folder / "recipe.py")],
+            [sys.executable, "-m", "drrho", *arguments],
             env=os.environ
             | common
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
@@ -217,3 +221,16 @@ def test_more_processes_than_samples_of_a_batch_are_refused(plain_recipe, tmp_pa
     statuses, _, errors = finish(start(recipe, tmp_path, size=3))
     assert statuses == [1, 1, 1]
     assert all("a batch of 2 cannot be shared by 3 processes" in error for error in errors)
+
+
+def test_two_processes_store_the_embeddings_that_one_stores(scenes, reference, tmp_path):
+    arguments = ["--data", str(scenes / "train" / "manifest.json"), "--device", "cpu"]
+    arguments += ["--model", f"run:{reference.parent / 'run'}", "--output", str(tmp_path / "out")]
+    statuses, outputs, errors = finish(launch(["reference", "precompute", *arguments], size=2))
+    assert statuses == [0, 0], errors
+    assert "embeddings of 40 of 40 samples; 0 shards were there already" in outputs[0]
+    assert outputs[1] == ""
+    names = sorted(path.name for path in reference.glob("[!.]*"))
+    assert len(names) == 3, "a card and two shards"
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (reference / name).read_bytes()

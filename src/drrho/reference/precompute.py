@@ -1,5 +1,6 @@
 """Encoding a data set once with the reference model, shard by shard."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from drrho.data.batch import Examples
 from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
+from drrho.distributed import Processes
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.shard_files import ShardFiles, entries_of
@@ -48,32 +50,47 @@ def precompute(
     *,
     batch_size: int,
     workers: int = 0,
+    processes: Processes | None = None,
 ) -> PrecomputeReport:
     """Writes the reference embeddings of a data set, for `ReferenceStore` to read.
 
-    Each shard is written whole or not at all. Run again after an interruption it encodes the
-    shards that are missing, to the same bytes as without it. A sample that cannot be decoded,
-    or whose embedding is not finite, is marked as absent and counted.
+    Several processes share out the shards, and write to one folder. Each shard is written whole or
+    not at all. Run again after an interruption it encodes the shards that are missing, to the same
+    bytes as without it. A sample that cannot be decoded, or whose embedding is not finite, is
+    marked as absent and counted.
 
     Args:
         encoder: the reference model.
         manifest: the data set.
         folder: where to write; made if need be.
         batch_size: most samples encoded at once.
-        workers: processes that decode; 0 decodes in this one.
+        workers: processes that decode for each of `processes`; 0 decodes in it.
+        processes: those that encode together; None is this one alone.
+
+    Returns:
+        The report on the whole data set, to every process.
 
     Raises:
         ValueError: the folder holds embeddings of another model or data set, a shard is not
             what the manifest says, or not one sample could be encoded.
+        OSError: the disk is full; the shards that are written stay.
     """
     folder = Path(folder)
-    card = _open_folder(encoder, manifest, folder=folder)
+    processes = Processes() if processes is None else processes
+    card = processes.on_first(lambda: _open_folder(encoder, manifest, folder=folder))
     files = card.files(folder)
-    absent = _absent_in_finished_shards(card, files)
+    absent = processes.on_first(lambda: _absent_in_finished_shards(card, files))
     shards_found = len(absent)
     usable = [shard.num_samples - len(shard.unusable) for shard in manifest.shards]
-    with Progress("encode", total=sum(usable), initial=sum(usable[s] for s in absent)) as progress:
-        unfinished = [s for s in range(len(usable)) if s not in absent]
+    left = [s for s in range(len(usable)) if s not in absent]
+    unfinished = left[processes.rank :: processes.size]
+    absent = dict(absent) if processes.is_first else {}
+    processes.on_first(lambda: _require_space(folder, [manifest.shards[s] for s in left], encoder))
+    with Progress(
+        "encode" if processes.size == 1 else f"encode, the first of {processes.size} processes",
+        total=sum(usable[s] for s in unfinished),
+        visible=processes.is_first,
+    ) as progress:
         encoded = _encode_shards(
             encoder,
             [manifest.shards[s] for s in unfinished],
@@ -84,6 +101,7 @@ def precompute(
         for s, embeddings in zip(unfinished, encoded, strict=True):
             save_shard(files, card.shards[s], embeddings)
             absent[s] = embeddings.absent
+    absent = {s: rows for found in processes.gather(absent) for s, rows in found.items()}
     reasons = Counter(reason for rows in absent.values() for reason in rows.values())
     if reasons.total() == manifest.num_samples:
         raise ValueError(
@@ -96,6 +114,23 @@ def precompute(
         absent=dict(reasons),
         shards_found=shards_found,
     )
+
+
+def stored_bytes(num_samples: int, embedding_dim: int) -> int:
+    """Of a store: image and text in float16, and whether there are any."""
+    return num_samples * (2 * embedding_dim * torch.float16.itemsize + 1)
+
+
+def _require_space(folder: Path, shards: list[Shard], encoder: ReferenceEncoder) -> None:
+    """Before the work rather than after hours of it."""
+    num_samples = sum(shard.num_samples for shard in shards)
+    needed = stored_bytes(num_samples, encoder.embedding_dim)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"the embeddings take {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free; "
+            "choose a folder on a larger disk"
+        )
 
 
 def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path) -> ReferenceCard:

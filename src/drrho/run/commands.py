@@ -1,6 +1,5 @@
 """The commands of the command line: a configuration in, the text to print out."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.distributed import Launch
 from drrho.files import write_json
 from drrho.reference.loss_summary import summarise_losses
 from drrho.report.table import markdown_table
@@ -17,9 +15,10 @@ from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.processes import ProcessFailed
 from drrho.run.recipe import Recipe
 from drrho.run.reference import LossesConfig, PrecomputeConfig, precompute_reference
-from drrho.run.training import ProcessFailed, train_recipe
+from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
 
@@ -41,12 +40,6 @@ class DrawConfig:
 
     folder: Positional[str]
     scenes: ScenesConfig
-
-
-def is_follower() -> bool:
-    """Whether another process of this run prints the results."""
-    launch = Launch.from_environment(os.environ)
-    return launch is not None and launch.rank > 0
 
 
 def run_demo(config: DemoConfig) -> str:

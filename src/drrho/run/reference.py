@@ -1,15 +1,18 @@
 """Naming a reference model -> its stored embeddings of a data set; naming losses -> a summary."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tyro.conf import Positional
 
-from drrho.data.indexing import open_manifest
+from drrho.files import exclusive
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import Precision, ReferenceEncoder
 from drrho.reference.precompute import PrecomputeReport, precompute
-from drrho.run.recipe import Device, resolve_device
+from drrho.run.processes import open_manifest_together, together
+from drrho.run.recipe import Device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +47,10 @@ class PrecomputeConfig:
     def _model(self) -> ModelConfig:
         return ModelConfig(name=self.model, pretrained=self.pretrained)
 
-    def encoder(self) -> ReferenceEncoder:
+    def encoder(self, device: torch.device) -> ReferenceEncoder:
         """The reference model, frozen, on its device."""
         return ReferenceEncoder(
-            build_model(self._model, seed=0),
-            precision=self.precision,
-            device=resolve_device(self.device),
+            build_model(self._model, seed=0), precision=self.precision, device=device
         )
 
 
@@ -65,11 +66,18 @@ class LossesConfig:
 
 
 def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
-    """Builds the model and stores its embeddings; see `drrho.reference.precompute`."""
-    return precompute(
-        config.encoder(),
-        open_manifest(config.data),
-        Path(config.output),
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )
+    """Builds the model and stores its embeddings; see `drrho.reference.precompute`.
+
+    Under torchrun or `srun` all processes call this and share out the shards.
+    """
+    with together(config.device) as (processes, device):
+        manifest = open_manifest_together(config.data, processes)
+        with exclusive(Path(config.output)) if processes.is_first else nullcontext():
+            return precompute(
+                config.encoder(device),
+                manifest,
+                Path(config.output),
+                batch_size=config.batch_size,
+                workers=config.workers,
+                processes=processes,
+            )

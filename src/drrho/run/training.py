@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,21 +15,19 @@ from torch import nn
 from drrho.contrastive.config import GLOBAL_METHODS, recommended_gamma_min
 from drrho.contrastive.objective import ContrastiveObjective
 from drrho.data.batch import Batch
-from drrho.data.indexing import open_manifest
 from drrho.data.loading import Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
-from drrho.distributed import Launch, Processes, joined
+from drrho.distributed import Processes
 from drrho.files import exclusive, write_json
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
-from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
+from drrho.run.processes import ProcessFailed, open_manifest_together, together
+from drrho.run.recipe import MAY_CHANGE, Recipe
 from drrho.run.selection import Selector
 from drrho.run.steered import Stores, steered
 from drrho.run.step import ContrastiveStep, Towers
-from drrho.training.checkpoint import CheckpointError
-from drrho.training.finite import NotFiniteError
 from drrho.training.interruption import TrainingInterrupted
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import build_optimizer, learning_rate_schedule
@@ -52,10 +49,6 @@ RESULTS_FILE = "results.json"
 GAMMA_DECAY_SHARE = 0.5
 
 
-class ProcessFailed(RuntimeError):
-    """One of several processes cannot go on."""
-
-
 def train_recipe(recipe: Recipe) -> dict[str, Any]:
     """Trains, or continues, or returns what was finished before.
 
@@ -70,19 +63,8 @@ def train_recipe(recipe: Recipe) -> dict[str, Any]:
             the recipe do not fit each other. Found before the first step.
         ProcessFailed: with several processes, this one failed or lost another.
     """
-    launch = Launch.from_environment(os.environ)
-    device = resolve_device(recipe.device, local_rank=0 if launch is None else launch.local_rank)
-    with joined(launch, device_type=device.type) as processes:
-        try:
-            return _train_or_return(recipe, processes, device=device)
-        except RuntimeError as error:
-            if processes.size == 1 or isinstance(error, CheckpointError | NotFiniteError):
-                raise
-            # What gloo and NCCL raise has no class of its own.
-            raise ProcessFailed(
-                f"process {processes.rank} of {processes.size} cannot go on: {error}. If another "
-                "process reported an error or was killed, that came first"
-            ) from error
+    with together(recipe.device) as (processes, device):
+        return _train_or_return(recipe, processes, device=device)
 
 
 def _train_or_return(
@@ -269,13 +251,6 @@ def _finished_results(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
             f"`drrho evaluate {folder} --data {now}`"
         )
     return results
-
-
-def open_manifest_together(source: str, processes: Processes) -> Manifest:
-    """As `open_manifest`; shards that are indexed now are read by the first process alone."""
-    if source.endswith(".json"):
-        return open_manifest(source)
-    return processes.on_first(lambda: open_manifest(source))
 
 
 def _contents_sha256(manifest: Manifest) -> str:

@@ -1,0 +1,211 @@
+"""Kills a run of two processes again and again, and asks whether it ends where it should.
+
+    python benchmarks/kill.py > benchmarks/kill.md
+
+A run is trained without interruption. Then it is trained again, and at random moments, start-up
+and checkpoints included, one of its processes or both get SIGKILL; whatever is left ends by itself,
+and the run is started again. In the end its weights and its last checkpoint have to be those of the
+uninterrupted run, bit for bit. Progress goes to standard error.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measuring import machine
+
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.models.open_clip import import_open_clip
+from drrho.run.index import IndexConfig, write_manifest
+from drrho.training.checkpoint import list_checkpoints, read_tensors, read_values
+
+SIZE = 2
+STEPS = 1_500
+MODEL = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 16, "patch_size": 32, "head_width": 8},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 2},
+}
+RECIPE = """
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.temperature import TemperatureConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.run.recipe import Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+recipe = Recipe(
+    output="{output}",
+    data="{folder}/data/manifest.json",
+    loading=LoadingConfig(batch_size=8),
+    model=ModelConfig(name="local-dir:{folder}/model"),
+    objective=ObjectiveConfig(
+        method="fastclip", temperature=TemperatureConfig(kind="learned"), rho=1.0
+    ),
+    training=TrainingConfig(
+        steps={steps}, optimizer=OptimizerConfig(learning_rate=1e-3), log_every=50,
+        checkpoint_every=25,
+    ),
+    seed={seed},
+    device="cpu",
+)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One run: how often it was killed, when, and whether it came out right."""
+
+    seed: int
+    kills: int
+    before_the_first_step: int
+    steps_lost: int
+    seconds_to_notice: float
+    equal: bool
+
+
+def write_inputs(folder: Path) -> None:
+    write_scenes(folder / "data", ScenesConfig(num_samples=200, seed=0, samples_per_shard=50))
+    write_manifest(IndexConfig(data=str(folder / "data")))
+    torch.manual_seed(0)
+    module = import_open_clip().CLIP(**MODEL)
+    (folder / "model").mkdir()
+    torch.save(module.state_dict(), folder / "model" / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": MODEL, "preprocess_cfg": {"size": 64}}
+    (folder / "model" / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def start(recipe: Path) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "drrho", "train", str(recipe)],
+            env=os.environ
+            | common
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(SIZE)
+    ]
+
+
+def write_recipe(folder: Path, name: str, *, seed: int) -> Path:
+    path = folder / f"{name}.py"
+    text = RECIPE.format(output=folder / name, folder=folder, steps=STEPS, seed=seed)
+    path.write_text(text)
+    return path
+
+
+def finish(processes: list[subprocess.Popen]) -> list[int]:
+    return [process.wait(timeout=300) for process in processes]
+
+
+def saved_step(run: Path) -> int:
+    found = list_checkpoints(run / "checkpoints")
+    return read_values(found[-1])["step"] if found else 0
+
+
+def logged_step(run: Path) -> int:
+    """Of the last row, up to which the run had come at least."""
+    path = run / "metrics.jsonl"
+    rows = path.read_text().splitlines() if path.exists() else []
+    return json.loads(rows[-1])["step"] if rows and rows[-1].endswith("}") else 0
+
+
+def result_of(run: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(list_checkpoints(run / "checkpoints")[-1])
+
+
+def interrupted(folder: Path, *, seed: int, draw: random.Random, longest: float) -> Outcome:
+    whole, killed = (write_recipe(folder, f"{kind}-{seed}", seed=seed) for kind in ("whole", "cut"))
+    assert finish(start(whole)) == [0] * SIZE
+    run = folder / f"cut-{seed}"
+    kills = early = lost = 0
+    notice = 0.0
+    while True:
+        processes = start(killed)
+        victims = draw.choice([processes[:1], processes[1:], processes])
+        try:
+            processes[0].wait(timeout=draw.uniform(0, longest))
+            break  # it was quicker than the killer
+        except subprocess.TimeoutExpired:
+            pass
+        for victim in victims:
+            victim.send_signal(signal.SIGKILL)
+        died = time.monotonic()
+        finish(processes)
+        notice = max(notice, time.monotonic() - died)
+        kills += 1
+        early += saved_step(run) == 0
+        lost += max(0, logged_step(run) - saved_step(run))
+        say(f"seed {seed}: kill {kills}, saved up to step {saved_step(run)}")
+    assert finish(processes) == [0] * SIZE
+    ours, theirs = result_of(run), result_of(folder / f"whole-{seed}")
+    equal = ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+    return Outcome(
+        seed=seed,
+        kills=kills,
+        before_the_first_step=early,
+        steps_lost=lost,
+        seconds_to_notice=notice,
+        equal=equal,
+    )
+
+
+def table(outcomes: list[Outcome]) -> list[str]:
+    lines = [
+        "| run | kills | before the first checkpoint | longest until the others ended, s | equal |",
+        "|---:|---:|---:|---:|---|",
+    ]
+    for o in outcomes:
+        numbers = f"{o.seed} | {o.kills} | {o.before_the_first_step} | {o.seconds_to_notice:.1f}"
+        lines.append(f"| {numbers} | {'yes' if o.equal else 'NO'} |")
+    kills = sum(outcome.kills for outcome in outcomes)
+    equal = sum(outcome.equal for outcome in outcomes)
+    lines += ["", f"{kills} kills in {len(outcomes)} runs, of which {equal} ended bit for bit"]
+    lines += ["where the uninterrupted run ends: weights, moments, temperature, averages."]
+    return lines
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--longest", type=float, default=30.0, help="seconds from start to kill")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder))
+        while sum(outcome.kills for outcome in outcomes) < options.kills:
+            seed = len(outcomes)
+            outcomes.append(
+                interrupted(Path(folder), seed=seed, draw=draw, longest=options.longest)
+            )
+    command = f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes (gloo)"
+    lines = ["# kill -9", "", f"{command}, {STEPS:,} steps, a checkpoint every 25. {machine()}", ""]
+    print("\n".join([*lines, *table(outcomes)]))
+    sys.exit(0 if all(outcome.equal for outcome in outcomes) else 1)
+
+
+if __name__ == "__main__":
+    main()
