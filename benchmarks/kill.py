@@ -30,7 +30,7 @@ from drrho.run.index import IndexConfig, write_manifest
 from drrho.training.checkpoint import list_checkpoints, read_tensors, read_values
 
 SIZE = 2
-STEPS = 1_500
+STEPS = 600
 MODEL = {
     "embed_dim": 8,
     "vision_cfg": {"image_size": 64, "layers": 2, "width": 16, "patch_size": 32, "head_width": 8},
@@ -55,7 +55,7 @@ recipe = Recipe(
     ),
     training=TrainingConfig(
         steps={steps}, optimizer=OptimizerConfig(learning_rate=1e-3), log_every=50,
-        checkpoint_every=25,
+        checkpoint_every=10,
     ),
     seed={seed},
     device="cpu",
@@ -202,7 +202,7 @@ def main() -> None:
                 interrupted(Path(folder), seed=seed, draw=draw, longest=options.longest)
             )
     command = f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes (gloo)"
-    lines = ["# kill -9", "", f"{command}, {STEPS:,} steps, a checkpoint every 25. {machine()}", ""]
+    lines = ["# kill -9", "", f"{command}, {STEPS:,} steps, a checkpoint every 10. {machine()}", ""]
     print("\n".join([*lines, *table(outcomes)]))
     sys.exit(0 if all(outcome.equal for outcome in outcomes) else 1)
 

@@ -20,6 +20,15 @@ def test_an_update_reaches_its_samples_and_no_other():
     assert_close(table.read(torch.tensor([0, 2, 3, 5])), torch.ones(2, 4))
 
 
+def test_what_is_not_finite_is_returned_and_not_remembered():
+    table = SampleTable(3, initial=1.0)
+    arriving = torch.tensor([[math.nan, 2.0, math.inf], [3.0, -math.inf, 5.0]])
+    new = table.update(torch.arange(3), arriving, lambda before, found: before + found)
+    assert_close(new, arriving + 1, equal_nan=True)
+    expected = torch.tensor([[1.0, 3.0, 1.0], [4.0, -math.inf, 6.0]])
+    assert_close(table.read(torch.arange(3)), expected)
+
+
 def test_a_sample_that_comes_twice_is_updated_once_with_the_mean():
     table = SampleTable(6, initial=1.0)
     ids = torch.tensor([4, 1, 4, 4])

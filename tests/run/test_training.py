@@ -150,7 +150,7 @@ def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(
 
 
 @pytest.mark.parametrize("method", ["clip", "fastclip", "drrho_clip"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("learned", [False, True])
 def test_every_option_builds_and_steps_on_the_cpu(
     plain_recipe, reference, tmp_path, *, method, precision, learned

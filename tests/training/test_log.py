@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +33,43 @@ def test_resumed_log_replaces_what_is_repeated(tmp_path):
     write(tmp_path, [6, 8, 10], start_step=6, value=3.0)
     found = [(row["step"], row["loss"]) for row in read_metrics(tmp_path)]
     assert found == [(2, 1.0), (4, 1.0), (6, 3.0), (8, 3.0), (10, 3.0)]
+
+
+def test_wandb_gets_the_same_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def __init__(self, **arguments):
+            calls.append(("init", arguments))
+
+        def log(self, values, *, step):
+            calls.append(("log", values, step))
+
+        def finish(self):
+            calls.append(("finish",))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Run))
+    for start_step in (0, 3):
+        with MetricsLog(tmp_path, start_step=start_step, wandb_project="p") as log:
+            log.write({"loss": 1.0}, step=start_step + 1, samples=8, seconds=0.1)
+    names = [call[0] for call in calls]
+    assert names == ["init", "log", "finish"] * 2
+    assert calls[0] == calls[3], "the same id"
+    assert calls[0][1]["project"] == "p"
+    assert calls[0][1]["resume"] == "allow"
+    assert calls[1] == ("log", {"loss": 1.0, "samples": 8, "seconds": 0.1}, 1)
+
+
+def test_wandb_that_is_not_installed_is_an_error_that_says_how(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match="wandb_project = 'p' needs wandb: pip install"):
+        MetricsLog(tmp_path, start_step=0, wandb_project="p")
+
+
+def test_other_processes_write_nothing(tmp_path):
+    with MetricsLog(tmp_path / "run", start_step=0, writes=False) as log:
+        log.write({"loss": 1.0}, step=1, samples=8, seconds=0.1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_holds_the_same_and_no_step_twice(tmp_path):

@@ -1,5 +1,6 @@
 """What a run does at each step, and what stops it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -165,6 +166,89 @@ def test_not_finite_before_any_checkpoint_says_so(tmp_path):
     with pytest.raises(NotFiniteError, match="No checkpoint was saved"):
         tiny_train(state, objective)
     assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_steps_that_are_not_finite_can_be_left_out(tmp_path):
+    state = tiny_state(tmp_path)
+    objective = TinyObjective(state)
+    seen = []
+
+    def spoil(loss):
+        seen.extend(p.detach().clone() for p in state.model.parameters())
+        return loss * float("nan")
+
+    objective.at[16] = spoil
+    objective.at[17] = lambda loss: (compare(), loss)[1]
+
+    def compare():
+        assert all(map(torch.equal, seen, state.model.parameters()))
+
+    config = replace(CONFIG, not_finite="skip", log_every=1, evaluate_every=None)
+    with pytest.warns(UserWarning, match="1 of 40 steps were left out"):
+        result = tiny_train(state, objective, config=config)
+    assert seen
+    assert result.metrics["skipped_steps"] == 1
+    assert all(p.isfinite().all() for p in state.model.parameters())
+    row = read_metrics(tmp_path)[16]
+    assert (row["step"], row["loss"]) == (17, None), "and it is seen in the log"
+
+
+def test_float16_scales_the_gradient_and_its_state_is_kept(tmp_path):
+    config = replace(CONFIG, precision="float16", evaluate_every=None, max_grad_norm=None)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    tiny_train(scaled_state(whole, config), config=config)
+    state = scaled_state(parts, config)
+    objective = TinyObjective(state)
+    objective.at[22] = lambda loss: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        tiny_train(state, objective, config=config)
+    state = scaled_state(parts, config)
+    assert state.resume()
+    tiny_train(state, config=config)
+    finals = [latest_checkpoint(folder / "checkpoints") for folder in (whole, parts)]
+    ours, theirs = (read_tensors(path) for path in finals)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    scales = [[row["gradient_scale"] for row in read_metrics(folder)] for folder in (whole, parts)]
+    assert scales[0] == scales[1]
+    assert len(set(scales[0])) > 1, "it grows and falls"
+
+
+def scaled_state(folder, config):
+    state = tiny_state(folder, config)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=15)
+    return state
+
+
+def test_the_best_model_is_kept(tmp_path):
+    state = tiny_state(tmp_path)
+    written = []
+    state.export = lambda folder: written.append((state.step, folder))
+    scores = iter([0.2, 0.5, 0.4, 0.5])
+    config = replace(CONFIG, keep_best="val/score")
+    tiny_train(state, config=config, evaluators={"val": lambda: {"score": next(scores)}})
+    assert written == [(10, tmp_path / "best" / "model"), (20, tmp_path / "best" / "model")]
+    best = json.loads((tmp_path / "best" / "best.json").read_text())
+    assert best == {"metric": "val/score", "step": 20, "value": 0.5}
+
+
+def test_the_best_so_far_is_remembered_when_resumed(tmp_path):
+    state = tiny_state(tmp_path)
+    state.best = {"step": 1, "value": 9.0}
+    state.save(keep=1)
+    state.wait_until_saved()
+    state = tiny_state(tmp_path)
+    state.resume()
+    state.export = lambda folder: pytest.fail("nothing was better")
+    config = replace(CONFIG, keep_best="val/output")
+    tiny_train(state, config=config, evaluators={"val": lambda: {"output": 8.0}})
+
+
+def test_an_unknown_best_metric_is_named(tmp_path):
+    state = tiny_state(tmp_path)
+    state.export = lambda folder: None
+    config = replace(CONFIG, keep_best="val/unknown")
+    with pytest.raises(ValueError, match=r"'val/unknown' is no metric.*val/output"):
+        tiny_train(state, config=config)
 
 
 def test_bfloat16_is_for_the_forward_pass_only(tmp_path):

@@ -65,7 +65,7 @@ class SampleTable(nn.Module):
         """`entry <- rule(entry, arriving)` for the samples of all pairs; a collective.
 
         A sample that comes more than once, in one process's pairs or in several's, is updated
-        once, with the mean of what arrives for it.
+        once, with the mean of what arrives for it. Where that is nan or infinity the entry stays.
 
         Args:
             sample_ids: of this process's pairs.
@@ -84,8 +84,11 @@ class SampleTable(nn.Module):
         everyone = batch.pairs.gather(arriving.T).T
         everyone = _means(batch.same, everyone, of_logarithms=of_logarithms)
         everyone = everyone[:, batch.owned]
-        after = rule(self.entries[:, batch.place].to(everyone), everyone)
-        self.entries[:, batch.place] = after.to(self.entries)
+        before = self.entries[:, batch.place].to(everyone)
+        after = rule(before, everyone)
+        # A step that is left out because something overflowed must leave no trace.
+        kept = torch.where(everyone.isnan() | everyone.isposinf(), before, after)
+        self.entries[:, batch.place] = kept.to(self.entries)
         return self._answer(batch, after)
 
     def _batch(self, sample_ids: Tensor, *, device: torch.device) -> "_Batch":

@@ -46,6 +46,8 @@ class MetricsLog:
         if not writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
+        if wandb_project is not None:
+            self._wandb = _wandb_run(folder, wandb_project)
         path = folder / FILE_NAME
         _keep_rows_before(start_step, path)
         self._file = path.open("a", encoding="utf-8")
@@ -60,8 +62,6 @@ class MetricsLog:
             )
         else:
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
-        if wandb_project is not None:
-            self._wandb = _wandb_run(folder, wandb_project)
 
     def __enter__(self) -> "MetricsLog":
         return self
