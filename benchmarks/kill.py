@@ -2,9 +2,9 @@
 
     python benchmarks/kill.py > benchmarks/kill.md
 
-A run is trained without interruption. Then it is trained again, and at random moments, start-up
-and checkpoints included, one of its processes or both get SIGKILL; whatever is left ends by itself,
-and the run is started again. In the end its weights and its last checkpoint have to be those of the
+A run is trained without interruption. Then it is trained again under `torchrun --max-restarts`, and
+at random moments, start-up and checkpoints included, one of its processes or both get SIGKILL;
+torchrun ends what is left and starts them again. The last checkpoint has to be that of the
 uninterrupted run, bit for bit. Progress goes to standard error.
 """
 
@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from measuring import machine
 
@@ -69,9 +69,8 @@ class Outcome:
 
     seed: int
     kills: int
-    before_the_first_step: int
-    steps_lost: int
-    seconds_to_notice: float
+    of_both: int
+    before_the_first_checkpoint: int
     equal: bool
 
 
@@ -86,22 +85,20 @@ def write_inputs(folder: Path) -> None:
     (folder / "model" / "open_clip_config.json").write_text(json.dumps(config))
 
 
-def start(recipe: Path) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(SIZE), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "drrho", "train", str(recipe)],
-            env=os.environ
-            | common
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(SIZE)
-    ]
+def start(recipe: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(SIZE)]
+    command += ["--max-restarts", "1000", "--monitor-interval", "0.2"]
+    return subprocess.Popen(
+        [*command, "-m", "drrho", "train", str(recipe)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def workers_of(torchrun: subprocess.Popen) -> list[psutil.Process]:
+    children = psutil.Process(torchrun.pid).children()
+    return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def write_recipe(folder: Path, name: str, *, seed: int) -> Path:
@@ -111,20 +108,9 @@ def write_recipe(folder: Path, name: str, *, seed: int) -> Path:
     return path
 
 
-def finish(processes: list[subprocess.Popen]) -> list[int]:
-    return [process.wait(timeout=300) for process in processes]
-
-
 def saved_step(run: Path) -> int:
     found = list_checkpoints(run / "checkpoints")
     return read_values(found[-1])["step"] if found else 0
-
-
-def logged_step(run: Path) -> int:
-    """Of the last row, up to which the run had come at least."""
-    path = run / "metrics.jsonl"
-    rows = path.read_text().splitlines() if path.exists() else []
-    return json.loads(rows[-1])["step"] if rows and rows[-1].endswith("}") else 0
 
 
 def result_of(run: Path) -> dict[str, torch.Tensor]:
@@ -133,47 +119,40 @@ def result_of(run: Path) -> dict[str, torch.Tensor]:
 
 def interrupted(folder: Path, *, seed: int, draw: random.Random, longest: float) -> Outcome:
     whole, killed = (write_recipe(folder, f"{kind}-{seed}", seed=seed) for kind in ("whole", "cut"))
-    assert finish(start(whole)) == [0] * SIZE
+    assert start(whole).wait() == 0
     run = folder / f"cut-{seed}"
-    kills = early = lost = 0
-    notice = 0.0
+    kills = early = both = 0
+    torchrun = start(killed)
     while True:
-        processes = start(killed)
-        victims = draw.choice([processes[:1], processes[1:], processes])
         try:
-            processes[0].wait(timeout=draw.uniform(0, longest))
-            break  # it was quicker than the killer
+            assert torchrun.wait(timeout=draw.uniform(0, longest)) == 0
+            break
         except subprocess.TimeoutExpired:
             pass
+        workers = workers_of(torchrun)
+        if not workers:
+            continue  # between two starts
+        victims = draw.choice([workers[:1], workers[1:], workers])
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
-        died = time.monotonic()
-        finish(processes)
-        notice = max(notice, time.monotonic() - died)
-        kills += 1
+        kills += len(victims) > 0
+        both += len(victims) == SIZE
         early += saved_step(run) == 0
-        lost += max(0, logged_step(run) - saved_step(run))
-        say(f"seed {seed}: kill {kills}, saved up to step {saved_step(run)}")
-    assert finish(processes) == [0] * SIZE
+        say(f"seed {seed}: kill {kills}, saved up to step {saved_step(run)} of {STEPS}")
     ours, theirs = result_of(run), result_of(folder / f"whole-{seed}")
     equal = ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
     return Outcome(
-        seed=seed,
-        kills=kills,
-        before_the_first_step=early,
-        steps_lost=lost,
-        seconds_to_notice=notice,
-        equal=equal,
+        seed=seed, kills=kills, of_both=both, before_the_first_checkpoint=early, equal=equal
     )
 
 
 def table(outcomes: list[Outcome]) -> list[str]:
     lines = [
-        "| run | kills | before the first checkpoint | longest until the others ended, s | equal |",
+        "| run | kills | of both processes | before the first checkpoint | equal |",
         "|---:|---:|---:|---:|---|",
     ]
     for o in outcomes:
-        numbers = f"{o.seed} | {o.kills} | {o.before_the_first_step} | {o.seconds_to_notice:.1f}"
+        numbers = f"{o.seed} | {o.kills} | {o.of_both} | {o.before_the_first_checkpoint}"
         lines.append(f"| {numbers} | {'yes' if o.equal else 'NO'} |")
     kills = sum(outcome.kills for outcome in outcomes)
     equal = sum(outcome.equal for outcome in outcomes)
@@ -201,7 +180,7 @@ def main() -> None:
             outcomes.append(
                 interrupted(Path(folder), seed=seed, draw=draw, longest=options.longest)
             )
-    command = f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes (gloo)"
+    command = f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes under torchrun"
     lines = ["# kill -9", "", f"{command}, {STEPS:,} steps, a checkpoint every 10. {machine()}", ""]
     print("\n".join([*lines, *table(outcomes)]))
     sys.exit(0 if all(outcome.equal for outcome in outcomes) else 1)
