@@ -1,0 +1,1 @@
+"""Embeddings that other programs stored: one module reads one of their formats."""
