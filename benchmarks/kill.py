@@ -180,7 +180,9 @@ def main() -> None:
             outcomes.append(
                 interrupted(Path(folder), seed=seed, draw=draw, longest=options.longest)
             )
-    command = f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes under torchrun"
+    command = (
+        f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes under torchrun"
+    )
     lines = ["# kill -9", "", f"{command}, {STEPS:,} steps, a checkpoint every 10. {machine()}", ""]
     print("\n".join([*lines, *table(outcomes)]))
     sys.exit(0 if all(outcome.equal for outcome in outcomes) else 1)

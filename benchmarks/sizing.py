@@ -80,8 +80,7 @@ def main() -> None:
     lines = [
         "# Sizes",
         "",
-        f"`python benchmarks/sizing.py`; embeddings of {options.dim} and, of the reference, "
-        f"{options.dim_ref} numbers.",
+        f"`python benchmarks/sizing.py`; embeddings of {options.dim} and {options.dim_ref} numbers.",
         "",
         "## On disk",
         "",

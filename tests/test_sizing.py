@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.data.tar_files import pair, write_shard
 
 from drrho.contrastive.estimator import AnchorAverages
 from drrho.data.indexing import index_shards
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.shard_files import entries_of
 from drrho.reference.store import ReferenceCard, ShardEmbeddings, save_shard
+from tests.data.tar_files import pair, write_shard
 
 SIZING = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "sizing.py"))
 ROWS, DIM = 3_000, 64

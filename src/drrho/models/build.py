@@ -1,6 +1,7 @@
 """Configuration -> model, and trained models to and from a folder."""
 
 import json
+import runpy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from drrho.files import write_atomically, write_json
+from drrho.models.hugging_face import CONFIG_FILE as HUGGING_FACE_CONFIG_FILE
+from drrho.models.hugging_face import (
+    HuggingFaceTwoTower,
+    build_hugging_face,
+    save_hugging_face,
+)
 from drrho.models.open_clip import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
 from drrho.models.open_clip import build_open_clip, import_open_clip, save_tokenizer
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
@@ -25,8 +32,9 @@ class ModelConfig:
 
     Attributes:
         name: "small"; an open_clip architecture such as "ViT-B-32"; "local-dir:PATH" or
-            "hf-hub:OWNER/NAME" as open_clip reads them; or "run:PATH", the model that a
-            finished `drrho train` left in its run folder.
+            "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a folder of a Hugging
+            Face dual encoder; "python:FILE.py", whose `build()` returns a `TwoTower`; or
+            "run:PATH", the model that a finished `drrho train` left in its run folder.
         pretrained: open_clip's tag or a checkpoint file; only for architectures.
         small: widths of the small model; only for "small".
     """
@@ -68,8 +76,14 @@ def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
         ValueError: no such model, or it could not be loaded.
         FileNotFoundError: "run:PATH" holds no finished model.
     """
-    if config.name.startswith("run:"):
-        return load_model(Path(config.name.removeprefix("run:")) / "model")
+    schema, _, place = config.name.partition(":")
+    match schema:
+        case "run":
+            return load_model(Path(place) / "model")
+        case "transformers":
+            return build_hugging_face(Path(place).expanduser())
+        case "python":
+            return _build_by_program(Path(place).expanduser())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.name == "small":
@@ -82,7 +96,8 @@ def save_model(
 ) -> None:
     """Writes weights and architecture; `load_model` needs nothing else, wherever the folder goes.
 
-    An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH".
+    An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH", one
+    of Hugging Face as a folder that transformers reads.
 
     Args:
         model: what to write.
@@ -98,6 +113,9 @@ def save_model(
             "build_model made can be saved"
         )
     weights = model.module.state_dict() if weights is None else weights
+    if isinstance(model.module, HuggingFaceTwoTower):
+        save_hugging_face(model, folder, weights)
+        return
     content = save({name: tensor.contiguous() for name, tensor in weights.items()})
     write_atomically(folder / WEIGHTS_FILE, content)
     save_tokenizer(model.tokenizer, folder)
@@ -114,6 +132,8 @@ def load_model(folder: Path) -> TwoTower:
     """
     if (folder / OPEN_CLIP_CONFIG_FILE).is_file():
         return build_open_clip(f"local-dir:{folder}", None)
+    if (folder / HUGGING_FACE_CONFIG_FILE).is_file():
+        return build_hugging_face(folder)
     if not (folder / SMALL_CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{folder} holds no model: it is written when training ends. Finish the run "
@@ -132,6 +152,23 @@ def load_model(folder: Path) -> TwoTower:
         "weights_sha256": weights_sha256(model.module),
     }
     return replace(model, identity=identity)
+
+
+def _build_by_program(path: Path) -> TwoTower:
+    """What `build()` of a Python file of the user's returns."""
+    if not path.is_file():
+        raise FileNotFoundError(f"model 'python:{path}': there is no such file")
+    try:
+        build = runpy.run_path(str(path)).get("build")
+        model = build() if callable(build) else None
+    except Exception as error:  # it is a program of the user's
+        raise ValueError(f"model 'python:{path}': {type(error).__name__}: {error}") from error
+    if not isinstance(model, TwoTower):
+        raise ValueError(
+            f"model 'python:{path}': it must define build(), which returns a "
+            f"drrho.models.two_tower.TwoTower; got {type(model).__name__}"
+        )
+    return model
 
 
 def _build_small(config: SmallConfig) -> TwoTower:

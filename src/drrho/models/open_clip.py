@@ -113,7 +113,8 @@ def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> 
         near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
         raise ValueError(
             f"model {name!r} is neither 'small' nor an architecture of open_clip "
-            f"{open_clip.__version__}, 'local-dir:PATH', 'hf-hub:OWNER/NAME' or 'run:PATH'; "
+            f"{open_clip.__version__}, 'local-dir:PATH', 'hf-hub:OWNER/NAME', "
+            f"'transformers:PATH', 'python:FILE.py' or 'run:PATH'; "
             f"near: {near}"
         )
     name = name.replace("/", "-")

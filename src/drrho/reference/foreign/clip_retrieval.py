@@ -133,6 +133,8 @@ def _file(folder: Path, path: Path) -> ArrayFile:
 
 def _map_arrays(image: Path, text: Path) -> ArrayPair:
     try:
-        return ArrayPair(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in (image, text)))
+        return ArrayPair(
+            *(np.load(path, mmap_mode="r", allow_pickle=False) for path in (image, text))
+        )
     except (ValueError, EOFError) as error:
         raise ValueError(f"{image} or {text} cannot be read ({error}); write it again") from error

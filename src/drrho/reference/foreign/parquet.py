@@ -30,7 +30,7 @@ def read_columns(path: Path, names: list[str]) -> list[list]:
     return [table.column(name).to_pylist() for name in names]
 
 
-def _opened(path: Path):  # noqa: ANN202 - pyarrow has no types
+def _opened(path: Path):
     pyarrow = _import("pyarrow")
     try:
         return _import("pyarrow.parquet").ParquetFile(path)

@@ -44,7 +44,7 @@ class Source(Protocol):
 
     @property
     def embedding_dim(self) -> int:
-        """d."""
+        """D."""
         ...
 
     @property

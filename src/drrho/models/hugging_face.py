@@ -1,0 +1,193 @@
+"""Hugging Face's dual encoders (CLIP, SigLIP, AltCLIP, ...) from a local folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.torchvision_import import import_torchvision
+
+CONFIG_FILE = "config.json"
+# They were trained on padded texts without a mask.
+WITHOUT_MASK = {"siglip"}
+
+
+def import_transformers() -> ModuleType:
+    """Imports transformers, also where torchvision's compiled operators cannot be loaded.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    import_torchvision()
+    try:
+        import transformers  # noqa: PLC0415  optional, and slow to import
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; models 'transformers:PATH' need: pip install 'drrho[clip,hf]'",
+            name=error.name,
+        ) from error
+    return transformers
+
+
+class HuggingFaceTwoTower(nn.Module):
+    """open_clip's interface for a model with `get_image_features` and `get_text_features`.
+
+    Args:
+        model: of transformers.
+        pad_token: id that fills texts up; None gives the text tower no mask.
+        end_token: id that ends a text, where it also fills texts up.
+    """
+
+    def __init__(self, model: nn.Module, *, pad_token: int | None, end_token: int | None) -> None:
+        super().__init__()
+        self.model: Any = model  # nn.Module does not say that its attributes are functions
+        self.pad_token = pad_token
+        self.end_token = end_token
+
+    def encode_image(
+        self, images: Float[Tensor, "batch 3 height width"], normalize: bool = False
+    ) -> Float[Tensor, "batch dim"]:
+        """Embeddings of images as the model's processor gives them, of unit length on request."""
+        return _embeddings(self.model.get_image_features(pixel_values=images), normalize)
+
+    def encode_text(
+        self, tokens: Int[Tensor, "batch context"], normalize: bool = False
+    ) -> Float[Tensor, "batch dim"]:
+        """Embeddings of token ids, filled up as the tokenizer does."""
+        mask = None
+        if self.pad_token is not None:
+            mask = tokens != self.pad_token
+            if self.pad_token == self.end_token:  # the first one is a part of the text
+                mask |= (~mask).cumsum(dim=1) == 1
+            mask = mask.long()
+        found = self.model.get_text_features(input_ids=tokens, attention_mask=mask)
+        return _embeddings(found, normalize)
+
+
+class _ProcessorTransform:
+    """A model's image processor as a transform of one RGB image."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def __repr__(self) -> str:
+        return json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+
+
+class _PaddingTokenizer:
+    """A model's tokenizer, which fills every text up to the same length."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        return self.tokenizer(
+            captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )["input_ids"]
+
+
+def build_hugging_face(folder: Path) -> TwoTower:
+    """A dual encoder in float32, on the CPU, with its own processor and tokenizer.
+
+    Nothing is fetched, and no code or pickle from the folder is run.
+
+    Args:
+        folder: what `save_pretrained` or `huggingface-cli download` wrote: config.json, weights as
+            safetensors, image processor and tokenizer.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it cannot be loaded, or is no dual encoder.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise FileNotFoundError(
+            f"model 'transformers:{folder}': it has no {CONFIG_FILE}; give the folder that "
+            "save_pretrained or a download from Hugging Face made"
+        )
+    transformers = import_transformers()
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model = transformers.AutoModel.from_pretrained(
+            str(folder), use_safetensors=True, dtype=torch.float32, **local
+        )
+        processor = transformers.AutoImageProcessor.from_pretrained(str(folder), **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
+    except Exception as error:  # whatever files and configurations can raise
+        raise ValueError(
+            f"model 'transformers:{folder}' cannot be loaded: {error}. It needs config.json, "
+            "model.safetensors (a .bin is a pickle, which is not read: load and save it with "
+            "safe_serialization=True), preprocessor_config.json and the tokenizer's files"
+        ) from error
+    methods = [getattr(model, f"get_{kind}_features", None) for kind in ("image", "text")]
+    if not all(map(callable, methods)) or model.config.model_type == "siglip2":
+        raise ValueError(
+            f"model 'transformers:{folder}' is a {type(model).__name__}, which does not embed "
+            "images of one size and texts in one space; CLIP, SigLIP, AltCLIP, ChineseCLIP and "
+            "their like do"
+        )
+    return _two_tower(model, processor, tokenizer)
+
+
+def save_hugging_face(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Writes a folder that transformers itself loads."""
+    module, tokenizer, transform = model.module, model.tokenizer, model.eval_transform
+    assert isinstance(module, HuggingFaceTwoTower)
+    assert isinstance(tokenizer, _PaddingTokenizer)
+    assert isinstance(transform, _ProcessorTransform)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.tokenizer.save_pretrained(str(folder))
+    transform.processor.save_pretrained(str(folder))
+    module.model.save_pretrained(
+        str(folder),
+        state_dict={name.removeprefix("model."): value for name, value in weights.items()},
+    )
+
+
+def _two_tower(model: Any, processor: Any, tokenizer: Any) -> TwoTower:
+    text_config = getattr(model.config, "text_config", model.config)
+    context_length = min(text_config.max_position_embeddings, tokenizer.model_max_length)
+    masked = model.config.model_type not in WITHOUT_MASK
+    module = HuggingFaceTwoTower(
+        model,
+        pad_token=tokenizer.pad_token_id if masked else None,
+        end_token=tokenizer.eos_token_id,
+    )
+    for name, parameter in module.named_parameters():
+        if name in {"model.logit_scale", "model.logit_bias"}:
+            parameter.requires_grad_(False)  # the temperature belongs to the loss here
+    transform = _ProcessorTransform(processor)
+    return TwoTower(
+        module=module,
+        train_transform=transform,
+        eval_transform=transform,
+        tokenizer=_PaddingTokenizer(tokenizer, context_length),
+        identity={
+            "architecture": f"transformers {type(model).__name__}",
+            "pretrained": str(model.config.name_or_path and Path(model.config.name_or_path).name),
+            "weights_sha256": weights_sha256(module),
+            "eval_transform": repr(transform),
+            "tokenizer": f"{type(tokenizer).__name__}, context {context_length}",
+        },
+        architecture={CONFIG_FILE: model.config.to_dict()},
+    )
+
+
+def _embeddings(found: Any, normalize: bool) -> Tensor:
+    """What transformers 4 returns as a tensor and 5 as an output."""
+    embeddings = found if isinstance(found, Tensor) else found.pooler_output
+    return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings

@@ -1,0 +1,201 @@
+"""Hugging Face's dual encoders give what transformers gives, train, and are written back."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.testing import assert_close
+
+from drrho.models.build import ModelConfig, build_model, load_model, save_model
+from drrho.models.hugging_face import import_transformers
+
+transformers = import_transformers()
+
+WORDS = ["<pad>", "<s>", "</s>", "a", "red", "blue", "circle", "square", "<unk>"]
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+TEXTS = ["a red circle", "blue square", "a a a a a a a a a a a a a a a"]
+
+
+def tokenizer(*, pad, end="</s>"):
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token=end,
+        pad_token=pad,
+        model_max_length=10,
+    )
+
+
+def clip(**text):
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config=TOWER
+            | {"vocab_size": 9, "max_position_embeddings": 10, "eos_token_id": 2}
+            | text,
+            vision_config=TOWER | {"image_size": 32, "patch_size": 16},
+            projection_dim=12,
+        )
+    )
+
+
+def siglip():
+    return transformers.SiglipModel(
+        transformers.SiglipConfig(
+            text_config=TOWER | {"vocab_size": 9, "max_position_embeddings": 10},
+            vision_config=TOWER | {"image_size": 32, "patch_size": 16},
+        )
+    )
+
+
+def dual(**_):
+    """A text tower that looks both ways, so that its mask matters."""
+    text = transformers.BertConfig(vocab_size=9, max_position_embeddings=10, **TOWER)
+    vision = transformers.CLIPVisionConfig(image_size=32, patch_size=16, **TOWER)
+    return transformers.VisionTextDualEncoderModel(
+        transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+            vision, text, projection_dim=12
+        )
+    )
+
+
+KINDS = {
+    "clip": (clip, "<pad>"),
+    "clip filled up with its end": (clip, "</s>"),
+    "siglip": (siglip, "<pad>"),
+    "dual": (dual, "<pad>"),
+}
+
+
+@pytest.fixture(params=KINDS)
+def folder(request, tmp_path):
+    make, pad = KINDS[request.param]
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path)
+    processor = transformers.CLIPImageProcessor(size=40, crop_size=32)
+    processor.save_pretrained(tmp_path)
+    tokenizer(pad=pad).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def features(found):
+    return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+def test_embeddings_are_those_of_transformers(folder):
+    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model.module.eval()
+    images = torch.stack([model.eval_transform(picture())])
+    pixels = processor(images=picture(), return_tensors="pt")["pixel_values"]
+    assert_close(images, pixels)
+    inputs = their_tokenizer(
+        TEXTS, padding="max_length", truncation=True, max_length=10, return_tensors="pt"
+    )
+    mask = None if "Siglip" in type(theirs).__name__ else inputs["attention_mask"]
+    with torch.no_grad():
+        ours = model.module.encode_image(images), model.module.encode_text(model.tokenizer(TEXTS))
+        expected = (
+            theirs.get_image_features(pixel_values=pixels),
+            theirs.get_text_features(input_ids=inputs["input_ids"], attention_mask=mask),
+        )
+    for one, other in zip(ours, map(features, expected), strict=True):
+        assert_close(one, other)
+    unit = model.module.encode_text(model.tokenizer(TEXTS), normalize=True).norm(dim=1)
+    assert_close(unit, torch.ones(3))
+
+
+def test_it_trains_and_is_written_as_transformers_reads_it(folder, tmp_path):
+    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    trainable = [p for p in model.module.parameters() if p.requires_grad]
+    assert all(p.ndim > 0 for p in trainable), "its temperature is not trained"
+    model.module.encode_text(model.tokenizer(TEXTS)).sum().backward()
+    torch.optim.SGD(trainable, lr=0.1).step()
+    save_model(model, tmp_path / "out")
+    again = load_model(tmp_path / "out")
+    for one, other in zip(
+        again.module.state_dict().values(), model.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert torch.equal(again.tokenizer(TEXTS), model.tokenizer(TEXTS))
+    assert again.identity["eval_transform"] == model.identity["eval_transform"]
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    assert_close(
+        features(theirs.get_image_features(pixel_values=torch.ones(1, 3, 32, 32))),
+        again.module.encode_image(torch.ones(1, 3, 32, 32)),
+    )
+
+
+def test_workers_can_have_its_transform_and_tokenizer(folder):
+    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    transform, tokens = pickle.loads(pickle.dumps((model.eval_transform, model.tokenizer)))
+    assert torch.equal(transform(picture()), model.eval_transform(picture()))
+    assert torch.equal(tokens(TEXTS), model.tokenizer(TEXTS))
+
+
+def test_what_is_no_dual_encoder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json.*save_pretrained"):
+        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+    transformers.BertModel(transformers.BertConfig(vocab_size=9, **TOWER)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="cannot be loaded.*preprocessor_config"):
+        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+    transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
+    tokenizer(pad="<pad>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a BertModel, which does not embed images"):
+        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+
+
+def test_a_pickle_is_not_read(folder):
+    weights = folder / "model.safetensors"
+    torch.save({"weight": torch.ones(3)}, folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match="a .bin is a pickle, which is not read"):
+        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+
+
+PROGRAM = """
+from dataclasses import replace
+from drrho.models.build import ModelConfig, build_model
+
+def build():
+    model = build_model(ModelConfig(name="small"), seed=5)
+    return replace(model, identity=model.identity | {"architecture": "mine"})
+"""
+
+
+def test_a_program_builds_a_model(tmp_path):
+    path = tmp_path / "encoder.py"
+    path.write_text(PROGRAM)
+    assert (
+        build_model(ModelConfig(name=f"python:{path}"), seed=0).identity["architecture"] == "mine"
+    )
+    for text, message in (
+        ("build = 3", "must define build()"),
+        ("def build(): return 3", "got int"),
+        ("def build(): raise KeyError('x')", "KeyError"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            build_model(ModelConfig(name=f"python:{path}"), seed=0)
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        build_model(ModelConfig(name=f"python:{tmp_path}/absent.py"), seed=0)
