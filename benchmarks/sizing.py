@@ -80,7 +80,7 @@ def main() -> None:
     lines = [
         "# Sizes",
         "",
-        f"`python benchmarks/sizing.py`; embeddings of {options.dim} and {options.dim_ref} numbers.",
+        f"`python benchmarks/sizing.py`; d = {options.dim}, of the reference {options.dim_ref}.",
         "",
         "## On disk",
         "",
