@@ -16,6 +16,7 @@ try:
     from drrho.run.comparison import Comparison
     from drrho.run.demo import DemoConfig
     from drrho.run.evaluation import EvaluateConfig
+    from drrho.run.export import ExportConfig
     from drrho.run.index import IndexConfig
     from drrho.run.processes import is_follower
     from drrho.run.recipe import Recipe, load_recipe
@@ -37,6 +38,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   train RECIPE.py [--FIELD VALUE]  train a model; continues what it finds
   compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
   evaluate RUN --data SET ...      retrieval and zero-shot classification
+  export RUN --format F --output O a model as open_clip or Hugging Face loads it
   scenes FOLDER                    draw captioned scenes as WebDataset shards
 
 DRRHO_TRACEBACK=1 shows where an error came from.
@@ -86,6 +88,8 @@ def _dispatch(arguments: list[str]) -> int:
             return 0 if "--help" in arguments else 2
         case ["evaluate", *rest]:
             print(commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate")))
+        case ["export", *rest]:
+            print(commands.run_export(tyro.cli(ExportConfig, args=rest, prog="drrho export")))
         case ["scenes", *rest]:
             config = tyro.cli(commands.DrawConfig, args=rest, prog="drrho scenes")
             print(commands.run_scenes(config))

@@ -187,7 +187,11 @@ def _two_tower(model: Any, processor: Any, tokenizer: Any) -> TwoTower:
     )
 
 
-def _embeddings(found: Any, normalize: bool) -> Tensor:
-    """What transformers 4 returns as a tensor and 5 as an output."""
-    embeddings = found if isinstance(found, Tensor) else found.pooler_output
+def as_tensor(features: Any) -> Tensor:
+    """Embeddings, which transformers 4 returns as a tensor and 5 as an output that has them."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def _embeddings(features: Any, normalize: bool) -> Tensor:
+    embeddings = as_tensor(features)
     return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings

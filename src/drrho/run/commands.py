@@ -14,6 +14,7 @@ from drrho.report.table import markdown_table
 from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
+from drrho.run.export import ExportConfig, export_model
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.run.processes import ProcessFailed
 from drrho.run.recipe import Recipe
@@ -122,6 +123,16 @@ def run_evaluate(config: EvaluateConfig) -> str:
     if config.output is not None:
         write_json(Path(config.output), scores)
     return _metrics_table(scores)
+
+
+def run_export(config: ExportConfig) -> str:
+    """A trained model -> the form of another program."""
+    output = export_model(config)
+    match config.format:
+        case "open-clip":
+            return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
+        case "hugging-face":
+            return f"{output}: transformers.CLIPModel.from_pretrained('{output}')"
 
 
 def run_scenes(config: DrawConfig) -> str:
