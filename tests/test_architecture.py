@@ -19,7 +19,7 @@ IMPURE_LIBRARIES = {
 # PyTorch for CUDA brings it; a module that imports it must do without.
 FROM_CUDA = {"triton"}
 # Imported where it is asked for, with an error that says how to install it.
-ON_REQUEST = {"transformers", "wandb"}
+ON_REQUEST = {"datasets", "pyarrow", "transformers", "wandb"}
 # Engines built on process groups that do not hand one to the caller.
 DISTRIBUTED_ENGINES = tuple(
     f"torch.distributed.{name}" for name in ("checkpoint", "fsdp", "tensor")

@@ -17,7 +17,7 @@ try:
     from drrho.run.demo import DemoConfig
     from drrho.run.evaluation import EvaluateConfig
     from drrho.run.export import ExportConfig
-    from drrho.run.index import IndexConfig
+    from drrho.run.index import IndexConfig, MixConfig
     from drrho.run.processes import is_follower
     from drrho.run.recipe import Recipe, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig
@@ -33,6 +33,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
 
   demo                             the whole way on procedural scenes, minutes on a CPU
   index DATA                       shards -> manifest: counts, key hashes, sample ids
+  mix MANIFEST ... --output MIX    several data sets as one, with weights
   reference precompute             store a reference model's embeddings of a data set
   reference losses FOLDER          what is known of stored losses; how alike references are
   train RECIPE.py [--FIELD VALUE]  train a model; continues what it finds
@@ -72,6 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
             print(commands.run_demo(tyro.cli(DemoConfig, args=rest, prog="drrho demo")))
         case ["index", *rest]:
             print(commands.run_index(tyro.cli(IndexConfig, args=rest, prog="drrho index")))
+        case ["mix", *rest]:
+            print(commands.run_mix(tyro.cli(MixConfig, args=rest, prog="drrho mix")))
         case ["reference", "precompute", *rest]:
             prog = "drrho reference precompute"
             _report(commands.run_precompute(tyro.cli(PrecomputeConfig, args=rest, prog=prog)))

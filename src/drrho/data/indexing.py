@@ -1,16 +1,41 @@
 """Reading shards into a manifest: which tar files there are, what each holds, and its hashes."""
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from drrho.data.manifest import FieldHash, Manifest, Shard, Spans
-from drrho.data.shards import CAPTION_EXTENSION, RawSample, find_fault, image_bytes, read_shard
+from drrho.data.shards import (
+    CAPTION_EXTENSION,
+    CAPTIONS_EXTENSION,
+    RawSample,
+    find_fault,
+    image_bytes,
+    read_shard,
+)
+from drrho.data.sources import DATASET_FILE, TABLE_SUFFIXES, Layout, image_folders, open_rows
 from drrho.data.storage import FileState, file_state, find_files, list_folder
 from drrho.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where a table or dataset has what.
+
+    Attributes:
+        image: column of the image.
+        caption: column of the caption, or of a list of several; None where there are none.
+        images: folder that paths of images are relative to; None is the table's own.
+    """
+
+    image: str = "image"
+    caption: str | None = "caption"
+    images: str | None = None
 
 
 def open_manifest(source: str | Path) -> Manifest:
@@ -21,7 +46,11 @@ def open_manifest(source: str | Path) -> Manifest:
 
 
 def index_shards(
-    source: str | Path, *, known: Manifest | None = None, workers: int = 0
+    source: str | Path,
+    *,
+    known: Manifest | None = None,
+    workers: int = 0,
+    columns: Columns | None = None,
 ) -> Manifest:
     """Reads every shard that `source` names (see `resolve_shards`) once, from end to end.
 
@@ -30,24 +59,31 @@ def index_shards(
         known: an index made before; of its shards those are not read again whose file has the
             size and the time of change that it had.
         workers: processes that read; 0 reads in this one.
+        columns: where a table or dataset has its images and captions.
 
     Raises:
         FileNotFoundError: no shard is there.
         ValueError: a shard is damaged or named twice, or there is no sample in any.
     """
     urls = resolve_shards(source)
-    states = {url: file_state(url) for url in urls}
-    found = _unchanged(known, states)
+    columns = Columns() if columns is None else columns
+    layouts = {url: _layout(url, columns) for url in urls}
+    states = {url: None if os.path.isdir(url) else file_state(url) for url in urls}
+    found = {
+        url: shard
+        for url, shard in _unchanged(known, states).items()
+        if shard.layout == _plain(layouts[url])
+    }
     missing = [url for url in urls if url not in found]
     with Progress(
         "index", total=len(urls), unit="shards", initial=len(urls) - len(missing)
     ) as progress:
-        for shard in _indexed(missing, states, workers=workers):
+        for shard in _indexed([(u, layouts[u], states[u]) for u in missing], workers=workers):
             found[shard.url] = shard
             progress.advance(1, unusable=sum(len(s.unusable) for s in found.values()))
     manifest = Manifest(shards=tuple(found[url] for url in urls))
     if manifest.num_samples == 0:
-        raise ValueError(f"{source} holds no sample: its {len(urls)} shards are empty tar files")
+        raise ValueError(f"{source} holds no sample: its {len(urls)} shards are empty")
     return manifest
 
 
@@ -57,7 +93,9 @@ def resolve_shards(source: str | Path) -> list[str]:
     Args:
         source: a folder (its *.tar files, sorted), a tar file, a glob pattern (sorted), or a
             brace pattern such as `train-{0000..0009}.tar` (in the order written); on a local path
-            or behind a URL that fsspec reads.
+            or behind a URL that fsspec reads. Without tar files: csv, tsv and parquet files in the
+            same ways, a folder of images (each folder in it that has some is a shard), or a folder
+            that Hugging Face's `save_to_disk` wrote.
 
     Raises:
         FileNotFoundError: nothing is there, or a path of the brace pattern is missing.
@@ -68,22 +106,29 @@ def resolve_shards(source: str | Path) -> list[str]:
     if urls is None:
         urls = find_files(source)
     if not urls:
+        urls = _without_tars(os.path.expanduser(source))
+    if not urls:
         raise FileNotFoundError(
-            f"no shards found at {source}; expected a folder of .tar files, a .tar file, a glob "
-            "or brace pattern, or a manifest .json"
+            f"no shards found at {source}; expected a folder of .tar files or of images, a .tar, "
+            ".csv or .parquet file, a glob or brace pattern, or a manifest .json"
         )
     return urls
 
 
 def summarise_shard(
-    url: str, samples: Iterable[RawSample], *, state: FileState | None = None
+    url: str,
+    samples: Iterable[RawSample],
+    *,
+    layout: Layout | None = None,
+    state: FileState | None = None,
 ) -> Shard:
     """Counts and hashes the samples of a shard, in one pass.
 
     Args:
         url: of the shard.
         samples: all of them, in order.
-        state: of the file; None if they lie in none.
+        layout: of what is no tar file.
+        state: of the file; None if it is no single one.
     """
     keys, content = FieldHash(), FieldHash()
     unusable: dict[int, str] = {}
@@ -92,6 +137,8 @@ def summarise_shard(
         keys.add(sample.key.encode(errors="surrogateescape"))
         content.add(image_bytes(sample))
         content.add(sample.fields.get(CAPTION_EXTENSION))
+        if CAPTIONS_EXTENSION in sample.fields:
+            content.add(sample.fields[CAPTIONS_EXTENSION])
         if reason := find_fault(sample):
             unusable[sample.row] = reason
         start, end = sample.span
@@ -103,6 +150,7 @@ def summarise_shard(
         keys_sha256=keys.hexdigest(),
         content_sha256=content.hexdigest(),
         unusable=unusable,
+        layout=_plain(layout),
         size=None if state is None else state.size,
         modified=None if state is None else state.modified,
         spans=Spans(
@@ -113,27 +161,61 @@ def summarise_shard(
     )
 
 
-def _unchanged(known: Manifest | None, states: dict[str, FileState]) -> dict[str, Shard]:
+def _without_tars(folder: str) -> list[str]:
+    """The shards of a folder that has no tar files."""
+    if not os.path.isdir(folder):
+        return []
+    if os.path.isfile(os.path.join(folder, DATASET_FILE)):
+        return [os.path.abspath(folder)]
+    tables = [url for suffix in TABLE_SUFFIXES for url in list_folder(folder, suffix) or ()]
+    return tables or image_folders(folder)
+
+
+def _layout(url: str, columns: Columns) -> Layout | None:
+    """What is no tar file needs one."""
+    fields = {"image": columns.image, "caption": columns.caption}
+    if os.path.isfile(os.path.join(url, DATASET_FILE)):
+        return Layout(kind="dataset", **fields)
+    if os.path.isdir(url):
+        return Layout(kind="folder")
+    if url.endswith(TABLE_SUFFIXES):
+        root = None if columns.images is None else os.path.abspath(columns.images)
+        return Layout(kind="table", root=root, **fields)
+    return None
+
+
+def _plain(layout: Layout | None) -> dict[str, str | None] | None:
+    return None if layout is None else asdict(layout)
+
+
+def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> dict[str, Shard]:
     """The shards of an earlier index whose files are as they were, by URL."""
     if known is None:
         return {}
     return {
         shard.url: shard
         for shard in known.shards
-        if shard.modified is not None
-        and states.get(shard.url) == FileState(shard.size or 0, shard.modified)
+        # The images that a table names may have changed without it.
+        if shard.layout is None and shard.modified is not None and shard.size is not None
+        if states.get(shard.url) == FileState(shard.size, shard.modified)
     }
 
 
-def _indexed(urls: list[str], states: dict[str, FileState], *, workers: int) -> Iterator[Shard]:
-    """A summary of each shard, in the order in which they get done."""
-    if workers == 0 or len(urls) < 2:
-        yield from (_index_one(url, states[url]) for url in urls)
+def _indexed(
+    wanted: list[tuple[str, Layout | None, FileState | None]], *, workers: int
+) -> Iterator[Shard]:
+    """A summary of each shard, in their order."""
+    if workers == 0 or len(wanted) < 2:
+        yield from (_index_one(*one) for one in wanted)
         return
     # Not forked: a remote file system has threads, which do not survive that.
-    with ProcessPoolExecutor(min(workers, len(urls)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_index_one, urls, [states[url] for url in urls])
+    with ProcessPoolExecutor(min(workers, len(wanted)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_index_one, *zip(*wanted, strict=True))
 
 
-def _index_one(url: str, state: FileState) -> Shard:
-    return summarise_shard(url, read_shard(url), state=state)
+def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shard:
+    if layout is None:
+        return summarise_shard(url, read_shard(url), state=state)
+    rows = open_rows(url, layout)
+    samples = (rows[row] for row in range(rows.num_rows))
+    return summarise_shard(url, samples, layout=layout, state=state)

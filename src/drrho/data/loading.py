@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -23,7 +24,13 @@ from drrho.data.batch import Batch, Examples
 from drrho.data.cache import OpenShards
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
-from drrho.data.shards import RawSample, decode_caption, decode_image, decode_metadata
+from drrho.data.shards import (
+    RawSample,
+    decode_caption,
+    decode_captions,
+    decode_image,
+    decode_metadata,
+)
 from drrho.randomness import derived_seed, preserved_generators, seed_generators
 
 Transform = Callable[[Image.Image], Tensor]
@@ -40,6 +47,8 @@ class LoadingConfig:
             farther apart the places that are read.
         workers: processes that decode; 0 decodes in the training process. The batches are the
             same for any number.
+        captions: of a sample that has several, "first" or a "random" one at every visit, drawn by
+            (seed, epoch, sample id).
 
     Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 4 bytes for each
     value (602 kB for an image of 3 x 224 x 224).
@@ -48,6 +57,7 @@ class LoadingConfig:
     batch_size: int
     shuffle_window: int = 8
     workers: int = 0
+    captions: Literal["first", "random"] = "first"
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -127,6 +137,7 @@ def training_batches(
         transform=transform,
         tokenizer=tokenizer,
         seed=position.seed,
+        captions=config.captions,
     )
     plan = _training_plan(manifest, config, position)
     return _never_empty(_load(pairs, plan, workers=config.workers))
@@ -182,24 +193,31 @@ class _TrainingPairs(Dataset[Batch]):
     transform: Transform
     tokenizer: Tokenizer
     seed: int
+    captions: Literal["first", "random"]
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         epoch, wanted = item
         ids, images, captions, skipped = [], [], [], []
         with preserved_generators():
-            for sample_id, (image, caption) in self.shards.readable(
-                wanted, skipped, decode=_decode_pair
+            for sample_id, (image, choice) in self.shards.readable(
+                wanted, skipped, decode=self._decode
             ):
                 seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
                 ids.append(sample_id)
                 images.append(self.transform(image))
-                captions.append(caption)
+                drawn = derived_seed("caption", self.seed, epoch, sample_id) % len(choice)
+                captions.append(choice[drawn])
         return Batch(
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             images=_stack(images),
             tokens=self.tokenizer(captions) if captions else torch.empty(0, 0, dtype=torch.int64),
             skipped=tuple(skipped),
         )
+
+    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str]]:
+        """The image, and the captions to choose from."""
+        captions = decode_captions(sample)
+        return decode_image(sample), captions if self.captions == "random" else captions[:1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,10 +340,6 @@ def _without_empty_ones(batches: Iterable[Examples]) -> Iterator[Examples]:
             skipped=skipped,
         )
     yield replace(held, skipped=held.skipped + skipped)
-
-
-def _decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
-    return decode_image(sample), decode_caption(sample)
 
 
 def _stack(images: list[Tensor]) -> Tensor:

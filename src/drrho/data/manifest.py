@@ -84,7 +84,9 @@ class Shard:
             Keys are often mere counters, equal in unrelated data sets; this tells those apart.
         unusable: the rows that are no image-caption pair, with the reason. Images are not
             decoded for it; a corrupt one shows when it is read.
-        size: bytes of the file when it was indexed; None if the samples lie in no file.
+        layout: how rows become samples, for what is no tar file (`drrho.data.sources.Layout`).
+        weight: how often an epoch visits its samples, on average.
+        size: bytes of the file when it was indexed; None if it is no single file.
         modified: when the file was changed last, in its file system's words, so that one that was
             not changed need not be indexed again.
         spans: where its samples lie; None if in no file.
@@ -95,6 +97,8 @@ class Shard:
     keys_sha256: str
     content_sha256: str
     unusable: dict[int, str]
+    layout: dict[str, Any] | None = None
+    weight: float = 1.0
     size: int | None = None
     modified: str | None = None
     spans: Spans | None = field(default=None, compare=False, repr=False)
@@ -104,6 +108,8 @@ class Shard:
             raise ValueError(
                 f"shard {self.url} has {self.num_samples} samples, but unusable rows {outside}"
             )
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"the weight of shard {self.url} must be positive, got {self.weight}")
 
     @property
     def contents(self) -> tuple[int, str, str]:
@@ -258,10 +264,10 @@ def _with_spans(shards: list[Shard], path: Path) -> list[Shard]:
     """The rows of all shards are one after the other in the file, which is mapped into memory."""
     with safe_open(path, framework="pt") as file:
         spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
-    in_files = [0 if shard.size is None else shard.num_samples for shard in shards]
+    in_files = [0 if shard.url.startswith(ITEMS) else shard.num_samples for shard in shards]
     if sum(in_files) != len(spans.start):
         raise ValueError(f"{path} has {len(spans.start)} rows, and its shards {sum(in_files)}")
     return [
-        shard if shard.size is None else replace(shard, spans=spans.rows(end - count, end))
+        shard if shard.url.startswith(ITEMS) else replace(shard, spans=spans.rows(end - count, end))
         for shard, count, end in zip(shards, in_files, accumulate(in_files), strict=True)
     ]

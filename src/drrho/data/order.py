@@ -4,23 +4,23 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from drrho.data.manifest import Manifest
+from drrho.data.manifest import Manifest, Shard
 from drrho.randomness import derived_seed
 
 
 def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:
-    """Full batches in one pass over the usable samples; a ragged last one is left out.
+    """Full batches in one epoch of the usable samples; a ragged last one is left out.
 
     Raises:
         ValueError: there is not one full batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    num_usable = manifest.num_samples - sum(len(shard.unusable) for shard in manifest.shards)
+    num_usable = sum(map(_visits, manifest.shards))
     if batch_size > num_usable:
         raise ValueError(
             f"batch_size must be at most the number of usable samples, {num_usable} of "
-            f"{manifest.num_samples} in the data set; got {batch_size}"
+            f"{manifest.num_samples} in the data set (times their weights); got {batch_size}"
         )
     return num_usable // batch_size
 
@@ -31,7 +31,8 @@ def epoch_order(
     """The ids of all usable samples in the order of one epoch; a pure function.
 
     The shards are shuffled and cut into windows of `shuffle_window` shards, and the samples of
-    each window are shuffled together, so that only a window of shards is open at a time.
+    each window are shuffled together, so that only a window of shards is open at a time. A shard of
+    weight w comes floor(w) times, and of its samples a random share of w - floor(w) once more.
     """
     if shuffle_window < 1:
         raise ValueError(f"shuffle_window must be at least 1 shard, got {shuffle_window}")
@@ -39,6 +40,22 @@ def epoch_order(
     shards = torch.randperm(len(manifest.shards), generator=generator)
     windows = []
     for window in shards.split(shuffle_window):
-        ids = torch.cat([manifest.usable_ids_in(shard) for shard in window.tolist()])
+        ids = torch.cat([_visited(manifest, shard, generator) for shard in window.tolist()])
         windows.append(ids[torch.randperm(len(ids), generator=generator)])
     return torch.cat(windows)
+
+
+def _visits(shard: Shard) -> int:
+    return round(shard.weight * (shard.num_samples - len(shard.unusable)))
+
+
+def _visited(
+    manifest: Manifest, index: int, generator: torch.Generator
+) -> Int64[Tensor, " visits"]:
+    """The usable ids of a shard, as often as an epoch visits them."""
+    ids, shard = manifest.usable_ids_in(index), manifest.shards[index]
+    if shard.weight == 1 or len(ids) == 0:
+        return ids
+    whole, rest = divmod(_visits(shard), len(ids))
+    some = torch.randperm(len(ids), generator=generator)[:rest]
+    return torch.cat([ids.repeat(whole), ids[some]])

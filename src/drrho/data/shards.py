@@ -20,6 +20,7 @@ from drrho.data.storage import Stream, open_file
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
+CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
 META_FILE = re.compile(r"__[^/]*__($|/)")  # webdataset's, about the shard
 # Pillow's own bound, beyond which it only warns: a small file may hold gigabytes of pixels.
 MAX_PIXELS = 89_478_485
@@ -46,6 +47,7 @@ class RawSample:
         """CRC-32 of key, caption and image, less 2^31: whether they have changed."""
         checksum = zlib.crc32(self.key.encode(errors="surrogateescape"))
         checksum = zlib.crc32(self.fields.get(CAPTION_EXTENSION, b""), checksum)
+        checksum = zlib.crc32(self.fields.get(CAPTIONS_EXTENSION, b""), checksum)
         return zlib.crc32(image_bytes(self) or b"", checksum) - 2**31
 
 
@@ -202,6 +204,8 @@ def decode_caption(sample: RawSample) -> str:
     """
     content = sample.fields.get(CAPTION_EXTENSION)
     if content is None:
+        if CAPTIONS_EXTENSION in sample.fields:
+            return decode_captions(sample)[0]
         raise UnusableSample(NO_CAPTION)
     try:
         caption = content.decode().strip()
@@ -210,6 +214,27 @@ def decode_caption(sample: RawSample) -> str:
     if not caption:
         raise UnusableSample(EMPTY_CAPTION)
     return caption
+
+
+def decode_captions(sample: RawSample) -> list[str]:
+    """All captions of the sample: those of its captions.json, or the one of its txt.
+
+    Raises:
+        UnusableSample: there is none, or captions.json is no list of texts.
+    """
+    if CAPTIONS_EXTENSION not in sample.fields:
+        return [decode_caption(sample)]
+    try:
+        captions = json.loads(sample.fields[CAPTIONS_EXTENSION])
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise ValueError("captions.json must be a list of texts")
+        "".join(captions).encode()  # half of a surrogate pair is no text
+    except ValueError as error:
+        raise UnusableSample(UNDECODABLE_CAPTION) from error
+    captions = [caption.strip() for caption in captions if caption.strip()]
+    if not captions:
+        raise UnusableSample(EMPTY_CAPTION)
+    return captions
 
 
 def decode_metadata(sample: RawSample) -> dict:

@@ -133,12 +133,6 @@ class OpenFiles:
         self._descriptors.move_to_end(path)
         return self._descriptors[path]
 
-    def __getstate__(self) -> dict[str, int]:
-        return {"capacity": self._capacity}  # a worker opens files of its own
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(**state)
-
     def __del__(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)

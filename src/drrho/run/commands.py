@@ -15,7 +15,7 @@ from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
-from drrho.run.index import IndexConfig, write_manifest
+from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.run.processes import ProcessFailed
 from drrho.run.recipe import Recipe
 from drrho.run.reference import LossesConfig, PrecomputeConfig, precompute_reference
@@ -62,6 +62,15 @@ def run_index(config: IndexConfig) -> str:
     return (
         f"{path}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
         f"{reasons.total():,} unusable{_in_brackets(reasons)}"
+    )
+
+
+def run_mix(config: MixConfig) -> str:
+    """Manifests -> one."""
+    manifest = mix_manifests(config)
+    return (
+        f"{config.output}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
+        f"of {len(config.manifests)} data sets"
     )
 
 

@@ -1,12 +1,12 @@
 """Shards -> the manifest that gives their samples ids."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from drrho.data.indexing import index_shards, resolve_shards
+from drrho.data.indexing import Columns, index_shards, resolve_shards
 from drrho.data.manifest import Manifest
 
 
@@ -15,15 +15,22 @@ class IndexConfig:
     """Count and hash the samples of WebDataset shards; their order gives the sample ids.
 
     Attributes:
-        data: folder of tar files, brace or glob pattern, or one tar file.
+        data: folder of tar files, brace or glob pattern, or one tar file; or csv, tsv and parquet
+            files, a folder of images, a Hugging Face dataset on disk.
         output: JSON file to write; by default manifest.json in the folder. One that is there is
             brought up to date: shards that have not changed are not read again.
         workers: processes that read.
+        image_column: of a table or dataset: paths or bytes of images.
+        caption_column: of a table or dataset: captions, or lists of several.
+        images: folder that the paths in a table are relative to; by default the table's own.
     """
 
     data: Positional[str]
     output: str | None = None
     workers: int = 0
+    image_column: str = "image"
+    caption_column: str = "caption"
+    images: str | None = None
 
     def __post_init__(self):
         if self.output is not None and not self.output.endswith(".json"):
@@ -50,7 +57,14 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
-    manifest = index_shards(config.data, known=_known(path), workers=config.workers)
+    manifest = index_shards(
+        config.data,
+        known=_known(path),
+        workers=config.workers,
+        columns=Columns(
+            image=config.image_column, caption=config.caption_column, images=config.images
+        ),
+    )
     manifest.save(path)
     return manifest, path
 
@@ -61,3 +75,47 @@ def _known(path: Path) -> Manifest | None:
         return Manifest.load(path)
     except (FileNotFoundError, ValueError):
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """Join data sets into one, each visited as often as its weight says.
+
+    Attributes:
+        manifests: what `drrho index` wrote, in the order of the sample ids.
+        output: JSON file to write.
+        weights: visits of a sample in an epoch, on average, one for each manifest; by default 1.
+    """
+
+    manifests: Positional[tuple[str, ...]]
+    output: str
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if self.weights is not None and len(self.weights) != len(self.manifests):
+            raise ValueError(
+                f"weights must be as many as manifests, {len(self.manifests)}, got {self.weights}"
+            )
+        if not self.output.endswith(".json"):
+            raise ValueError(f"output must be a .json file, got {self.output}")
+
+
+def mix_manifests(config: MixConfig) -> Manifest:
+    """Joins manifests and writes the result.
+
+    Raises:
+        FileNotFoundError: a manifest does not exist.
+        ValueError: one is damaged, or two have a shard in common.
+    """
+    weights = (1.0,) * len(config.manifests) if config.weights is None else config.weights
+    manifest = Manifest(
+        shards=tuple(
+            replace(shard, weight=weight)
+            for path, weight in zip(config.manifests, weights, strict=True)
+            for shard in Manifest.load(Path(path).expanduser()).shards
+        )
+    )
+    path = Path(config.output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    manifest.save(path)
+    return manifest

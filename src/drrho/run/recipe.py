@@ -104,6 +104,11 @@ class Recipe:
                 f"{needed_by} needs a reference: give the folder that `drrho reference "
                 "precompute` wrote as reference"
             )
+        if self.loading.captions == "random" and (self.reference or self.teachers):
+            raise ValueError(
+                "loading.captions = 'random' does not fit stored reference embeddings, which are "
+                "those of the first captions; use 'first'"
+            )
         if self.selection is not None:
             self._check_selection(self.selection)
         if self.reference is not None and not self.needs_reference:
