@@ -157,6 +157,21 @@ def test_rows_that_are_not_unit_are_an_error_that_names_the_shard(data, folder, 
         ReferenceStore.open(folder, index_shards(data))
 
 
+def test_a_row_that_is_not_finite_is_absent(data, folder, monkeypatch):
+    """Wherever it lies: not every row is looked at when the store is opened."""
+    monkeypatch.setattr("drrho.reference.store.NORM_CHECKS", 1)
+    text = safetensors.torch.load_file(folder / "b.safetensors")["text"]
+    text[1] = float("nan")
+    rewrite(folder / "b.safetensors", text=text)
+    manifest = index_shards(data)
+    wrong = manifest.offsets[1] + 1
+    found = ReferenceStore.open(folder, manifest).gather(torch.arange(manifest.num_samples))
+    assert not found.present[wrong]
+    assert found.image.isfinite().all()
+    assert found.text.isfinite().all()
+    assert not found.image[wrong].any()
+
+
 def test_the_store_says_which_model_it_is_of(data, folder):
     store = ReferenceStore.open(folder, Manifest(shards=index_shards(data).shards[:1]))
     assert store.identity["architecture"] == "small"

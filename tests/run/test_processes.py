@@ -185,8 +185,12 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(recipe, tmp_path)
     assert all(f"SIGTERM received: training stopped after step {step} of" in e for e in errors)
 
 
-def test_when_one_process_dies_the_other_ends_and_says_so(recipe, tmp_path):
-    processes = start(endless(recipe), tmp_path, size=2)
+def test_when_one_process_dies_the_other_ends_and_the_run_goes_on_bitwise(recipe, tmp_path):
+    training = replace(recipe.training, steps=150, checkpoint_every=5, evaluate_every=None)
+    whole = replace(recipe, training=training, output=str(tmp_path / "whole"))
+    cut = replace(whole, output=str(tmp_path / "run"))
+    run(whole, tmp_path / "a")
+    processes = start(cut, tmp_path / "b", size=2)
     until(lambda: list_checkpoints(tmp_path / "run" / "checkpoints"), processes)
     processes[1].kill()
     died = time.monotonic()
@@ -195,6 +199,15 @@ def test_when_one_process_dies_the_other_ends_and_says_so(recipe, tmp_path):
     assert statuses == [1, -signal.SIGKILL]
     assert "process 0 of 2 cannot go on" in errors[0]
     assert "was killed, that came first" in errors[0]
+    assert not (tmp_path / "run" / "results.json").exists()
+    run(cut, tmp_path / "b")
+    finals = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("run", "whole")]
+    ours, theirs = (read_tensors(path) for path in finals)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert comparable(read_metrics(tmp_path / "run")) == comparable(
+        read_metrics(tmp_path / "whole")
+    )
 
 
 def test_what_the_first_process_finds_wrong_all_report(recipe, tmp_path):

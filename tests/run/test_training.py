@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from drrho.contrastive.config import DistillationConfig, ObjectiveConfig, named_objective
 from drrho.contrastive.objective import ContrastiveObjective
+from drrho.contrastive.risk import PairEmbeddings
 from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.tiles import tiled_log_gap_means
 from drrho.data.batch import Batch
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.files import exclusive
@@ -339,6 +342,50 @@ def test_pairs_without_reference_embeddings_are_dropped_and_counted(
     assert results["skipped"] == {"no reference embedding": 1}
 
 
+def test_pairs_without_reference_embeddings_may_keep_their_plain_loss(
+    steered_recipe, tmp_path, monkeypatch
+):
+    gather = ReferenceStore.gather
+    seen = []
+
+    def without_the_first(store, sample_ids):
+        found = gather(store, sample_ids)
+        present = found.present & (sample_ids != 0)
+        seen.extend((~present).nonzero().tolist())
+        zeroed = [e.where(present[:, None], 0.0) for e in (found.image, found.text)]
+        return replace(found, image=zeroed[0], text=zeroed[1], present=present)
+
+    monkeypatch.setattr(ReferenceStore, "gather", without_the_first)
+    steps = replace(steered_recipe.training, steps=5)  # one epoch
+    recipe = replace(
+        steered_recipe, output=str(tmp_path), training=steps, missing_reference="plain"
+    )
+    results = train_recipe(recipe)
+    assert results["samples_seen"] == 40
+    assert results["skipped"] == {}
+    assert len(seen) == 1
+
+
+def test_an_anchor_with_a_reference_of_zero_has_its_plain_loss():
+    generator = torch.Generator().manual_seed(0)
+    target, reference = (
+        PairEmbeddings(*normalize(torch.randn(2, 6, 5, generator=generator), dim=-1))
+        for _ in range(2)
+    )
+    for embeddings in reference:
+        embeddings[2] = 0
+    temperature = torch.tensor(0.1)
+    steered = tiled_log_gap_means(target, reference, temperature=temperature)
+    plain = tiled_log_gap_means(target, temperature=temperature)
+    assert_close(steered[:, 2], plain[:, 2])
+    assert not torch.isclose(steered[:, 0], plain[:, 0]).any()
+
+
+def test_a_policy_for_missing_embeddings_needs_a_reference(plain_recipe):
+    with pytest.raises(ValueError, match="missing_reference = 'plain' has no effect"):
+        replace(plain_recipe, missing_reference="plain")
+
+
 def test_a_batch_that_the_reference_does_not_know_ends_the_run(
     steered_recipe, tmp_path, monkeypatch
 ):
@@ -349,7 +396,7 @@ def test_a_batch_that_the_reference_does_not_know_ends_the_run(
         return replace(embeddings, present=torch.zeros_like(embeddings.present))
 
     monkeypatch.setattr(ReferenceStore, "gather", without_any)
-    with pytest.raises(ValueError, match="embeddings of 0 of 8 pairs of a batch"):
+    with pytest.raises(ValueError, match="embeddings of none of 8 pairs of a batch"):
         train_recipe(replace(steered_recipe, output=str(tmp_path)))
 
 

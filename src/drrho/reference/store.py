@@ -175,6 +175,8 @@ class ReferenceStore:
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> ReferenceEmbeddings:
         """The embeddings of some samples, in their order, on the CPU.
 
+        Embeddings that are not finite count as absent: nothing of the loss would survive one.
+
         Raises:
             IndexError: an id is not in the manifest.
             ValueError: there are no ids.
@@ -182,11 +184,20 @@ class ReferenceStore:
         if len(sample_ids) == 0:
             raise ValueError("gather needs at least one sample id")
         located = locate(sample_ids, self._offsets)
+        image = select(located, lambda shard: self._shards[shard].image).float()
+        text = select(located, lambda shard: self._shards[shard].text).float()
+        present = select(located, lambda shard: self._shards[shard].present)
+        present = present & image.isfinite().all(dim=1) & text.isfinite().all(dim=1)
         return ReferenceEmbeddings(
-            image=select(located, lambda shard: self._shards[shard].image).float(),
-            text=select(located, lambda shard: self._shards[shard].text).float(),
-            present=select(located, lambda shard: self._shards[shard].present),
+            image=image.where(present[:, None], 0.0),
+            text=text.where(present[:, None], 0.0),
+            present=present,
         )
+
+    @property
+    def num_absent(self) -> int:
+        """Samples of the data set without embeddings."""
+        return sum(int((~shard.present).sum()) for shard in self._shards)
 
 
 def has_unit_norm(embeddings: Float[Tensor, "rows dim"]) -> Bool[Tensor, " rows"]:

@@ -17,6 +17,7 @@ from drrho.training.config import TrainingConfig
 from drrho.training.parallel import Parallel
 
 Device = Literal["auto", "cpu", "cuda"]
+MissingReference = Literal["leave_out", "plain"]
 Kind = TypeVar("Kind")
 
 
@@ -48,6 +49,8 @@ class Recipe:
         training: for how long, and how.
         reference: folder written by `drrho reference precompute`; for the objectives that
             have a reference, and for no other.
+        missing_reference: what becomes of a pair of which the reference has no embeddings: it
+            leaves its batch and is counted as skipped, or it stays with its "plain" loss.
         teachers: such folders, one for each teacher of `objective.distillation`; the reference
             may be one of them.
         selection: draw the batch out of what is loaded (JEST); None trains on all of it.
@@ -71,6 +74,7 @@ class Recipe:
     objective: ObjectiveConfig
     training: TrainingConfig
     reference: str | None = None
+    missing_reference: MissingReference = "leave_out"
     teachers: tuple[str, ...] = ()
     selection: SelectionConfig | None = None
     micro_batch_size: int | None = None
@@ -114,6 +118,11 @@ class Recipe:
         if self.reference is not None and not self.needs_reference:
             raise ValueError(
                 f"reference = {self.reference!r} has no effect on objective.method = "
+                f"{self.objective.method!r}; leave it out"
+            )
+        if self.missing_reference == "plain" and not self.objective.needs_reference:
+            raise ValueError(
+                f"missing_reference = 'plain' has no effect on objective.method = "
                 f"{self.objective.method!r}; leave it out"
             )
         if len(self.teachers) != self.objective.num_teachers:

@@ -9,7 +9,7 @@ import torch
 from drrho.data.batch import Batch
 from drrho.data.manifest import Manifest
 from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
-from drrho.run.recipe import Recipe
+from drrho.run.recipe import MissingReference, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class Stores(NamedTuple):
 
     reference: ReferenceStore | None
     teachers: tuple[ReferenceStore, ...]
+    missing_reference: MissingReference = "leave_out"
 
     @classmethod
     def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
@@ -55,7 +56,7 @@ class Stores(NamedTuple):
         if recipe.reference is not None:
             reference = ReferenceStore.open(recipe.reference, manifest)
         teachers = tuple(ReferenceStore.open(folder, manifest) for folder in recipe.teachers)
-        return cls(reference, teachers)
+        return cls(reference, teachers, recipe.missing_reference)
 
     @property
     def identities(self) -> dict[str, Any]:
@@ -68,10 +69,12 @@ def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
     """Attaches the other models' embeddings by sample id.
 
     A pair that one of them could not encode has no excess loss: it leaves the batch and is
-    counted among the skipped.
+    counted among the skipped. Or, of the reference and by choice, it stays with embeddings of
+    zero: R_ij - R_ii is 0 for it as an anchor, which leaves its plain loss, and as a negative of
+    others it is one that the reference finds unrelated.
 
     Raises:
-        ValueError: of a batch fewer than two pairs are left.
+        ValueError: nothing is left of a process's part of a batch.
     """
     for batch in batches:
         yield _attached(batch, stores)
@@ -84,15 +87,16 @@ def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
         if store is not None
     ]
     present = torch.ones(len(pairs.sample_ids), dtype=torch.bool)
-    for embeddings in found:
+    stays = stores.reference is not None and stores.missing_reference == "plain"
+    for embeddings in found[1:] if stays else found:
         present &= embeddings.present
     if not present.all():
         absent = pairs.sample_ids[~present].tolist()
-        if len(absent) > len(pairs.sample_ids) - 2:
+        if not present.any():
             raise ValueError(
-                f"the reference has embeddings of {len(pairs.sample_ids) - len(absent)} of "
-                f"{len(pairs.sample_ids)} pairs of a batch, not of samples {absent[:5]} ...; "
-                "see what `drrho reference precompute` reported as absent"
+                f"the reference has embeddings of none of {len(pairs.sample_ids)} pairs of a "
+                f"batch, samples {absent[:5]} ...; see what `drrho reference precompute` reported as "
+                "absent, or train on such pairs without it: missing_reference='plain'"
             )
         skipped = [(sample_id, "no reference embedding") for sample_id in absent]
         pairs = pairs.keep(present, skipped=skipped)

@@ -126,6 +126,9 @@ class _Training:
             "seconds": result.seconds,
             "skipped": dict(state.skipped),
             "skipped_steps": state.skipped_steps,
+            "samples_without_reference": (
+                None if self.stores.reference is None else self.stores.reference.num_absent
+            ),
             "processes": self.processes.size,
             **self.stores.identities,
             "versions": versions(),
