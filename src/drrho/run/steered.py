@@ -95,8 +95,8 @@ def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
         if not present.any():
             raise ValueError(
                 f"the reference has embeddings of none of {len(pairs.sample_ids)} pairs of a "
-                f"batch, samples {absent[:5]} ...; see what `drrho reference precompute` reported as "
-                "absent, or train on such pairs without it: missing_reference='plain'"
+                f"batch, samples {absent[:5]} ...; see what `drrho reference precompute` reported "
+                "as absent, or train on such pairs without it: missing_reference='plain'"
             )
         skipped = [(sample_id, "no reference embedding") for sample_id in absent]
         pairs = pairs.keep(present, skipped=skipped)
