@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -85,7 +85,9 @@ def precompute(
     left = [s for s in range(len(usable)) if s not in absent]
     unfinished = left[processes.rank :: processes.size]
     absent = dict(absent) if processes.is_first else {}
-    processes.on_first(lambda: _require_space(folder, [manifest.shards[s] for s in left], encoder))
+    processes.on_first(
+        lambda: require_space(folder, [manifest.shards[s] for s in left], encoder.embedding_dim)
+    )
     with Progress(
         "encode" if processes.size == 1 else f"encode, the first of {processes.size} processes",
         total=sum(usable[s] for s in unfinished),
@@ -121,10 +123,9 @@ def stored_bytes(num_samples: int, embedding_dim: int) -> int:
     return num_samples * (2 * embedding_dim * torch.float16.itemsize + 1)
 
 
-def _require_space(folder: Path, shards: list[Shard], encoder: ReferenceEncoder) -> None:
-    """Before the work rather than after hours of it."""
-    num_samples = sum(shard.num_samples for shard in shards)
-    needed = stored_bytes(num_samples, encoder.embedding_dim)
+def require_space(folder: Path, shards: Sequence[Shard], embedding_dim: int) -> None:
+    """Raises OSError if a store of these shards does not fit; before the work, not after hours."""
+    needed = stored_bytes(sum(shard.num_samples for shard in shards), embedding_dim)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(

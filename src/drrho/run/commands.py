@@ -19,6 +19,7 @@ from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifes
 from drrho.run.processes import ProcessFailed
 from drrho.run.recipe import Recipe
 from drrho.run.reference import LossesConfig, PrecomputeConfig, precompute_reference
+from drrho.run.reference_import import ImportConfig, import_reference
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
@@ -80,6 +81,15 @@ def run_precompute(config: PrecomputeConfig) -> str:
     return (
         f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
         f"{_in_brackets(report.absent)}; {report.shards_found} shards were there already"
+    )
+
+
+def run_import(config: ImportConfig) -> str:
+    """Embeddings of another program -> a store."""
+    report = import_reference(config)
+    return (
+        f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
+        f"{_in_brackets(report.absent)}"
     )
 
 

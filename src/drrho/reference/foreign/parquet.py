@@ -44,5 +44,5 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error}; parquet files need: pip install 'drrho[import]'"
+            f"{error}; parquet files need: pip install 'drrho[tables]'"
         ) from error

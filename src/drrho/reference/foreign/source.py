@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from drrho.data.shards import RawSample, UnusableSample, decode_metadata
 HASH_CHUNK = 1 << 24  # bytes read at once
 
 
+@runtime_checkable
 class Digest(Protocol):
     """What hashlib's hashes have in common."""
 
@@ -34,6 +35,7 @@ class EmbeddingPairs(NamedTuple):
     text: Float32[Tensor, "rows dim"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Embeddings that another program stored: a table with a key in each row."""
 
@@ -44,7 +46,7 @@ class Source(Protocol):
 
     @property
     def embedding_dim(self) -> int:
-        """D."""
+        """The dimension d."""
         ...
 
     @property

@@ -1,0 +1,258 @@
+"""What other programs stored is found by key, wherever it lies, and nothing else is taken."""
+
+import gzip
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tests.data.tar_files import pair, without_caption, write_shard
+from torch.nn.functional import normalize
+from torch.testing import assert_close
+
+from drrho.cli import main
+from drrho.data.indexing import index_shards
+from drrho.reference.store import ReferenceStore
+from drrho.run.reference_import import ImportConfig, import_reference
+
+COUNT, DIM = 7, 6
+NAN, ZERO, MISSING, UNUSABLE = 2, 3, 4, 5
+UIDS = [f"{n:032x}" for n in range(COUNT)]
+
+
+def embeddings(kind):
+    """Of any length, by sample; one row is NaN and one zero."""
+    generator = torch.Generator().manual_seed({"image": 1, "text": 2}[kind])
+    rows = 3 * torch.randn(COUNT, DIM, generator=generator)
+    rows[NAN], rows[ZERO] = float("nan"), 0
+    return rows.numpy().astype(np.float16)
+
+
+IMAGE, TEXT = embeddings("image"), embeddings("text")
+
+
+def row_of(number):
+    if number == UNUSABLE:
+        return without_caption(number)
+    return pair(number) | {"json": json.dumps({"uid": UIDS[number]}).encode()}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two shards; keys are 0 to 6."""
+    for name, numbers in (("a", range(3)), ("b", range(3, COUNT))):
+        rows = [row_of(n) for n in numbers]
+        write_shard(tmp_path / "data" / f"{name}.tar", rows, first_key=numbers.start)
+    return tmp_path / "data"
+
+
+def stored(numbers):
+    """What is stored of some samples, in another order than they have."""
+    return [n for n in reversed(numbers) if n != MISSING]
+
+
+def write_datacomp(folder, numbers):
+    chosen = stored(numbers)
+    for part, some in enumerate((chosen[:2], chosen[2:])):
+        table = pa.table({"uid": [UIDS[n] for n in some], "text": ["?"] * len(some)})
+        pq.write_table(table, folder / f"part{part}.parquet")
+        arrays = {"b32_img": IMAGE[some], "b32_txt": TEXT[some]}
+        arrays |= {"l14_img": -IMAGE[some], "l14_txt": -TEXT[some]}
+        (np.savez, np.savez_compressed)[part](folder / f"part{part}.npz", **arrays)
+
+
+def write_clip_retrieval(folder, numbers):
+    for name in ("img_emb", "text_emb", "metadata"):
+        (folder / name).mkdir()
+    chosen = stored(numbers)
+    for part, some in enumerate((chosen[:3], chosen[3:])):
+        np.save(folder / "img_emb" / f"img_emb_{part}.npy", IMAGE[some])
+        np.save(folder / "text_emb" / f"text_emb_{part}.npy", TEXT[some])
+        columns = {
+            "image_path": [f"{n:06d}" for n in some],
+            "caption": [f"picture number {n}" for n in some],
+            "uid": [UIDS[n] for n in some],
+        }
+        pq.write_table(pa.table(columns), folder / "metadata" / f"metadata_{part}.parquet")
+
+
+def npz(number):
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        image_emb=np.stack([-IMAGE[number], IMAGE[number]]),
+        text_emb=np.stack([TEXT[number], -TEXT[number]]),
+    )
+    return buffer.getvalue()
+
+
+def pickled(number):
+    buffer = io.BytesIO()
+    both = {
+        "image_emb": torch.from_numpy(np.stack([-IMAGE[number], IMAGE[number]])).bfloat16(),
+        "text_emb": torch.from_numpy(TEXT[number][None]).bfloat16(),
+    }
+    torch.save(both, buffer)
+    return gzip.compress(buffer.getvalue())
+
+
+def write_members(folder, numbers):
+    """Beside the shards, with their names."""
+    for name, some in (("a", range(3)), ("b", range(3, COUNT))):
+        rows = [{"npz": npz(n)} if n in stored(numbers) else {"txt": b"?"} for n in some]
+        write_shard(folder / f"{name}.tar", rows, first_key=some.start)
+
+
+def write_pickled_members(folder, numbers):
+    rows = [{"pth.gz": pickled(n)} if n in stored(numbers) else {"txt": b"?"} for n in range(COUNT)]
+    write_shard(folder / "other.tar", rows)
+
+
+def write_drrho_clip(folder, numbers):
+    """Three samples to a file; what was not cached is zero."""
+    table = torch.zeros(9, 2, DIM)
+    for n in stored(numbers):
+        table[n] = torch.from_numpy(np.stack([IMAGE[n], TEXT[n]])).float()
+    for number, rows in enumerate(table.split(3)):
+        torch.save(rows.clone(), folder / f"{number:08d}.pt")
+
+
+FORMATS = {
+    "datacomp": (write_datacomp, "datacomp", {"variant": "b32"}),
+    "clip-retrieval": (write_clip_retrieval, "clip-retrieval", {}),
+    "clip-retrieval by uid": (write_clip_retrieval, "clip-retrieval", {"key_field": "uid"}),
+    "members": (write_members, "members", {"image_row": 1}),
+    "pickled members": (write_pickled_members, "members", {"image_row": 1}),
+    "drrho-clip": (write_drrho_clip, "drrho-clip", {"samples_per_file": 3}),
+}
+
+
+def config_of(name, source, data, output):
+    _, form, options = FORMATS[name]
+    return ImportConfig(
+        format=form,
+        source=str(source),
+        data=str(data),
+        output=str(output),
+        model="a model",
+        **options,
+    )
+
+
+@pytest.fixture(params=FORMATS)
+def prepared(request, data, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    FORMATS[request.param][0](source, list(range(COUNT)))
+    return config_of(request.param, source, data, tmp_path / "out")
+
+
+def test_every_sample_gets_the_row_of_its_key(prepared, data):
+    report = import_reference(prepared)
+    good = [n for n in range(COUNT) if n not in (NAN, ZERO, MISSING, UNUSABLE)]
+    store = ReferenceStore.open(prepared.output, index_shards(data))
+    found = store.gather(torch.arange(COUNT))
+    assert found.present.nonzero().squeeze(1).tolist() == good
+    tolerance = 1e-2 if "other.tar" in str(list(data.parent.glob("source/*"))) else 2e-3
+    for ours, theirs in ((found.image, IMAGE), (found.text, TEXT)):
+        expected = normalize(torch.from_numpy(theirs[good]).float(), dim=1)
+        assert_close(ours[good], expected, atol=tolerance, rtol=0)
+    assert report.num_encoded == len(good)
+    assert report.absent["imported embedding is not finite"] == 1
+    assert report.absent["no caption"] == 1
+    zeros = 2 if prepared.format == "drrho-clip" else 1
+    assert report.absent["imported embedding is zero"] == zeros
+    assert store.identity["architecture"] == "a model"
+    assert store.identity["format"] == prepared.format
+
+
+def test_it_is_a_command(prepared, capsys):
+    options = [
+        part
+        for name in ("variant", "key_field", "image_row", "samples_per_file")
+        if (value := getattr(prepared, name)) is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    arguments = ["reference", "import", prepared.format, prepared.source, "--data", prepared.data]
+    arguments += ["--output", prepared.output, "--model", "a model", *options]
+    assert main(arguments) == 0
+    assert "embeddings of 3 of 7 samples" in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert "holds embeddings already" in capsys.readouterr().err
+
+
+def test_rows_of_another_data_set_are_refused(prepared, tmp_path):
+    other = tmp_path / "other-data"
+    rows = [pair(n) | {"json": b'{"uid": "x%d"}' % n} for n in range(20, 23)]
+    write_shard(other / "c.tar", rows, first_key=500)
+    config = ImportConfig(**vars(prepared) | {"data": str(other)})
+    with pytest.raises(ValueError, match="not one of 3 samples.*are like .*another data set"):
+        import_reference(config)
+    with pytest.raises(FileNotFoundError):
+        ReferenceStore.open(config.output, index_shards(other))
+
+
+def test_two_imports_can_be_told_apart(prepared, tmp_path, data):
+    import_reference(prepared)
+    source = tmp_path / "source"
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()]
+    name = next(n for n in FORMATS if FORMATS[n][1] == prepared.format)
+    for path in files:
+        path.unlink()
+    for path in sorted(source.rglob("*"), reverse=True):
+        path.rmdir()
+    FORMATS[name][0](source, [n for n in range(COUNT) if n != 0])
+    again = ImportConfig(**vars(prepared) | {"output": str(tmp_path / "again")})
+    if name == "members" and "other.tar" in {path.name for path in files}:
+        return  # written as npz this time: another format
+    import_reference(again)
+    identities = [
+        ReferenceStore.open(folder, index_shards(data)).identity["files_sha256"]
+        for folder in (prepared.output, again.output)
+    ]
+    assert identities[0] != identities[1]
+
+
+def test_a_key_that_is_there_twice_is_an_error(data, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_datacomp(source, list(range(COUNT)))
+    for suffix in ("parquet", "npz"):
+        (source / f"copy.{suffix}").write_bytes((source / f"part0.{suffix}").read_bytes())
+    with pytest.raises(ValueError, match=r"the uid '0.*' is there twice: row \d of .*parquet and"):
+        import_reference(config_of("datacomp", source, data, tmp_path / "out"))
+
+
+def test_files_that_do_not_fit_are_named(data, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    config = config_of("datacomp", source, data, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="holds no .parquet file"):
+        import_reference(config)
+    write_datacomp(source, list(range(COUNT)))
+    np.savez(source / "part0.npz", b32_img=IMAGE[:1], b32_txt=TEXT[:1])
+    with pytest.raises(ValueError, match="1 rows of embeddings for 2 rows of keys"):
+        import_reference(config)
+    np.savez(source / "part0.npz", other=IMAGE)
+    with pytest.raises(ValueError, match=r"part0\.npz has no array 'b32_img'"):
+        import_reference(config)
+    np.savez(source / "part0.npz", b32_img=np.array([{}, {}]), b32_txt=TEXT[:2])
+    with pytest.raises(ValueError, match="Python objects"):
+        import_reference(config)
+    (source / "part0.npz").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"part0\.npz cannot be read"):
+        import_reference(config)
+    (source / "part0.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="download_npz"):
+        import_reference(config)
+
+
+def test_options_of_other_formats_are_refused(data, tmp_path):
+    common = {"source": "x", "data": str(data), "output": str(tmp_path / "out"), "model": "m"}
+    with pytest.raises(ValueError, match="say --variant"):
+        ImportConfig(format="datacomp", **common)
+    with pytest.raises(ValueError, match="samples_per_file has no effect on format 'members'"):
+        ImportConfig(format="members", samples_per_file=3, **common)
