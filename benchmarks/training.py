@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from measuring import machine
 
+import drrho
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.open_clip import import_open_clip
 from drrho.run.index import IndexConfig, write_manifest
@@ -64,6 +65,14 @@ recipe = Recipe(
     reference={reference},
     device="cpu",
 )
+"""
+# Where torchvision was built for another PyTorch, open_clip can be imported in this way alone.
+START = f"""
+import runpy, sys
+sys.path.append({str(Path(drrho.__file__).parents[1])!r})
+from drrho.torchvision_import import import_torchvision
+import_torchvision()
+runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
 """
 OBJECTIVES = {
     "drrho, CLIP": (
@@ -136,7 +145,7 @@ def of_open_clip(python: str, folder: Path, turn: int) -> float:
         "--logs": folder / "open-clip",
         "--name": f"run-{turn}",
     }
-    command = [python, "-m", "open_clip_train.main"]
+    command = [python, "-c", START]
     run([*command, *(str(part) for pair in options.items() for part in pair)], cwd=folder)
     log = (folder / "open-clip" / f"run-{turn}" / "out.log").read_text()
     # Each is the mean of the steps since the one before.

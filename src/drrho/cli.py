@@ -20,7 +20,7 @@ try:
     from drrho.run.index import IndexConfig, MixConfig
     from drrho.run.processes import is_follower
     from drrho.run.recipe import Recipe, load_recipe
-    from drrho.run.reference import LossesConfig, PrecomputeConfig
+    from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
     from drrho.run.reference_import import ImportConfig
     from drrho.run.training import TrainingInterrupted
 except ModuleNotFoundError as error:  # the losses alone are installed
@@ -36,6 +36,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   index DATA                       shards -> manifest: counts, key hashes, sample ids
   mix MANIFEST ... --output MIX    several data sets as one, with weights
   reference precompute             store a reference model's embeddings of a data set
+  reference verify FOLDER          every stored row, and some samples encoded again
   reference import FORMAT SOURCE   take over embeddings that another program stored
   reference losses FOLDER          what is known of stored losses; how alike references are
   train RECIPE.py [--FIELD VALUE]  train a model; continues what it finds
@@ -80,6 +81,9 @@ def _dispatch(arguments: list[str]) -> int:
         case ["reference", "precompute", *rest]:
             prog = "drrho reference precompute"
             _report(commands.run_precompute(tyro.cli(PrecomputeConfig, args=rest, prog=prog)))
+        case ["reference", "verify", *rest]:
+            prog = "drrho reference verify"
+            print(commands.run_verify(tyro.cli(VerifyConfig, args=rest, prog=prog)))
         case ["reference", "import", *rest]:
             prog = "drrho reference import"
             print(commands.run_import(tyro.cli(ImportConfig, args=rest, prog=prog)))

@@ -216,3 +216,14 @@ def test_the_reference_and_the_target_never_share_scenes(tmp_path):
     sources = [comparison.reference.data, comparison.target.data, comparison.test]
     sources.append(comparison.target.evaluation.data)
     assert len(set(sources)) == 4
+
+
+def test_a_reference_is_verified(reference, scenes, capsys):
+    arguments = ["reference", "verify", str(reference), "--data", str(scenes / "train")]
+    assert main(arguments) == 0
+    assert "embeddings of 40 of 40 samples" in capsys.readouterr().out
+    model = ["--model", f"run:{reference.parent / 'run'}", "--device", "cpu", "--samples", "5"]
+    assert main([*arguments, *model]) == 0
+    assert "cosine of 5" in capsys.readouterr().out
+    assert main(["reference", "verify", str(reference), "--data", str(scenes / "test")]) == 1
+    assert "is not in order" in capsys.readouterr().err

@@ -18,7 +18,13 @@ from drrho.run.export import ExportConfig, export_model
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.run.processes import ProcessFailed
 from drrho.run.recipe import Recipe
-from drrho.run.reference import LossesConfig, PrecomputeConfig, precompute_reference
+from drrho.run.reference import (
+    LossesConfig,
+    PrecomputeConfig,
+    VerifyConfig,
+    precompute_reference,
+    verify_reference,
+)
 from drrho.run.reference_import import ImportConfig, import_reference
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
@@ -82,6 +88,29 @@ def run_precompute(config: PrecomputeConfig) -> str:
         f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
         f"{_in_brackets(report.absent)}; {report.shards_found} shards were there already"
     )
+
+
+def run_verify(config: VerifyConfig) -> str:
+    """Stored embeddings -> whether they are what they should be.
+
+    Raises:
+        ValueError: they are not; the message says why.
+    """
+    found = verify_reference(config)
+    if found.faults:
+        raise ValueError(f"{config.folder} is not in order:\n  " + "\n  ".join(found.faults))
+    stored = f"{found.num_stored:,} of {found.num_samples:,} samples{_in_brackets(found.absent)}"
+    lines = [
+        f"{config.folder}: embeddings of {stored}; all rows are finite and of unit length",
+    ]
+    if found.lowest is not None and found.mean is not None:
+        rows = [
+            [name, f"{lowest:.6f}", f"{mean:.6f}"]
+            for name, lowest, mean in zip(("image", "text"), found.lowest, found.mean, strict=True)
+        ]
+        table = markdown_table([f"cosine of {found.num_encoded}", "lowest", "mean"], rows)
+        lines += ["", table]
+    return "\n".join(lines)
 
 
 def run_import(config: ImportConfig) -> str:

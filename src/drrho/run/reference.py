@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from tyro.conf import Positional
 
+from drrho.data.indexing import open_manifest
 from drrho.files import exclusive
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import Precision, ReferenceEncoder
 from drrho.reference.precompute import PrecomputeReport, precompute
+from drrho.reference.verifying import Verification, verify
 from drrho.run.processes import open_manifest_together, together
-from drrho.run.recipe import Device
+from drrho.run.recipe import Device, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,57 @@ class LossesConfig:
     """
 
     folder: Positional[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check stored embeddings: every row, and some samples encoded again.
+
+    Attributes:
+        folder: of the embeddings.
+        data: the data set they should be of: a manifest, or what `drrho index` takes.
+        model: as for `precompute`; without it nothing is encoded again.
+        pretrained: open_clip tag or checkpoint file of an architecture.
+        precision: as when they were computed.
+        samples: how many to encode again.
+        seed: of which.
+        device: where to compute.
+    """
+
+    folder: Positional[str]
+    data: str
+    model: str | None = None
+    pretrained: str | None = None
+    precision: Precision = "float32"
+    samples: int = 64
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.model is None and self.pretrained is not None:
+            raise ValueError(f"pretrained = {self.pretrained!r} has no effect without model")
+
+
+def verify_reference(config: VerifyConfig) -> Verification:
+    """Builds the model, if one is given, and checks; see `drrho.reference.verifying`."""
+    encoder = None
+    if config.model is not None:
+        model = ModelConfig(name=config.model, pretrained=config.pretrained)
+        model.require_trained()
+        encoder = ReferenceEncoder(
+            build_model(model, seed=0),
+            precision=config.precision,
+            device=resolve_device(config.device),
+        )
+    return verify(
+        Path(config.folder).expanduser(),
+        open_manifest(config.data),
+        encoder=encoder,
+        num_encoded=config.samples,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
 
 
 def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
