@@ -16,7 +16,7 @@ from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
-from drrho.run.processes import ProcessFailed
+from drrho.run.processes import ProcessFailed, require_one_process
 from drrho.run.recipe import Recipe
 from drrho.run.reference import (
     LossesConfig,
@@ -58,6 +58,7 @@ def run_demo(config: DemoConfig) -> str:
 
 def run_compare(comparison: Comparison) -> str:
     """Several methods, one table."""
+    require_one_process("drrho compare")
     compare(comparison)
     return _comparison_report(comparison.output)
 

@@ -48,6 +48,15 @@ def open_manifest_together(source: str, processes: Processes) -> Manifest:
     return processes.on_first(lambda: open_manifest(source))
 
 
+def require_one_process(command: str) -> None:
+    """Raises ValueError if a launcher started several for what works in one."""
+    if Launch.from_environment(os.environ) is not None:
+        raise ValueError(
+            f"`{command}` works in one process; start it without torchrun or srun, or train its "
+            "runs one by one with `drrho train`"
+        )
+
+
 def is_follower() -> bool:
     """Whether another process of this run prints the results."""
     launch = Launch.from_environment(os.environ)
