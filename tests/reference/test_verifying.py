@@ -1,5 +1,7 @@
 """What is not the model's embedding of the sample is found, and what is, passes."""
 
+import json
+
 import pytest
 import safetensors.torch
 import torch
@@ -107,6 +109,24 @@ def test_files_and_data_that_do_not_fit_are_named(folder, manifest, tmp_path):
     other = index_shards(write_shard(tmp_path / "other.tar", [pair(30)]))
     (fault,) = check(folder, other).faults
     assert "other.tar" in fault
+
+
+def test_an_import_is_held_to_its_cosines_alone(folder, manifest):
+    """Its card knows no weights."""
+    card = folder / "reference.json"
+    text = card.read_text()
+    document = json.loads(text)
+    entries = document["model"]
+    document["model"] = {k: v for k, v in entries.items() if k != "weights_sha256"}
+    encoder = small_encoder()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    card.unlink()
+    encoder.identity = document["model"]
+    precompute(encoder, manifest, folder, batch_size=4)
+    assert check(folder, manifest).faults == []
+    (fault,) = check(folder, manifest, encoder=small_encoder(1)).faults
+    assert "are not what the model makes of them" in fault
 
 
 def test_another_model_is_named(folder, manifest):
