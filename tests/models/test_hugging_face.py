@@ -72,11 +72,31 @@ def dual(**_):
     )
 
 
+def alt_clip():
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 12, "project_dim": 12}
+    vision = TOWER | {"image_size": 32, "patch_size": 16}
+    return transformers.AltCLIPModel(
+        transformers.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    )
+
+
+def chinese_clip():
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 10}
+    vision = TOWER | {"image_size": 32, "patch_size": 16}
+    return transformers.ChineseCLIPModel(
+        transformers.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    )
+
+
 KINDS = {
     "clip": (clip, "<pad>"),
     "clip filled up with its end": (clip, "</s>"),
     "siglip": (siglip, "<pad>"),
     "dual": (dual, "<pad>"),
+    "dual filled up with a word": (dual, "a"),
+    "dual filled up with its end": (dual, "</s>"),
+    "alt clip": (alt_clip, "<pad>"),
+    "chinese clip": (chinese_clip, "<pad>"),
 }
 
 
@@ -171,6 +191,29 @@ def test_a_pickle_is_not_read(folder):
     weights.unlink()
     with pytest.raises(ValueError, match="a .bin is a pickle, which is not read"):
         build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+
+
+def test_weights_of_one_tower_are_no_dual_encoder(folder):
+    """transformers would draw the other tower, and only log that."""
+    config = clip().config
+    transformers.CLIPForImageClassification(config).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"lack \d+ parameters of a CLIPModel.*another class"):
+        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+
+
+def test_a_tokenizer_that_cannot_fill_up_is_refused(folder):
+    words = tokenizer(pad="<pad>")
+    words.pad_token = None
+    words.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"no padding token; set the one"):
+        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+
+
+def test_half_precision_weights_are_computed_with_in_float32(tmp_path, folder):
+    transformers.AutoModel.from_pretrained(folder).half().save_pretrained(folder)
+    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    floating = [p for p in model.module.state_dict().values() if p.is_floating_point()]
+    assert {p.dtype for p in floating} == {torch.float32}
 
 
 PROGRAM = """
