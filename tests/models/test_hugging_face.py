@@ -214,31 +214,3 @@ def test_half_precision_weights_are_computed_with_in_float32(tmp_path, folder):
     model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
     floating = [p for p in model.module.state_dict().values() if p.is_floating_point()]
     assert {p.dtype for p in floating} == {torch.float32}
-
-
-PROGRAM = """
-from dataclasses import replace
-from drrho.models.build import ModelConfig, build_model
-
-def build():
-    model = build_model(ModelConfig(name="small"), seed=5)
-    return replace(model, identity=model.identity | {"architecture": "mine"})
-"""
-
-
-def test_a_program_builds_a_model(tmp_path):
-    path = tmp_path / "encoder.py"
-    path.write_text(PROGRAM)
-    assert (
-        build_model(ModelConfig(name=f"python:{path}"), seed=0).identity["architecture"] == "mine"
-    )
-    for text, message in (
-        ("build = 3", "must define build()"),
-        ("def build(): return 3", "got int"),
-        ("def build(): raise KeyError('x')", "KeyError"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            build_model(ModelConfig(name=f"python:{path}"), seed=0)
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
-        build_model(ModelConfig(name=f"python:{tmp_path}/absent.py"), seed=0)
