@@ -214,3 +214,14 @@ def test_half_precision_weights_are_computed_with_in_float32(tmp_path, folder):
     model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
     floating = [p for p in model.module.state_dict().values() if p.is_floating_point()]
     assert {p.dtype for p in floating} == {torch.float32}
+
+
+def test_one_that_embeds_every_token_is_refused(tmp_path):
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 10}
+    image = TOWER | {"image_size": 32, "patch_size": 16}
+    config = transformers.FlavaConfig(text_config=text, image_config=image, projection_dim=12)
+    transformers.FlavaModel(config).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
+    tokenizer(pad="<pad>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a FlavaModel, which does not embed"):
+        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
