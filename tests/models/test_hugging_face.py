@@ -72,11 +72,31 @@ def dual(**_):
     )
 
 
+def alt_clip():
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 12, "project_dim": 12}
+    vision = TOWER | {"image_size": 32, "patch_size": 16}
+    return transformers.AltCLIPModel(
+        transformers.AltCLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    )
+
+
+def chinese_clip():
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 10}
+    vision = TOWER | {"image_size": 32, "patch_size": 16}
+    return transformers.ChineseCLIPModel(
+        transformers.ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    )
+
+
 KINDS = {
     "clip": (clip, "<pad>"),
     "clip filled up with its end": (clip, "</s>"),
     "siglip": (siglip, "<pad>"),
     "dual": (dual, "<pad>"),
+    "dual filled up with a word": (dual, "a"),
+    "dual filled up with its end": (dual, "</s>"),
+    "alt clip": (alt_clip, "<pad>"),
+    "chinese clip": (chinese_clip, "<pad>"),
 }
 
 
@@ -173,29 +193,35 @@ def test_a_pickle_is_not_read(folder):
         build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
 
 
-PROGRAM = """
-from dataclasses import replace
-from drrho.models.build import ModelConfig, build_model
-
-def build():
-    model = build_model(ModelConfig(name="small"), seed=5)
-    return replace(model, identity=model.identity | {"architecture": "mine"})
-"""
+def test_weights_of_one_tower_are_no_dual_encoder(folder):
+    """transformers would draw the other tower, and only log that."""
+    config = clip().config
+    transformers.CLIPForImageClassification(config).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"lack \d+ parameters of a CLIPModel.*another class"):
+        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
 
 
-def test_a_program_builds_a_model(tmp_path):
-    path = tmp_path / "encoder.py"
-    path.write_text(PROGRAM)
-    assert (
-        build_model(ModelConfig(name=f"python:{path}"), seed=0).identity["architecture"] == "mine"
-    )
-    for text, message in (
-        ("build = 3", "must define build()"),
-        ("def build(): return 3", "got int"),
-        ("def build(): raise KeyError('x')", "KeyError"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            build_model(ModelConfig(name=f"python:{path}"), seed=0)
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
-        build_model(ModelConfig(name=f"python:{tmp_path}/absent.py"), seed=0)
+def test_a_tokenizer_that_cannot_fill_up_is_refused(folder):
+    words = tokenizer(pad="<pad>")
+    words.pad_token = None
+    words.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"no padding token; set the one"):
+        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+
+
+def test_half_precision_weights_are_computed_with_in_float32(tmp_path, folder):
+    transformers.AutoModel.from_pretrained(folder).half().save_pretrained(folder)
+    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    floating = [p for p in model.module.state_dict().values() if p.is_floating_point()]
+    assert {p.dtype for p in floating} == {torch.float32}
+
+
+def test_one_that_embeds_every_token_is_refused(tmp_path):
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 10}
+    image = TOWER | {"image_size": 32, "patch_size": 16}
+    config = transformers.FlavaConfig(text_config=text, image_config=image, projection_dim=12)
+    transformers.FlavaModel(config).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
+    tokenizer(pad="<pad>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a FlavaModel, which does not embed"):
+        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from drrho.cli import main
@@ -107,6 +108,57 @@ def test_transformers_loads_it(run, tmp_path, quick_gelu):
     )["pixel_values"]
     # Resized once by PIL and once by torchvision: a level or two of 255.
     assert_close(pixels[0], ours.eval_transform(picture), rtol=0, atol=0.06)
+
+
+def local_model(folder, *, architecture=ARCHITECTURE, preprocess):
+    torch.manual_seed(2)
+    save_file(open_clip.CLIP(**architecture).state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": architecture, "preprocess_cfg": preprocess})
+    )
+    return build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_images_are_resized_as_they_were(tmp_path, resize_mode):
+    transformers = import_transformers()
+    model = local_model(tmp_path, preprocess={"resize_mode": resize_mode})
+    export_hugging_face(model, tmp_path / "hf")
+    picture = Image.linear_gradient("L").resize((150, 70)).rotate(30).convert("RGB")
+    pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")(
+        images=picture, return_tensors="pt"
+    )["pixel_values"]
+    assert_close(pixels[0], model.eval_transform(picture), rtol=0, atol=0.06)
+
+
+def test_a_way_to_resize_that_transformers_has_not_is_refused(tmp_path):
+    model = local_model(tmp_path, preprocess={"resize_mode": "longest"})
+    with pytest.raises(ValueError, match="resized with 'longest'"):
+        export_hugging_face(model, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_what_a_configuration_leaves_out_is_what_open_clip_takes(tmp_path):
+    transformers = import_transformers()
+    architecture = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 64, "layers": 1, "width": 64, "patch_size": 32},
+        "text_cfg": {"context_length": 32, "width": 64, "layers": 1},
+    }
+    model = local_model(tmp_path, architecture=architecture, preprocess={})
+    export_hugging_face(model, tmp_path / "hf")
+    config = transformers.CLIPModel.from_pretrained(tmp_path / "hf").config
+    assert config.text_config.vocab_size == 49408
+    assert config.text_config.num_attention_heads == 8
+    assert config.vision_config.num_attention_heads == 1
+
+
+def test_a_checkpoint_of_another_model_is_refused(run, plain_recipe, tmp_path, capsys):
+    train_recipe(replace(plain_recipe, output=str(tmp_path / "other")))
+    checkpoint = tmp_path / "other" / "checkpoints" / "step-00000004"
+    arguments = ["--format", "open-clip", "--output", str(tmp_path / "x.pt")]
+    assert main(["export", str(run), *arguments, "--checkpoint", str(checkpoint)]) == 1
+    assert f"step-00000004 is not one of the model of {run}" in capsys.readouterr().err
 
 
 def test_what_cannot_be_expressed_is_refused(run, plain_recipe, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """Configuration -> model, and trained models to and from a folder."""
 
 import json
-import runpy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,12 @@ from drrho.models.hugging_face import (
 )
 from drrho.models.open_clip import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
 from drrho.models.open_clip import build_open_clip, import_open_clip, save_tokenizer
+from drrho.models.program import (
+    PROGRAM_FILE,
+    build_by_program,
+    load_with_program,
+    save_with_program,
+)
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
 from drrho.models.two_tower import TwoTower, weights_sha256
 
@@ -83,7 +88,7 @@ def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
         case "transformers":
             return build_hugging_face(Path(place).expanduser())
         case "python":
-            return _build_by_program(Path(place).expanduser())
+            return build_by_program(Path(place).expanduser())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.name == "small":
@@ -97,7 +102,8 @@ def save_model(
     """Writes weights and architecture; `load_model` needs nothing else, wherever the folder goes.
 
     An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH", one
-    of Hugging Face as a folder that transformers reads.
+    of Hugging Face as a folder that transformers reads. One of "python:FILE.py" needs the file,
+    unchanged and in its place.
 
     Args:
         model: what to write.
@@ -113,6 +119,9 @@ def save_model(
             "build_model made can be saved"
         )
     weights = model.module.state_dict() if weights is None else weights
+    if PROGRAM_FILE in model.architecture:  # first: what it returns may be one of the others
+        save_with_program(model, folder, weights)
+        return
     if isinstance(model.module, HuggingFaceTwoTower):
         save_hugging_face(model, folder, weights)
         return
@@ -127,9 +136,11 @@ def load_model(folder: Path) -> TwoTower:
     """The model that `save_model` wrote.
 
     Raises:
-        FileNotFoundError: the folder holds no finished model.
-        ValueError: its weights do not fit its architecture.
+        FileNotFoundError: the folder holds no finished model, or the program of one is gone.
+        ValueError: its weights do not fit its architecture, or the program was changed.
     """
+    if (folder / PROGRAM_FILE).is_file():
+        return load_with_program(folder)
     if (folder / OPEN_CLIP_CONFIG_FILE).is_file():
         return build_open_clip(f"local-dir:{folder}", None)
     if (folder / HUGGING_FACE_CONFIG_FILE).is_file():
@@ -152,23 +163,6 @@ def load_model(folder: Path) -> TwoTower:
         "weights_sha256": weights_sha256(model.module),
     }
     return replace(model, identity=identity)
-
-
-def _build_by_program(path: Path) -> TwoTower:
-    """What `build()` of a Python file of the user's returns."""
-    if not path.is_file():
-        raise FileNotFoundError(f"model 'python:{path}': there is no such file")
-    try:
-        build = runpy.run_path(str(path)).get("build")
-        model = build() if callable(build) else None
-    except Exception as error:  # it is a program of the user's
-        raise ValueError(f"model 'python:{path}': {type(error).__name__}: {error}") from error
-    if not isinstance(model, TwoTower):
-        raise ValueError(
-            f"model 'python:{path}': it must define build(), which returns a "
-            f"drrho.models.two_tower.TwoTower; got {type(model).__name__}"
-        )
-    return model
 
 
 def _build_small(config: SmallConfig) -> TwoTower:

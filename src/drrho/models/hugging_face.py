@@ -17,6 +17,8 @@ from drrho.torchvision_import import import_torchvision
 CONFIG_FILE = "config.json"
 # They were trained on padded texts without a mask.
 WITHOUT_MASK = {"siglip"}
+# They have both methods, but take images of any shape, or embed every patch and token.
+OTHERWISE = {"siglip2", "flava"}
 
 
 def import_transformers() -> ModuleType:
@@ -63,12 +65,24 @@ class HuggingFaceTwoTower(nn.Module):
         """Embeddings of token ids, filled up as the tokenizer does."""
         mask = None
         if self.pad_token is not None:
-            mask = tokens != self.pad_token
-            if self.pad_token == self.end_token:  # the first one is a part of the text
-                mask |= (~mask).cumsum(dim=1) == 1
-            mask = mask.long()
+            mask = _text_mask(
+                tokens, self.pad_token, ends_as_filled=self.pad_token == self.end_token
+            )
         found = self.model.get_text_features(input_ids=tokens, attention_mask=mask)
         return _embeddings(found, normalize)
+
+
+def _text_mask(
+    tokens: Int[Tensor, "batch context"], pad_token: int, *, ends_as_filled: bool
+) -> Int[Tensor, "batch context"]:
+    """1 from the first to the last token that is not filling: inside a text its id is a word."""
+    text = (tokens != pad_token).long()
+    begun = text.cumsum(dim=1) > 0
+    lasts = text.flip(1).cumsum(dim=1).flip(1) > 0
+    mask = begun & lasts
+    if ends_as_filled:  # what follows the last word ends the text
+        mask = mask | nn.functional.pad(mask, (1, 0))[:, :-1]
+    return mask.long()
 
 
 class _ProcessorTransform:
@@ -122,8 +136,8 @@ def build_hugging_face(folder: Path) -> TwoTower:
     transformers = import_transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model = transformers.AutoModel.from_pretrained(
-            str(folder), use_safetensors=True, dtype=torch.float32, **local
+        model, found = transformers.AutoModel.from_pretrained(
+            str(folder), use_safetensors=True, output_loading_info=True, **local
         )
         processor = transformers.AutoImageProcessor.from_pretrained(str(folder), **local)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
@@ -134,13 +148,25 @@ def build_hugging_face(folder: Path) -> TwoTower:
             "safe_serialization=True), preprocessor_config.json and the tokenizer's files"
         ) from error
     methods = [getattr(model, f"get_{kind}_features", None) for kind in ("image", "text")]
-    if not all(map(callable, methods)) or model.config.model_type == "siglip2":
+    if not all(map(callable, methods)) or model.config.model_type in OTHERWISE:
         raise ValueError(
             f"model 'transformers:{folder}' is a {type(model).__name__}, which does not embed "
             "images of one size and texts in one space; CLIP, SigLIP, AltCLIP, ChineseCLIP and "
             "their like do"
         )
-    return _two_tower(model, processor, tokenizer)
+    if missing := sorted(found["missing_keys"]):  # transformers draws them, and only logs it
+        raise ValueError(
+            f"model 'transformers:{folder}': its weights lack {len(missing)} parameters of a "
+            f"{type(model).__name__}, such as {missing[0]}; was it trained as another class, "
+            "or the download incomplete?"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"model 'transformers:{folder}': its tokenizer has no padding token; set the one that "
+            "it was trained with and save it again: tokenizer.pad_token = ..."
+        )
+    # Named here: what from_pretrained calls the type changed between its versions.
+    return _two_tower(model.to(torch.float32), processor, tokenizer)
 
 
 def save_hugging_face(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:

@@ -29,8 +29,8 @@ class TwoTower:
             weights' hash, the transform and the tokenizer. It goes into manifests, so that
             stored embeddings can be told from those of another model.
         architecture: plain data from which `drrho.models.build` can build the model again
-            without the place it came from; empty for a model made elsewhere, which then cannot
-            be saved.
+            without the place it came from, or the program that builds it; empty for a model made
+            elsewhere, which then cannot be saved.
     """
 
     module: nn.Module

@@ -181,7 +181,7 @@ def run_export(config: ExportConfig) -> str:
         case "open-clip":
             return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
         case "hugging-face":
-            return f"{output}: transformers.CLIPModel.from_pretrained('{output}')"
+            return f"{output}: transformers.AutoModel.from_pretrained('{output}')"
 
 
 def run_scenes(config: DrawConfig) -> str:

@@ -24,7 +24,7 @@ class ExportConfig:
     Attributes:
         run: folder of a run.
         format: "open-clip" writes a file for `create_model_and_transforms(NAME, pretrained=FILE)`,
-            "hugging-face" a folder for `transformers.CLIPModel.from_pretrained`.
+            "hugging-face" a folder for `transformers.AutoModel.from_pretrained`.
         output: a .pt or .safetensors file, or a folder.
         checkpoint: one of the run's checkpoints, such as runs/mine/checkpoints/step-00001000; by
             default the finished model.
@@ -42,7 +42,7 @@ def export_model(config: ExportConfig) -> Path:
     Raises:
         FileNotFoundError: the run has no finished model, or is no run.
         CheckpointError: the checkpoint is damaged.
-        ValueError: the model cannot be written in this format.
+        ValueError: the model cannot be written in this format, or the checkpoint is of another.
     """
     output = Path(config.output).expanduser()
     model = _model(config)
@@ -70,5 +70,10 @@ def _model(config: ExportConfig) -> TwoTower:
         for name, value in read_tensors(checkpoint).items()
         if name.startswith(PREFIX)
     }
-    model.module.load_state_dict(weights)
+    try:
+        model.module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {checkpoint} is not one of the model of {run}: {error}"
+        ) from error
     return model
