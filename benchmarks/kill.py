@@ -27,7 +27,8 @@ from measuring import machine
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.open_clip import import_open_clip
 from drrho.run.index import IndexConfig, write_manifest
-from drrho.training.checkpoint import list_checkpoints, read_tensors, read_values
+from drrho.training.checkpoint import list_checkpoints, read_values
+from drrho.training.tensor_files import read_tensors
 
 SIZE = 2
 STEPS = 600

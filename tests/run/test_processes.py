@@ -18,8 +18,9 @@ from torch.testing import assert_close
 from drrho.models.build import ModelConfig
 from drrho.models.open_clip import import_open_clip
 from drrho.run.training import train_recipe
-from drrho.training.checkpoint import list_checkpoints, read_tensors, read_values
+from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.log import read_metrics
+from drrho.training.tensor_files import read_tensors
 
 # No BatchNorm: its statistics would be those of a process's part of the batch.
 TINY_CLIP = {

@@ -31,9 +31,10 @@ from drrho.run.selection import SelectionConfig
 from drrho.run.steered import SteeredBatch
 from drrho.run.step import ContrastiveStep, Towers
 from drrho.run.training import train_recipe
-from drrho.training.checkpoint import CheckpointError, list_checkpoints, read_tensors
+from drrho.training.checkpoint import CheckpointError, list_checkpoints
 from drrho.training.log import read_metrics
 from drrho.training.schedules import constant
+from drrho.training.tensor_files import read_tensors
 
 
 def files_of(run):

@@ -14,12 +14,10 @@ from drrho.training.checkpoint import (
     CheckpointWriter,
     latest_checkpoint,
     list_checkpoints,
-    read_into,
     read_latest_values,
-    read_shapes,
-    read_tensors,
     read_values,
 )
+from drrho.training.tensor_files import read_into, read_shapes, read_tensors
 
 
 def save(folder, step, *, keep=3):

@@ -16,7 +16,7 @@ from tests.training.tiny_run import (
 )
 from torch import nn
 
-from drrho.training.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
+from drrho.training.checkpoint import latest_checkpoint, list_checkpoints
 from drrho.training.config import TrainingConfig, require_precision
 from drrho.training.finite import NotFiniteError
 from drrho.training.log import read_metrics
@@ -25,6 +25,7 @@ from drrho.training.optimizer import OptimizerConfig
 from drrho.training.schedules import constant
 from drrho.training.state import TrainingState
 from drrho.training.step import StepResult
+from drrho.training.tensor_files import read_tensors
 
 
 def test_rows_are_logged_where_asked_and_at_the_end(tmp_path):

@@ -13,9 +13,10 @@ import torch
 from tests.training import tiny_run
 from tests.training.tiny_run import CONFIG, TinyObjective, tiny_state, tiny_train
 
-from drrho.training.checkpoint import latest_checkpoint, read_tensors, read_values
+from drrho.training.checkpoint import latest_checkpoint, read_values
 from drrho.training.interruption import TrainingInterrupted
 from drrho.training.log import read_metrics
+from drrho.training.tensor_files import read_tensors
 
 ROOT = Path(__file__).parents[2]
 

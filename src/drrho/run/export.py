@@ -12,7 +12,7 @@ from drrho.models.export import export_hugging_face, export_open_clip
 from drrho.models.small import SmallConfig
 from drrho.models.two_tower import TwoTower
 from drrho.run.training import RECIPE_FILE
-from drrho.training.checkpoint import read_tensors, read_values
+from drrho.training.checkpoint import read_values
 
 PREFIX = "model."
 
@@ -60,6 +60,9 @@ def _model(config: ExportConfig) -> TwoTower:
         return load_model(run / "model")
     checkpoint = Path(config.checkpoint).expanduser()
     read_values(checkpoint)  # verifies the files
+    # Seconds of import, for those who export a checkpoint.
+    from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
+
     try:
         fields = json.loads((run / RECIPE_FILE).read_bytes())["model"]
     except FileNotFoundError:

@@ -1,13 +1,11 @@
 """Checkpoints: written whole or not at all, by all processes together, verified when read.
 
-`step-00000100/` holds the tensors as torch.distributed.checkpoint writes them, every process its
-own share, and `checkpoint.json`: plain values, and size and CRC-32 of all other files. Any number
-of processes reads what any other number wrote. What the tensors are is the business of
+`step-00000100/` holds the tensors (`drrho.training.tensor_files`) and `checkpoint.json`: plain
+values, and size and CRC-32 of all other files. What the tensors are is the business of
 `drrho.training.state`.
 """
 
 import json
-import pickle
 import re
 import shutil
 import warnings
@@ -15,39 +13,15 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from drrho.distributed import Processes
-from drrho.files import rename_folder, write_json
+from drrho.files import PARTIAL_SUFFIX, rename_folder, write_json
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
 VALUES_FILE = "checkpoint.json"
-PARTIAL_SUFFIX = ".partial"
-# All that the index of tensors is made of; it is a pickle, and nothing else in it is looked up.
-INDEX_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        *("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
-        *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {
-        *("Size", "float64", "float32", "float16", "bfloat16"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    },
-    "pathlib": {"PosixPath", "WindowsPath"},
-    "pathlib._local": {"PosixPath", "WindowsPath"},
-}
-# It says so at every save of a run of one process, which is no mistake.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
 
 
 class CheckpointError(RuntimeError):
@@ -129,16 +103,11 @@ class CheckpointWriter:
         path: Path,
         keep: int,
     ) -> None:
-        try:
-            save(
-                tensors,
-                storage_writer=FileSystemWriter(partial, single_file_per_rank=True),
-                process_group=self._processes.background,
-                no_dist=self._processes.size == 1,
-            )
-        except CheckpointException as error:
-            raise _cause(error, self._processes.rank) from error
-        # Since the save returned here, every process has written its share.
+        # Seconds of import that a command without a checkpoint has no use for.
+        from drrho.training.tensor_files import write_tensors  # noqa: PLC0415
+
+        write_tensors(tensors, partial, self._processes)
+        # Since it returned here, every process has written its share.
         if self._processes.is_first:
             files = {file.name: _size_and_checksum(file) for file in sorted(partial.iterdir())}
             write_json(partial / VALUES_FILE, {"files": files, "values": values})
@@ -204,96 +173,10 @@ def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def read_shapes(path: Path) -> dict[str, torch.Size]:
-    """The whole shape of every tensor in a checkpoint, by name.
-
-    Raises:
-        CheckpointError: the index is damaged, or holds what is no tensor.
-    """
-    return {name: entry.size for name, entry in _index(path).items()}
-
-
-def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
-    """Overwrites tensors with what a checkpoint has under their names; a collective.
-
-    Args:
-        tensors: DTensors get their process's share.
-        path: a checkpoint, verified by `read_values`.
-        processes: those of the run.
-
-    Raises:
-        CheckpointError: a tensor is not there, or has another shape.
-    """
-    _index(path)  # nothing but tensors: anything else would be unpickled
-    try:
-        load(
-            tensors,
-            storage_reader=_TensorReader(path),
-            process_group=processes.host,
-            no_dist=processes.size == 1,
-        )
-    except (CheckpointException, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, in host memory.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in _index(path).items()
-    }
-    read_into(tensors, path, Processes())
-    return tensors
-
-
-class _TensorReader(FileSystemReader):
-    """Reads the index of a checkpoint without running code from it."""
-
-    def read_metadata(self, *_arguments: Any, **_names: Any) -> Metadata:
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _IndexUnpickler(file).load()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in INDEX_CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"its index names {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _index(path: Path) -> dict[str, TensorStorageMetadata]:
-    try:
-        entries = _TensorReader(path).read_metadata().state_dict_metadata
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    for name, entry in entries.items():
-        if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"checkpoint {path} cannot be read: {name} is no tensor")
-    return entries  # pyright: ignore[reportReturnType]
-
-
 def _copied(tensor: Tensor) -> Tensor:
     """As it is now, in host memory; a DTensor keeps its placement."""
     tensor = tensor.detach()
     return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
-
-
-def _cause(error: CheckpointException, rank: int) -> Exception:
-    """This process's own failure, or one that says whose it was."""
-    failures = {where: failure for where, (failure, _) in error.failures.items()}
-    if isinstance(own := failures.get(rank), Exception):
-        return own
-    listed = "; ".join(f"process {where}: {failure!r}" for where, failure in failures.items())
-    return CheckpointError(f"the checkpoint could not be written: {listed}")
 
 
 def _size_and_checksum(file: Path) -> list[int]:

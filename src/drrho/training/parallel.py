@@ -6,8 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -67,6 +65,12 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
             f"parallel = 'sharded' needs parameters of one dimension or more; {trainable[0]} is a "
             "scalar that is trained; use parallel = 'replicated'"
         )
+    # A second of import, for those who need it.
+    from torch.distributed.fsdp import (  # noqa: PLC0415
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
     for block in repeated_blocks(module):
         fully_shard(block)
     fully_shard(module, ignored_params=set(scalars.values()) or None)
@@ -88,6 +92,12 @@ def whole_weights(module: nn.Module) -> dict[str, Tensor]:
 
     The other processes get nothing where it is sharded.
     """
+    # Seconds of import that only the end of a run needs.
+    from torch.distributed.checkpoint.state_dict import (  # noqa: PLC0415
+        StateDictOptions,
+        get_model_state_dict,
+    )
+
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(module, options=options)
     return {name: value for name, value in weights.items() if isinstance(value, Tensor)}

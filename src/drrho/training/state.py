@@ -19,9 +19,7 @@ from drrho.training.checkpoint import (
     CheckpointError,
     CheckpointWriter,
     latest_checkpoint,
-    read_into,
     read_latest_values,
-    read_shapes,
 )
 from drrho.training.optimizer import allocate_moments
 
@@ -31,6 +29,7 @@ COUNTED = (
     *("step", "samples_seen", "skipped", "skipped_steps"),
     *("seconds", "metrics", "best"),
 )
+MOMENTS = "optimizer."  # before the name of a parameter, in that of its moments
 LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
 
 
@@ -153,13 +152,16 @@ class TrainingState:
         found = self.processes.on_first(lambda: read_latest_values(self.checkpoints))
         if found is None:
             return False
+        # Seconds of import, for a run that goes on.
+        from drrho.training.tensor_files import read_into, read_shapes  # noqa: PLC0415
+
         path, values = found
         saved = read_shapes(path) if values.get("format") == FORMAT else {}
         allocate_moments(self.optimizer)
         tensors = self._tensors()
         self._require_same_run(values, saved, tensors, path=path, may_change=may_change)
         read_into({name: tensors[name] for name in saved}, path, self.processes)
-        self._forget_moments(set(tensors) - set(saved))
+        self._forget_moments_but(saved)
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
         for name in COUNTED:
@@ -170,25 +172,31 @@ class TrainingState:
     def _tensors(self) -> dict[str, Tensor]:
         """Of model, loss and optimiser by name, in the memory they have."""
         tensors: dict[str, Tensor] = {}
-        names = {}
-        for owner, module in (("model", self.model), ("loss", self.loss)):
-            if module is None:
-                continue
+        for owner, module in self._owners():
             tensors |= {f"{owner}.{name}": value for name, value in module.state_dict().items()}
-            names |= {parameter: f"{owner}.{name}" for name, parameter in module.named_parameters()}
-        for parameter, moments in self.optimizer.state.items():
-            for name, value in moments.items():
-                tensors[f"optimizer.{names[parameter]}.{name}"] = value
+        for parameter, name in self._names().items():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{MOMENTS}{name}.{moment}": value for moment, value in moments.items()}
         if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
             raise TypeError(f"the state {others[0]!r} is no tensor and cannot be saved")
         return tensors
 
-    def _forget_moments(self, names: Collection[str]) -> None:
+    def _owners(self) -> list[tuple[str, nn.Module]]:
+        return [("model", self.model)] + ([] if self.loss is None else [("loss", self.loss)])
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {
+            parameter: f"{owner}.{name}"
+            for owner, module in self._owners()
+            for name, parameter in module.named_parameters()
+        }
+
+    def _forget_moments_but(self, saved: Collection[str]) -> None:
         """Parameters that had no gradient yet have no moments in a checkpoint either."""
-        kept = {id(value) for name, value in self._tensors().items() if name not in names}
-        for parameter, moments in list(self.optimizer.state.items()):
-            if not any(id(value) in kept for value in moments.values()):
-                del self.optimizer.state[parameter]
+        for parameter, name in self._names().items():
+            moments = self.optimizer.state.get(parameter, {})
+            if not any(f"{MOMENTS}{name}.{moment}" in saved for moment in moments):
+                self.optimizer.state.pop(parameter, None)
 
     def _require_same_run(
         self,
@@ -211,7 +219,9 @@ class TrainingState:
             )
         ]
         current = {name: value.shape for name, value in tensors.items()}
-        without_moments = {n: s for n, s in current.items() if n in saved or not _is_moment(n)}
+        without_moments = {
+            n: s for n, s in current.items() if n in saved or not n.startswith(MOMENTS)
+        }
         differences += _differences(_described(saved), _described(without_moments))
         if differences:
             raise CheckpointError(
@@ -253,10 +263,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _is_moment(name: str) -> bool:
-    return name.startswith("optimizer.")
 
 
 def _described(shapes: Mapping[str, torch.Size]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from drrho.randomness import derived_seed, seed_all_generators
@@ -149,4 +148,10 @@ def _backward(loss: Float[Tensor, ""], state: TrainingState) -> dict[str, Float[
 def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if type(norm) is Tensor:
+        return norm
+    # A second of import, for those who need it.
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+    assert isinstance(norm, DTensor), type(norm)
+    return norm.full_tensor()

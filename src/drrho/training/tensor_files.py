@@ -1,0 +1,145 @@
+"""The tensors of a checkpoint, by torch.distributed.checkpoint: every process writes its share, and
+any number of processes reads what any other number wrote.
+
+A module of its own because what it imports takes seconds: it is imported where tensors are written
+or read.
+"""
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from drrho.distributed import Processes
+from drrho.training.checkpoint import CheckpointError
+
+# All that the index of tensors is made of; it is a pickle, and nothing else in it is looked up.
+INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
+        *("MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {
+        *("Size", "float64", "float32", "float16", "bfloat16"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    },
+    "pathlib": {"PosixPath", "WindowsPath"},
+    "pathlib._local": {"PosixPath", "WindowsPath"},
+}
+# It says so at every save of a run of one process, which is no mistake.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
+
+
+def write_tensors(tensors: dict[str, Tensor], folder: Path, processes: Processes) -> None:
+    """Writes tensors in host memory, a collective of the background group; when it returns, every
+    process has written its share.
+
+    Raises:
+        OSError: this process could not write.
+        CheckpointError: another could not.
+    """
+    try:
+        save(
+            tensors,
+            storage_writer=FileSystemWriter(folder, single_file_per_rank=True),
+            process_group=processes.background,
+            no_dist=processes.size == 1,
+        )
+    except CheckpointException as error:
+        raise _cause(error, processes.rank) from error
+
+
+def read_shapes(path: Path) -> dict[str, torch.Size]:
+    """The whole shape of every tensor in a checkpoint, by name.
+
+    Raises:
+        CheckpointError: the index is damaged, or holds what is no tensor.
+    """
+    return {name: entry.size for name, entry in _index(path).items()}
+
+
+def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
+    """Overwrites tensors with what a checkpoint has under their names; a collective.
+
+    Args:
+        tensors: DTensors get their process's share.
+        path: a checkpoint, verified by `read_values`.
+        processes: those of the run.
+
+    Raises:
+        CheckpointError: a tensor is not there, or has another shape.
+    """
+    _index(path)  # nothing but tensors: anything else would be unpickled
+    try:
+        load(
+            tensors,
+            storage_reader=_TensorReader(path),
+            process_group=processes.host,
+            no_dist=processes.size == 1,
+        )
+    except (CheckpointException, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, whole, in host memory.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in _index(path).items()
+    }
+    read_into(tensors, path, Processes())
+    return tensors
+
+
+class _TensorReader(FileSystemReader):
+    """Reads the index of a checkpoint without running code from it."""
+
+    def read_metadata(self, *_arguments: Any, **_names: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _IndexUnpickler(file).load()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in INDEX_CLASSES.get(module, ()):
+            raise pickle.UnpicklingError(f"its index names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _index(path: Path) -> dict[str, TensorStorageMetadata]:
+    try:
+        entries = _TensorReader(path).read_metadata().state_dict_metadata
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    for name, entry in entries.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise CheckpointError(f"checkpoint {path} cannot be read: {name} is no tensor")
+    return entries  # pyright: ignore[reportReturnType]
+
+
+def _cause(error: CheckpointException, rank: int) -> Exception:
+    """This process's own failure, or one that says whose it was."""
+    failures = {where: failure for where, (failure, _) in error.failures.items()}
+    if isinstance(own := failures.get(rank), Exception):
+        return own
+    listed = "; ".join(f"process {where}: {failure!r}" for where, failure in failures.items())
+    return CheckpointError(f"the checkpoint could not be written: {listed}")
