@@ -9,7 +9,6 @@ uninterrupted run, bit for bit. Progress goes to standard error.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,9 +22,9 @@ from pathlib import Path
 import psutil
 import torch
 from measuring import machine
+from small_clip import write_small_clip
 
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.models.open_clip import import_open_clip
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.tensor_files import read_tensors
@@ -78,12 +77,7 @@ class Outcome:
 def write_inputs(folder: Path) -> None:
     write_scenes(folder / "data", ScenesConfig(num_samples=200, seed=0, samples_per_shard=50))
     write_manifest(IndexConfig(data=str(folder / "data")))
-    torch.manual_seed(0)
-    module = import_open_clip().CLIP(**MODEL)
-    (folder / "model").mkdir()
-    torch.save(module.state_dict(), folder / "model" / "open_clip_pytorch_model.bin")
-    config = {"model_cfg": MODEL, "preprocess_cfg": {"size": 64}}
-    (folder / "model" / "open_clip_config.json").write_text(json.dumps(config))
+    write_small_clip(folder / "model", MODEL)
 
 
 def start(recipe: Path) -> subprocess.Popen:

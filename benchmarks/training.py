@@ -19,12 +19,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from measuring import machine
+from small_clip import write_small_clip
 
 import drrho
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.models.open_clip import import_open_clip
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.run.reference import PrecomputeConfig, precompute_reference
 
@@ -87,12 +86,7 @@ OBJECTIVES = {
 def write_inputs(folder: Path) -> None:
     write_scenes(folder / "data", ScenesConfig(num_samples=SAMPLES, seed=0, samples_per_shard=512))
     write_manifest(IndexConfig(data=str(folder / "data")))
-    torch.manual_seed(0)
-    module = import_open_clip().CLIP(**MODEL)
-    (folder / "model").mkdir()
-    torch.save(module.state_dict(), folder / "model" / "open_clip_pytorch_model.bin")
-    config = {"model_cfg": MODEL, "preprocess_cfg": {"size": 64}}
-    (folder / "model" / "open_clip_config.json").write_text(json.dumps(config))
+    write_small_clip(folder / "model", MODEL)
     precompute_reference(
         PrecomputeConfig(
             data=str(folder / "data" / "manifest.json"),

@@ -78,9 +78,11 @@ def index_shards(
     with Progress(
         "index", total=len(urls), unit="shards", initial=len(urls) - len(missing)
     ) as progress:
+        unusable = sum(len(shard.unusable) for shard in found.values())
         for shard in _indexed([(u, layouts[u], states[u]) for u in missing], workers=workers):
             found[shard.url] = shard
-            progress.advance(1, unusable=sum(len(s.unusable) for s in found.values()))
+            unusable += len(shard.unusable)
+            progress.advance(1, unusable=unusable)
     manifest = Manifest(shards=tuple(found[url] for url in urls))
     if manifest.num_samples == 0:
         raise ValueError(f"{source} holds no sample: its {len(urls)} shards are empty")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from drrho.data.parquet import column_names, read_columns
 from drrho.data.shards import CAPTION_EXTENSION, CAPTIONS_EXTENSION, IMAGE_EXTENSIONS, RawSample
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -117,19 +118,8 @@ def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
 
 
 def _read_parquet(url: str, wanted: list[str]) -> list[list[Any]]:
-    try:
-        import pyarrow.parquet  # noqa: PLC0415  optional
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; parquet files need: pip install 'drrho[tables]'", name=error.name
-        ) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(url)
-        _require_columns(url, wanted, file.schema_arrow.names)
-        table = file.read(columns=wanted)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{url} cannot be read: {error}") from error
-    return [table.column(name).to_pylist() for name in wanted]
+    _require_columns(url, wanted, column_names(url))
+    return read_columns(url, wanted)
 
 
 def _read_cells(

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from drrho.files import write_atomically, write_json
@@ -25,7 +25,7 @@ from drrho.models.program import (
     save_with_program,
 )
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
-from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
 
 SMALL_CONFIG_FILE = "small.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks for
@@ -152,17 +152,7 @@ def load_model(folder: Path) -> TwoTower:
         )
     fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
     model = build_model(ModelConfig(name="small", small=SmallConfig(**fields)), seed=0)
-    try:
-        model.module.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS_FILE} does not fit {SMALL_CONFIG_FILE}: {error}"
-        ) from error
-    identity = model.identity | {
-        "pretrained": "trained with drrho",
-        "weights_sha256": weights_sha256(model.module),
-    }
-    return replace(model, identity=identity)
+    return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
 
 
 def _build_small(config: SmallConfig) -> TwoTower:

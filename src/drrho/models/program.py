@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from drrho.files import write_atomically, write_json
-from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.models.two_tower import TwoTower, with_trained_weights
 
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -70,15 +70,6 @@ def load_with_program(folder: Path) -> TwoTower:
             f"the model in {folder} was built by another {path}; put the file back as it was, and "
             "give what you changed another name"
         )
-    model = build_by_program(path)
-    try:
-        model.module.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit what {path} builds: {error}") from (
-            error
-        )
-    identity = model.identity | {
-        "pretrained": "trained with drrho",
-        "weights_sha256": weights_sha256(model.module),
-    }
-    return replace(model, identity=identity)
+    return with_trained_weights(
+        build_by_program(path), folder / WEIGHTS_FILE, builder=f"what {path} builds"
+    )

@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 ImageTransform = Callable[[Image], Float[Tensor, "3 height width"]]
@@ -39,6 +41,28 @@ class TwoTower:
     tokenizer: Tokenizer
     identity: dict[str, str]
     architecture: dict[str, Any] = field(default_factory=dict)
+
+
+def with_trained_weights(model: TwoTower, path: Path, *, builder: str) -> TwoTower:
+    """A model with the weights that a run wrote, and their hash in its identity.
+
+    Args:
+        model: its module is changed.
+        path: a safetensors file.
+        builder: what built the model, for the message.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    try:
+        model.module.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {builder}: {error}") from error
+    identity = model.identity | {
+        "pretrained": "trained with drrho",
+        "weights_sha256": weights_sha256(model.module),
+    }
+    return replace(model, identity=identity)
 
 
 def weights_sha256(module: nn.Module) -> str:

@@ -50,11 +50,11 @@ def import_embeddings(
     if (folder / FILE_NAME).exists():
         raise FileExistsError(f"{folder} holds embeddings already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    require_space(folder, manifest.shards, source.embedding_dim)
+    require_space(folder, manifest.shards, source.table.embedding_dim)
     rows_by_key = _rows_by_key(source)
     card = ReferenceCard(
         model=_identity(source, model),
-        embedding_dim=source.embedding_dim,
+        embedding_dim=source.table.embedding_dim,
         shards=entries_of(manifest.shards),
     )
     files = card.files(folder)
@@ -95,12 +95,8 @@ class _Lookup:
 
     def of_shard(self, index: int) -> ShardEmbeddings:
         shard = self.manifest.shards[index]
-        dim = self.source.embedding_dim
-        block = ShardEmbeddings(
-            image=torch.zeros(shard.num_samples, dim, dtype=torch.float16),
-            text=torch.zeros(shard.num_samples, dim, dtype=torch.float16),
-            present=torch.zeros(shard.num_samples, dtype=torch.bool),
-            absent=dict(shard.unusable),
+        block = ShardEmbeddings.empty(
+            shard.num_samples, self.source.table.embedding_dim, absent=dict(shard.unusable)
         )
         usable = self.manifest.usable_ids_in(index)
         for ids in usable.split(ROWS_AT_ONCE):
@@ -128,7 +124,7 @@ class _Lookup:
 
     def _fill(self, block: ShardEmbeddings, found: dict[int, int]) -> None:
         rows = torch.tensor(list(found))
-        pairs = self.source.read(list(found.values()))
+        pairs = self.source.table.read(list(found.values()))
         norms = torch.stack([embeddings.norm(dim=1) for embeddings in pairs])
         finite, positive = norms.isfinite().all(dim=0), (norms > 0).all(dim=0)
         good = finite & positive
@@ -145,15 +141,15 @@ def _rows_by_key(source: Source) -> dict[bytes, int]:
         first = rows.setdefault(_digest(key), row)
         if first != row:
             raise ValueError(
-                f"the {source.key_noun} {key!r} is there twice: {source.place(first)} and "
-                f"{source.place(row)}; which of them a sample has cannot be told"
+                f"the {source.key_noun} {key!r} is there twice: {source.table.place(first)} and "
+                f"{source.table.place(row)}; which of them a sample has cannot be told"
             )
     return rows
 
 
 def _identity(source: Source, model: str) -> dict[str, str]:
     digest = hashlib.sha256()
-    source.hash_into(digest)
+    source.table.hash_into(digest)
     return {"architecture": model, **source.settings, "files_sha256": digest.hexdigest()}
 
 

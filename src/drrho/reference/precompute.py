@@ -21,6 +21,7 @@ from drrho.reference.store import (
     ReferenceCard,
     ShardEmbeddings,
     has_unit_norm,
+    identity_differences,
     load_shard,
     save_shard,
 )
@@ -153,11 +154,7 @@ def _require_same(found: ReferenceCard, wanted: ReferenceCard, *, folder: Path) 
     """Raises if a folder was begun with another model or data set, and says what both are."""
     remedy = "choose another folder, or remove this one"
     if found.model != wanted.model:
-        differing = [
-            f"{name} {found.model.get(name)!r}, not {wanted.model.get(name)!r}"
-            for name in sorted(found.model.keys() | wanted.model.keys())
-            if found.model.get(name) != wanted.model.get(name)
-        ]
+        differing = identity_differences(found.model, wanted.model)
         raise ValueError(
             f"{folder} holds embeddings of another model: {'; '.join(differing)}; {remedy}"
         )
@@ -203,12 +200,7 @@ def _encode_shards(
     groups = groupby(noted, key=lambda batch: manifest.locate(int(batch.sample_ids[0]))[0])
     readable_shard, group = next(groups, (None, ()))
     for s, shard in enumerate(shards):
-        block = ShardEmbeddings(
-            image=torch.zeros(shard.num_samples, encoder.embedding_dim, dtype=torch.float16),
-            text=torch.zeros(shard.num_samples, encoder.embedding_dim, dtype=torch.float16),
-            present=torch.zeros(shard.num_samples, dtype=torch.bool),
-            absent=absent[s],
-        )
+        block = ShardEmbeddings.empty(shard.num_samples, encoder.embedding_dim, absent=absent[s])
         if readable_shard == s:
             for batch in group:
                 _encode_batch(encoder, batch, into=block, offset=manifest.offsets[s])

@@ -90,6 +90,18 @@ class ShardEmbeddings:
     present: Bool[Tensor, " rows"]
     absent: dict[int, str]
 
+    @classmethod
+    def empty(
+        cls, num_samples: int, embedding_dim: int, *, absent: dict[int, str]
+    ) -> "ShardEmbeddings":
+        """Of no sample yet, to be filled in; `absent` is taken over."""
+        return cls(
+            image=torch.zeros(num_samples, embedding_dim, dtype=torch.float16),
+            text=torch.zeros(num_samples, embedding_dim, dtype=torch.float16),
+            present=torch.zeros(num_samples, dtype=torch.bool),
+            absent=absent,
+        )
+
 
 def save_shard(files: ShardFiles, entry: ShardEntry, embeddings: ShardEmbeddings) -> None:
     """Writes the embeddings of one shard, as `ShardFiles.save`."""
@@ -198,6 +210,15 @@ class ReferenceStore:
     def num_absent(self) -> int:
         """Samples of the data set without embeddings."""
         return sum(int((~shard.present).sum()) for shard in self._shards)
+
+
+def identity_differences(stored: dict[str, str], given: dict[str, str]) -> list[str]:
+    """In what two models' identities differ, in words."""
+    return [
+        f"{name} {stored.get(name)!r}, not {given.get(name)!r}"
+        for name in sorted(stored.keys() | given.keys())
+        if stored.get(name) != given.get(name)
+    ]
 
 
 def has_unit_norm(embeddings: Float[Tensor, "rows dim"]) -> Bool[Tensor, " rows"]:

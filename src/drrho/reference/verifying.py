@@ -18,6 +18,7 @@ from drrho.reference.store import (
     ReferenceCard,
     ShardEmbeddings,
     has_unit_norm,
+    identity_differences,
     load_shard,
 )
 
@@ -86,7 +87,8 @@ def verify(
         return found
     # The card of an import names a model in words; whether it is this one, the cosines tell.
     if "weights_sha256" in card.model and encoder.identity != card.model:
-        found.faults.append(_differences(card.model, encoder.identity))
+        differing = "; ".join(identity_differences(card.model, encoder.identity))
+        found.faults.append(f"the model is not the one that was stored: {differing}")
         return found
     ids = _drawn(shards, manifest, num_encoded, generator)
     if len(ids) > 0:
@@ -188,12 +190,3 @@ def _compared(
         ]
     ).nan_to_num(-1.0)
     return both[:, row], int(both.sum(dim=0).argmax())
-
-
-def _differences(stored: dict[str, str], given: dict[str, str]) -> str:
-    differing = [
-        f"{name} {stored.get(name)!r} stored, {given.get(name)!r} given"
-        for name in sorted(stored.keys() | given.keys())
-        if stored.get(name) != given.get(name)
-    ]
-    return f"the model is not the one that was stored: {'; '.join(differing)}"

@@ -43,17 +43,7 @@ class PrecomputeConfig:
     device: Device = "auto"
 
     def __post_init__(self):
-        self._model.require_trained()
-
-    @property
-    def _model(self) -> ModelConfig:
-        return ModelConfig(name=self.model, pretrained=self.pretrained)
-
-    def encoder(self, device: torch.device) -> ReferenceEncoder:
-        """The reference model, frozen, on its device."""
-        return ReferenceEncoder(
-            build_model(self._model, seed=0), precision=self.precision, device=device
-        )
+        ModelConfig(name=self.model, pretrained=self.pretrained).require_trained()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +93,7 @@ def verify_reference(config: VerifyConfig) -> Verification:
     encoder = None
     if config.model is not None:
         model = ModelConfig(name=config.model, pretrained=config.pretrained)
-        model.require_trained()
-        encoder = ReferenceEncoder(
-            build_model(model, seed=0),
-            precision=config.precision,
-            device=resolve_device(config.device),
-        )
+        encoder = _encoder(model, config.precision, resolve_device(config.device))
     return verify(
         Path(config.folder).expanduser(),
         open_manifest(config.data),
@@ -126,11 +111,18 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
     with together(config.device) as (processes, device):
         manifest = open_manifest_together(config.data, processes)
         with exclusive(Path(config.output)) if processes.is_first else nullcontext():
+            model = ModelConfig(name=config.model, pretrained=config.pretrained)
             return precompute(
-                config.encoder(device),
+                _encoder(model, config.precision, device),
                 manifest,
                 Path(config.output),
                 batch_size=config.batch_size,
                 workers=config.workers,
                 processes=processes,
             )
+
+
+def _encoder(model: ModelConfig, precision: Precision, device: torch.device) -> ReferenceEncoder:
+    """The reference model, frozen, on its device; raises ValueError if it names no weights."""
+    model.require_trained()
+    return ReferenceEncoder(build_model(model, seed=0), precision=precision, device=device)

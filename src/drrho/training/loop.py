@@ -157,10 +157,10 @@ def _loop(
         if logged or saved:
             raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
             unchecked.clear()
-            state.add_up()
         state.seconds = time.perf_counter() - started
         state.metrics = {}
         if logged:
+            state.add_up()
             own = {
                 "learning_rate": run.learning_rate(record.step),
                 "time/data_wait": waited / (state.seconds - logged_at),

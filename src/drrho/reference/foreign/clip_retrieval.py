@@ -7,7 +7,7 @@ and the path of the image where it read files; caption is the text as it was; th
 are the fields of the sample's json, where it was asked for them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,14 +15,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from drrho.data.manifest import Shard
+from drrho.data.parquet import count_rows, read_columns
 from drrho.data.shards import IMAGE_EXTENSIONS, RawSample, UnusableSample, decode_caption
-from drrho.reference.foreign.parquet import count_rows, read_columns
 from drrho.reference.foreign.source import (
     ArrayFile,
     ArrayPair,
     ArrayTable,
-    Digest,
-    EmbeddingPairs,
     json_field,
     one_dimension,
     require_pair,
@@ -71,10 +69,6 @@ class ClipRetrievalSource:
         return {"format": "clip-retrieval"}
 
     @property
-    def embedding_dim(self) -> int:
-        return self.table.embedding_dim
-
-    @property
     def key_noun(self) -> str:
         return self.key_field or "key and caption"
 
@@ -94,15 +88,6 @@ class ClipRetrievalSource:
             return _joined(sample.key, decode_caption(sample))
         except UnusableSample:
             return None
-
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        return self.table.read(rows)
-
-    def place(self, row: int) -> str:
-        return self.table.place(row)
-
-    def hash_into(self, digest: Digest) -> None:
-        self.table.hash_into(digest)
 
 
 def _key(path: str) -> str:

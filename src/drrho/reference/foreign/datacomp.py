@@ -6,21 +6,19 @@ b32_txt, l14_img and l14_txt, float16, row by row. The downloaded shards, and th
 resharder, have the uid in each sample's json.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from drrho.data.manifest import Shard
+from drrho.data.parquet import count_rows, read_columns
 from drrho.data.shards import RawSample
 from drrho.reference.foreign.npz import map_npz_array
-from drrho.reference.foreign.parquet import count_rows, read_columns
 from drrho.reference.foreign.source import (
     ArrayFile,
     ArrayPair,
     ArrayTable,
-    Digest,
-    EmbeddingPairs,
     json_field,
     one_dimension,
     require_pair,
@@ -64,10 +62,6 @@ class DataCompSource:
         return {"format": "datacomp", "variant": self.variant}
 
     @property
-    def embedding_dim(self) -> int:
-        return self.table.embedding_dim
-
-    @property
     def key_noun(self) -> str:
         return "uid"
 
@@ -77,15 +71,6 @@ class DataCompSource:
 
     def key_of(self, shard: Shard, sample: RawSample) -> str | None:  # noqa: ARG002
         return json_field(sample, "uid")
-
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        return self.table.read(rows)
-
-    def place(self, row: int) -> str:
-        return self.table.place(row)
-
-    def hash_into(self, digest: Digest) -> None:
-        self.table.hash_into(digest)
 
 
 def _file(path: Path, *, variant: Variant) -> ArrayFile:

@@ -12,7 +12,7 @@ unrelated data sets: verify what was imported with the model.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,8 +28,6 @@ from drrho.reference.foreign.source import (
     ArrayFile,
     ArrayPair,
     ArrayTable,
-    Digest,
-    EmbeddingPairs,
     one_dimension,
 )
 
@@ -76,10 +74,6 @@ class DRRhoClipSource:
         return {"format": "drrho-clip", "samples_per_file": str(self.samples_per_file)}
 
     @property
-    def embedding_dim(self) -> int:
-        return self.table.embedding_dim
-
-    @property
     def key_noun(self) -> str:
         return "numeric key"
 
@@ -93,15 +87,6 @@ class DRRhoClipSource:
 
     def key_of(self, shard: Shard, sample: RawSample) -> str | None:  # noqa: ARG002
         return str(int(sample.key)) if re.fullmatch("[0-9]+", sample.key) else None
-
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        return self.table.read(rows)
-
-    def place(self, row: int) -> str:
-        return self.table.place(row)
-
-    def hash_into(self, digest: Digest) -> None:
-        self.table.hash_into(digest)
 
 
 def _number(path: Path) -> int:

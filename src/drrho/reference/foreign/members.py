@@ -64,6 +64,42 @@ class MemberRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemberTable:
+    """The embeddings in some members, a row each.
+
+    Attributes:
+        members: in the order that gives the rows their numbers.
+        chosen: which of a member's embeddings.
+        embedding_dim: d.
+    """
+
+    members: tuple[Member, ...]
+    chosen: MemberRows
+    embedding_dim: int
+
+    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
+        found = torch.empty(2, len(rows), self.embedding_dim)
+        for place, row in enumerate(rows):
+            for into, embedding in zip(found, _decode(self.members[row], self.chosen), strict=True):
+                if len(embedding) != self.embedding_dim:
+                    raise ValueError(
+                        f"{self.place(row)} has {len(embedding)} dimensions, {self.place(0)} has "
+                        f"{self.embedding_dim}: they are of two models"
+                    )
+                into[place] = embedding
+        return EmbeddingPairs(*found)
+
+    def place(self, row: int) -> str:
+        member = self.members[row]
+        return f"{member.name} of {member.tar}"
+
+    def hash_into(self, digest: Digest) -> None:
+        for member in self.members:
+            digest.update(f"{member.tar.name} {member.name} {member.size}\n".encode())
+            digest.update(member.content())
+
+
+@dataclass(frozen=True, kw_only=True)
 class MembersSource:
     """The members of tar files that hold embeddings, made by `open`.
 
@@ -71,11 +107,9 @@ class MembersSource:
     one; else by the key; or by a field of the samples' json that the members are named by.
     """
 
-    members: tuple[Member, ...]
-    rows: MemberRows
+    table: MemberTable
     key_field: str | None
     parallel: bool
-    embedding_dim: int
 
     @classmethod
     def open(
@@ -103,20 +137,15 @@ class MembersSource:
                 f"the {len(tars)} tar files of {source} have no members KEY.npz or KEY.pth.gz"
             )
         image, _ = _decode(members[0], rows)
-        return cls(
-            members=members,
-            rows=rows,
-            key_field=key_field,
-            parallel=parallel,
-            embedding_dim=len(image),
-        )
+        table = MemberTable(members=members, chosen=rows, embedding_dim=len(image))
+        return cls(table=table, key_field=key_field, parallel=parallel)
 
     @property
     def settings(self) -> dict[str, str]:
         return {
             "format": "members",
-            "image_row": str(self.rows.image),
-            "text_row": str(self.rows.text),
+            "image_row": str(self.table.chosen.image),
+            "text_row": str(self.table.chosen.text),
         }
 
     @property
@@ -124,33 +153,12 @@ class MembersSource:
         return self.key_field or "key"
 
     def keys(self) -> Iterator[str]:
-        return (self._full_key(member.tar, member.key) for member in self.members)
+        return (self._full_key(member.tar, member.key) for member in self.table.members)
 
     def key_of(self, shard: Shard, sample: RawSample) -> str | None:
         if self.key_field is not None:
             return json_field(sample, self.key_field)
         return self._full_key(Path(shard.url), sample.key)
-
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        found = torch.empty(2, len(rows), self.embedding_dim)
-        for place, row in enumerate(rows):
-            for into, embedding in zip(found, _decode(self.members[row], self.rows), strict=True):
-                if len(embedding) != self.embedding_dim:
-                    raise ValueError(
-                        f"{self.place(row)} has {len(embedding)} dimensions, {self.place(0)} has "
-                        f"{self.embedding_dim}: they are of two models"
-                    )
-                into[place] = embedding
-        return EmbeddingPairs(*found)
-
-    def place(self, row: int) -> str:
-        member = self.members[row]
-        return f"{member.name} of {member.tar}"
-
-    def hash_into(self, digest: Digest) -> None:
-        for member in self.members:
-            digest.update(f"{member.tar.name} {member.name} {member.size}\n".encode())
-            digest.update(member.content())
 
     def _full_key(self, tar: Path, key: str) -> str:
         return f"{tar.name}/{key}" if self.parallel else key

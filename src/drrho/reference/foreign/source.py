@@ -36,17 +36,37 @@ class EmbeddingPairs(NamedTuple):
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Embeddings that another program stored: a table with a key in each row."""
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What was chosen of it, as text; it becomes a part of the model's identity."""
-        ...
+class Table(Protocol):
+    """Rows of embeddings."""
 
     @property
     def embedding_dim(self) -> int:
         """The dimension d."""
+        ...
+
+    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
+        """Some rows, in the order asked for."""
+        ...
+
+    def place(self, row: int) -> str:
+        """Where a row lies, for messages."""
+        ...
+
+    def hash_into(self, digest: Digest) -> None:
+        """Hashes what is imported."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Embeddings that another program stored: a table, and a key for each of its rows."""
+
+    @property
+    def table(self) -> Table: ...
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What was chosen of it, as text; it becomes a part of the model's identity."""
         ...
 
     @property
@@ -60,18 +80,6 @@ class Source(Protocol):
 
     def key_of(self, shard: Shard, sample: RawSample) -> str | None:
         """The key that the row of a sample of the data set must have; None if it can have none."""
-        ...
-
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        """Some rows, in the order asked for."""
-        ...
-
-    def place(self, row: int) -> str:
-        """Where a row lies, for messages."""
-        ...
-
-    def hash_into(self, digest: Digest) -> None:
-        """Hashes what is imported."""
         ...
 
 

@@ -5,17 +5,22 @@ from pathlib import Path
 from types import ModuleType
 
 
-def count_rows(path: Path) -> int:
-    """The number of rows of a parquet file.
+def count_rows(path: str | Path) -> int:
+    """The number of rows of a parquet file; errors as `column_names`."""
+    return _opened(path).metadata.num_rows
+
+
+def column_names(path: str | Path) -> list[str]:
+    """The names of its columns.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
         ValueError: it is no parquet file.
     """
-    return _opened(path).metadata.num_rows
+    return _opened(path).schema_arrow.names
 
 
-def read_columns(path: Path, names: list[str]) -> list[list]:
+def read_columns(path: str | Path, names: list[str]) -> list[list]:
     """Some columns of a parquet file, as lists of Python values.
 
     Raises:
@@ -26,16 +31,23 @@ def read_columns(path: Path, names: list[str]) -> list[list]:
     columns = file.schema_arrow.names
     if missing := [name for name in names if name not in columns]:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(columns)}")
-    table = file.read(columns=names)
+    try:
+        table = file.read(columns=names)
+    except _import("pyarrow").ArrowException as error:
+        raise _unreadable(path, error) from error
     return [table.column(name).to_pylist() for name in names]
 
 
-def _opened(path: Path):
+def _opened(path: str | Path):
     pyarrow = _import("pyarrow")
     try:
         return _import("pyarrow.parquet").ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} cannot be read ({error}); fetch or write it again") from error
+    except pyarrow.ArrowException as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be read ({error}); fetch or write it again")
 
 
 def _import(name: str) -> ModuleType:
@@ -44,5 +56,5 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{error}; parquet files need: pip install 'drrho[tables]'"
+            f"{error}; parquet files need: pip install 'drrho[tables]'", name=error.name
         ) from error
