@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from drrho.contrastive.jest import JestConfig, ModelPairs, select_jointly
+from drrho.contrastive.rho import RhoConfig, select_by_excess
 from drrho.contrastive.risk import PairEmbeddings
 from tests.contrastive.conftest import draw_pairs
 
@@ -21,6 +22,8 @@ CONFIGS = (
     JestConfig(batch_size=13, num_chunks=4, selection="top_k"),
     JestConfig(batch_size=13, num_chunks=4, loss="sigmoid"),
     JestConfig(batch_size=NUM_PAIRS - 1, num_chunks=6, loss="sigmoid", selection="top_k"),
+    RhoConfig(batch_size=13),
+    RhoConfig(batch_size=NUM_PAIRS - 1, loss="sigmoid"),
 )
 TOO_LARGE = JestConfig(batch_size=NUM_PAIRS)
 
@@ -33,6 +36,8 @@ def select(rows, config, *, seed=0):
         pairs.image[CORRUPT, 0] = math.nan
         own = PairEmbeddings(*(e[rows] for e in pairs))
         models.append(ModelPairs(own, temperature, bias if config.loss == "sigmoid" else None))
+    if isinstance(config, RhoConfig):
+        return select_by_excess(*models, config=config)
     generator = torch.Generator().manual_seed(seed)
     return select_jointly(*models, config=config, generator=generator)
 

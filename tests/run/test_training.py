@@ -232,12 +232,14 @@ def test_every_kind_of_objective_trains_and_resumes(objective, plain_recipe, ref
         ("clip", {"kind": "loss"}),
         ("drrho_clip", {"kind": "irreducible", "reference_temperature": 0.07}),
         ("siglip", {"reference_temperature": 0.1, "reference_bias": -5.0}),
+        ("clip", {"reference_temperature": 0.07, "selection": "rho_top_k"}),
     ],
 )
 def test_joint_selection_trains_on_exactly_its_batch_and_resumes(
     method, options, plain_recipe, reference, tmp_path
 ):
-    selection = SelectionConfig(batch_size=4, num_chunks=2, **options)
+    num_chunks = None if options.get("selection") == "rho_top_k" else 2
+    selection = SelectionConfig(batch_size=4, num_chunks=num_chunks, **options)
     recipe = replace(
         plain_recipe,
         objective=ObjectiveConfig(method=method),
@@ -282,6 +284,8 @@ def test_selections_that_do_not_fit_are_refused(plain_recipe, reference):
         )
     with pytest.raises(ValueError, match="needs selection.reference_temperature"):
         SelectionConfig(batch_size=4)
+    with pytest.raises(ValueError, match="num_chunks = 2 has no effect on selection 'rho_top_k'"):
+        replace(by_loss, selection="rho_top_k")
     with pytest.raises(ValueError, match="no effect on kind 'loss'"):
         SelectionConfig(batch_size=4, kind="loss", reference_temperature=0.1)
 

@@ -15,15 +15,26 @@ by one. The batch is drawn in chunks, each scored given those before it.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from drrho.contrastive.risk import PairEmbeddings, check_pairs
 from drrho.contrastive.strip import tile_size
+from drrho.contrastive.super_batch import (
+    KINDS,
+    LOSSES,
+    Kind,
+    Loss,
+    ModelPairs,
+    PairSelection,
+    models_that_count,
+    number,
+    require_candidates,
+    require_choices,
+)
 from drrho.distributed import Partition, ProcessGroup, partition
 from drrho.selection import sample_without_replacement, select_top_k, selection_scores
 
@@ -47,17 +58,15 @@ class JestConfig:
     batch_size: int
     num_chunks: int = 16
     selection: Literal["sample", "top_k"] = "sample"
-    kind: Literal["excess", "loss", "irreducible"] = "excess"
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    kind: Kind = "excess"
+    loss: Loss = "softmax"
 
     def __post_init__(self):
-        for name, choices in (
-            ("selection", ("sample", "top_k")),
-            ("kind", ("excess", "loss", "irreducible")),
-            ("loss", ("softmax", "sigmoid")),
-        ):
-            if (value := getattr(self, name)) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        require_choices(
+            selection=(self.selection, ("sample", "top_k")),
+            kind=(self.kind, KINDS),
+            loss=(self.loss, LOSSES),
+        )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 1 <= self.num_chunks <= self.batch_size:
@@ -78,37 +87,6 @@ class JestConfig:
         return [end - start for start, end in pairwise(ends)]
 
 
-class ModelPairs(NamedTuple):
-    """The super-batch as one model sees it.
-
-    Attributes:
-        pairs: its unit embeddings of this process's pairs, in any precision.
-        temperature: its own, in units of cosine similarity, positive (a CLIP's is 1 /
-            logit_scale).
-        bias: its own, in nats; of the sigmoid loss only.
-    """
-
-    pairs: PairEmbeddings
-    temperature: float | Float[Tensor, ""]
-    bias: float | Float[Tensor, ""] | None = None
-
-
-class JointSelection(NamedTuple):
-    """The selected pairs.
-
-    Attributes:
-        index: shape (batch_size,): places among the pairs of all processes, one process after the
-            other, in the order drawn. The same on every process.
-        scores: shape (batch_size,), in nats: of each when it was drawn.
-        own: places among this process's own pairs, ascending. Processes may have different
-            numbers of them, or none.
-    """
-
-    index: Int64[Tensor, " batch_size"]
-    scores: Float[Tensor, " batch_size"]
-    own: Int64[Tensor, " own"]
-
-
 def select_jointly(
     learner: ModelPairs | None,
     reference: ModelPairs | None,
@@ -116,7 +94,7 @@ def select_jointly(
     config: JestConfig,
     generator: torch.Generator,
     group: ProcessGroup | None = None,
-) -> JointSelection:
+) -> PairSelection:
     """Draw a batch in chunks by conditional learnability: JEST.
 
     With `z = S / tau (+ b)` of a model and D the pairs drawn so far, the loss of candidate c is
@@ -152,7 +130,7 @@ def select_jointly(
     Source: docs/mathematics.md, "JEST"; Evans et al., "Data curation via joint example selection
         further accelerates multimodal learning", 2024, arXiv 2406.17711.
     """
-    models = _models_that_count(learner, reference, config)
+    models = models_that_count(learner, reference, kind=config.kind, loss=config.loss)
     pairs = models[0].pairs
     device = pairs.image.device
     processes = partition(len(pairs.image), group=group, device=device)
@@ -165,7 +143,7 @@ def select_jointly(
             of_learner = None if learner is None else losses[0]
             of_reference = None if reference is None else losses[-1]
             scores = processes.gather(selection_scores(config.kind, of_learner, of_reference))
-            _require_candidates(scores, taken, config.batch_size)
+            require_candidates(scores, config.batch_size, taken=taken)
             # Softmax losses of pairs alone tie, and the largest of ties are no random choice.
             at_random = config.selection == "sample" or (config.loss == "softmax" and not indices)
             index = _draw(scores, size, mask=~taken, at_random=at_random, generator=generator)
@@ -177,17 +155,17 @@ def select_jointly(
                 for c in candidates:
                     c.add(index, processes)
     own = processes.own(taken).nonzero().flatten()
-    return JointSelection(torch.cat(indices), torch.cat(scores_drawn), own)
+    return PairSelection(torch.cat(indices), torch.cat(scores_drawn), own)
 
 
 class _Candidates:
     """One model's view of this process's pairs, and running sums over the pairs drawn."""
 
-    def __init__(self, model: ModelPairs, loss: Literal["softmax", "sigmoid"]):
+    def __init__(self, model: ModelPairs, loss: Loss):
         self.pairs, self.loss = model.pairs, loss
         self.dtype = torch.promote_types(model.pairs.image.dtype, torch.float32)
-        self.temperature = _number(model.temperature)
-        self.bias = 0.0 if model.bias is None else _number(model.bias)
+        self.temperature = number(model.temperature)
+        self.bias = 0.0 if model.bias is None else number(model.bias)
         self.size = tile_size(model.pairs.image.device, self.dtype)
         cosines = [
             (image.to(self.dtype) * text.to(self.dtype)).sum(dim=1)
@@ -251,58 +229,3 @@ def _draw(
     return sample_without_replacement(
         scores, size, temperature=1.0, generator=generator, correction=False, mask=mask
     ).index
-
-
-def _require_candidates(
-    scores: Float[Tensor, " n"], taken: Bool[Tensor, " n"], batch_size: int
-) -> None:
-    """Raise ValueError unless enough are left for the whole batch."""
-    num_finite = int((scores.isfinite() | taken).sum())
-    if num_finite < batch_size:
-        raise ValueError(
-            f"batch_size is {batch_size}, but only {num_finite} of the {len(scores)} candidates "
-            "have finite embeddings under every model that counts; give a larger super-batch"
-        )
-
-
-def _models_that_count(
-    learner: ModelPairs | None, reference: ModelPairs | None, config: JestConfig
-) -> list[ModelPairs]:
-    """Learner and reference, or the one that the kind needs; checked."""
-    models = []
-    for name, model, needless_kind in (
-        ("learner", learner, "irreducible"),
-        ("reference", reference, "loss"),
-    ):
-        if (model is None) != (config.kind == needless_kind):
-            raise ValueError(
-                f"{name} is None, but the scores of kind {config.kind!r} are made of its losses"
-                if model is None
-                else f"{name} has no effect on scores of kind {config.kind!r}; give None"
-            )
-        if model is not None:
-            _check_numbers(model, name, config)
-            models.append(model)
-    check_pairs(models[0].pairs, models[-1].pairs)
-    return models
-
-
-def _check_numbers(model: ModelPairs, name: str, config: JestConfig) -> None:
-    temperature = _number(model.temperature)
-    bias = None if model.bias is None else _number(model.bias)
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature of the {name} must be positive and finite, got {temperature}"
-        )
-    if config.loss == "softmax" and bias is not None:
-        raise ValueError(
-            f"bias of the {name} is {bias}, which has no effect on loss 'softmax'; leave it out"
-        )
-    if config.loss == "sigmoid" and (bias is None or not math.isfinite(bias)):
-        raise ValueError(
-            f"bias of the {name} must be a finite number for loss 'sigmoid', got {bias}"
-        )
-
-
-def _number(value: float | Float[Tensor, ""]) -> float:
-    return value.item() if isinstance(value, Tensor) else value

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -90,6 +90,8 @@ class Shard:
         modified: when the file was changed last, in its file system's words, so that one that was
             not changed need not be indexed again.
         spans: where its samples lie; None if in no file.
+        left_out: rows that a filter leaves out beside the unusable ones; None leaves out none.
+            It is a choice of a run and not written into the index.
     """
 
     url: str
@@ -102,6 +104,7 @@ class Shard:
     size: int | None = None
     modified: str | None = None
     spans: Spans | None = field(default=None, compare=False, repr=False)
+    left_out: Bool[Tensor, " rows"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         if outside := [row for row in self.unusable if not 0 <= row < self.num_samples]:
@@ -115,6 +118,14 @@ class Shard:
     def contents(self) -> tuple[int, str, str]:
         """What two shards share exactly if they hold the same samples in the same order."""
         return self.num_samples, self.keys_sha256, self.content_sha256
+
+    @cached_property
+    def num_usable(self) -> int:
+        """Image-caption pairs that no filter leaves out."""
+        if self.left_out is None:
+            return self.num_samples - len(self.unusable)
+        kept = ~self.left_out
+        return int(kept.sum()) - sum(bool(kept[row]) for row in self.unusable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +179,8 @@ class Manifest:
         usable = torch.ones(shard.num_samples, dtype=torch.bool)
         for row, reason in shard.unusable.items():
             usable[row] = reason in CAPTION_FAULTS and not with_captions
+        if shard.left_out is not None:
+            usable &= ~shard.left_out
         return usable.nonzero().squeeze(1) + offset
 
     def save(self, path: str | Path) -> None:
@@ -242,7 +255,9 @@ def _require_distinct(shards: Sequence[Shard]) -> None:
 def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
     """A shard as plain data; `_parse_shard` reads it."""
     entry = {
-        field.name: getattr(shard, field.name) for field in fields(shard) if field.name != "spans"
+        field.name: getattr(shard, field.name)
+        for field in fields(shard)
+        if field.name not in ("spans", "left_out")
     }
     return entry | {"url": _relative(shard.url, folder)}
 

@@ -46,7 +46,7 @@ def epoch_order(
 
 
 def _visits(shard: Shard) -> int:
-    return round(shard.weight * (shard.num_samples - len(shard.unusable)))
+    return round(shard.weight * shard.num_usable)
 
 
 def _visited(

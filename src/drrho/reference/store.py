@@ -29,6 +29,7 @@ TENSORS = ("image", "text", "present")
 # Rounding d components to float16 moves the norm by less than 2^-11 of it.
 NORM_TOLERANCE = 2e-3
 NORM_CHECKS = 16  # rows of each shard whose norm is looked at
+ROWS_READ = 8192  # at a time
 REMEDY = "run `drrho reference precompute` on this data set"
 
 
@@ -210,6 +211,26 @@ class ReferenceStore:
     def num_absent(self) -> int:
         """Samples of the data set without embeddings."""
         return sum(int((~shard.present).sum()) for shard in self._shards)
+
+    @property
+    def num_shards(self) -> int:
+        """Of the data set."""
+        return len(self._shards)
+
+    def present_in(self, shard: int) -> Bool[Tensor, " rows"]:
+        """Which rows of a shard of the manifest have embeddings, finite or not."""
+        return self._shards[shard].present
+
+    def similarities_in(self, shard: int) -> Float32[Tensor, " rows"]:
+        """`R_ii`, the cosine of image and text, of each row of a shard; NaN where there is none.
+
+        The shard is read once, a few thousand rows at a time.
+        """
+        stored = self._shards[shard]
+        blocks = zip(stored.image.split(ROWS_READ), stored.text.split(ROWS_READ), strict=True)
+        cosines = [(image.float() * text.float()).sum(dim=1) for image, text in blocks]
+        found = torch.cat(cosines) if cosines else torch.empty(0)
+        return found.where(stored.present & found.isfinite(), torch.nan)
 
 
 def identity_differences(stored: dict[str, str], given: dict[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
+from drrho.run.filtering import FilterReport
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.run.processes import ProcessFailed, require_one_process
 from drrho.run.recipe import Recipe
@@ -159,6 +160,8 @@ def run_train(recipe: Recipe) -> str:
     }
     table = f"{_metrics_table({'evaluation': scores})}\n\n" if scores else ""
     skipped = sum(results["skipped"].values())
+    if results["filtering"] is not None:
+        table += f"filtering: {FilterReport(**results['filtering'])}\n\n"
     return (
         f"{table}{recipe.output}: {results['samples_seen']:,} samples in "
         f"{results['seconds']:,.0f} s, {skipped:,} skipped{_in_brackets(results['skipped'])}; the "

@@ -12,6 +12,8 @@ import torch
 from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
+from drrho.reference.ensemble import check_weights
+from drrho.run.filtering import FilterConfig
 from drrho.run.selection import SelectionConfig
 from drrho.training.config import TrainingConfig
 from drrho.training.parallel import Parallel
@@ -47,13 +49,19 @@ class Recipe:
         model: the target.
         objective: what is minimised.
         training: for how long, and how.
-        reference: folder written by `drrho reference precompute`; for the objectives that
-            have a reference, and for no other.
+        reference: folder written by `drrho reference precompute`, or several such folders, which
+            steer as one (`drrho.reference.ensemble`); for the objectives and selections that have
+            a reference, and for no other.
+        reference_weights: of several references, what the similarities of each count; None takes
+            their mean. They need not add up to 1: `w tau / tau_ref` lets one enter as its own
+            logits.
         missing_reference: what becomes of a pair of which the reference has no embeddings: it
             leaves its batch and is counted as skipped, or it stays with its "plain" loss.
         teachers: such folders, one for each teacher of `objective.distillation`; the reference
             may be one of them.
-        selection: draw the batch out of what is loaded (JEST); None trains on all of it.
+        selection: draw the batch out of what is loaded (JEST, RHO top-k); None trains on all.
+        filtering: leave pairs out before training by their similarity to a reference; None
+            leaves none out.
         micro_batch_size: pairs that a process encodes at once. The loss is that of the whole
             batch, but activations are held of a micro-batch only, for one more forward pass.
             BatchNorm, where a model has it, normalises a micro-batch. None encodes all at once.
@@ -73,10 +81,12 @@ class Recipe:
     model: ModelConfig
     objective: ObjectiveConfig
     training: TrainingConfig
-    reference: str | None = None
+    reference: str | tuple[str, ...] | None = None
+    reference_weights: tuple[float, ...] | None = None
     missing_reference: MissingReference = "leave_out"
     teachers: tuple[str, ...] = ()
     selection: SelectionConfig | None = None
+    filtering: FilterConfig | None = None
     micro_batch_size: int | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -100,47 +110,17 @@ class Recipe:
                 "micro_batch_size must be at least 1 and below loading.batch_size = "
                 f"{self.loading.batch_size}, got {self.micro_batch_size}; None encodes it at once"
             )
-        if self.needs_reference and self.reference is None:
-            needed_by = f"objective.method = {self.objective.method!r}"
-            if not self.objective.needs_reference and self.selection is not None:
-                needed_by = f"selection.kind = {self.selection.kind!r}"
-            raise ValueError(
-                f"{needed_by} needs a reference: give the folder that `drrho reference "
-                "precompute` wrote as reference"
-            )
-        if self.loading.captions == "random" and (self.reference or self.teachers):
-            raise ValueError(
-                "loading.captions = 'random' does not fit stored reference embeddings, which are "
-                "those of the first captions; use 'first'"
-            )
+        self._check_references()
         if self.selection is not None:
             self._check_selection(self.selection)
-        if self.reference is not None and not self.needs_reference:
-            raise ValueError(
-                f"reference = {self.reference!r} has no effect on objective.method = "
-                f"{self.objective.method!r}; leave it out"
-            )
-        if self.missing_reference == "plain" and not self.objective.needs_reference:
-            raise ValueError(
-                f"missing_reference = 'plain' has no effect on objective.method = "
-                f"{self.objective.method!r}; leave it out"
-            )
-        if len(self.teachers) != self.objective.num_teachers:
-            raise ValueError(
-                f"objective.distillation has {self.objective.num_teachers} teachers, but teachers "
-                f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
-                "wrote for each"
-            )
-        if self.training.keep_best is not None and self.evaluation.data is None:
-            raise ValueError(
-                f"training.keep_best = {self.training.keep_best!r} has no effect without "
-                "evaluation.data"
-            )
-        if self.training.evaluate_every is not None and self.evaluation.data is None:
-            raise ValueError(
-                f"training.evaluate_every = {self.training.evaluate_every} has no effect without "
-                "evaluation.data"
-            )
+        if self.filtering is not None:
+            self._check_filtering(self.filtering)
+        for name in ("keep_best", "evaluate_every"):
+            value = getattr(self.training, name)
+            if value is not None and self.evaluation.data is None:
+                raise ValueError(
+                    f"training.{name} = {value!r} has no effect without evaluation.data"
+                )
 
     @property
     def needs_reference(self) -> bool:
@@ -154,15 +134,72 @@ class Recipe:
         loaded = self.loading.batch_size
         return loaded if self.selection is None else self.selection.batch_size
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Folders of the references; perhaps none."""
+        if self.reference is None:
+            return ()
+        return (self.reference,) if isinstance(self.reference, str) else self.reference
+
+    def _check_references(self) -> None:
+        method = f"objective.method = {self.objective.method!r}"
+        if self.needs_reference and self.reference is None:
+            needed_by = method
+            if not self.objective.needs_reference and self.selection is not None:
+                needed_by = f"selection.kind = {self.selection.kind!r}"
+            raise ValueError(
+                f"{needed_by} needs a reference: give the folder that `drrho reference "
+                "precompute` wrote as reference"
+            )
+        if self.reference is not None and not self.needs_reference:
+            raise ValueError(
+                f"reference = {self.reference!r} has no effect on {method}; leave it out"
+            )
+        if len(set(self.references)) < len(self.references) or self.reference == ():
+            raise ValueError(f"reference must name different folders, got {self.reference!r}")
+        if self.reference_weights is not None:
+            if len(self.references) < 2:
+                raise ValueError(
+                    f"reference_weights = {self.reference_weights} has no effect on "
+                    f"{len(self.references)} references; leave it out (objective.reference_scale "
+                    "scales a reference)"
+                )
+            check_weights(self.references, self.reference_weights)
+        if self.missing_reference == "plain" and not self.objective.needs_reference:
+            raise ValueError(f"missing_reference = 'plain' has no effect on {method}; leave it out")
+        if len(self.teachers) != self.objective.num_teachers:
+            raise ValueError(
+                f"objective.distillation has {self.objective.num_teachers} teachers, but teachers "
+                f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
+                "wrote for each"
+            )
+        if self.loading.captions == "random" and (self.reference or self.teachers):
+            raise ValueError(
+                "loading.captions = 'random' does not fit stored reference embeddings, which are "
+                "those of the first captions; use 'first'"
+            )
+
+    def _check_filtering(self, filtering: FilterConfig) -> None:
+        if filtering.reference is None and self.reference is None:
+            raise ValueError(
+                "filtering needs the similarities of a reference: give the folder that `drrho "
+                "reference precompute` wrote as filtering.reference"
+            )
+        if filtering.reference is None and self.missing_reference == "plain":
+            raise ValueError(
+                "missing_reference = 'plain' has no effect with filtering, which leaves out pairs "
+                "without reference embeddings; leave one of them out"
+            )
+
     def _check_selection(self, selection: SelectionConfig) -> None:
-        jest = selection.jest(self.objective)
-        if not 2 <= jest.batch_size < self.loading.batch_size:
+        draw = selection.draw(self.objective)
+        if not 2 <= draw.batch_size < self.loading.batch_size:
             raise ValueError(
                 "selection.batch_size must be at least 2 and below loading.batch_size = "
-                f"{self.loading.batch_size}, the super-batch, got {jest.batch_size}"
+                f"{self.loading.batch_size}, the super-batch, got {draw.batch_size}"
             )
         if selection.needs_reference and (selection.reference_bias is None) != (
-            jest.loss == "softmax"
+            draw.loss == "softmax"
         ):
             raise ValueError(
                 f"selection.reference_bias = {selection.reference_bias} does not fit "
@@ -177,6 +214,7 @@ MAY_CHANGE = (
     "data",
     "reference",
     "teachers",
+    "filtering.reference",
     "loading.workers",
     "training.log_every",
     "training.checkpoint_every",

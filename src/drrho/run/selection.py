@@ -1,4 +1,4 @@
-"""Joint selection in training: a super-batch is embedded, and a batch of it is trained on."""
+"""Selection in training: a super-batch is embedded, and a batch of it is trained on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.jest import JestConfig, ModelPairs, select_jointly
+from drrho.contrastive.jest import JestConfig, select_jointly
 from drrho.contrastive.objective import ContrastiveObjective
+from drrho.contrastive.rho import RhoConfig, select_by_excess
 from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.super_batch import Kind, Loss, ModelPairs
 from drrho.contrastive.temperature import Temperature
 from drrho.randomness import derived_seed
 
@@ -21,8 +23,9 @@ class SelectionConfig:
 
     Attributes:
         batch_size: pairs of a super-batch to train on; published: a fifth of it.
-        num_chunks: draws that the batch is made of.
-        selection: "sample" is JEST, "top_k" JEST top-k.
+        num_chunks: draws that the batch of JEST is made of; None means 16.
+        selection: "sample" is JEST, "top_k" JEST top-k; "rho_top_k" takes the pairs with the
+            largest scores in the super-batch, which is CVaR of it.
         kind: "excess" scores by learner minus reference (learnability), "loss" by the learner,
             "irreducible" by the reference alone.
         reference_temperature: that the reference was trained with, in units of cosine similarity
@@ -31,13 +34,18 @@ class SelectionConfig:
     """
 
     batch_size: int
-    num_chunks: int = 16
-    selection: Literal["sample", "top_k"] = "sample"
-    kind: Literal["excess", "loss", "irreducible"] = "excess"
+    num_chunks: int | None = None
+    selection: Literal["sample", "top_k", "rho_top_k"] = "sample"
+    kind: Kind = "excess"
     reference_temperature: float | None = None
     reference_bias: float | None = None
 
     def __post_init__(self):
+        if self.selection == "rho_top_k" and self.num_chunks is not None:
+            raise ValueError(
+                f"selection.num_chunks = {self.num_chunks} has no effect on selection "
+                "'rho_top_k', which selects at once; leave it out"
+            )
         for name, value in (
             ("reference_temperature", self.reference_temperature),
             ("reference_bias", self.reference_bias),
@@ -54,8 +62,8 @@ class SelectionConfig:
     def needs_reference(self) -> bool:
         return self.kind != "loss"
 
-    def jest(self, objective: ObjectiveConfig) -> JestConfig:
-        """The configuration of the draw for this objective.
+    def draw(self, objective: ObjectiveConfig) -> JestConfig | RhoConfig:
+        """The configuration of the selection for this objective.
 
         Raises:
             ValueError: the objective has no single temperature, or numbers do not fit.
@@ -66,12 +74,15 @@ class SelectionConfig:
                 "selection, which scores all pairs at one temperature; take 'constant' or "
                 "'learned'"
             )
+        loss: Loss = "sigmoid" if objective.method == "siglip" else "softmax"
+        if self.selection == "rho_top_k":
+            return RhoConfig(batch_size=self.batch_size, kind=self.kind, loss=loss)
         return JestConfig(
             batch_size=self.batch_size,
-            num_chunks=self.num_chunks,
+            num_chunks=16 if self.num_chunks is None else self.num_chunks,
             selection=self.selection,
             kind=self.kind,
-            loss="sigmoid" if objective.method == "siglip" else "softmax",
+            loss=loss,
         )
 
 
@@ -116,11 +127,9 @@ class Selector:
             seen = ModelPairs(
                 reference, self.config.reference_temperature, self.config.reference_bias
             )
+        config = self.config.draw(self.loss.config)
+        if isinstance(config, RhoConfig):
+            return select_by_excess(learner, seen, config=config).own
         generator = torch.Generator(temperature().device)
         generator.manual_seed(derived_seed("selection", self.seed, step))
-        return select_jointly(
-            learner,
-            seen,
-            config=self.config.jest(self.loss.config),
-            generator=generator,
-        ).own
+        return select_jointly(learner, seen, config=config, generator=generator).own

@@ -8,6 +8,7 @@ import torch
 
 from drrho.data.batch import Batch
 from drrho.data.manifest import Manifest
+from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
 from drrho.run.recipe import MissingReference, Recipe
 
@@ -45,16 +46,21 @@ class SteeredBatch:
 class Stores(NamedTuple):
     """Stored embeddings of the models that steer."""
 
-    reference: ReferenceStore | None
+    reference: ReferenceStore | ReferenceEnsemble | None
     teachers: tuple[ReferenceStore, ...]
     missing_reference: MissingReference = "leave_out"
 
     @classmethod
     def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
         """Raises ValueError if one does not belong to the data."""
-        reference = None
-        if recipe.reference is not None:
-            reference = ReferenceStore.open(recipe.reference, manifest)
+        match recipe.references:
+            case ():
+                reference = None
+            case (folder,):
+                reference = ReferenceStore.open(folder, manifest)
+            case folders:
+                weights = recipe.reference_weights
+                reference = ReferenceEnsemble.open(folders, manifest, weights=weights)
         teachers = tuple(ReferenceStore.open(folder, manifest) for folder in recipe.teachers)
         return cls(reference, teachers, recipe.missing_reference)
 

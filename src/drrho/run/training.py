@@ -22,7 +22,9 @@ from drrho.distributed import Processes
 from drrho.files import exclusive, write_json
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
+from drrho.reference.store import ReferenceStore
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
+from drrho.run.filtering import FilterReport, filtered
 from drrho.run.processes import ProcessFailed, open_manifest_together, together
 from drrho.run.recipe import MAY_CHANGE, Recipe
 from drrho.run.selection import Selector
@@ -73,9 +75,11 @@ def _train_or_return(
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
     stores = Stores.open(recipe, manifest)
-    config = plain(asdict(recipe)) | {
-        "contents": {"data_sha256": _contents_sha256(manifest), **stores.identities}
-    }
+    contents = {"data_sha256": _contents_sha256(manifest), **stores.identities}
+    manifest, report = filter_manifest(recipe, manifest, stores, processes)
+    if report is not None:
+        contents["filtering"] = report.as_plain()
+    config = plain(asdict(recipe)) | {"contents": contents}
     with exclusive(folder) if processes.is_first else nullcontext():
         finished = processes.on_first(lambda: _finished_results(folder, config))
         if finished is not None:
@@ -129,6 +133,7 @@ class _Training:
             "samples_without_reference": (
                 None if self.stores.reference is None else self.stores.reference.num_absent
             ),
+            "filtering": self.config["contents"].get("filtering"),
             "processes": self.processes.size,
             **self.stores.identities,
             "versions": versions(),
@@ -203,6 +208,24 @@ class _Training:
         weights = whole_weights(model.module)
         if self.processes.is_first:
             save_model(model, folder, weights=weights)
+
+
+def filter_manifest(
+    recipe: Recipe, manifest: Manifest, stores: Stores, processes: Processes
+) -> tuple[Manifest, FilterReport | None]:
+    """What the recipe's filter leaves of the data, and its report; a collective.
+
+    Raises:
+        ValueError: the filter's reference does not belong to the data, or nothing is left.
+    """
+    config = recipe.filtering
+    if config is None:
+        return manifest, None
+    store = stores.reference
+    if config.reference is not None:
+        store = ReferenceStore.open(config.reference, manifest)
+    assert store is not None
+    return filtered(manifest, store, config, processes)
 
 
 def _evaluators(
