@@ -1,17 +1,20 @@
 """The command line: `drrho COMMAND ...`."""
 
+import difflib
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from drrho import __version__
 
 try:
     import tyro
 
+    from drrho.recipes.published import SUMMARIES, Name, Scale, named_recipe
     from drrho.run import commands
     from drrho.run.comparison import Comparison
     from drrho.run.demo import DemoConfig
@@ -39,7 +42,9 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   reference verify FOLDER          every stored row, and some samples encoded again
   reference import FORMAT SOURCE   take over embeddings that another program stored
   reference losses FOLDER          what is known of stored losses; how alike references are
-  train RECIPE.py [--FIELD VALUE]  train a model; continues what it finds
+  train RECIPE [--FIELD VALUE]     train a model; continues what it finds. RECIPE is FILE.py or
+                                   the name of a published one; --dry-run checks and describes it
+  recipes                          the published recipes
   compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   export RUN --format F --output O a model as open_clip or Hugging Face loads it
@@ -47,6 +52,18 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
 
 DRRHO_TRACEBACK=1 shows where an error came from.
 """
+DRY_RUN, SCALE = "--dry-run", "--scale."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOptions:
+    """Of a published recipe, before its fields are changed.
+
+    Attributes:
+        scale: how large the run is.
+    """
+
+    scale: Scale = field(default_factory=Scale)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,11 +108,22 @@ def _dispatch(arguments: list[str]) -> int:
             prog = "drrho reference losses"
             print(commands.run_losses(tyro.cli(LossesConfig, args=rest, prog=prog)))
         case ["train", path, *rest] if not path.startswith("-"):
-            _report(commands.run_train(_overridden(load_recipe(path, Recipe), path, rest)))
+            wanted = [argument for argument in rest if argument != DRY_RUN]
+            recipe = _recipe(path, wanted)
+            run = commands.run_train if len(wanted) == len(rest) else commands.run_dry
+            _report(run(recipe))
+        case ["recipes", *_]:
+            print(_list_of_recipes())
         case ["compare", path, *rest] if not path.startswith("-"):
             comparison = load_recipe(path, Comparison)
             print(commands.run_compare(_with_other_seeds(comparison, path, rest)))
-        case ["train" | "compare" as command, *_]:
+        case ["train", *_]:
+            print(
+                f"usage: drrho train FILE.py|NAME ...; --help after it lists what it takes\n\n"
+                f"{_list_of_recipes()}"
+            )
+            return 0 if "--help" in arguments else 2
+        case ["compare" as command, *_]:
             print(f"usage: drrho {command} RECIPE.py ...; --help after it lists what it takes")
             return 0 if "--help" in arguments else 2
         case ["evaluate", *rest]:
@@ -119,6 +147,55 @@ def _report(text: str) -> None:
     """Prints what all processes of a run found, once."""
     if not is_follower():
         print(text)
+
+
+def _recipe(source: str, arguments: list[str]) -> Recipe:
+    """The recipe of a file or of a name, with fields changed.
+
+    A file is what ends in `.py` or lies there; anything else is a name. `--scale.batch-size` and
+    its like change a published recipe with all that follows from them, and come first.
+    """
+    if source in SUMMARIES and not Path(source).is_file():
+        of_scale, others = _of_scale(arguments)
+        prog = f"drrho train {source}"
+        options = tyro.cli(ScaleOptions, args=of_scale, prog=prog)
+        return _overridden(named_recipe(_name(source), options.scale), source, others)
+    if not source.endswith(".py") and not Path(source).exists():
+        near = difflib.get_close_matches(source, list(SUMMARIES))
+        raise ValueError(
+            f"{source!r} is neither a Python file nor a published recipe; near it: "
+            f"{near or 'nothing'}. `drrho recipes` lists them"
+        )
+    return _overridden(load_recipe(source, Recipe), source, arguments)
+
+
+def _name(source: str) -> Name:
+    return next(name for name in SUMMARIES if name == source)
+
+
+def _of_scale(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The options of the scale, with their values, and the others."""
+    of_scale, others, takes = [], [], False
+    for argument in arguments:
+        if argument.startswith(SCALE):
+            of_scale.append(argument)
+            takes = "=" not in argument
+        else:
+            (of_scale if takes else others).append(argument)
+            takes = False
+    return of_scale, others
+
+
+def _list_of_recipes() -> str:
+    width = max(map(len, SUMMARIES))
+    rows = [f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
+    return (
+        "published recipes, for ViT-B/16 on 192 million pairs at batch 5,120:\n\n"
+        + "\n".join(rows)
+        + "\n\n  drrho train NAME --data train.json --reference reference --output runs/mine\n"
+        "  --scale.batch-size, --scale.samples-seen and --scale.learning-rate make it another size;\n"
+        "  any field can be changed, --dry-run shows what comes of it"
+    )
 
 
 def _overridden(recipe: Recipe, path: str, arguments: list[str]) -> Recipe:

@@ -4,13 +4,13 @@ import pytest
 import torch
 from tests.data.tar_files import pair, write_shard
 from tests.reference.small_reference import small_encoder
+from tests.reference.test_store import rewrite
 from torch.testing import assert_close
 
 from drrho.data.indexing import index_shards
 from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.precompute import precompute
 from drrho.reference.store import ReferenceStore
-from tests.reference.test_store import rewrite
 
 
 @pytest.fixture(scope="module")

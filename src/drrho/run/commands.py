@@ -17,6 +17,7 @@ from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
 from drrho.run.filtering import FilterReport
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
+from drrho.run.plan import plan_run
 from drrho.run.processes import ProcessFailed, require_one_process
 from drrho.run.recipe import Recipe
 from drrho.run.reference import (
@@ -167,6 +168,11 @@ def run_train(recipe: Recipe) -> str:
         f"{results['seconds']:,.0f} s, {skipped:,} skipped{_in_brackets(results['skipped'])}; the "
         f"model is in {recipe.output}/model, its history in {recipe.output}/metrics.jsonl"
     )
+
+
+def run_dry(recipe: Recipe) -> str:
+    """A recipe -> what it would do; nothing is written."""
+    return plan_run(recipe)
 
 
 def run_evaluate(config: EvaluateConfig) -> str:

@@ -16,6 +16,8 @@ from drrho.contrastive.super_batch import Kind, Loss, ModelPairs
 from drrho.contrastive.temperature import Temperature
 from drrho.randomness import derived_seed
 
+NUM_CHUNKS = 16  # as published
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
@@ -23,7 +25,8 @@ class SelectionConfig:
 
     Attributes:
         batch_size: pairs of a super-batch to train on; published: a fifth of it.
-        num_chunks: draws that the batch of JEST is made of; None means 16.
+        num_chunks: draws that the batch of JEST is made of; None means 16, or one for each pair
+            of a smaller batch.
         selection: "sample" is JEST, "top_k" JEST top-k; "rho_top_k" takes the pairs with the
             largest scores in the super-batch, which is CVaR of it.
         kind: "excess" scores by learner minus reference (learnability), "loss" by the learner,
@@ -79,7 +82,9 @@ class SelectionConfig:
             return RhoConfig(batch_size=self.batch_size, kind=self.kind, loss=loss)
         return JestConfig(
             batch_size=self.batch_size,
-            num_chunks=16 if self.num_chunks is None else self.num_chunks,
+            num_chunks=(
+                min(NUM_CHUNKS, self.batch_size) if self.num_chunks is None else self.num_chunks
+            ),
             selection=self.selection,
             kind=self.kind,
             loss=loss,

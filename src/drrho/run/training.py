@@ -75,11 +75,8 @@ def _train_or_return(
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
     stores = Stores.open(recipe, manifest)
-    contents = {"data_sha256": _contents_sha256(manifest), **stores.identities}
     manifest, report = filter_manifest(recipe, manifest, stores, processes)
-    if report is not None:
-        contents["filtering"] = report.as_plain()
-    config = plain(asdict(recipe)) | {"contents": contents}
+    config = run_config(recipe, manifest, stores, report)
     with exclusive(folder) if processes.is_first else nullcontext():
         finished = processes.on_first(lambda: _finished_results(folder, config))
         if finished is not None:
@@ -186,7 +183,7 @@ class _Training:
         return ContrastiveStep(
             towers=towers,
             loss=loss,
-            gamma=_gamma_schedule(recipe, epochs=epochs),
+            gamma=gamma_schedule(recipe, epochs=epochs),
             micro_batch_size=recipe.micro_batch_size,
             selector=selector,
         )
@@ -208,6 +205,16 @@ class _Training:
         weights = whole_weights(model.module)
         if self.processes.is_first:
             save_model(model, folder, weights=weights)
+
+
+def run_config(
+    recipe: Recipe, manifest: Manifest, stores: Stores, report: FilterReport | None
+) -> dict[str, Any]:
+    """What makes a run this run: the recipe, and the contents of what it names, as plain data."""
+    contents = {"data_sha256": _contents_sha256(manifest), **stores.identities}
+    if report is not None:
+        contents["filtering"] = report.as_plain()
+    return plain(asdict(recipe)) | {"contents": contents}
 
 
 def filter_manifest(
@@ -248,7 +255,8 @@ def _evaluators(
     return {"evaluation": evaluator}
 
 
-def _gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
+def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
+    """Of the per-sample averages, by step; 1 where there are none."""
     objective = recipe.objective
     if objective.method not in GLOBAL_METHODS:
         return constant(1.0)

@@ -1,0 +1,1 @@
+"""Recipes by name: the published runs and their counterparts, at any scale."""
