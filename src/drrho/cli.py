@@ -193,8 +193,8 @@ def _list_of_recipes() -> str:
         "published recipes, for ViT-B/16 on 192 million pairs at batch 5,120:\n\n"
         + "\n".join(rows)
         + "\n\n  drrho train NAME --data train.json --reference reference --output runs/mine\n"
-        "  --scale.batch-size, --scale.samples-seen and --scale.learning-rate make it another size;\n"
-        "  any field can be changed, --dry-run shows what comes of it"
+        "  --scale.batch-size, --scale.samples-seen, --scale.learning-rate: another size\n"
+        "  any other field can be changed too; --dry-run shows what comes of it"
     )
 
 

@@ -36,6 +36,9 @@ def test_a_plan_says_what_the_run_does_and_writes_nothing(steered_recipe, refere
     results = train_recipe(recipe)
     assert results["filtering"]["num_kept"] == 20 and results["samples_seen"] == 48
     assert "holds this run, finished" in plan_run(recipe)
+    (tmp_path / "run" / "results.json").rename(tmp_path / "results.json")
+    assert "continues at step-00000006" in plan_run(recipe)
+    (tmp_path / "results.json").rename(tmp_path / "run" / "results.json")
     with pytest.raises(ValueError, match="holds a run of another recipe"):
         plan_run(replace(recipe, seed=5))
 
@@ -121,6 +124,10 @@ def test_the_command(plain_recipe, reference, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "200 of 5 pairs: 1,000 samples seen" in printed
     assert "linear to 0.0003125 in 10 steps" in printed
+    twice = [str(reference), f"{reference}/."]
+    weighted = ["--reference", *twice, "--reference-weights", "0.5", "0.5"]
+    assert main([*command, *weighted]) == 0
+    assert f"{twice[0]} and {twice[1]}: 16 dimensions" in capsys.readouterr().out
     assert main([*command, "--reference", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
     assert main(["train", "drrho_clap", "--dry-run"]) == 1

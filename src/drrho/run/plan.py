@@ -22,7 +22,9 @@ from drrho.data.order import steps_per_epoch
 from drrho.distributed import Launch, Processes
 from drrho.models.build import build_model
 from drrho.models.two_tower import TwoTower
+from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.precompute import stored_bytes
+from drrho.reference.store import ReferenceStore
 from drrho.run.evaluation import open_evaluation_set
 from drrho.run.filtering import FilterReport
 from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
@@ -35,7 +37,7 @@ from drrho.run.training import (
     gamma_schedule,
     run_config,
 )
-from drrho.training.checkpoint import list_checkpoints
+from drrho.training.checkpoint import latest_checkpoint
 from drrho.training.config import require_precision
 from drrho.training.optimizer import build_optimizer
 from drrho.training.state import config_differences
@@ -156,9 +158,8 @@ def _folder(recipe: Recipe, config: dict) -> str:
         )
     if path.name == RESULTS_FILE:
         return f"writes       nothing: {folder} holds this run, finished"
-    checkpoints = list_checkpoints(folder)
-    newest = checkpoints[-1].name if checkpoints else "the start"
-    return f"{written}; continues at {newest}"
+    newest = latest_checkpoint(folder / "checkpoints")
+    return f"{written}; continues at {'the start' if newest is None else newest.name}"
 
 
 def _of_data(
@@ -177,11 +178,11 @@ def _of_data(
 
 
 def _of_references(recipe: Recipe, stores: Stores, num_samples: int) -> Iterable[str]:
-    named = [
-        ("teacher", folder, t) for folder, t in zip(recipe.teachers, stores.teachers, strict=True)
-    ]
+    named: list[tuple[str, str, ReferenceStore | ReferenceEnsemble]] = []
     if stores.reference is not None:
-        named.insert(0, ("reference", " and ".join(recipe.references), stores.reference))
+        named.append(("reference", " and ".join(recipe.references), stores.reference))
+    for folder, teacher in zip(recipe.teachers, stores.teachers, strict=True):
+        named.append(("teacher", folder, teacher))
     for kind, folder, store in named:
         size = readable_bytes(stored_bytes(num_samples, store.embedding_dim))
         yield (
