@@ -256,7 +256,7 @@ def test_labelled_images_need_no_captions(tmp_path):
     manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
     with pytest.raises(NothingReadable, match="no usable sample"):
         list(evaluation_batches(manifest, to_tensor, batch_size=2))
-    batches = list(evaluation_batches(manifest, to_tensor, batch_size=2, with_captions=False))
+    batches = list(evaluation_batches(manifest, to_tensor, batch_size=2, parts=("metadata",)))
     assert [n for batch in batches for n in numbers_shown(batch.images)] == [0, 1, 2]
     assert [m["cls"] for batch in batches for m in batch.metadata] == [0, 1, 0]
     assert all(batch.captions == [] for batch in batches)
@@ -265,7 +265,7 @@ def test_labelled_images_need_no_captions(tmp_path):
 def test_damaged_metadata_cost_no_sample_where_they_are_not_asked_for(tmp_path):
     rows = [pair(0), pair(1) | {"json": b"{"}, pair(2) | {"cls": b"cat"}]
     manifest = index_shards(write_shard(tmp_path / "a.tar", rows))
-    (batch,) = evaluation_batches(manifest, to_tensor, batch_size=3, with_metadata=False)
+    (batch,) = evaluation_batches(manifest, to_tensor, batch_size=3, parts=("caption",))
     assert batch.sample_ids.tolist() == [0, 1, 2]
     assert batch.metadata == []
     assert batch.skipped == ()

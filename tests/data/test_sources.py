@@ -165,7 +165,7 @@ def test_a_folder_is_a_label_where_there_are_no_captions(tmp_path):
         (tmp_path / name / "a.png").write_bytes(picture(number))
     manifest = index_shards(tmp_path)
     assert len(manifest.usable_ids()) == 0
-    batches = evaluation_batches(manifest, to_tensor, batch_size=4, with_captions=False)
+    batches = evaluation_batches(manifest, to_tensor, batch_size=4, parts=("metadata",))
     assert [m["folder"] for batch in batches for m in batch.metadata] == ["cat", "dog"]
 
 

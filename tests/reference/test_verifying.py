@@ -1,15 +1,16 @@
 """What is not the model's embedding of the sample is found, and what is, passes."""
 
-import json
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
 from tests.data.tar_files import pair, write_flawed_set, write_shard
-from tests.reference.small_reference import small_encoder
+from tests.reference.small_reference import small_encoder, two_tower
 
 from drrho.data.indexing import index_shards
+from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.precompute import precompute
 from drrho.reference.verifying import verify
 
@@ -113,19 +114,13 @@ def test_files_and_data_that_do_not_fit_are_named(folder, manifest, tmp_path):
 
 def test_an_import_is_held_to_its_cosines_alone(folder, manifest):
     """Its card knows no weights."""
-    card = folder / "reference.json"
-    text = card.read_text()
-    document = json.loads(text)
-    entries = document["model"]
-    document["model"] = {k: v for k, v in entries.items() if k != "weights_sha256"}
-    encoder = small_encoder()
-    for path in folder.glob("*.safetensors"):
-        path.unlink()
-    card.unlink()
-    encoder.identity = document["model"]
-    precompute(encoder, manifest, folder, batch_size=4)
-    assert check(folder, manifest).faults == []
-    (fault,) = check(folder, manifest, encoder=small_encoder(1)).faults
+    nameless = {k: v for k, v in two_tower().identity.items() if k != "weights_sha256"}
+    model = replace(two_tower(), identity=nameless)
+    encoder = ReferenceEncoder(model, precision="float32", device="cpu")
+    imported = folder.parent / "imported"
+    precompute(encoder, manifest, imported, batch_size=4)
+    assert check(imported, manifest).faults == []
+    (fault,) = check(imported, manifest, encoder=small_encoder(1)).faults
     assert "are not what the model makes of them" in fault
 
 

@@ -22,6 +22,7 @@ from drrho.contrastive.temperature import TemperatureConfig
 from drrho.contrastive.tiles import tiled_log_gap_means
 from drrho.data.batch import Batch
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.data.views import Views
 from drrho.files import exclusive
 from drrho.reference.store import ReferenceStore
 from drrho.run.index import IndexConfig, write_manifest
@@ -139,6 +140,62 @@ def test_a_finished_run_is_returned_and_another_recipe_refused(plain_recipe, tmp
     assert (tmp_path / "model" / "open_clip_model.safetensors").stat().st_mtime_ns == changed
     with pytest.raises(ValueError, match="seed: 0 before, 1 now"):
         train_recipe(replace(recipe, seed=1))
+
+
+def test_resuming_is_a_choice(plain_recipe, tmp_path):
+    recipe = replace(plain_recipe, output=str(tmp_path))
+    with pytest.raises(ValueError, match="holds no run to continue, and resume = 'required'"):
+        train_recipe(replace(recipe, resume="required"))
+    first = train_recipe(replace(recipe, resume="never"))
+    with pytest.raises(ValueError, match="holds a run, and resume = 'never'"):
+        train_recipe(replace(recipe, resume="never"))
+    assert train_recipe(replace(recipe, resume="required")) == first
+
+
+def test_a_recipe_of_an_earlier_version_is_still_this_run(plain_recipe, tmp_path):
+    recipe = replace(plain_recipe, output=str(tmp_path))
+    first = train_recipe(recipe)
+    results = tmp_path / "results.json"
+    older = json.loads(results.read_text())
+    del older["recipe"]["resume"], older["recipe"]["filtering"]
+    del older["recipe"]["loading"]["views"], older["recipe"]["training"]["not_finite"]
+    results.write_text(json.dumps(older))
+    assert train_recipe(recipe)["metrics"] == first["metrics"]
+    views = replace(recipe.loading, views=Views(count=1))
+    with pytest.raises(ValueError, match=r"loading\.views"):
+        train_recipe(replace(recipe, loading=views))
+
+
+def test_a_reference_of_views_steers_resumes_and_is_held_to_them(
+    steered_recipe, reference, tmp_path
+):
+    config = PrecomputeConfig(
+        data=steered_recipe.data,
+        model=f"run:{reference.parent / 'run'}",
+        output=str(tmp_path / "reference"),
+        views=2,
+        views_scale=(0.5, 1.0),
+        device="cpu",
+    )
+    report = precompute_reference(config)
+    assert report.num_samples == 80
+    recipe = replace(
+        steered_recipe,
+        reference=config.output,
+        loading=replace(steered_recipe.loading, views=Views(count=2, scale=(0.5, 1.0))),
+    )
+    train_recipe(replace(recipe, output=str(tmp_path / "whole")))
+    cut = replace(recipe, output=str(tmp_path / "run"))
+    train_recipe(replace(cut, training=replace(cut.training, keep_checkpoints=9)))
+    (tmp_path / "run" / "results.json").unlink()
+    for checkpoint in list_checkpoints(tmp_path / "run" / "checkpoints")[1:]:
+        shutil.rmtree(checkpoint)
+    train_recipe(cut)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    with pytest.raises(ValueError, match="set loading.views"):
+        train_recipe(replace(recipe, loading=steered_recipe.loading, output=str(tmp_path / "x")))
+    with pytest.raises(ValueError, match="has no effect without views"):
+        replace(config, views=None)
 
 
 def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(

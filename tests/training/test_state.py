@@ -89,6 +89,18 @@ def test_config_that_may_change_may(tmp_path):
     assert other.resume(may_change={"data.workers"})
 
 
+def test_what_a_version_adds_had_its_default(tmp_path):
+    save(state(tmp_path))
+    new = {"a": {"b": 1, "c": [1, 2], "d": 0}, "data": {"workers": 4}, "e": None}
+    with pytest.raises(CheckpointError, match=r"config a\.d: absent before, 0 now"):
+        state(tmp_path, config=new).resume(defaults={"e": None})
+    # A value that the checkpoint does name keeps it, whatever the default.
+    assert state(tmp_path, config=new).resume(defaults={"a": {"b": 7, "d": 0}, "e": None})
+    other = {"a": {"b": 1, "c": [1, 2], "d": 5}, "data": {"workers": 4}}
+    with pytest.raises(CheckpointError, match=r"config a\.d: 0 before, 5 now"):
+        state(tmp_path, config=other).resume(defaults={"a": {"d": 0}})
+
+
 def test_other_shapes_are_named_and_nothing_is_changed(tmp_path):
     save(state(tmp_path))
     other = state(tmp_path, width=5, with_loss=False)

@@ -18,12 +18,14 @@ class Batch:
         tokens: token ids of each caption.
         skipped: id and reason of each sample that belongs to this batch but could not be
             decoded; the batch is that much smaller.
+        views: which view of its sample each pair is; None where there are no views.
     """
 
     sample_ids: Int64[Tensor, " batch"]
     images: Float32[Tensor, "batch channels height width"]
     tokens: Int64[Tensor, "batch length"]
     skipped: tuple[tuple[int, str], ...]
+    views: Int64[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device; the copy from pinned memory does not block."""
@@ -49,6 +51,7 @@ class Batch:
             images=move(self.images),
             tokens=move(self.tokens),
             skipped=self.skipped,
+            views=None if self.views is None else move(self.views),
         )
 
 

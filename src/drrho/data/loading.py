@@ -7,7 +7,7 @@ nothing but the number of the step, and the number of worker processes changes n
 import atexit
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from ctypes import c_bool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,10 +31,13 @@ from drrho.data.shards import (
     decode_image,
     decode_metadata,
 )
+from drrho.data.views import View, Views
 from drrho.randomness import derived_seed, preserved_generators, seed_generators
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
+# Of a sample, beside its image.
+Part = Literal["caption", "metadata"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,9 @@ class LoadingConfig:
             same for any number.
         captions: of a sample that has several, "first" or a "random" one at every visit, drawn by
             (seed, epoch, sample id).
+        views: train on a few fixed views of every sample, one drawn at each visit by (seed,
+            epoch, sample id), followed by the model's evaluation transform; those that a
+            reference was stored for. None is the model's training transform.
 
     Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 4 bytes for each
     value (602 kB for an image of 3 x 224 x 224).
@@ -58,8 +64,14 @@ class LoadingConfig:
     shuffle_window: int = 8
     workers: int = 0
     captions: Literal["first", "random"] = "first"
+    views: Views | None = None
 
     def __post_init__(self):
+        if self.views is not None and self.captions != "first":
+            raise ValueError(
+                f"captions = {self.captions!r} has no effect beside views, which choose the "
+                "caption too: set views.captions"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.shuffle_window < 1:
@@ -115,9 +127,9 @@ def training_batches(
 
     Args:
         manifest: the data set.
-        transform: image to tensor (3, H, W); what it draws from the global generators of
-            torch, numpy and `random` is a function of (seed, epoch, sample id), and their
-            states outside stay as they were.
+        transform: image to tensor (3, H, W), after the view where there are views; what it draws
+            from the global generators of torch, numpy and `random` is a function of (seed, epoch,
+            sample id), and their states outside stay as they were.
         tokenizer: captions to token ids (B, L).
         config: batch size, shuffle window and workers.
         position: where to begin, and whose part of every batch.
@@ -138,6 +150,7 @@ def training_batches(
         tokenizer=tokenizer,
         seed=position.seed,
         captions=config.captions,
+        views=config.views,
     )
     plan = _training_plan(manifest, config, position)
     return _never_empty(_load(pairs, plan, workers=config.workers))
@@ -149,8 +162,8 @@ def evaluation_batches(
     *,
     batch_size: int,
     workers: int = 0,
-    with_captions: bool = True,
-    with_metadata: bool = True,
+    parts: Collection[Part] = ("caption", "metadata"),
+    view: View | None = None,
 ) -> Iterator[Examples]:
     """Every usable sample once, in the order of the ids.
 
@@ -162,10 +175,10 @@ def evaluation_batches(
         transform: image to tensor (3, H, W); it must not be random.
         batch_size: most samples in a batch.
         workers: processes that decode; 0 decodes in this one.
-        with_captions: False takes samples without a caption too, and gives no captions; for
-            data that carry labels instead.
-        with_metadata: False does not look at json and cls files and gives no metadata, so that
-            a damaged one makes no sample unreadable.
+        parts: what to give beside the images. Without "caption" samples without one are taken
+            too, for data that carry labels instead; without "metadata" json and cls files are
+            not looked at, so that a damaged one makes no sample unreadable.
+        view: of image and caption, before the transform.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
@@ -175,12 +188,9 @@ def evaluation_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
-    plan = _evaluation_plan(manifest, batch_size=batch_size, with_captions=with_captions)
+    plan = _evaluation_plan(manifest, batch_size=batch_size, with_captions="caption" in parts)
     examples = _EvaluationExamples(
-        shards=OpenShards(manifest),
-        transform=transform,
-        with_captions=with_captions,
-        with_metadata=with_metadata,
+        shards=OpenShards(manifest), transform=transform, parts=frozenset(parts), view=view
     )
     return _without_empty_ones(_load(examples, plan, workers=workers))
 
@@ -194,30 +204,39 @@ class _TrainingPairs(Dataset[Batch]):
     tokenizer: Tokenizer
     seed: int
     captions: Literal["first", "random"]
+    views: Views | None
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         epoch, wanted = item
-        ids, images, captions, skipped = [], [], [], []
+        ids, images, captions, numbers, skipped = [], [], [], [], []
         with preserved_generators():
-            for sample_id, (image, choice) in self.shards.readable(
-                wanted, skipped, decode=self._decode
+            for sample_id, (image, choice, sample) in self.shards.readable(
+                wanted, skipped, decode=_decode_pair
             ):
                 seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
                 ids.append(sample_id)
-                images.append(self.transform(image))
-                drawn = derived_seed("caption", self.seed, epoch, sample_id) % len(choice)
-                captions.append(choice[drawn])
+                if self.views is None:
+                    images.append(self.transform(image))
+                    captions.append(self._caption(choice, epoch, sample_id))
+                else:
+                    view = self.views.drawn(self.seed, epoch, sample_id)
+                    images.append(self.transform(view.image(image, sample)))
+                    captions.append(view.caption(choice, sample))
+                    numbers.append(view.number)
         return Batch(
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             images=_stack(images),
             tokens=self.tokenizer(captions) if captions else torch.empty(0, 0, dtype=torch.int64),
+            views=None if self.views is None else torch.tensor(numbers, dtype=torch.int64),
             skipped=tuple(skipped),
         )
 
-    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str]]:
-        """The image, and the captions to choose from."""
-        captions = decode_captions(sample)
-        return decode_image(sample), captions if self.captions == "random" else captions[:1]
+    def _caption(self, choice: list[str], epoch: int, sample_id: int) -> str:
+        match self.captions:
+            case "first":
+                return choice[0]
+            case "random":
+                return choice[derived_seed("caption", self.seed, epoch, sample_id) % len(choice)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +245,8 @@ class _EvaluationExamples(Dataset[Examples]):
 
     shards: OpenShards
     transform: Transform
-    with_captions: bool
-    with_metadata: bool
+    parts: frozenset[Part]
+    view: View | None
 
     def __getitem__(self, wanted: list[int]) -> Examples:
         ids, images, captions, metadata, skipped = [], [], [], [], []
@@ -247,9 +266,18 @@ class _EvaluationExamples(Dataset[Examples]):
         )
 
     def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str], list[dict]]:
-        caption = [decode_caption(sample)] if self.with_captions else []
-        fields = [decode_metadata(sample)] if self.with_metadata else []
-        return decode_image(sample), caption, fields
+        fields = [decode_metadata(sample)] if "metadata" in self.parts else []
+        if self.view is None:
+            caption = [decode_caption(sample)] if "caption" in self.parts else []
+            return decode_image(sample), caption, fields
+        captions = decode_captions(sample) if "caption" in self.parts else []
+        caption = [self.view.caption(captions, sample)] if captions else []
+        return self.view.image(decode_image(sample), sample), caption, fields
+
+
+def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:
+    """The image, the captions to choose from, and what they were decoded from."""
+    return decode_image(sample), decode_captions(sample), sample
 
 
 def _training_plan(

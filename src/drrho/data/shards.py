@@ -197,15 +197,15 @@ def decode_image(sample: RawSample) -> Image.Image:
 
 
 def decode_caption(sample: RawSample) -> str:
-    """The caption, without white space around it.
+    """The caption, the first of several, without white space around it.
 
     Raises:
         UnusableSample: there is none, it is empty, or it is not UTF-8.
     """
+    if CAPTIONS_EXTENSION in sample.fields:
+        return decode_captions(sample)[0]
     content = sample.fields.get(CAPTION_EXTENSION)
     if content is None:
-        if CAPTIONS_EXTENSION in sample.fields:
-            return decode_captions(sample)[0]
         raise UnusableSample(NO_CAPTION)
     try:
         caption = content.decode().strip()

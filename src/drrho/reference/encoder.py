@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from drrho.data.views import View
 from drrho.models.two_tower import TwoTower
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -25,6 +26,7 @@ class ReferenceEncoder:
         precision: of the matrix products (autocast); weights and what is sensitive to rounding
             stay in float32.
         device: where to compute.
+        view: of the samples that are encoded; None is as they are.
 
     Raises:
         ValueError: `precision` is none of the three.
@@ -36,6 +38,7 @@ class ReferenceEncoder:
         *,
         precision: Precision,
         device: torch.device | str,
+        view: View | None = None,
     ) -> None:
         match precision:
             case "float32":
@@ -53,7 +56,13 @@ class ReferenceEncoder:
         self._module: Any = two_tower.module.to(self._device).eval().requires_grad_(False)
         self.transform: Callable[[Image.Image], Tensor] = two_tower.eval_transform
         self.tokenizer: Callable[[list[str]], Tensor] = two_tower.tokenizer
-        self.identity: dict[str, str] = two_tower.identity | {"precision": precision}
+        self._identity = two_tower.identity | {"precision": precision}
+        self.view = view
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the embeddings depend on."""
+        return self._identity | ({} if self.view is None else self.view.identity)
 
     @cached_property
     def embedding_dim(self) -> int:

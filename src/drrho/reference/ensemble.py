@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from drrho.data.manifest import Manifest
-from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
+from drrho.data.views import Views
+from drrho.reference.store import ReferenceEmbeddings
+from drrho.reference.views import ReferenceViews
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ReferenceEnsemble:
     Source: docs/mathematics.md, "Several references".
     """
 
-    members: tuple[ReferenceStore, ...]
+    members: tuple[ReferenceViews, ...]
     weights: tuple[float, ...]
 
     def __post_init__(self):
@@ -47,16 +49,18 @@ class ReferenceEnsemble:
         manifest: Manifest,
         *,
         weights: Sequence[float] | None = None,
+        views: Views | None = None,
     ) -> "ReferenceEnsemble":
-        """Attaches the embeddings in each folder; errors as `ReferenceStore.open`.
+        """Attaches the embeddings in each folder; errors as `ReferenceViews.open`.
 
         Args:
             folders: written by `drrho reference precompute` or `import`.
             manifest: the data set.
             weights: one for each folder; None takes the mean.
+            views: what all of them are of.
         """
         weights = [1 / len(folders)] * len(folders) if weights is None else weights
-        members = tuple(ReferenceStore.open(folder, manifest) for folder in folders)
+        members = tuple(ReferenceViews.open(folder, manifest, views=views) for folder in folders)
         return cls(members, tuple(weights))
 
     @property
@@ -68,14 +72,16 @@ class ReferenceEnsemble:
     def embedding_dim(self) -> int:
         return sum(member.embedding_dim for member in self.members)
 
-    def gather(self, sample_ids: Int64[Tensor, " batch"]) -> ReferenceEmbeddings:
+    def gather(
+        self, sample_ids: Int64[Tensor, " batch"], views: Int64[Tensor, " batch"] | None = None
+    ) -> ReferenceEmbeddings:
         """The embeddings of some samples, in their order, on the CPU; of norm `sqrt(sum w)`.
 
         Raises:
             IndexError: an id is not in the manifest.
-            ValueError: there are no ids.
+            ValueError: there are no ids, or as `ReferenceViews.gather`.
         """
-        found = [member.gather(sample_ids) for member in self.members]
+        found = [member.gather(sample_ids, views) for member in self.members]
         present = torch.stack([embeddings.present for embeddings in found]).all(dim=0)
         roots = [math.sqrt(weight) for weight in self.weights]
         image, text = (

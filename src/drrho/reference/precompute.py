@@ -61,7 +61,7 @@ def precompute(
     marked as absent and counted.
 
     Args:
-        encoder: the reference model.
+        encoder: the reference model, and the view of the samples.
         manifest: the data set.
         folder: where to write; made if need be.
         batch_size: most samples encoded at once.
@@ -194,7 +194,12 @@ def _encode_shards(
     manifest = Manifest(shards=tuple(shards))
     absent = [dict(shard.unusable) for shard in shards]
     batches = evaluation_batches(
-        manifest, encoder.transform, batch_size=batch_size, workers=workers, with_metadata=False
+        manifest,
+        encoder.transform,
+        batch_size=batch_size,
+        workers=workers,
+        parts=("caption",),
+        view=encoder.view,
     )
     noted = _note_absent(batches, manifest, absent=absent, progress=progress)
     groups = groupby(noted, key=lambda batch: manifest.locate(int(batch.sample_ids[0]))[0])

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from drrho.data.cache import OpenShards
 from drrho.data.manifest import Manifest
-from drrho.data.shards import UnusableSample, decode_caption, decode_image
+from drrho.data.shards import RawSample, UnusableSample, decode_captions, decode_image
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.store import (
     ReferenceCard,
@@ -22,6 +22,8 @@ from drrho.reference.store import (
     load_shard,
 )
 
+Rows = Float32[Tensor, "rows dim"]
+Vector = Float32[Tensor, " dim"]
 # Float16 moves a cosine by 2^-23 at most; the rest is for other hardware and libraries. Under
 # bfloat16 the forward pass itself keeps eight bits.
 FLOORS = {"bfloat16": 0.99}
@@ -151,16 +153,17 @@ def _encode_again(
     cosines = []
     below: list[str] = []
     samples = OpenShards(manifest).read(ids.tolist())
+    current, units = None, ()
     for sample_id, sample in zip(ids.tolist(), samples, strict=True):
         index, row = manifest.locate(sample_id)
+        if index != current:  # the ids ascend, so each shard is normalised once
+            current, units = index, _unit_rows(shards[index])
         try:
-            images = encoder.transform(decode_image(sample))[None]
-            tokens = encoder.tokenizer([decode_caption(sample)])
+            encoded = _encoded(encoder, sample)
         except UnusableSample as unusable:
             below.append(f"sample {sample_id} has embeddings and cannot be decoded: {unusable}")
             continue
-        encoded = encoder.encode_image(images).cpu()[0], encoder.encode_text(tokens).cpu()[0]
-        own, nearest = _compared(shards[index], encoded, row)
+        own, nearest = _compared(units, encoded, row)
         cosines.append(own)
         if float(own.min()) < floor:
             hint = "" if nearest == row else f", and row {nearest} of its shard is closest"
@@ -177,16 +180,28 @@ def _encode_again(
         found.mean = tuple(table.mean(dim=0).tolist())
 
 
+def _encoded(encoder: ReferenceEncoder, sample: RawSample) -> tuple[Vector, Vector]:
+    """Embeddings of image and caption, or of the view of them that is stored."""
+    image, captions = decode_image(sample), decode_captions(sample)
+    caption = captions[0]
+    if encoder.view is not None:
+        image, caption = encoder.view.image(image, sample), encoder.view.caption(captions, sample)
+    images, tokens = encoder.transform(image)[None], encoder.tokenizer([caption])
+    return encoder.encode_image(images).cpu()[0], encoder.encode_text(tokens).cpu()[0]
+
+
+def _unit_rows(embeddings: ShardEmbeddings) -> tuple[Rows, Rows]:
+    return (
+        normalize(embeddings.image.float(), dim=1),
+        normalize(embeddings.text.float(), dim=1),
+    )
+
+
 def _compared(
-    embeddings: ShardEmbeddings,
-    encoded: tuple[Float32[Tensor, " dim"], Float32[Tensor, " dim"]],
-    row: int,
+    units: tuple[Rows, ...], encoded: tuple[Vector, Vector], row: int
 ) -> tuple[Float32[Tensor, "2"], int]:
     """Cosines of image and text with their row, and the row of the shard that is closest."""
     both = torch.stack(
-        [
-            normalize(stored.float(), dim=1) @ vector
-            for stored, vector in zip((embeddings.image, embeddings.text), encoded, strict=True)
-        ]
+        [unit @ vector for unit, vector in zip(units, encoded, strict=True)]
     ).nan_to_num(-1.0)
     return both[:, row], int(both.sum(dim=0).argmax())

@@ -16,7 +16,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from drrho.data.indexing import open_manifest
-from drrho.data.loading import evaluation_batches
+from drrho.data.loading import Part, evaluation_batches
 from drrho.data.manifest import Manifest
 from drrho.evaluation.embed import EmbeddedImages, embed_classes, embed_images, embed_texts
 from drrho.evaluation.retrieval import (
@@ -49,6 +49,12 @@ class EvaluationSet:
     manifest: Manifest
     tasks: tuple[ZeroShotTask, ...]
     with_captions: bool
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the scores need beside the images."""
+        captions: tuple[Part, ...] = ("caption",) if self.with_captions else ()
+        return (*captions, "metadata") if self.tasks else captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +133,7 @@ def evaluate_model(
                 model.eval_transform,
                 batch_size=batch_size,
                 workers=workers,
-                with_captions=evaluation_set.with_captions,
-                with_metadata=bool(evaluation_set.tasks),
+                parts=evaluation_set.parts,
             )
         ),
         lambda pixels: module.encode_image(pixels.to(device), normalize=True),

@@ -17,7 +17,7 @@ from drrho.data.manifest import Manifest
 from drrho.distributed import Processes
 from drrho.progress import Progress
 from drrho.reference.ensemble import ReferenceEnsemble
-from drrho.reference.store import ReferenceStore
+from drrho.reference.views import ReferenceViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class FilterReport:
 
 def filtered(
     manifest: Manifest,
-    store: ReferenceStore | ReferenceEnsemble,
+    store: ReferenceViews | ReferenceEnsemble,
     config: FilterConfig,
     processes: Processes,
 ) -> tuple[Manifest, FilterReport]:
@@ -126,7 +126,7 @@ def filtered(
 
 
 def _similarities(
-    manifest: Manifest, store: ReferenceStore | ReferenceEnsemble, processes: Processes
+    manifest: Manifest, store: ReferenceViews | ReferenceEnsemble, processes: Processes
 ) -> list[Float32[Tensor, " rows"]]:
     """`R_ii` of each row of each shard; NaN where the pair cannot be used or has no embeddings."""
     own: dict[int, Tensor] = {}

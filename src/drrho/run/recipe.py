@@ -3,9 +3,9 @@
 import difflib
 import runpy
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from drrho.training.config import TrainingConfig
 from drrho.training.parallel import Parallel
 
 Device = Literal["auto", "cpu", "cuda"]
+Resume = Literal["latest", "never", "required"]
 MissingReference = Literal["leave_out", "plain"]
 Kind = TypeVar("Kind")
 
@@ -72,6 +73,9 @@ class Recipe:
             (FSDP2: parameters, gradients and the optimiser's moments are shared out).
         evaluation: what to evaluate on.
         seed: of the initial weights, the order of the data and random transforms.
+        resume: a run in `output` is continued at its latest checkpoint, or returned if it is
+            finished ("latest"); "never" makes it an error that there is one, "required" that
+            there is none.
         device: "auto" takes the GPU if there is one.
     """
 
@@ -93,6 +97,7 @@ class Recipe:
     parallel: Parallel = "replicated"
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
+    resume: Resume = "latest"
     device: Device = "auto"
 
     def __post_init__(self):
@@ -176,7 +181,8 @@ class Recipe:
         if self.loading.captions == "random" and (self.reference or self.teachers):
             raise ValueError(
                 "loading.captions = 'random' does not fit stored reference embeddings, which are "
-                "those of the first captions; use 'first'"
+                "those of the first captions; use 'first', or store the reference for views with "
+                "`--views-captions random` and set loading.views"
             )
 
     def _check_filtering(self, filtering: FilterConfig) -> None:
@@ -227,7 +233,24 @@ MAY_CHANGE = (
     "training.evaluate_every",
     "evaluation.data",
     "evaluation.batch_size",
+    "resume",
 )
+
+
+def default_values(config: object) -> dict[str, Any]:
+    """The defaults of a configuration's fields and of those of its parts, nested as `asdict`.
+
+    A field that a later version adds is absent from what an earlier one wrote, and had its default.
+    """
+    assert is_dataclass(config)
+    found: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            found[part.name] = default_values(value)
+        elif part.default is not MISSING:
+            found[part.name] = part.default
+    return found
 
 
 def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:

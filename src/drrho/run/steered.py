@@ -9,7 +9,8 @@ import torch
 from drrho.data.batch import Batch
 from drrho.data.manifest import Manifest
 from drrho.reference.ensemble import ReferenceEnsemble
-from drrho.reference.store import ReferenceEmbeddings, ReferenceStore
+from drrho.reference.store import ReferenceEmbeddings
+from drrho.reference.views import ReferenceViews
 from drrho.run.recipe import MissingReference, Recipe
 
 
@@ -46,23 +47,25 @@ class SteeredBatch:
 class Stores(NamedTuple):
     """Stored embeddings of the models that steer."""
 
-    reference: ReferenceStore | ReferenceEnsemble | None
-    teachers: tuple[ReferenceStore, ...]
+    reference: ReferenceViews | ReferenceEnsemble | None
+    teachers: tuple[ReferenceViews, ...]
     missing_reference: MissingReference = "leave_out"
 
     @classmethod
     def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
         """Raises ValueError if one does not belong to the data."""
+        views = recipe.loading.views
         match recipe.references:
             case ():
                 reference = None
             case (folder,):
-                reference = ReferenceStore.open(folder, manifest)
+                reference = ReferenceViews.open(folder, manifest, views=views)
             case folders:
-                weights = recipe.reference_weights
-                reference = ReferenceEnsemble.open(folders, manifest, weights=weights)
-        teachers = tuple(ReferenceStore.open(folder, manifest) for folder in recipe.teachers)
-        return cls(reference, teachers, recipe.missing_reference)
+                reference = ReferenceEnsemble.open(
+                    folders, manifest, weights=recipe.reference_weights, views=views
+                )
+        teachers = [ReferenceViews.open(f, manifest, views=views) for f in recipe.teachers]
+        return cls(reference, tuple(teachers), recipe.missing_reference)
 
     @property
     def identities(self) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
 
 def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
     found = [
-        store.gather(pairs.sample_ids)
+        store.gather(pairs.sample_ids, pairs.views)
         for store in (stores.reference, *stores.teachers)
         if store is not None
     ]

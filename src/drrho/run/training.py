@@ -22,14 +22,15 @@ from drrho.distributed import Processes
 from drrho.files import exclusive, write_json
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
-from drrho.reference.store import ReferenceStore
+from drrho.reference.views import ReferenceViews
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
 from drrho.run.filtering import FilterReport, filtered
 from drrho.run.processes import ProcessFailed, open_manifest_together, together
-from drrho.run.recipe import MAY_CHANGE, Recipe
+from drrho.run.recipe import MAY_CHANGE, Recipe, default_values
 from drrho.run.selection import Selector
 from drrho.run.steered import Stores, steered
 from drrho.run.step import ContrastiveStep, Towers
+from drrho.training.checkpoint import list_checkpoints
 from drrho.training.interruption import TrainingInterrupted
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import build_optimizer, learning_rate_schedule
@@ -78,7 +79,7 @@ def _train_or_return(
     manifest, report = filter_manifest(recipe, manifest, stores, processes)
     config = run_config(recipe, manifest, stores, report)
     with exclusive(folder) if processes.is_first else nullcontext():
-        finished = processes.on_first(lambda: _finished_results(folder, config))
+        finished = processes.on_first(lambda: _finished_results(recipe, config))
         if finished is not None:
             return finished
         return _Training(recipe, config, manifest, stores, processes, device).run()
@@ -103,7 +104,7 @@ class _Training:
         num_samples = self.manifest.num_samples
         loss = ContrastiveObjective(recipe.objective, num_samples=num_samples).to(self.device)
         state = self._state(model, loss)
-        state.resume(may_change=MAY_CHANGE)
+        state.resume(may_change=MAY_CHANGE, defaults=default_values(recipe))
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
         steps = steps_per_epoch(self.manifest, batch_size=recipe.trained_batch_size)
@@ -191,7 +192,7 @@ class _Training:
     def _batches(self, model: TwoTower, *, start_step: int) -> Iterator[Batch]:
         return training_batches(
             self.manifest,
-            model.train_transform,
+            model.train_transform if self.recipe.loading.views is None else model.eval_transform,
             tokenizer=model.tokenizer,
             config=self.recipe.loading,
             position=Position(
@@ -230,7 +231,7 @@ def filter_manifest(
         return manifest, None
     store = stores.reference
     if config.reference is not None:
-        store = ReferenceStore.open(config.reference, manifest)
+        store = ReferenceViews.open(config.reference, manifest, views=recipe.loading.views)
     assert store is not None
     return filtered(manifest, store, config, processes)
 
@@ -267,12 +268,17 @@ def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
     return cosine(1.0, end, steps=max(1, round(GAMMA_DECAY_SHARE * recipe.training.steps)))
 
 
-def _finished_results(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+def _finished_results(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any] | None:
+    folder = Path(recipe.output)
     path = folder / RESULTS_FILE
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    _require_choice_of_resume(recipe, found=path.is_file() or len(checkpoints) > 0)
     if not path.is_file():
         return None
     results = json.loads(path.read_text())
-    changed = config_differences(results["recipe"], config, may_change=MAY_CHANGE)
+    changed = config_differences(
+        results["recipe"], config, may_change=MAY_CHANGE, defaults=default_values(recipe)
+    )
     if changed:
         raise ValueError(
             f"{folder} holds a finished run of another recipe; train in another folder, or remove "
@@ -285,6 +291,20 @@ def _finished_results(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
             f"`drrho evaluate {folder} --data {now}`"
         )
     return results
+
+
+def _require_choice_of_resume(recipe: Recipe, *, found: bool) -> None:
+    match recipe.resume:
+        case "never" if found:
+            raise ValueError(
+                f"{recipe.output} holds a run, and resume = 'never': choose another output, remove "
+                "it, or continue it with resume = 'latest'"
+            )
+        case "required" if not found:
+            raise ValueError(
+                f"{recipe.output} holds no run to continue, and resume = 'required'; to begin one "
+                "use resume = 'latest'"
+            )
 
 
 def _contents_sha256(manifest: Manifest) -> str:

@@ -132,7 +132,9 @@ class TrainingState:
         self.wait_until_saved()
         return latest_checkpoint(self.checkpoints)
 
-    def resume(self, *, may_change: Collection[str] = ()) -> bool:
+    def resume(
+        self, *, may_change: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+    ) -> bool:
         """Continues from the newest readable checkpoint of the folder, if there is one; a
         collective.
 
@@ -141,6 +143,8 @@ class TrainingState:
         Args:
             may_change: dotted names of config values that may differ from the checkpoint's
                 because they do not change what is computed, such as "data.workers".
+            defaults: of config values, nested as `config`: what a checkpoint meant whose version
+                did not know a value yet.
 
         Returns:
             Whether there was a checkpoint.
@@ -156,10 +160,20 @@ class TrainingState:
         from drrho.training.tensor_files import read_into, read_shapes  # noqa: PLC0415
 
         path, values = found
-        saved = read_shapes(path) if values.get("format") == FORMAT else {}
+        _require_format(values, path)
+        saved = read_shapes(path)
+        differences = [
+            f"config {line}"
+            for line in config_differences(
+                values["config"], plain(self.config), may_change=may_change, defaults=defaults
+            )
+        ]
+        # Before there are moments, which are twice the model and of no use to another run.
+        without = {name: shape for name, shape in saved.items() if not name.startswith(MOMENTS)}
+        _require_none(differences + self._other_shapes(without), path)
         allocate_moments(self.optimizer)
+        _require_none(self._other_shapes(saved), path)
         tensors = self._tensors()
-        self._require_same_run(values, saved, tensors, path=path, may_change=may_change)
         read_into({name: tensors[name] for name in saved}, path, self.processes)
         self._forget_moments_but(saved)
         if self.scaler is not None:
@@ -198,36 +212,30 @@ class TrainingState:
             if not any(f"{MOMENTS}{name}.{moment}" in saved for moment in moments):
                 self.optimizer.state.pop(parameter, None)
 
-    def _require_same_run(
-        self,
-        values: Mapping[str, Any],
-        saved: Mapping[str, torch.Size],
-        tensors: Mapping[str, Tensor],
-        *,
-        path: Path,
-        may_change: Collection[str],
-    ) -> None:
-        if values.get("format") != FORMAT:
-            raise CheckpointError(
-                f"checkpoint {path} has format {values.get('format')}, this version reads "
-                f"{FORMAT}; it was written by drrho {values.get('versions', {}).get('drrho')}"
-            )
-        differences = [
-            f"config {line}"
-            for line in config_differences(
-                values["config"], plain(self.config), may_change=may_change
-            )
-        ]
-        current = {name: value.shape for name, value in tensors.items()}
-        without_moments = {
-            n: s for n, s in current.items() if n in saved or not n.startswith(MOMENTS)
+    def _other_shapes(self, saved: Mapping[str, torch.Size]) -> list[str]:
+        """Tensors that differ from the saved ones; moments that were not saved may be here."""
+        current = {
+            name: value.shape
+            for name, value in self._tensors().items()
+            if name in saved or not name.startswith(MOMENTS)
         }
-        differences += _differences(_described(saved), _described(without_moments))
-        if differences:
-            raise CheckpointError(
-                f"checkpoint {path} belongs to another run; restore these values to continue it, "
-                "or train in another folder:\n  " + "\n  ".join(differences)
-            )
+        return _differences(_described(saved), _described(current))
+
+
+def _require_format(values: Mapping[str, Any], path: Path) -> None:
+    if values.get("format") != FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} has format {values.get('format')}, this version reads "
+            f"{FORMAT}; it was written by drrho {values.get('versions', {}).get('drrho')}"
+        )
+
+
+def _require_none(differences: list[str], path: Path) -> None:
+    if differences:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another run; restore these values to continue it, "
+            "or train in another folder:\n  " + "\n  ".join(differences)
+        )
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,18 +248,22 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_differences(
-    saved: Mapping[str, Any], current: Mapping[str, Any], *, may_change: Collection[str] = ()
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """One line for each value in which two plain configurations differ.
 
     Args:
         may_change: dotted names of values whose difference does not matter.
+        defaults: nested values that `saved` had where it does not name them.
     """
-    return [
-        line
-        for line in _differences(_flat(saved), _flat(current))
-        if line.split(":")[0] not in may_change
-    ]
+    before = _flat(plain(defaults or {})) | _flat(saved)
+    now = _flat(current)
+    lines = _differences({n: v for n, v in before.items() if n in now or n in _flat(saved)}, now)
+    return [line for line in lines if line.split(":")[0] not in may_change]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

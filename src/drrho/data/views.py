@@ -1,0 +1,113 @@
+"""Views of a pair that a stored reference and a training run have in common.
+
+A reference's embeddings are of images as they are, and training sees random crops. A view is a
+crop that a seed and the sample decide: the reference is stored for a few views of every sample,
+and training takes one of these at each visit, so both models see the same pixels and words.
+"""
+
+import json
+import math
+import random
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from PIL import Image
+
+from drrho.data.shards import RawSample
+from drrho.randomness import derived_seed
+
+ASPECT_RATIO = 4 / 3  # of a crop, at most; its logarithm is uniform
+IDENTITY = "view"  # the name of a view in the identity of what is stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Some views of every sample.
+
+    Attributes:
+        count: of each sample; training takes one of them at each visit.
+        seed: of the crops.
+        scale: smallest and largest share of the image's area that a crop has.
+        captions: of a sample that has several, the "first" for every view or a "random" one for
+            each, a function of the seed too.
+    """
+
+    count: int
+    seed: int = 0
+    scale: tuple[float, float] = (0.9, 1.0)
+    captions: Literal["first", "random"] = "first"
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"views.count must be at least 1, got {self.count}")
+        if self.seed < 0:
+            raise ValueError(f"views.seed must not be negative, got {self.seed}")
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"views.scale must be (low, high), 0 < low <= high <= 1, got {low, high}"
+            )
+
+    def view(self, number: int) -> "View":
+        """One of them.
+
+        Raises:
+            IndexError: there are not that many.
+        """
+        if not 0 <= number < self.count:
+            raise IndexError(f"there are {self.count} views, and none with the number {number}")
+        return View(number=number, seed=self.seed, scale=self.scale, captions=self.captions)
+
+    def drawn(self, *parts: str | int) -> "View":
+        """A view at random, as a function of the parts."""
+        return self.view(derived_seed("which view", *parts) % self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One view of every sample. How many there are does not change it; fields as of `Views`."""
+
+    number: int
+    seed: int
+    scale: tuple[float, float]
+    captions: Literal["first", "random"]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What embeddings of this view depend on, for the identity of what is stored."""
+        return {IDENTITY: json.dumps(asdict(self))}
+
+    @classmethod
+    def of_identity(cls, identity: dict[str, str]) -> "View | None":
+        """The view that embeddings with this identity are of; None for images as they are."""
+        if IDENTITY not in identity:
+            return None
+        fields = json.loads(identity[IDENTITY])
+        return cls(**fields | {"scale": tuple(fields["scale"])})
+
+    def image(self, image: Image.Image, sample: RawSample) -> Image.Image:
+        """The crop, stretched to a square: area uniform in `scale`, logarithm of the aspect ratio
+        uniform, place uniform; what would reach over the edge is cut to the edge.
+        """
+        draws = self._draws("crop", sample)
+        area = image.width * image.height * draws.uniform(*self.scale)
+        ratio = math.exp(draws.uniform(-1, 1) * math.log(ASPECT_RATIO))
+        width = min(image.width, max(1, round(math.sqrt(area * ratio))))
+        height = min(image.height, max(1, round(math.sqrt(area / ratio))))
+        left = round(draws.random() * (image.width - width))
+        top = round(draws.random() * (image.height - height))
+        side = max(width, height)
+        box = (left, top, left + width, top + height)
+        return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+
+    def caption(self, captions: list[str], sample: RawSample) -> str:
+        """One of the captions of a sample."""
+        if self.captions == "first":
+            return captions[0]
+        return captions[int(self._draws("caption", sample).random() * len(captions))]
+
+    def _draws(self, purpose: str, sample: RawSample) -> random.Random:
+        """Follows from what the sample is, not from its id, which differs between data sets that
+        share a shard. Python promises that `random.Random` draws the same in later versions.
+        """
+        return random.Random(derived_seed("view", purpose, self.seed, self.number, sample.checksum))

@@ -1,0 +1,145 @@
+"""Stored views: a training batch and the reference meet the same pixels and words."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.data.tar_files import pair, to_tensor, to_tokens, write_shard
+from tests.reference.small_reference import small_encoder
+from torch.testing import assert_close
+
+from drrho.data.indexing import index_shards
+from drrho.data.loading import LoadingConfig, Position, training_batches
+from drrho.data.manifest import Manifest
+from drrho.data.views import View, Views
+from drrho.reference.ensemble import ReferenceEnsemble
+from drrho.reference.precompute import precompute
+from drrho.reference.verifying import verify
+from drrho.reference.views import ReferenceViews, view_folder
+
+VIEWS = Views(count=3, seed=5, scale=(0.3, 0.8), captions="random")
+COUNT = 6
+
+
+def samples(first=0):
+    captions = [f"first {n}" for n in range(3)]
+    return [
+        pair(n) | {"captions.json": json.dumps([*captions, f"last {n}"]).encode()}
+        for n in range(first, first + COUNT)
+    ]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_shard(folder / "a.tar", samples())
+    write_shard(folder / "b.tar", samples(COUNT), first_key=COUNT)
+    return index_shards(folder)
+
+
+@pytest.fixture(scope="module")
+def stored(manifest, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stored")
+    encoder = small_encoder()
+    for number in range(VIEWS.count):
+        encoder.view = VIEWS.view(number)
+        precompute(encoder, manifest, view_folder(folder, number), batch_size=4)
+    return folder
+
+
+def batches(manifest, *, views=VIEWS, steps=6):
+    stream = training_batches(
+        manifest,
+        to_tensor_of_size,
+        tokenizer=to_tokens,
+        config=LoadingConfig(batch_size=4, views=views),
+        position=Position(seed=0),
+    )
+    return [next(stream) for _ in range(steps)]
+
+
+def to_tensor_of_size(image):
+    return to_tensor(image.resize((16, 16)))
+
+
+@pytest.fixture
+def sized(monkeypatch):
+    """Crops differ in size; the reference resizes them as the training does."""
+    encoder = small_encoder()
+    monkeypatch.setattr(encoder, "transform", to_tensor_of_size)
+    return encoder
+
+
+def test_what_is_stored_is_what_training_sees(sized, manifest, tmp_path):
+    for number in range(VIEWS.count):
+        sized.view = VIEWS.view(number)
+        precompute(sized, manifest, view_folder(tmp_path, number), batch_size=4)
+    reference = ReferenceViews.open(tmp_path, manifest, views=VIEWS)
+    seen = set()
+    for batch in batches(manifest):
+        found = reference.gather(batch.sample_ids, batch.views)
+        assert_close(found.image, sized.encode_image(batch.images), atol=1e-3, rtol=0)
+        assert_close(found.text, sized.encode_text(batch.tokens), atol=1e-3, rtol=0)
+        assert found.present.all()
+        seen |= set(batch.views.tolist())
+    assert seen == {0, 1, 2}
+
+
+def test_views_are_the_same_in_another_data_set_with_the_shard(manifest, stored):
+    turned = Manifest(shards=manifest.shards[::-1])
+    first = ReferenceViews.open(stored, manifest, views=VIEWS)
+    second = ReferenceViews.open(stored, turned, views=VIEWS)
+    ids = torch.arange(COUNT)
+    views = torch.arange(COUNT) % VIEWS.count
+    assert torch.equal(first.gather(ids, views).image, second.gather(ids + COUNT, views).image)
+    ours = torch.cat([b.images for b in batches(manifest, steps=30)])
+    theirs = {tuple(image.flatten().tolist()) for image in ours}
+    for batch in batches(turned, steps=3):
+        assert all(tuple(image.flatten().tolist()) in theirs for image in batch.images)
+
+
+def test_fewer_views_than_are_stored_may_be_used(manifest, stored):
+    reference = ReferenceViews.open(stored, manifest, views=replace(VIEWS, count=1))
+    assert reference.gather(torch.arange(4), torch.zeros(4, dtype=torch.int64)).present.all()
+    assert reference.num_absent == 0
+
+
+def test_views_that_are_not_stored_are_named(manifest, stored, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"view-003 .* --views 4"):
+        ReferenceViews.open(stored, manifest, views=replace(VIEWS, count=4))
+    with pytest.raises(ValueError, match="another view than loading.views"):
+        ReferenceViews.open(stored, manifest, views=replace(VIEWS, seed=6))
+    with pytest.raises(ValueError, match="holds embeddings of views: set loading.views"):
+        ReferenceViews.open(stored, manifest, views=None)
+    with pytest.raises(FileNotFoundError, match=r"reference\.json"):
+        ReferenceViews.open(tmp_path, manifest, views=None)
+
+
+def test_a_batch_without_views_does_not_fit(manifest, stored):
+    reference = ReferenceViews.open(stored, manifest, views=VIEWS)
+    with pytest.raises(ValueError, match="does not fit a reference with views"):
+        reference.gather(torch.arange(4))
+
+
+def test_an_ensemble_of_views_reads_each_of_the_same_view(manifest, stored):
+    one = ReferenceViews.open(stored, manifest, views=VIEWS)
+    both = ReferenceEnsemble((one, one), (0.5, 0.5))
+    ids, views = torch.tensor([3, 0, 7, 2]), torch.tensor([2, 0, 1, 1])
+    expected = one.gather(ids, views)
+    found = both.gather(ids, views)
+    assert_close(found.image @ found.text.T, expected.image @ expected.text.T)
+
+
+def test_verification_encodes_the_view_that_is_stored(manifest, stored):
+    encoder = small_encoder()
+    folder = view_folder(stored, 1)
+    draws = torch.Generator().manual_seed(0)
+    encoder.view = VIEWS.view(1)
+    found = verify(folder, manifest, encoder=encoder, num_encoded=8, generator=draws)
+    assert found.faults == []
+    assert found.num_encoded == 8
+    encoder.view = VIEWS.view(2)
+    found = verify(folder, manifest, encoder=encoder, num_encoded=8, generator=draws)
+    assert "the model is not the one that was stored" in found.faults[0]
+    assert View.of_identity(encoder.identity) == VIEWS.view(2)
