@@ -92,8 +92,8 @@ def filtered(
     """The manifest with the rows marked that the filter leaves out; a collective.
 
     Every process reads its share of the shards and all decide alike, so the result does not depend
-    on their number. Memory is 4 bytes a sample, afterwards 1. Weights of data sets
-    do not count: a pair is one pair.
+    on their number. A process needs about 20 bytes a sample while it decides, and 1 afterwards.
+    Weights of data sets do not count: a pair is one pair.
 
     Raises:
         ValueError: nothing is left.
