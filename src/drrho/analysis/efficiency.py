@@ -1,5 +1,6 @@
 """Data efficiency: how many times the samples one method needs to equal another."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def samples_at_equal_score(
             f"a curve needs a score at two numbers of samples or more, got {len(samples)} numbers "
             f"and {len(scores)} scores"
         )
-    if samples[0] < 1 or any(b <= a for a, b in zip(samples, samples[1:], strict=False)):
+    if samples[0] < 1 or any(b <= a for a, b in itertools.pairwise(samples)):
         raise ValueError(f"samples must be positive and increase, got {list(samples)}")
     if not all(map(math.isfinite, [*scores, score])):
         raise ValueError(f"scores must be finite, got {list(scores)} and {score}")
@@ -128,9 +129,7 @@ def sample_ratios(
             drawn.append({"exact": value, "at_least": math.inf, "at_most": 0.0}[side])
         low, high = interval_of(drawn, level=level)
         rows.append(
-            SampleRatio(
-                samples=samples, score=score, ratio=ratio, bound=bound, low=low, high=high
-            )
+            SampleRatio(samples=samples, score=score, ratio=ratio, bound=bound, low=low, high=high)
         )
     return rows
 

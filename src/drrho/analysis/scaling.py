@@ -34,7 +34,7 @@ class PowerLaw:
         return self.floor + self.scale * compute**-self.exponent
 
     def log_compute(self, error: float) -> float:
-        """log C at which the law reaches an error: infinite where it never does."""
+        """Log C at which the law reaches an error: infinite where it never does."""
         if error <= self.floor or self.exponent <= 0:
             return math.inf
         return (math.log(self.scale) - math.log(error - self.floor)) / self.exponent
@@ -92,7 +92,7 @@ def fit_power_law(
 
     The plain law is a line in logarithms and has one solution. The law with a floor is fitted by
     scipy's bounded trust region, 0 <= E0 <= min E, from the lines above three floors; the best
-    of the three fits is taken. Where the runs do not bend, the floor is 0 and the law the plain one.
+    of the three fits is taken. Where the runs do not bend, the floor is 0 and the law plain.
 
     Args:
         compute: positive, in one unit.
@@ -227,7 +227,7 @@ def bootstrap_laws(
 
 
 def log_compute_ratio(law: PowerLaw, other: PowerLaw, *, error: float) -> float:
-    """log of the compute of `law` over that of `other` at which both reach `error`.
+    """Log of the compute of `law` over that of `other` at which both reach `error`.
 
     Infinite where one of them never does; not a number where neither does.
     """

@@ -28,6 +28,7 @@ from drrho.run.reference import (
     verify_reference,
 )
 from drrho.run.reference_import import ImportConfig, import_reference
+from drrho.run.scaling import EfficiencyConfig, FitConfig, fit_scaling, measure_efficiency
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
@@ -183,6 +184,18 @@ def run_evaluate(config: EvaluateConfig) -> str:
     return _metrics_table(scores)
 
 
+def run_scaling_fit(config: FitConfig) -> str:
+    """Finished runs -> laws of error against compute."""
+    fit_scaling(config)
+    return _written(config.output, "scaling")
+
+
+def run_scaling_efficiency(config: EfficiencyConfig) -> str:
+    """Finished runs -> how many times the samples the baseline needs."""
+    measure_efficiency(config)
+    return _written(config.output, "efficiency")
+
+
 def run_export(config: ExportConfig) -> str:
     """A trained model -> the form of another program."""
     output = export_model(config)
@@ -204,6 +217,11 @@ def _comparison_report(output: str) -> str:
     return (
         f"\n{written}\nThe numbers are in {output}/results.json, the curves in {output}/curves.png."
     )
+
+
+def _written(output: str, name: str) -> str:
+    text = (Path(output) / f"{name}.md").read_text()
+    return f"\n{text}\nThe numbers are in {output}/{name}.json, the plot in {output}/{name}.png."
 
 
 def _metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:
