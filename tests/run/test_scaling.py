@@ -9,29 +9,32 @@ from drrho.cli import main
 from drrho.run.points import read_runs
 
 
-def results(pairs=None, *, gain=0.0, compute=1.0, settings=("",)):
-    """A results.json with runs of two methods whose errors follow known laws."""
+def results(settings, *, gain=0.0):
+    """Of `drrho compare`: runs of two methods whose errors follow known laws of compute."""
     methods = {}
     for i, setting in enumerate(settings):
         for method, exponent in (("fastclip", 0.1), ("drrho_clip", 0.2)):
-            gflop = compute * 10**i
-            methods[method + (f"+{setting}" if setting else "")] = {
+            gflop = 10.0**i
+            methods[f"{method}+{setting}"] = {
+                "gflop": {"image": 0.75 * gflop, "text": 0.25 * gflop},
                 "runs": [
                     {
                         "seed": seed,
-                        "mrr": 1 - (gflop * 1000) ** -(exponent + gain + seed / 1000),
-                        "samples_seen": 1000,
-                        "forward_gflop_per_sample": gflop,
+                        "tests": {
+                            "test": {"mrr": 1 - (gflop * 1000) ** -(exponent + seed / 1000)},
+                            "other": {"mrr": 0.5 + 0.01 * i},
+                        },
+                        "cost": {"samples_seen": 1000},
                     }
                     for seed in range(3)
-                ]
+                ],
             }
-    return {"setup": {"train_pairs": pairs}, "methods": methods}
+    return {"methods": methods}
 
 
 @pytest.fixture
 def ladder(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(results(settings=("s", "m", "l", "xl"))))
+    (tmp_path / "results.json").write_text(json.dumps(results(("s", "m", "l", "xl"))))
     return tmp_path
 
 
@@ -62,21 +65,20 @@ def test_a_table_of_points_and_an_error_beyond_them(tmp_path, capsys):
     assert "extrapolated" in capsys.readouterr().out
 
 
-def test_sample_ratios_of_several_comparisons(tmp_path, capsys):
-    paths = []
-    for i, pairs in enumerate((1000, 2000, 4000)):
-        folder = tmp_path / str(pairs)
-        folder.mkdir()
-        (folder / "results.json").write_text(json.dumps(results(pairs, gain=0.06 * i)))
-        paths.append(str(folder / "results.json"))
+def test_sample_ratios_of_a_comparison(tmp_path, capsys):
+    """DRRho-CLIP is above all that FastCLIP reached, on the other set nobody is above."""
+    content = results((1000, 2000, 4000))
+    (tmp_path / "results.json").write_text(json.dumps(content))
     output = ["--output", str(tmp_path / "out"), "--resamples", "100"]
-    assert main(["scaling", "efficiency", *paths, *output]) == 0
+    assert main(["scaling", "efficiency", str(tmp_path), *output]) == 0
     assert "> 1.00" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "efficiency.json").read_text())
-    assert [row["bound"] for row in found["ratios"]] == ["exact", "at_least", "at_least"]
-    assert found["ratios"][0]["ratio"] == pytest.approx(2 ** (0.1 / 0.06), rel=0.2)
+    assert [row["bound"] for row in found["ratios"]] == ["at_least"] * 3
     assert found["ratios"][2]["low"] is None
+    assert found["scores"]["fastclip"]["4000"]["0"] == pytest.approx(1 - 1e5**-0.1)
     assert (tmp_path / "out" / "efficiency.png").is_file()
+    assert main(["scaling", "efficiency", str(tmp_path), "--metric", "other/mrr", *output]) == 0
+    assert "1.00-1.00" in capsys.readouterr().out  # equal scores
 
 
 @pytest.mark.parametrize(
@@ -87,9 +89,9 @@ def test_sample_ratios_of_several_comparisons(tmp_path, capsys):
         ('{"methods": {"clip": {}}}', "no list of runs"),
         ('[{"method": "a", "compute": "x", "error": 1}]', "row 1"),
         ("[]", "no run"),
-        ('{"methods": {"clip": {"runs": [{"mrr": 0.5, "samples_seen": 1}]}}}', "forward_gflop"),
+        ('{"methods": {"clip": {"runs": [{"tests": {}}]}}}', "forward GFLOP"),
         (
-            '{"methods": {"clip": {"runs": [{"samples_seen": 1, "forward_gflop_per_sample": 1}]}}}',
+            '{"methods": {"a": {"gflop": {"text": 1}, "runs": [{"cost": {"samples_seen": 1}}]}}}',
             "'mrr'",
         ),
     ],
@@ -107,12 +109,15 @@ def test_missing_files_and_methods_are_named(tmp_path, ladder, capsys):
     assert "no run of 'siglip'" in capsys.readouterr().err
 
 
-def test_unequal_samples_seen_are_refused(tmp_path, capsys):
-    content = results(1000)
-    content["methods"]["fastclip"]["runs"][0]["samples_seen"] = 2000
+def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
+    content = results((1000, 2000))
+    content["methods"]["fastclip+1000"]["runs"][0]["cost"]["samples_seen"] = 2000
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert main(["scaling", "efficiency", str(tmp_path)]) == 1
     assert "equally many samples" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text(json.dumps(results(("half", "all"))))
+    assert main(["scaling", "efficiency", str(tmp_path)]) == 1
+    assert "METHOD+NUMBER" in capsys.readouterr().err
 
 
 def test_the_setting_stands_after_the_plus(ladder):

@@ -117,14 +117,14 @@ def efficiency_in_words(results: Mapping[str, Any]) -> str:
                 _measured_range([ratio["low"], ratio["high"]]),
             ]
         )
-    header = ["training pairs", method_title(method), method_title(baseline), "sample ratio"]
+    header = ["training data", method_title(method), method_title(baseline), "sample ratio"]
     seeds = len(next(iter(scores[method].values())))
     explanation = (
         f"The scores are {config['metric']}, means over {seeds} seeds, after equally many samples "
-        f"seen ({results['samples_seen']:,.0f}). The sample ratio says how many times the pairs "
+        f"seen ({results['samples_seen']:,.0f}). The sample ratio says how many times the data "
         f"{method_title(baseline)} needs to equal the score, by a curve through its "
         f"{len(scores[baseline])} measured scores that never falls and is linear in the logarithm "
-        "of the pairs. `>` and `<`: it lies beyond what was measured, and the number is the end of "
+        "of the data. `>` and `<`: it lies beyond what was measured, and the number is the end of "
         "that. Intervals: bootstrap over the seeds, drawn together for both methods; an end that "
         "is not known is left open."
     )
@@ -143,7 +143,7 @@ def draw_efficiency(results: Mapping[str, Any], path: Path) -> None:
         means = [_mean(scores[number]) for number in samples]
         ax.plot(samples, means, "o-", color=colour, label=method_title(method))
     ax.set_xscale("log")
-    ax.set_xlabel("training pairs")
+    ax.set_xlabel("training data")
     ax.set_ylabel(results["config"]["metric"])
     ax.grid(alpha=0.3, which="both")
     ax.legend()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Of a run in results.json.
-GFLOP, SAMPLES_SEEN = "forward_gflop_per_sample", "samples_seen"
+# Names among a run's metrics.
+GFLOP, SAMPLES_SEEN = "forward_gflop", "samples_seen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,9 @@ class Run:
         method: its name.
         setting: what it shares with the runs of other methods (model, data, samples), by name.
         seed: of the run; None where a table does not say.
-        metrics: name -> value on the test set, and of what training recorded.
-        train_pairs: of the data it was trained on.
+        metrics: name -> value on the first test set, TEST/name -> value on any, and what
+            training recorded.
+        amount: of data it was trained on, in pairs or in the unit that its setting is named by.
         source: the file it was read from.
     """
 
@@ -29,7 +30,7 @@ class Run:
     setting: str
     seed: int | None
     metrics: Mapping[str, float]
-    train_pairs: int | None
+    amount: int | None
     source: Path
 
     def value(self, name: str) -> float:
@@ -55,8 +56,8 @@ class Run:
             return self.value("compute")
         if GFLOP not in self.metrics:
             raise ValueError(
-                f"{self.source} does not say {GFLOP} of its runs: it was written by an older "
-                "drrho; run `drrho compare` again, which trains nothing that is finished"
+                f"{self.source} does not say the forward GFLOP of {self.method}: it is counted on "
+                "test sets with captions; give a table with the compute"
             )
         return self.value(GFLOP) * self.value(SAMPLES_SEEN)
 
@@ -83,7 +84,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     A file is the `results.json` of `drrho compare` (or the folder that holds it), or a table: csv
     with a header, or a json list of objects, with `method`, `compute` and `error`, and perhaps
     `setting` and `seed`; without a setting it is the compute. In a comparison the name of a method
-    may be METHOD+SETTING ("clip+wide-25k"); its setting is that and the folder of the file.
+    may be METHOD+SETTING ("clip+wide-200"); its setting is that and the folder of the file. A
+    setting that is a number ("clip+2000") is the amount of data.
 
     Raises:
         FileNotFoundError: one is not there.
@@ -126,26 +128,32 @@ def _read(path: Path) -> list[Run]:
 
 
 def _of_comparison(content: Mapping[str, Any], path: Path) -> list[Run]:
-    train_pairs = content.get("setup", {}).get("train_pairs")
     runs = []
     for name, summary in content["methods"].items():
         if not isinstance(summary, dict) or not isinstance(summary.get("runs"), list):
             raise ValueError(f"{path}: method {name!r} has no list of runs")
         method, _, setting = name.partition("+")
-        own_pairs = summary.get("train_pairs", train_pairs)
-        for run in summary["runs"]:
-            metrics = _numbers(run) | _numbers(run.get("metrics", {}))
-            runs.append(
-                Run(
-                    method=method,
-                    setting=f"{path.parent} {setting}".strip(),
-                    seed=run.get("seed"),
-                    metrics=metrics,
-                    train_pairs=run.get("train_pairs", own_pairs),
-                    source=path,
-                )
+        gflop = summary.get("gflop")
+        forward = {} if gflop is None else {GFLOP: sum(_numbers(gflop).values())}
+        runs += [
+            Run(
+                method=method,
+                setting=f"{path.parent} {setting}".strip(),
+                seed=run.get("seed"),
+                metrics=_metrics(run) | forward,
+                amount=int(setting) if setting.isdecimal() else None,
+                source=path,
             )
+            for run in summary["runs"]
+        ]
     return runs
+
+
+def _metrics(run: Mapping[str, Any]) -> dict[str, float]:
+    tests = list(run.get("tests", {}).items())
+    named = {f"{test}/{name}": v for test, found in tests for name, v in _numbers(found).items()}
+    first = _numbers(tests[0][1]) if tests else {}
+    return named | first | _numbers(run.get("cost", {}))
 
 
 def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
@@ -160,7 +168,7 @@ def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
                     setting=str(row.get("setting") or f"{metrics['compute']:.6g}"),
                     seed=int(seed) if seed not in (None, "") else None,
                     metrics=metrics,
-                    train_pairs=None,
+                    amount=None,
                     source=path,
                 )
             )

@@ -38,10 +38,11 @@ class FitConfig:
     """Fit E = a C^-b to runs: error against compute.
 
     Attributes:
-        results: results.json of `drrho compare` (one for each size), or tables of points, csv or
-            json with method, compute, error and perhaps setting, seed.
+        results: results.json of `drrho compare`, whose methods are called METHOD+SETTING, or
+            tables of points, csv or json with method, compute, error and perhaps setting, seed.
         output: folder for scaling.json, scaling.md and scaling.png.
-        metric: whose 1 - value is the error; tables have errors.
+        metric: whose 1 - value is the error; TEST/METRIC where there are several test sets.
+            Tables have errors.
         points: "all" runs enter, or those on the "pareto" front of their method.
         floor: also fit an error E0 that no compute removes.
         at: errors at which compute is compared; none given means the ends and the middle of the
@@ -71,7 +72,8 @@ class EfficiencyConfig:
     """How many times the samples the baseline needs for an equal score.
 
     Attributes:
-        results: results.json of `drrho compare`, one for each number of training pairs.
+        results: results.json of `drrho compare`, whose methods are called METHOD+NUMBER, with
+            the number of pairs, or of parts of the data, that they were trained on.
         method: whose samples are compared.
         baseline: with whose.
         output: folder for efficiency.json, efficiency.md and efficiency.png.
@@ -271,12 +273,15 @@ def _compute_ratios(
 def _scores(runs: list[Run], metric: str) -> Scores:
     scores: dict[int, dict[int, float]] = {}
     for run in runs:
-        if run.train_pairs is None or run.seed is None:
-            raise ValueError(f"{run.source} does not say train_pairs and seed of {run.method}")
-        of_seeds = scores.setdefault(run.train_pairs, {})
+        if run.amount is None or run.seed is None:
+            raise ValueError(
+                f"{run.source} does not say how much data {run.method} was trained on and its "
+                "seed; call methods of a comparison METHOD+NUMBER, as in 'fastclip+2000'"
+            )
+        of_seeds = scores.setdefault(run.amount, {})
         if run.seed in of_seeds:
             raise ValueError(
-                f"{run.method} with {run.train_pairs:,} pairs and seed {run.seed} is there twice, "
+                f"{run.method}+{run.amount} of seed {run.seed} is there twice, "
                 f"once in {run.source}; give each comparison once"
             )
         of_seeds[run.seed] = run.value(metric)
