@@ -49,6 +49,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
   scaling fit RESULTS ...          error against compute: E = a C^-b with intervals
   scaling efficiency RESULTS ...   how many times the samples the baseline needs
+  variance RUN ...                 of loss and excess losses on held-out pairs, drawn
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   export RUN --format F --output O a model as open_clip or Hugging Face loads it
   scenes FOLDER                    draw captioned scenes as WebDataset shards
@@ -135,6 +136,9 @@ def _dispatch(arguments: list[str]) -> int:
         case ["scaling", "efficiency", *rest]:
             config = tyro.cli(EfficiencyConfig, args=rest, prog="drrho scaling efficiency")
             print(commands.run_scaling_efficiency(config))
+        case ["variance", *rest]:
+            config = tyro.cli(commands.VarianceConfig, args=rest, prog="drrho variance")
+            print(commands.run_variance(config))
         case ["evaluate", *rest]:
             print(commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate")))
         case ["export", *rest]:
