@@ -22,7 +22,7 @@ from drrho.training.optimizer import OptimizerConfig
 
 DATA = os.environ.get("DRRHO_DATA", "../shared/data") + "/emoji-pictograms"
 OUTPUT = "runs/data-efficiency-emoji"
-STEPS = 160  # of 128 pairs
+STEPS = 120  # of 128 pairs
 
 
 def run(method: str, shards: int) -> Recipe:

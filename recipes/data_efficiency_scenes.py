@@ -22,7 +22,7 @@ from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 
 OUTPUT = "runs/data-efficiency-scenes"
-STEPS = 160  # of 128 pairs
+STEPS = 120  # of 128 pairs
 SETS = {
     "reference": ScenesConfig(num_samples=8000, seed=200),
     "train": ScenesConfig(num_samples=8000, seed=201, mismatch_rate=0.3, samples_per_shard=1000),

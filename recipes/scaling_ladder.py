@@ -28,7 +28,7 @@ SIZES = {
     "middle": SmallConfig(embed_dim=96, image_width=12, text_width=72, text_heads=3),
     "wide": SmallConfig(embed_dim=128, image_width=18, text_width=108, text_heads=3),
 }
-STEPS = (50, 100, 200, 400)  # of 128 pairs
+STEPS = (25, 50, 100, 200)  # of 128 pairs
 SETS = {
     "reference": ScenesConfig(num_samples=8000, seed=100),
     "train": ScenesConfig(num_samples=16000, seed=101, mismatch_rate=0.3),
@@ -62,7 +62,7 @@ def run(method: str, size: str, steps: int) -> Recipe:
 recipe = Comparison(
     output=OUTPUT,
     references={
-        "scenes": replace(run("clip", "middle", 400), data=f"{OUTPUT}/scenes/reference", seed=1000)
+        "scenes": replace(run("clip", "middle", 200), data=f"{OUTPUT}/scenes/reference", seed=1000)
     },
     methods={
         f"{method}+{size}-{steps}": run(method, size, steps)

@@ -151,7 +151,7 @@ def _fit_with_floor(
             least_squares(
                 residuals,
                 x0=[*start, max(share, 1e-9) * smallest],
-                jac=jacobian,
+                jac=jacobian,  # pyright: ignore[reportArgumentType]  scipy's stub knows names alone
                 bounds=([-np.inf, -np.inf, 0.0], [np.inf, np.inf, smallest]),
                 x_scale=[1.0, 0.1, smallest],
                 xtol=1e-12,
