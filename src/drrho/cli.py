@@ -25,6 +25,7 @@ try:
     from drrho.run.recipe import Recipe, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
     from drrho.run.reference_import import ImportConfig
+    from drrho.run.scaling import EfficiencyConfig, FitConfig
     from drrho.run.training import TrainingInterrupted
 except ModuleNotFoundError as error:  # the losses alone are installed
     raise SystemExit(
@@ -46,6 +47,9 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
                                    the name of a published one; --dry-run checks and describes it
   recipes                          the published recipes
   compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
+  scaling fit RESULTS ...          error against compute: E = a C^-b with intervals
+  scaling efficiency RESULTS ...   how many times the samples the baseline needs
+  variance RUN ...                 of loss and excess losses on held-out pairs, drawn
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   export RUN --format F --output O a model as open_clip or Hugging Face loads it
   scenes FOLDER                    draw captioned scenes as WebDataset shards
@@ -126,6 +130,15 @@ def _dispatch(arguments: list[str]) -> int:
         case ["compare" as command, *_]:
             print(f"usage: drrho {command} RECIPE.py ...; --help after it lists what it takes")
             return 0 if "--help" in arguments else 2
+        case ["scaling", "fit", *rest]:
+            config = tyro.cli(FitConfig, args=rest, prog="drrho scaling fit")
+            print(commands.run_scaling_fit(config))
+        case ["scaling", "efficiency", *rest]:
+            config = tyro.cli(EfficiencyConfig, args=rest, prog="drrho scaling efficiency")
+            print(commands.run_scaling_efficiency(config))
+        case ["variance", *rest]:
+            config = tyro.cli(commands.VarianceConfig, args=rest, prog="drrho variance")
+            print(commands.run_variance(config))
         case ["evaluate", *rest]:
             print(commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate")))
         case ["export", *rest]:
@@ -135,7 +148,7 @@ def _dispatch(arguments: list[str]) -> int:
             print(commands.run_scenes(config))
         case ["--version"]:
             print(__version__)
-        case [] | ["--help" | "-h" | "help"] | ["reference", "--help" | "-h"]:
+        case [] | ["--help" | "-h" | "help"] | ["reference" | "scaling", "--help" | "-h"]:
             print(USAGE, end="")
         case _:
             print(f"drrho: unknown command {' '.join(arguments[:2])!r}\n\n{USAGE}", file=sys.stderr)

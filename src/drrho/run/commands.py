@@ -11,6 +11,7 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.files import write_json
 from drrho.reference.loss_summary import summarise_losses
 from drrho.report.table import markdown_table
+from drrho.report.variance import draw_variances, variance_table
 from drrho.run.comparison import Comparison, compare
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
@@ -28,9 +29,11 @@ from drrho.run.reference import (
     verify_reference,
 )
 from drrho.run.reference_import import ImportConfig, import_reference
+from drrho.run.scaling import EfficiencyConfig, FitConfig, fit_scaling, measure_efficiency
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
+from drrho.training.log import read_metrics
 
 # What a user can usually mend, said in one line; anything else keeps its traceback.
 USER_ERRORS = (
@@ -50,6 +53,19 @@ class DrawConfig:
 
     folder: Positional[str]
     scenes: ScenesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceConfig:
+    """The variance of loss and excess losses on held-out pairs, along training.
+
+    Attributes:
+        runs: folders of runs that were trained with `evaluation.references`.
+        output: PNG to write.
+    """
+
+    runs: Positional[tuple[str, ...]]
+    output: str = "variance.png"
 
 
 def run_demo(config: DemoConfig) -> str:
@@ -183,6 +199,26 @@ def run_evaluate(config: EvaluateConfig) -> str:
     return _metrics_table(scores)
 
 
+def run_scaling_fit(config: FitConfig) -> str:
+    """Finished runs -> laws of error against compute."""
+    fit_scaling(config)
+    return _written(config.output, "scaling")
+
+
+def run_scaling_efficiency(config: EfficiencyConfig) -> str:
+    """Finished runs -> how many times the samples the baseline needs."""
+    measure_efficiency(config)
+    return _written(config.output, "efficiency")
+
+
+def run_variance(config: VarianceConfig) -> str:
+    """Logs of runs -> a table of first and last variances, and a plot."""
+    logs = {Path(run).name: read_metrics(Path(run)) for run in config.runs}
+    table = variance_table(logs)
+    draw_variances(logs, Path(config.output))
+    return f"{table}\n\nThe plot is {config.output}."
+
+
 def run_export(config: ExportConfig) -> str:
     """A trained model -> the form of another program."""
     output = export_model(config)
@@ -204,6 +240,11 @@ def _comparison_report(output: str) -> str:
     return (
         f"\n{written}\nThe numbers are in {output}/results.json, the curves in {output}/curves.png."
     )
+
+
+def _written(output: str, name: str) -> str:
+    text = (Path(output) / f"{name}.md").read_text()
+    return f"\n{text}\nThe numbers are in {output}/{name}.json, the plot in {output}/{name}.png."
 
 
 def _metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -32,10 +32,20 @@ class EvaluationConfig:
         data: shards or a manifest with captions (retrieval) or labels (zero-shot), see
             `drrho.run.evaluation`; None evaluates nothing.
         batch_size: images embedded at once.
+        references: folders of stored embeddings of `data`: the variance of the loss on it, and of
+            the excess loss over each, is logged as `evaluation/loss_variance` and
+            `evaluation/excess_loss_variance/FOLDER`. Nothing is trained with them.
     """
 
     data: str | None = None
     batch_size: int = 256
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.references and self.data is None:
+            raise ValueError(
+                f"evaluation.references = {self.references} has no effect without evaluation.data"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +244,7 @@ MAY_CHANGE = (
     "evaluation.data",
     "evaluation.batch_size",
     "resume",
+    "evaluation.references",
 )
 
 

@@ -25,6 +25,7 @@ from drrho.models.two_tower import TwoTower
 from drrho.reference.views import ReferenceViews
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
 from drrho.run.filtering import FilterReport, filtered
+from drrho.run.held_out import HeldOutVariances
 from drrho.run.processes import ProcessFailed, open_manifest_together, together
 from drrho.run.recipe import MAY_CHANGE, Recipe, default_values
 from drrho.run.selection import Selector
@@ -243,15 +244,18 @@ def _evaluators(
     if source is None:
         return {}
     held_out = processes.on_first(lambda: open_evaluation_set(source))
+    variances = None
+    if recipe.evaluation.references:
+        variances = HeldOutVariances(held_out.manifest, recipe.evaluation.references)
 
     def evaluator() -> dict[str, float]:
-        return evaluate_model(
-            model,
-            held_out,
-            device=device,
-            batch_size=recipe.evaluation.batch_size,
-            workers=recipe.loading.workers,
+        batch_size, workers = recipe.evaluation.batch_size, recipe.loading.workers
+        metrics = evaluate_model(
+            model, held_out, device=device, batch_size=batch_size, workers=workers
         ).metrics
+        if variances is None:
+            return metrics
+        return metrics | variances(model, device=device, batch_size=batch_size, workers=workers)
 
     return {"evaluation": evaluator}
 

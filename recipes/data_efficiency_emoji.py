@@ -1,0 +1,58 @@
+"""FastCLIP and DRRho-CLIP on 1/8 to all of the data, at equal samples seen, on real captions.
+
+    drrho compare recipes/data_efficiency_emoji.py
+    drrho scaling efficiency runs/data-efficiency-emoji/results.json
+
+24 runs after the reference: two methods, four amounts of data, three seeds. `fastclip+2` is
+trained on 2 of 8 shards of the emoji and pictograms (see emoji_pictograms.py), of about 1,830
+pairs each; the reference on the two others. DRRHO_DATA names the folder that holds
+`emoji-pictograms/`.
+"""
+
+import os
+from dataclasses import replace
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.run.comparison import Comparison
+from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+DATA = os.environ.get("DRRHO_DATA", "../shared/data") + "/emoji-pictograms"
+OUTPUT = "runs/data-efficiency-emoji"
+STEPS = 120  # of 128 pairs
+
+
+def run(method: str, shards: int) -> Recipe:
+    return Recipe(
+        output=OUTPUT,
+        data=f"{DATA}/train-{{0002..{shards + 1:04d}}}.tar",
+        loading=LoadingConfig(batch_size=128),
+        model=ModelConfig(name="small"),
+        objective=ObjectiveConfig(method=method),
+        reference="emoji" if method == "drrho_clip" else None,
+        training=TrainingConfig(
+            steps=STEPS,
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+            log_every=10,
+            checkpoint_every=STEPS,
+        ),
+        evaluation=EvaluationConfig(data=f"{DATA}/val-0000.tar"),
+    )
+
+
+recipe = Comparison(
+    output=OUTPUT,
+    references={
+        "emoji": replace(run("clip", 8), data=f"{DATA}/train-{{0000..0001}}.tar", seed=1000)
+    },
+    methods={
+        f"{method}+{shards}": run(method, shards)
+        for method in ("fastclip", "drrho_clip")
+        for shards in (1, 2, 4, 8)
+    },
+    test=f"{DATA}/test-0000.tar",
+    seeds=(0, 1, 2),
+)

@@ -1,0 +1,64 @@
+"""FastCLIP and DRRho-CLIP on 1/8 to all of the data, at equal samples seen, on captioned scenes.
+
+    drrho compare recipes/data_efficiency_scenes.py
+    drrho scaling efficiency runs/data-efficiency-scenes/results.json
+
+24 runs after the reference: two methods, four amounts of data, three seeds. `fastclip+2` is
+trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of another. The
+scenes are drawn when the recipe is first read.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.models.build import ModelConfig
+from drrho.models.small import SmallConfig
+from drrho.run.comparison import Comparison
+from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+OUTPUT = "runs/data-efficiency-scenes"
+STEPS = 120  # of 128 pairs
+SETS = {
+    "reference": ScenesConfig(num_samples=8000, seed=200),
+    "train": ScenesConfig(num_samples=8000, seed=201, mismatch_rate=0.3, samples_per_shard=1000),
+    "validation": ScenesConfig(num_samples=500, seed=202),
+    "test": ScenesConfig(num_samples=1000, seed=203),
+}
+for name, scenes in SETS.items():
+    write_scenes(Path(OUTPUT) / "scenes" / name, scenes)
+
+
+def run(method: str, shards: int) -> Recipe:
+    return Recipe(
+        output=OUTPUT,
+        data=f"{OUTPUT}/scenes/train/scenes-{{0000..{shards - 1:04d}}}.tar",
+        loading=LoadingConfig(batch_size=128),
+        model=ModelConfig(name="small", small=SmallConfig(text_width=96, text_heads=3)),
+        objective=ObjectiveConfig(method=method),
+        reference="scenes" if method == "drrho_clip" else None,
+        training=TrainingConfig(
+            steps=STEPS,
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+            log_every=10,
+            checkpoint_every=STEPS,
+        ),
+        evaluation=EvaluationConfig(data=f"{OUTPUT}/scenes/validation"),
+    )
+
+
+recipe = Comparison(
+    output=OUTPUT,
+    references={"scenes": replace(run("clip", 8), data=f"{OUTPUT}/scenes/reference", seed=1000)},
+    methods={
+        f"{method}+{shards}": run(method, shards)
+        for method in ("fastclip", "drrho_clip")
+        for shards in (1, 2, 4, 8)
+    },
+    test=f"{OUTPUT}/scenes/test",
+    seeds=(0, 1, 2),
+)

@@ -1,0 +1,74 @@
+"""CLIP and DRRho-CLIP in three sizes at four numbers of samples, on captioned scenes.
+
+    drrho compare recipes/scaling_ladder.py
+    drrho scaling fit runs/scaling-ladder/results.json
+
+24 runs a seed after the reference. The scenes are drawn when the recipe is first read; 30 % of
+the captions of the targets' training data are given to the wrong image. Every run has its own
+schedule of the learning rate, to the end of its own steps: a run that was stopped early would be
+judged before its learning rate had fallen.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.models.build import ModelConfig
+from drrho.models.small import SmallConfig
+from drrho.run.comparison import Comparison
+from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+OUTPUT = "runs/scaling-ladder"
+SIZES = {
+    "narrow": SmallConfig(embed_dim=64, image_width=8, text_width=48, text_heads=3),
+    "middle": SmallConfig(embed_dim=96, image_width=12, text_width=72, text_heads=3),
+    "wide": SmallConfig(embed_dim=128, image_width=18, text_width=108, text_heads=3),
+}
+STEPS = (25, 50, 100, 200)  # of 128 pairs
+SETS = {
+    "reference": ScenesConfig(num_samples=8000, seed=100),
+    "train": ScenesConfig(num_samples=16000, seed=101, mismatch_rate=0.3),
+    "validation": ScenesConfig(num_samples=500, seed=102),
+    "test": ScenesConfig(num_samples=1000, seed=103),
+}
+for name, scenes in SETS.items():
+    write_scenes(Path(OUTPUT) / "scenes" / name, scenes)
+
+
+def run(method: str, size: str, steps: int) -> Recipe:
+    return Recipe(
+        output=OUTPUT,
+        data=f"{OUTPUT}/scenes/train",
+        loading=LoadingConfig(batch_size=128),
+        model=ModelConfig(name="small", small=SIZES[size]),
+        objective=ObjectiveConfig(method=method),
+        reference="scenes" if method == "drrho_clip" else None,
+        training=TrainingConfig(
+            steps=steps,
+            optimizer=OptimizerConfig(
+                learning_rate=1e-3, warmup_steps=steps // 10, weight_decay=0.1
+            ),
+            log_every=max(1, steps // 20),
+            checkpoint_every=steps,
+        ),
+        evaluation=EvaluationConfig(data=f"{OUTPUT}/scenes/validation"),
+    )
+
+
+recipe = Comparison(
+    output=OUTPUT,
+    references={
+        "scenes": replace(run("clip", "middle", 200), data=f"{OUTPUT}/scenes/reference", seed=1000)
+    },
+    methods={
+        f"{method}+{size}-{steps}": run(method, size, steps)
+        for method in ("clip", "drrho_clip")
+        for size in SIZES
+        for steps in STEPS
+    },
+    test=f"{OUTPUT}/scenes/test",
+)

@@ -1,0 +1,1 @@
+"""Results -> laws. Reads numbers; trains nothing."""

@@ -1,0 +1,260 @@
+"""Scaling laws of error against compute: fits, their bootstrap, the compute at equal error."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+PointRule = Literal["all", "pareto"]
+# Resamples that cannot be fitted (too few different computes) are drawn again, so many times.
+ATTEMPTS_PER_RESAMPLE = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerLaw:
+    """`E(C) = floor + scale * C^-exponent`.
+
+    Attributes:
+        scale: a, the error above the floor at one unit of compute.
+        exponent: b, positive where more compute helps.
+        floor: E0, the error that no compute removes; 0 in the plain law.
+    """
+
+    scale: float
+    exponent: float
+    floor: float = 0.0
+
+    def error(self, compute: float) -> float:
+        """E at a compute, in the unit that the law was fitted with."""
+        return self.floor + self.scale * compute**-self.exponent
+
+    def log_compute(self, error: float) -> float:
+        """Log C at which the law reaches an error: infinite where it never does."""
+        if error <= self.floor or self.exponent <= 0:
+            return math.inf
+        return (math.log(self.scale) - math.log(error - self.floor)) / self.exponent
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPoints:
+    """Runs of one method, row by row.
+
+    Attributes:
+        compute: C, positive: forward GFLOP per sample times samples seen.
+        error: E on the test set, a fraction in (0, 1].
+        setting: what was trained (model and samples), by name. Rows of one setting are seeds of
+            it; methods that have a setting in common are paired in it.
+    """
+
+    compute: Float[Tensor, " runs"]
+    error: Float[Tensor, " runs"]
+    setting: tuple[str, ...]
+
+    def __post_init__(self):
+        if not len(self.compute) == len(self.error) == len(self.setting):
+            raise ValueError(
+                "compute, error and setting must be of equal length, got "
+                f"{len(self.compute)}, {len(self.error)} and {len(self.setting)}"
+            )
+        _check(self.compute, self.error)
+
+    def rows_of(self, settings: list[str]) -> "RunPoints":
+        """All rows of these settings; of one that is named twice, twice."""
+        rows = [i for name in settings for i, own in enumerate(self.setting) if own == name]
+        return RunPoints(
+            compute=self.compute[rows],
+            error=self.error[rows],
+            setting=tuple(self.setting[i] for i in rows),
+        )
+
+
+def pareto_front(
+    compute: Float[Tensor, " runs"], error: Float[Tensor, " runs"]
+) -> Bool[Tensor, " runs"]:
+    """Which runs are not dominated: no run with at most their compute has a smaller error.
+
+    Of equal runs all stay.
+    """
+    cheaper = compute[None, :] <= compute[:, None]
+    better = error[None, :] < error[:, None]
+    return ~(cheaper & better).any(dim=1)
+
+
+def fit_power_law(
+    compute: Float[Tensor, " runs"], error: Float[Tensor, " runs"], *, with_floor: bool = False
+) -> PowerLaw:
+    """Least squares of log E: of `log a - b log C`, or of `log(E0 + a C^-b)`.
+
+    The plain law is a line in logarithms and has one solution. The law with a floor is fitted by
+    scipy's bounded trust region, 0 <= E0 <= min E, from the lines above three floors; the best
+    of the three fits is taken. Where the runs do not bend, the floor is 0 and the law plain.
+
+    Args:
+        compute: positive, in one unit.
+        error: fractions in (0, 1].
+        with_floor: whether there is an E0.
+
+    Raises:
+        ValueError: a value out of range, or fewer different computes than parameters.
+        ModuleNotFoundError: a floor is asked for and scipy is not installed.
+
+    Source: docs/mathematics.md, "Scaling law".
+    """
+    _check(compute, error)
+    needed = 3 if with_floor else 2
+    if len(compute.unique()) < needed:
+        raise ValueError(
+            f"a law with {needed} parameters needs runs at {needed} different computes or more, "
+            f"got {len(compute.unique())}"
+        )
+    log_compute, log_error = compute.double().log(), error.double().log()
+    if with_floor:
+        return _fit_with_floor(log_compute, log_error)
+    centred = log_compute - log_compute.mean()
+    slope = float((centred * log_error).sum() / centred.square().sum())
+    intercept = float(log_error.mean() - slope * log_compute.mean())
+    return PowerLaw(scale=math.exp(intercept), exponent=-slope)
+
+
+def _fit_with_floor(
+    log_compute: Float[Tensor, " runs"], log_error: Float[Tensor, " runs"]
+) -> PowerLaw:
+    # Seldom needed and slow to import; scipy comes with drrho[report].
+    from scipy.optimize import least_squares  # noqa: PLC0415
+
+    # The scale is that at the middle of the runs: at C = 1, far outside of them, it would vary
+    # with the exponent and the solver would creep along a valley.
+    middle = float(log_compute.mean())
+    x, y = (log_compute - middle).numpy(), log_error.numpy()
+    smallest = float(log_error.min().exp())
+
+    def residuals(parameters: np.ndarray) -> np.ndarray:
+        log_scale, exponent, floor = parameters
+        return np.log(floor + np.exp(log_scale - exponent * x)) - y
+
+    def jacobian(parameters: np.ndarray) -> np.ndarray:
+        log_scale, exponent, floor = parameters
+        above = np.exp(log_scale - exponent * x)
+        total = floor + above
+        return np.stack([above / total, -x * above / total, 1 / total], axis=1)
+
+    fits = []
+    for share in (0.0, 0.5, 0.9):  # the line through what lies above this floor
+        above = np.log(np.exp(y) - share * smallest)
+        start = [float(above.mean()), -float(np.polyfit(x, above, 1)[0])]
+        fits.append(
+            least_squares(
+                residuals,
+                x0=[*start, max(share, 1e-9) * smallest],
+                jac=jacobian,  # pyright: ignore[reportArgumentType]  scipy's stub knows names alone
+                bounds=([-np.inf, -np.inf, 0.0], [np.inf, np.inf, smallest]),
+                x_scale=[1.0, 0.1, smallest],
+                xtol=1e-12,
+                ftol=1e-12,
+                gtol=1e-12,
+            )
+        )
+    log_scale, exponent, floor = min(fits, key=lambda fit: fit.cost).x
+    return PowerLaw(
+        scale=math.exp(log_scale + exponent * middle), exponent=float(exponent), floor=float(floor)
+    )
+
+
+def fit_runs(points: RunPoints, *, rule: PointRule, with_floor: bool = False) -> PowerLaw:
+    """The law of the runs that the rule lets in: all, or the Pareto front."""
+    if rule == "pareto":
+        front = pareto_front(points.compute, points.error)
+        return fit_power_law(points.compute[front], points.error[front], with_floor=with_floor)
+    return fit_power_law(points.compute, points.error, with_floor=with_floor)
+
+
+def bootstrap_laws(
+    methods: Mapping[str, RunPoints],
+    *,
+    generator: torch.Generator,
+    rule: PointRule = "all",
+    with_floor: bool = False,
+    resamples: int = 1000,
+) -> dict[str, list[PowerLaw]]:
+    """Laws of runs drawn again: resample k of every method from the same draw of settings.
+
+    Settings are drawn with replacement, with all their seeds, out of those of any method; each
+    method has the settings among them that it was trained in. Where methods share settings, what
+    is good luck for one is for the other, and differences of their laws are paired. The rule is
+    applied to every resample anew, since which runs are on the front is chance too. A draw in
+    which a method cannot be fitted is drawn again.
+
+    Returns:
+        Method -> one law for each resample.
+
+    Raises:
+        ValueError: an option out of range, or hardly any draw can be fitted.
+    """
+    if not methods or resamples < 1:
+        raise ValueError(
+            f"bootstrap_laws needs a method and a resample, got {len(methods)} and {resamples}"
+        )
+    settings = list(dict.fromkeys(name for points in methods.values() for name in points.setting))
+    laws: dict[str, list[PowerLaw]] = {method: [] for method in methods}
+    attempts = 0
+    while len(next(iter(laws.values()))) < resamples:
+        attempts += 1
+        if attempts > ATTEMPTS_PER_RESAMPLE * resamples:
+            raise ValueError(
+                f"runs in {len(settings)} settings are too few for a bootstrap with points = "
+                f"{rule!r}: their resamples cannot be fitted; add runs, or fit all points without "
+                "a floor"
+            )
+        drawn = torch.randint(
+            len(settings), (len(settings),), generator=generator, device=generator.device
+        )
+        names = [settings[i] for i in drawn.tolist()]
+        found = {}
+        for method, points in methods.items():
+            try:
+                found[method] = fit_runs(points.rows_of(names), rule=rule, with_floor=with_floor)
+            except ValueError:
+                break
+        else:
+            for method, law in found.items():
+                laws[method].append(law)
+    return laws
+
+
+def log_compute_ratio(law: PowerLaw, other: PowerLaw, *, error: float) -> float:
+    """Log of the compute of `law` over that of `other` at which both reach `error`.
+
+    Infinite where one of them never does; not a number where neither does.
+    """
+    return law.log_compute(error) - other.log_compute(error)
+
+
+def interval_of(values: list[float], *, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of bootstrap values; infinite values count as the largest or smallest.
+
+    The ends are values that occurred (no interpolation, which infinity does not allow). A value
+    that is not a number speaks for neither side: with any the interval is without ends.
+    """
+    if not values or not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1) and values be given, got {level}, {values}")
+    if any(math.isnan(value) for value in values):
+        return -math.inf, math.inf
+    ordered = sorted(values)
+    tail = (1 - level) / 2
+    last = len(ordered) - 1
+    return ordered[math.floor(tail * last)], ordered[math.ceil((1 - tail) * last)]
+
+
+def _check(compute: Float[Tensor, " runs"], error: Float[Tensor, " runs"]) -> None:
+    """Raises ValueError unless all is positive and finite, and errors are fractions."""
+    if len(compute) and not (bool((compute > 0).all()) and bool(compute.isfinite().all())):
+        raise ValueError(f"compute must be positive and finite, got {compute.tolist()}")
+    if len(error) and not bool(((error > 0) & (error <= 1)).all()):
+        raise ValueError(
+            f"error must be a fraction in (0, 1], as 1 - accuracy is, got {error.tolist()}"
+        )

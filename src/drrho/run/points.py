@@ -1,0 +1,188 @@
+"""Finished comparisons and tables of other people's runs -> runs as points."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Names among a run's metrics.
+GFLOP, SAMPLES_SEEN = "forward_gflop", "samples_seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        method: its name.
+        setting: what it shares with the runs of other methods (model, data, samples), by name.
+        seed: of the run; None where a table does not say.
+        metrics: name -> value on the first test set, TEST/name -> value on any, and what
+            training recorded.
+        amount: of data it was trained on, in pairs or in the unit that its setting is named by.
+        source: the file it was read from.
+    """
+
+    method: str
+    setting: str
+    seed: int | None
+    metrics: Mapping[str, float]
+    amount: int | None
+    source: Path
+
+    def value(self, name: str) -> float:
+        """A metric.
+
+        Raises:
+            ValueError: the run has none of this name, or it is not finite.
+        """
+        if name not in self.metrics:
+            raise ValueError(
+                f"{self.source}: {self.method} of seed {self.seed} has no {name!r}; it has "
+                f"{', '.join(sorted(self.metrics))}"
+            )
+        if not math.isfinite(self.metrics[name]):
+            raise ValueError(
+                f"{self.source}: {name} of {self.method} is {self.metrics[name]}; leave the run out"
+            )
+        return self.metrics[name]
+
+    def compute(self) -> float:
+        """Forward GFLOP per sample times samples seen, or what a table calls `compute`."""
+        if "compute" in self.metrics:
+            return self.value("compute")
+        if GFLOP not in self.metrics:
+            raise ValueError(
+                f"{self.source} does not say the forward GFLOP of {self.method}: it is counted on "
+                "test sets with captions; give a table with the compute"
+            )
+        return self.value(GFLOP) * self.value(SAMPLES_SEEN)
+
+    def error(self, metric: str) -> float:
+        """`1 - metric`, or what a table calls `error`.
+
+        Raises:
+            ValueError: the metric is not a fraction, or there is none.
+        """
+        if "error" in self.metrics:
+            return self.value("error")
+        score = self.value(metric)
+        if not 0 <= score < 1:
+            raise ValueError(
+                f"{self.source}: {metric} of {self.method} is {score}; errors are of scores that "
+                "are fractions below 1"
+            )
+        return 1 - score
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """All runs of several files, in order.
+
+    A file is the `results.json` of `drrho compare` (or the folder that holds it), or a table: csv
+    with a header, or a json list of objects, with `method`, `compute` and `error`, and perhaps
+    `setting` and `seed`; without a setting it is the compute. In a comparison the name of a method
+    may be METHOD+SETTING ("clip+wide-200"); its setting is that and the folder of the file. A
+    setting that is a number ("clip+2000") is the amount of data.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        ValueError: one is neither, or there is no run in any.
+    """
+    runs = [run for path in paths for run in _read(Path(path).expanduser())]
+    if not runs:
+        raise ValueError(f"there is no run in {', '.join(map(str, paths)) or 'no files'}")
+    return runs
+
+
+def by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Method -> its runs, in the order of the files."""
+    methods: dict[str, list[Run]] = {}
+    for run in runs:
+        methods.setdefault(run.method, []).append(run)
+    return methods
+
+
+def _read(path: Path) -> list[Run]:
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; give results.json of a finished `drrho compare`, or a table "
+            "of points (csv or json)"
+        )
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = (line for line in file if not line.startswith("#"))
+            return _of_table(list(csv.DictReader(lines)), path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is neither csv nor JSON: {error}") from error
+    if isinstance(content, list):
+        return _of_table(content, path)
+    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
+        raise ValueError(f"{path} has no methods; give results.json of `drrho compare`, or a table")
+    return _of_comparison(content, path)
+
+
+def _of_comparison(content: Mapping[str, Any], path: Path) -> list[Run]:
+    runs = []
+    for name, summary in content["methods"].items():
+        if not isinstance(summary, dict) or not isinstance(summary.get("runs"), list):
+            raise ValueError(f"{path}: method {name!r} has no list of runs")
+        method, _, setting = name.partition("+")
+        gflop = summary.get("gflop")
+        forward = {} if gflop is None else {GFLOP: sum(_numbers(gflop).values())}
+        runs += [
+            Run(
+                method=method,
+                setting=f"{path.parent} {setting}".strip(),
+                seed=run.get("seed"),
+                metrics=_metrics(run) | forward,
+                amount=int(setting) if setting.isdecimal() else None,
+                source=path,
+            )
+            for run in summary["runs"]
+        ]
+    return runs
+
+
+def _metrics(run: Mapping[str, Any]) -> dict[str, float]:
+    tests = list(run.get("tests", {}).items())
+    named = {f"{test}/{name}": v for test, found in tests for name, v in _numbers(found).items()}
+    first = _numbers(tests[0][1]) if tests else {}
+    return named | first | _numbers(run.get("cost", {}))
+
+
+def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
+    runs = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            metrics = {name: float(row[name]) for name in ("compute", "error")}
+            seed = row.get("seed")
+            runs.append(
+                Run(
+                    method=str(row["method"]),
+                    setting=str(row.get("setting") or f"{metrics['compute']:.6g}"),
+                    seed=int(seed) if seed not in (None, "") else None,
+                    metrics=metrics,
+                    amount=None,
+                    source=path,
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, row {number}: {dict(row)} needs method, compute and error, and numbers "
+                f"for all but the first ({type(error).__name__}: {error})"
+            ) from error
+    return runs
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

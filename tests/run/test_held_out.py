@@ -1,0 +1,66 @@
+"""Variances on held-out pairs are logged along training, for every reference that is named."""
+
+from dataclasses import replace
+
+import pytest
+
+from drrho.cli import main
+from drrho.run.recipe import EvaluationConfig
+from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.run.training import train_recipe
+from drrho.training.log import read_metrics
+
+
+@pytest.fixture(scope="module")
+def stored(plain_recipe, reference, tmp_path_factory):
+    """Two folders with embeddings of the test scenes, by the same reference."""
+    folder = tmp_path_factory.mktemp("held-out")
+    for name in ("one", "other"):
+        precompute_reference(
+            PrecomputeConfig(
+                data=plain_recipe.evaluation.data,
+                model=f"run:{reference.parent / 'run'}",
+                output=str(folder / name),
+                device="cpu",
+            )
+        )
+    return folder
+
+
+def with_references(recipe, *folders):
+    evaluation = replace(recipe.evaluation, references=tuple(map(str, folders)))
+    return replace(recipe, evaluation=evaluation)
+
+
+def test_variances_are_logged_at_every_evaluation(plain_recipe, stored, tmp_path, capsys):
+    recipe = with_references(plain_recipe, stored / "one", stored / "other")
+    plain = train_recipe(replace(plain_recipe, output=str(tmp_path / "plain")))
+    logged = train_recipe(replace(recipe, output=str(tmp_path / "run")))
+    rows = [r for r in read_metrics(tmp_path / "run") if r.get("evaluation/mrr") is not None]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["evaluation/loss_variance"] > 0
+        names = [f"evaluation/excess_loss_variance/{name}" for name in ("one", "other")]
+        assert row[names[0]] == row[names[1]] > 0
+    assert plain["metrics"]["evaluation/mrr"] == logged["metrics"]["evaluation/mrr"]
+    capsys.readouterr()
+    picture = tmp_path / "variance.png"
+    assert main(["variance", str(tmp_path / "run"), "--output", str(picture)]) == 0
+    assert "excess over other" in capsys.readouterr().out
+    assert picture.stat().st_size > 1000
+    assert main(["variance", str(tmp_path / "plain"), "--output", str(picture)]) == 1
+    assert "'plain' has logged no variances" in capsys.readouterr().err
+
+
+def test_a_reference_of_other_data_is_refused(plain_recipe, reference, tmp_path):
+    recipe = with_references(plain_recipe, reference)
+    with pytest.raises(ValueError, match="do not fit shard"):
+        train_recipe(replace(recipe, output=str(tmp_path)))
+
+
+def test_references_without_effect_or_of_one_name_are_refused(plain_recipe, stored, tmp_path):
+    with pytest.raises(ValueError, match="no effect without evaluation.data"):
+        EvaluationConfig(references=("a",))
+    recipe = with_references(plain_recipe, stored / "one", stored / "one")
+    with pytest.raises(ValueError, match="must differ"):
+        train_recipe(replace(recipe, output=str(tmp_path)))
