@@ -1,0 +1,1 @@
+"""Results and losses -> what theory says of them: laws, bounds. Trains nothing."""
