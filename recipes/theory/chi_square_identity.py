@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
 
 def draw(kind: str, n: int, generator: torch.Generator) -> Tensor:
-    """n numbers between 0 and 1, both of which occur."""
+    """As many numbers, between 0 and 1, both of which occur."""
     uniform = torch.rand(n, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     match kind:
         case "normal":

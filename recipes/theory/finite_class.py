@@ -111,7 +111,7 @@ def violations(variance: float, counts: Tensor, n: int) -> Tensor:
     bound = bound_of(variance, n)
     losses = losses_of(variance).expand_as(counts)
     risk = chi_square_ball_risk(losses, radius=bound.adversary.radius, base_measure=counts).value
-    return (GAPS > risk + bound.certificate(0.0)).any(dim=1)
+    return (risk + bound.certificate(0.0) < GAPS).any(dim=1)
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[Estimate]], dict[str, list[int]]]:
@@ -135,9 +135,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Estimate]], dic
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Estimate]]:
     options = parser_of(__doc__.splitlines()[0], replicates=800).parse_args(arguments)
     excess, failures = measure(options)
-    bounds = {
-        f"v = {v:g}": [bound_of(v, n).oracle(0.0, v) for n in SIZES] for v in VARIANCES
-    }
+    bounds = {f"v = {v:g}": [bound_of(v, n).oracle(0.0, v) for n in SIZES] for v in VARIANCES}
     publish(
         "finite_class",
         options=options,
@@ -194,10 +192,19 @@ def _charts(excess: dict[str, list[Estimate]]) -> list[Chart]:
     ]
     labels = {"x_label": "n, samples", "x_scale": "log", "y_scale": "log"}
     return [
-        Chart(title="Excess risk of the model returned", y_label="excess risk", series=series,
-              **labels),
-        Chart(title="Gain over ERM", y_label="ERM's excess risk / the method's", series=gains,
-              level=1.0, **labels),
+        Chart(
+            title="Excess risk of the model returned",
+            y_label="excess risk",
+            series=series,
+            **labels,
+        ),
+        Chart(
+            title="Gain over ERM",
+            y_label="ERM's excess risk / the method's",
+            series=gains,
+            level=1.0,
+            **labels,
+        ),
     ]
 
 

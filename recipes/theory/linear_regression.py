@@ -208,7 +208,7 @@ def _series(name: str, x: Sequence[float], estimates: Sequence[Estimate], colour
 def _charts(strengths: list[dict], sizes: list[dict]) -> list[Chart]:
     fine = [0.04 * 1.1**i for i in range(50)]
     by_strength: list[Series] = []
-    for colour, kappa in enumerate(KAPPAS):
+    for colour, kappa in enumerate(KAPPAS[1:]):  # a perfect reference leaves nothing to draw
         law = [chi_square_law(kappa, strength=g) for g in fine]
         by_strength.append(Series(name="", x=fine, y=law, style="-", colour=colour))
         rows = [row for row in strengths if row["kappa"] == kappa]
@@ -222,9 +222,7 @@ def _charts(strengths: list[dict], sizes: list[dict]) -> list[Chart]:
             ("ERM", "DRRho, chi-square", "DRRho, KL", "reference", "ERM on all")
         )
     ]
-    curves.append(
-        Series(name="law", x=n, y=[row["law"] for row in sizes], style="-", colour=6)
-    )
+    curves.append(Series(name="law", x=n, y=[row["law"] for row in sizes], style="-", colour=6))
     misfits = [
         _series(f"{name}, over {what}", [size / DIMENSIONS for size in n],
                 [row[f"over {what}"][name] for row in sizes], colour)

@@ -1,7 +1,6 @@
 """What the studies share: means with intervals, and what is written of a study."""
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

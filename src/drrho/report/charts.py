@@ -8,10 +8,13 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from drrho.report.curves import COLOURS
 
-Scale = Literal["linear", "log", "symlog"]
+Scale = Literal["linear", "log"]
+# Ratio of the ends of a logarithmic axis below which it is labelled at 1, 2 and 5.
+SHORT_AXIS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,15 @@ def _draw(chart: Chart, ax: Axes) -> None:
         ax.axhline(chart.level, color="#888888", linewidth=0.8, zorder=0)
     ax.set_xscale(chart.x_scale)
     ax.set_yscale(chart.y_scale)
+    for axis, scale, (low, high) in (
+        (ax.xaxis, chart.x_scale, ax.get_xlim()),
+        (ax.yaxis, chart.y_scale, ax.get_ylim()),
+    ):
+        if scale == "log" and high < SHORT_AXIS * low:
+            # Powers of ten are too few here, and matplotlib's choice of more overlaps.
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
     ax.set_title(chart.title, fontsize=10)
     ax.set_xlabel(chart.x_label)
     ax.set_ylabel(chart.y_label)
