@@ -9,7 +9,7 @@ Losses are standard normal, so that every truth is a number.
   should be 2. Moving averages, SCENT's rate and the learned dual trade its bias for variance.
 * Losses that fall by c temperatures per step: what is left of the sum of the weights.
 
-Two minutes.
+A minute.
 """
 
 import argparse

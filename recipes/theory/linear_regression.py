@@ -11,7 +11,7 @@ are |w - w*|^2 / 2, known exactly. Risks are minimised to a duality gap that the
   penalty at the strength that the law calls best, beside the parallel sum and ERM on all
   n + m samples. At few samples for each dimension the law fails, and the table shows it.
 
-Three minutes.
+Two minutes.
 """
 
 import argparse

@@ -13,7 +13,7 @@ ratio of the mean excess risks of reference and ERM, which only an experiment kn
 * Controls: a reference trained on the target's own samples, and adversaries that do not weaken
   as n grows.
 
-Three minutes.
+A minute.
 """
 
 import argparse
