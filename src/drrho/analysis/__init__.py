@@ -1,1 +1,1 @@
-"""Results -> laws. Reads numbers; trains nothing."""
+"""Results, losses and risks -> laws, and what theory says of them. Trains nothing."""

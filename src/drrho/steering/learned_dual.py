@@ -36,9 +36,9 @@ class LearnedDual(nn.Module):
     gradient is that of a mean over samples, unbiased for the objective at the present dual;
     what remains is how far the dual is from its optimum. Under the KL penalty even that averages
     out: for losses that stand still, of equal weight, the gradient's bias is exactly zero, since
-    the steps of nu average to zero only where the densities average to one. The variance is that
-    of a mean of densities, which usually exceeds the batch estimator's: the weights sum to one on
-    average only.
+    the steps of nu average to zero only where the densities average to one; not where batches are
+    so small that the limits below are met. The variance is that of a mean of densities, which
+    usually exceeds the batch estimator's: the weights sum to one on average only.
 
     The dual starts at the first batch's optimum, and is solved anew by a batch whose densities
     average less than a tenth or more than ten (for capped densities: more than half-way to the

@@ -1,0 +1,104 @@
+"""Generalisation bounds of DRRho over a finite class, with all their constants.
+
+A class of N models, a sample of n, a reference that is independent of the sample, losses whose
+excess over the reference spans at most M, and a probability delta to be wrong. The
+adversary is the chi-square ball of radius rho / n with
+
+    t = log(4 N / delta),    rho = t n / (n - 1)
+
+An infinite class needs a cover, and its size in the place of N.
+
+Source: docs/mathematics.md, "The bound with its constants".
+"""
+
+import math
+from dataclasses import dataclass
+
+from drrho.risk import ChiSquareBall
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiniteClassBound:
+    """The bounds that hold together, for all models at once, with probability `1 - delta`.
+
+    Attributes:
+        num_models: N, or the size of a cover.
+        num_samples: n, at least 2.
+        loss_range: M, what excess losses span at most: known, not measured. Losses in [0, B] with
+            a reference's losses in [0, B] give 2 B.
+        delta: probability that the sample is one on which the bounds fail.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    num_models: int
+    num_samples: int
+    loss_range: float
+    delta: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.num_models < 1:
+            raise ValueError(f"num_models must be at least 1, got {self.num_models}")
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
+        if not 0 <= self.loss_range < math.inf:
+            raise ValueError(f"loss_range must be finite, not negative; got {self.loss_range}")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta must be in (0, 1), got {self.delta}")
+
+    @property
+    def confidence(self) -> float:
+        """t, in nats."""
+        return math.log(4 * self.num_models / self.delta)
+
+    @property
+    def adversary(self) -> ChiSquareBall:
+        """The risk to minimise: the ball of radius rho / n = t / (n - 1)."""
+        return ChiSquareBall(radius=self.confidence / (self.num_samples - 1))
+
+    def certificate(self, risk: float) -> float:
+        """At most what a model's population risk exceeds the reference's by; computable.
+
+            R(w) - R(ref) <= F(w) + 17 M t / (6 (n - 1))
+
+        A model that minimises F over a class that has the reference in it has F <= 0.
+
+        Args:
+            risk: F(w), the `adversary`'s value on the excess losses of the sample.
+        """
+        return risk + 17 / 6 * self._unit
+
+    def oracle(self, excess_risk: float, variance: float) -> float:
+        """At most the excess risk of F's minimiser, by any one model of the class.
+
+            R(w_hat) - R* <= R(w) - R* + 2 sqrt(2 t Var(loss(w) - loss(ref)) / n)
+                             + 31 M t / (6 (n - 1))
+
+        Args:
+            excess_risk: R(w) - R* of that model, over the population.
+            variance: of its excess loss over the reference, over the population.
+        """
+        deviation = math.sqrt(2 * self.confidence * variance / self.num_samples)
+        return excess_risk + 2 * deviation + 31 / 6 * self._unit
+
+    @property
+    def _unit(self) -> float:
+        return self.loss_range * self.confidence / (self.num_samples - 1)
+
+
+def chi_square_slack(*, radius: float, loss_range: float) -> float:
+    """`radius M / 2`: at most what the chi-square risk lies below mean plus deviation.
+
+        mean + sqrt(2 radius Var) - radius M / 2 <= F <= mean + sqrt(2 radius Var)
+
+    for any sample whose losses span M. No smaller multiple of `radius M` would do: one low loss
+    among n equal ones reaches (n - 2) / (n - 1) of it.
+
+    Source: docs/mathematics.md, "Chi-square ball".
+    """
+    if not radius >= 0 or not loss_range >= 0:
+        raise ValueError(
+            f"radius and loss_range must not be negative, got {radius} and {loss_range}"
+        )
+    return radius * loss_range / 2

@@ -1,0 +1,142 @@
+"""What a reference is worth in a regular problem, to leading order.
+
+Regular: the excess risk is a quadratic form near its minimum, the loss a well-specified
+log-likelihood, and the target sees many samples for each parameter. Then a DRRho risk moves
+the empirical minimiser along the straight line to the reference, and all of the theory is how far:
+
+    w = (1 - x) w_ERM + x w_ref
+
+The quantity that decides is `kappa`, the reference's excess risk over that of empirical risk
+minimisation (ERM) on the target's samples. Where errors of the two are independent, the
+expected excess risk of w is `(1 - x)^2 + kappa x^2` times ERM's, least at `x = 1/(1 + kappa)`.
+
+Source: docs/mathematics.md, "The regular regime".
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def parallel_sum(erm_risk: float, reference_risk: float) -> float:
+    """`1 / (1 / R_ERM + 1 / R_ref)`: the excess risk of DRRho at its best strength.
+
+    Excess risks add like resistors in parallel, which is also what ERM on the samples of both
+    would reach: at its best, a reference replaces the data it was trained on.
+
+    Args:
+        erm_risk: expected excess risk of ERM, in units of loss, not negative.
+        reference_risk: the reference's.
+
+    Raises:
+        ValueError: a risk is negative or not a number.
+    """
+    for name, risk in (("erm_risk", erm_risk), ("reference_risk", reference_risk)):
+        if not risk >= 0:
+            raise ValueError(f"{name} is an excess risk and not negative, got {risk}")
+    if erm_risk == 0 or reference_risk == 0:
+        return 0.0
+    return 1 / (1 / erm_risk + 1 / reference_risk)
+
+
+def kl_law(kappa: float, *, temperature: float) -> float:
+    """DRRho's excess risk over ERM's under the KL penalty: a ridge towards the reference.
+
+    The step is `x = 1 / (1 + temperature)`, so the best temperature is kappa.
+
+    Args:
+        kappa: the reference's excess risk over ERM's.
+        temperature: of the penalty, for losses that are negative log-likelihoods; a squared loss
+            `(y - f)^2 / 2` has it in units of the noise's variance.
+
+    Raises:
+        ValueError: `kappa` is negative, or `temperature` not positive.
+    """
+    _check_kappa(kappa)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    return _combined(kappa, 1 / (1 + temperature))
+
+
+def chi_square_law(kappa: float, *, strength: float) -> float:
+    """DRRho's excess risk over ERM's in the chi-square ball: a soft threshold at the reference.
+
+    With the strength `g = 2 rho / d`, of a ball of radius rho / n and d parameters, the step is
+    `x = sqrt(g / (1 + kappa))`, and from `g = 1 + kappa` on the reference itself is returned. It
+    is best at `g = 1 / (1 + kappa)`, and never worse than `1 + g`. Needs many parameters, besides
+    many samples for each: the distance from ERM to the reference is taken to be its mean.
+
+    Args:
+        kappa: the reference's excess risk over ERM's.
+        strength: g, not negative; no unit.
+
+    Raises:
+        ValueError: `kappa` or `strength` is negative.
+    """
+    _check_kappa(kappa)
+    if not strength >= 0:
+        raise ValueError(f"strength must not be negative, got {strength}")
+    return _combined(kappa, min(1.0, math.sqrt(strength / (1 + kappa))))
+
+
+def best_rho(kappa: float, *, num_parameters: int) -> float:
+    """`d / (2 (1 + kappa))`: the rho of the chi-square ball, of radius rho / n, that is best.
+
+    The rho of the theorem, of the order of d log n, is larger and returns the reference.
+
+    Raises:
+        ValueError: `kappa` is negative, or `num_parameters` below 1.
+    """
+    _check_kappa(kappa)
+    if num_parameters < 1:
+        raise ValueError(f"num_parameters must be at least 1, got {num_parameters}")
+    return num_parameters / (2 * (1 + kappa))
+
+
+def soft_threshold(
+    erm: Float[Tensor, "*batch d"],
+    reference: Float[Tensor, "*batch d"],
+    *,
+    radius: float,
+    hessian: Float[Tensor, "*batch d d"],
+) -> Float[Tensor, "*batch d"]:
+    """Where the chi-square ball's DRRho risk is least, from the two models' parameters alone.
+
+        w = w_ref + (1 - sqrt(2 radius) / ||w_ERM - w_ref||)_+ (w_ERM - w_ref)
+
+    the minimiser of `||w - w_ERM||^2 / 2 + sqrt(2 radius) ||w - w_ref||`, the empirical risk plus
+    the deviation of the excess loss. The norm is the Hessian's.
+
+    Args:
+        erm: minimisers of the empirical risk.
+        reference: the references' parameters, of the same model.
+        radius: of the chi-square ball, rho / n.
+        hessian: of the mean negative log-likelihood; by the information equality also the
+            covariance of its gradients.
+
+    Raises:
+        ValueError: `radius` is negative, or the shapes of the models differ.
+    """
+    if not radius >= 0:
+        raise ValueError(f"radius must not be negative, got {radius}")
+    if erm.shape != reference.shape:
+        raise ValueError(
+            f"erm has shape {tuple(erm.shape)} and reference {tuple(reference.shape)}; both are "
+            "parameters of the same models"
+        )
+    step = erm - reference
+    squared = (step * (hessian @ step[..., None]).squeeze(-1)).sum(dim=-1, keepdim=True)
+    distance = squared.clamp_min(0).sqrt()
+    shrunk = (distance - math.sqrt(2 * radius)).clamp_min(0)
+    return reference + step * torch.where(distance > 0, shrunk / distance, 0.0)
+
+
+def _combined(kappa: float, x: float) -> float:
+    return (1 - x) ** 2 + kappa * x**2
+
+
+def _check_kappa(kappa: float) -> None:
+    if not kappa >= 0:
+        raise ValueError(f"kappa is a ratio of excess risks and not negative, got {kappa}")
