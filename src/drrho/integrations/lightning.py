@@ -10,14 +10,16 @@
             return [self.steering]
 """
 
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from drrho.contrastive.config import ObjectiveConfig
 from drrho.contrastive.risk import PairEmbeddings
-from drrho.integrations.pairs import SteeredPairs, gamma_schedule, whole_state
+from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, gamma_schedule, whole_state
 from drrho.training.schedules import Schedule
 
 
@@ -28,16 +30,38 @@ class Steering(Callback):
     averages by the first one's; as a callback it is out of DDP's sight and its state is in
     Lightning's checkpoints all the same, whole, to be read by any number of processes.
 
-    Make `SteeredPairs` when the processes have met, that is in `LightningModule.setup`, if there
-    are several; with one process anywhere.
+    It is made by the Trainer's `setup`, when the processes have met.
 
     Args:
-        pairs: the objective.
+        objective, num_samples, reference: as for `SteeredPairs`.
     """
 
-    def __init__(self, pairs: SteeredPairs) -> None:
-        self.pairs = pairs
+    def __init__(
+        self,
+        objective: ObjectiveConfig,
+        *,
+        num_samples: int,
+        reference: EmbeddingStore | PairEmbeddings | None = None,
+    ) -> None:
+        self._make = partial(
+            SteeredPairs, objective, num_samples=num_samples, reference=reference
+        )
+        self._pairs: SteeredPairs | None = None
         self._gamma: Schedule | None = None
+
+    @property
+    def pairs(self) -> SteeredPairs:
+        """The objective with its state, from `setup` on.
+
+        Raises:
+            RuntimeError: the Trainer has not set this callback up.
+        """
+        if self._pairs is None:
+            raise RuntimeError(
+                "the objective is made when the Trainer sets up this callback; return it from "
+                "LightningModule.configure_callbacks, or give it to the Trainer as a callback"
+            )
+        return self._pairs
 
     def loss(
         self,
@@ -55,6 +79,10 @@ class Steering(Callback):
             module.log("gamma", gamma)
         return self.pairs(target, sample_ids=sample_ids, logit_scale=logit_scale, gamma=gamma)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._pairs is None and stage == "fit":
+            self._pairs = self._make()
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.accumulate_grad_batches != 1:
             raise ValueError(
@@ -67,10 +95,11 @@ class Steering(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Part of every checkpoint of the Trainer; a collective, as the Trainer calls it."""
-        return whole_state(self.pairs)
+        return {} if self._pairs is None else whole_state(self._pairs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.pairs.load_state_dict(state_dict)
+        if state_dict and self._pairs is not None:  # validation has no use for it
+            self._pairs.load_state_dict(state_dict)
 
 
 def _gamma_of_run(pairs: SteeredPairs, trainer: Trainer) -> Schedule:
