@@ -1,15 +1,10 @@
 """The Trainer for dual encoders: one batch over all processes, with state that is saved."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from drrho.contrastive.config import ObjectiveConfig, named_objective
@@ -17,7 +12,6 @@ from drrho.contrastive.risk import PairEmbeddings
 from drrho.contrastive.temperature import TemperatureConfig
 from drrho.integrations.hugging_face_clip import STATE_FILE, ContrastiveTrainer
 
-ROOT = Path(__file__).parents[2]
 N = 16
 DRRHO = ObjectiveConfig(
     method="drrho_clip", temperature=TemperatureConfig(initial=0.1), gamma_min=0.5
@@ -110,7 +104,7 @@ def test_on_one_process_clip_is_the_models_own_loss(tmp_path):
 
 
 def share_of_two_processes(folder):
-    """What each of two processes runs; both have to end with the same model and a whole state."""
+    """What test_hugging_face.py's two processes run: one start for all trainers."""
     options = {
         "per_device_train_batch_size": 4,
         "ddp_backend": "gloo",
@@ -121,47 +115,6 @@ def share_of_two_processes(folder):
     trainer = contrastive(folder, options=options)
     trainer.train()
     torch.save(trainer.model.state_dict(), Path(folder) / f"{trainer.args.process_index}.pt")
-    os._exit(0)  # at an orderly exit gloo's thread and the interpreter may wait for each other
-
-
-def test_two_processes_are_one_large_batch(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    code = f"""
-import torch
-torch.set_num_threads(1)
-from tests.integrations.test_hugging_face_clip import share_of_two_processes
-share_of_two_processes({str(tmp_path)!r})
-"""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env=os.environ
-            | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    trainer = contrastive(tmp_path / "one")
-    trainer.train()
-    for rank in "01":
-        found = torch.load(tmp_path / f"{rank}.pt")
-        assert_close(found, trainer.model.state_dict(), rtol=1e-4, atol=1e-5)
-    saved = load_file(tmp_path / "checkpoint-4" / STATE_FILE)
-    assert_close(saved, dict(trainer.steering.state_dict()), rtol=1e-4, atol=1e-5)
 
 
 def test_resumed_it_ends_as_if_never_interrupted(tmp_path):

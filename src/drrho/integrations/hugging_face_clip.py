@@ -151,7 +151,7 @@ class ContrastiveTrainer(Trainer):
         if "loss" in logs:
             config = self.steering.config
             learned = config.temperature.learned
-            scale = logit_scale(self.accelerator.unwrap_model(self.model))
+            scale = logit_scale(self.accelerator.unwrap_model(self.model)).detach()
             logs["temperature"] = float((-scale).exp()) if learned else config.temperature.initial
             if self.steering.objective.estimator is not None:
                 logs["gamma"] = self._gamma_of_run()(max(0, self.state.global_step - 1))

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from drrho.contrastive.config import GLOBAL_METHODS, ObjectiveConfig, recommended_gamma_min
+from drrho.contrastive.config import GLOBAL_METHODS, ObjectiveConfig
 from drrho.contrastive.objective import ContrastiveObjective
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.contrastive.temperature import CLIP_MINIMUM, TemperatureConfig
-from drrho.training.schedules import Schedule, constant, cosine
+from drrho.training.schedules import Schedule, averaging_rate
 
 MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)
 
@@ -162,7 +162,7 @@ class _HostTemperature(nn.Module):
 
 
 def gamma_schedule(config: ObjectiveConfig, *, steps: int, epochs: float) -> Schedule:
-    """gamma by step, as `drrho train` has it: a cosine from 1 to gamma_min, or constant.
+    """gamma by step, as `drrho train` has it: from 1 to gamma_min over half of the run, or constant.
 
     Args:
         config: its `gamma_min`, or `recommended_gamma_min` of the epochs.
@@ -171,14 +171,9 @@ def gamma_schedule(config: ObjectiveConfig, *, steps: int, epochs: float) -> Sch
 
     Source: docs/mathematics.md, "Per-sample estimators".
     """
-    if config.method not in GLOBAL_METHODS:
-        return constant(1.0)
-    gamma_min = config.gamma_min
-    if gamma_min is None:
-        gamma_min = recommended_gamma_min(epochs)
-    if config.gamma_schedule == "constant":
-        return constant(gamma_min)
-    return cosine(1.0, gamma_min, steps=steps)
+    return averaging_rate(
+        config.final_gamma(epochs=epochs), kind=config.gamma_schedule, steps=steps
+    )
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
