@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import drrho.integrations  # noqa: F401 - before what imports torchvision
+
 CONCEPTS, SIZE, LENGTH, VOCABULARY = 24, 8, 4, 32
 END = VOCABULARY - 1  # the largest token ends a caption, where open_clip and CLIPModel read it
 

@@ -69,7 +69,9 @@ def train(
     return trainer.model.eval()
 
 
-def embed(model: transformers.CLIPModel, images: torch.Tensor, texts: torch.Tensor) -> PairEmbeddings:
+def embed(
+    model: transformers.CLIPModel, images: torch.Tensor, texts: torch.Tensor
+) -> PairEmbeddings:
     with torch.no_grad():
         out = model(pixel_values=images, input_ids=texts)
     return PairEmbeddings(out.image_embeds, out.text_embeds)

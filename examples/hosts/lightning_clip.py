@@ -44,9 +44,7 @@ class Model(LightningModule):
     def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
         images, texts, ids = batch
         target = self.encode(images, texts)
-        return self.steering.loss(
-            self, target, sample_ids=ids, logit_scale=self.logit_scale.exp()
-        )
+        return self.steering.loss(self, target, sample_ids=ids, logit_scale=self.logit_scale.exp())
 
     def configure_callbacks(self) -> list[Steering]:
         return [self.steering]

@@ -14,9 +14,9 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
-import open_clip
 import torch
 from concepts import END, LENGTH, SIZE, Pairs, accuracy, captions, draw
+from open_clip import CLIP
 from open_clip_train.train import train_one_epoch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -28,9 +28,18 @@ from drrho.integrations.pairs import set_logit_scale
 
 BATCH = 32
 OPTIONS = Namespace(
-    **{"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": 2},
-    **{"skip_scheduler": True, "horovod": False, "grad_clip_norm": None, "rank": 0},
-    **{"log_every_n_steps": 100, "world_size": 1, "batch_size": BATCH, "wandb": False},
+    device="cpu",
+    precision="fp32",
+    distill=False,
+    accum_freq=2,
+    skip_scheduler=True,
+    horovod=False,
+    grad_clip_norm=None,
+    rank=0,
+    log_every_n_steps=100,
+    world_size=1,
+    batch_size=BATCH,
+    wandb=False,
 )
 
 
@@ -38,7 +47,7 @@ def new_model(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     vision = {"image_size": SIZE, "patch_size": 4, "width": 32, "layers": 1, "head_width": 16}
     text = {"context_length": LENGTH, "vocab_size": END + 1, "width": 32, "heads": 2, "layers": 1}
-    return open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, output_dict=True)
+    return CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, output_dict=True)
 
 
 def train(

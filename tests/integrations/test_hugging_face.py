@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tests.integrations import test_hugging_face_clip as contrastive
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.testing import assert_close
@@ -19,7 +20,6 @@ from torch.testing import assert_close
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
 from drrho.risk import CVaR, KLPenalized, Mean
 from drrho.steering import LearnedDual, LossTable, MovingAverage
-from tests.integrations import test_hugging_face_clip as contrastive
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 24

@@ -99,7 +99,7 @@ def test_on_one_process_clip_is_the_models_own_loss(tmp_path):
     assert_close(trainer.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
     assert_close(logged(trainer, "loss"), logged(plain, "loss"), rtol=1e-4, atol=1e-4)
     temperature = logged(trainer, "temperature")[-1]
-    assert_close(temperature, float((-trainer.model.logit_scale).exp()))
+    assert_close(temperature, float((-trainer.model.logit_scale.detach()).exp()))
     assert not logged(trainer, "gamma")
 
 
@@ -122,7 +122,7 @@ def test_resumed_it_ends_as_if_never_interrupted(tmp_path):
     whole = contrastive(tmp_path, options=saving)
     whole.train()
     gammas = logged(whole, "gamma")
-    assert gammas[0] == 1 and gammas == sorted(gammas, reverse=True) and gammas[-1] > 0.5
+    assert gammas[0] == 1 and gammas == sorted(gammas, reverse=True) and gammas[-1] == 0.5
     resumed = contrastive(tmp_path, options=saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_close(state_of(resumed), state_of(whole), rtol=0, atol=0)

@@ -74,9 +74,18 @@ class Run:
         self.data = DataWithIds(batches_of(batch), loss, num_samples=N, num_batches=N // batch)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5, momentum=0.9)
         self.args = SimpleNamespace(
-            **{"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": accumulate},
-            **{"skip_scheduler": True, "horovod": False, "grad_clip_norm": None, "rank": 0},
-            **{"log_every_n_steps": 100, "world_size": 1, "batch_size": batch, "wandb": False},
+            device="cpu",
+            precision="fp32",
+            distill=False,
+            accum_freq=accumulate,
+            skip_scheduler=True,
+            horovod=False,
+            grad_clip_norm=None,
+            rank=0,
+            log_every_n_steps=100,
+            world_size=1,
+            batch_size=batch,
+            wandb=False,
         )
 
     def train(self, *epochs):
@@ -226,7 +235,9 @@ def test_what_a_host_cannot_give_is_refused():
         method="clip",
         distillation=DistillationConfig(teacher_temperatures=(0.01,)),
     )
-    refused("constant or learned", method="clip", temperature=TemperatureConfig(kind="per_direction"))
+    refused(
+        "constant or learned", method="clip", temperature=TemperatureConfig(kind="per_direction")
+    )
     refused("no effect but by its kind", method="clip", temperature=TemperatureConfig(**learned))
     refused("got none for 'drrho_clip'", method="drrho_clip")
     with pytest.raises(ValueError, match="row for each of the 17 samples, got 16"):

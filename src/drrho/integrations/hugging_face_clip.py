@@ -1,9 +1,9 @@
 """Hugging Face's Trainer for dual encoders: negatives of all processes, steered by a reference.
 
-    trainer = ContrastiveTrainer(
-        model, args, objective=named_objective("drrho_clip", temperature=0.01),
-        reference=store, train_dataset=data,
-    )
+trainer = ContrastiveTrainer(
+model, args, objective=named_objective("drrho_clip", temperature=0.01),
+reference=store, train_dataset=data,
+)
 """
 
 from collections.abc import Callable, Mapping

@@ -1,13 +1,13 @@
 """Lightning: a callback that holds the objective, its per-sample state and its schedule.
 
-    class Model(LightningModule):
-        def training_step(self, batch, _):
-            images, tokens, ids = batch
-            ...
-            return self.steering.loss(self, target, sample_ids=ids, logit_scale=scale)
+class Model(LightningModule):
+def training_step(self, batch, _):
+images, tokens, ids = batch
+...
+return self.steering.loss(self, target, sample_ids=ids, logit_scale=scale)
 
-        def configure_callbacks(self):
-            return [self.steering]
+def configure_callbacks(self):
+return [self.steering]
 """
 
 from functools import partial
@@ -43,9 +43,7 @@ class Steering(Callback):
         num_samples: int,
         reference: EmbeddingStore | PairEmbeddings | None = None,
     ) -> None:
-        self._make = partial(
-            SteeredPairs, objective, num_samples=num_samples, reference=reference
-        )
+        self._make = partial(SteeredPairs, objective, num_samples=num_samples, reference=reference)
         self._pairs: SteeredPairs | None = None
         self._gamma: Schedule | None = None
 

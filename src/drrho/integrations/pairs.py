@@ -162,7 +162,7 @@ class _HostTemperature(nn.Module):
 
 
 def gamma_schedule(config: ObjectiveConfig, *, steps: int, epochs: float) -> Schedule:
-    """gamma by step, as `drrho train` has it: from 1 to gamma_min over half of the run, or constant.
+    """Gamma by step, as `drrho train` has it: from 1 to gamma_min over half of the run, or constant.
 
     Args:
         config: its `gamma_min`, or `recommended_gamma_min` of the epochs.

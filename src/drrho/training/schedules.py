@@ -61,9 +61,7 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
     return schedule
 
 
-def averaging_rate(
-    final: float, *, kind: Literal["cosine", "constant"], steps: int
-) -> Schedule:
+def averaging_rate(final: float, *, kind: Literal["cosine", "constant"], steps: int) -> Schedule:
     """gamma, the weight of the newest batch in averages: from 1 to `final`, or `final` throughout.
 
     Args:
