@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tests.integrations import test_hugging_face_clip as contrastive
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.testing import assert_close
@@ -191,10 +192,15 @@ def share_of_two_processes(folder):
     trainer.train()
     name = f"{trainer.args.process_index}.pt"
     torch.save((trainer.model.state_dict(), logged(trainer, "mean_excess")), Path(folder) / name)
+    contrastive.share_of_two_processes(f"{folder}/contrastive")
     os._exit(0)  # at an orderly exit gloo's thread and the interpreter may wait for each other
 
 
-def test_two_processes_are_one_large_batch(tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder in which two processes have left what they ended with."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    (folder / "contrastive").mkdir()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -202,7 +208,7 @@ def test_two_processes_are_one_large_batch(tmp_path):
 import sys, torch
 torch.set_num_threads(1)
 from tests.integrations.test_hugging_face import share_of_two_processes
-share_of_two_processes({str(tmp_path)!r})
+share_of_two_processes({str(folder)!r})
 """
     processes = [
         subprocess.Popen(
@@ -225,10 +231,25 @@ share_of_two_processes({str(tmp_path)!r})
         for process in processes:
             process.kill()
             process.communicate()
+    return folder
+
+
+def test_two_processes_are_one_large_contrastive_batch(tmp_path, two_processes):
+    trainer = contrastive.contrastive(tmp_path)
+    trainer.train()
+    folder = two_processes / "contrastive"
+    for rank in "01":
+        found = torch.load(folder / f"{rank}.pt")
+        assert_same(found, trainer.model.state_dict(), rtol=1e-4, atol=1e-5)
+    saved = load_file(folder / "checkpoint-4" / contrastive.STATE_FILE)
+    assert_same(saved, trainer.steering.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_are_one_large_batch(tmp_path, two_processes):
     trainer = steered(tmp_path, reference=language_model(2))
     trained(trainer)
     for rank in "01":
-        state, excess = torch.load(tmp_path / f"{rank}.pt")
+        state, excess = torch.load(two_processes / f"{rank}.pt")
         assert_same(state, trainer.model.state_dict(), rtol=1e-4, atol=1e-5)
         if rank == "0":
             assert_close(excess, logged(trainer, "mean_excess"), rtol=0, atol=1e-4)

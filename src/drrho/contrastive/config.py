@@ -147,6 +147,12 @@ class ObjectiveConfig:
                 "'learned' or 'constant'"
             )
 
+    def final_gamma(self, *, epochs: float) -> float:
+        """Where gamma ends in a run of so many epochs; 1, no averaging, of other methods."""
+        if self.method not in GLOBAL_METHODS:
+            return 1.0
+        return recommended_gamma_min(epochs) if self.gamma_min is None else self.gamma_min
+
     @property
     def needs_reference(self) -> bool:
         """Whether a reference's similarities are subtracted."""

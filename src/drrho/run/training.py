@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from drrho.contrastive.config import GLOBAL_METHODS, recommended_gamma_min
 from drrho.contrastive.objective import ContrastiveObjective
 from drrho.data.batch import Batch
 from drrho.data.loading import Position, training_batches
@@ -42,15 +41,13 @@ from drrho.training.parallel import (
     shard,
     whole_weights,
 )
-from drrho.training.schedules import Schedule, constant, cosine
+from drrho.training.schedules import Schedule, averaging_rate
 from drrho.training.state import TrainingState, config_differences, plain, versions
 
 __all__ = ["ProcessFailed", "TrainingInterrupted", "train_recipe"]
 
 RECIPE_FILE = "recipe.json"
 RESULTS_FILE = "results.json"
-# Until then gamma falls, which is the published choice for the moving averages.
-GAMMA_DECAY_SHARE = 0.5
 
 
 def train_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -262,14 +259,11 @@ def _evaluators(
 
 def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
     """Of the per-sample averages, by step; 1 where there are none."""
-    objective = recipe.objective
-    if objective.method not in GLOBAL_METHODS:
-        return constant(1.0)
-    end = objective.gamma_min
-    end = recommended_gamma_min(epochs) if end is None else end
-    if objective.gamma_schedule == "constant":
-        return constant(end)
-    return cosine(1.0, end, steps=max(1, round(GAMMA_DECAY_SHARE * recipe.training.steps)))
+    return averaging_rate(
+        recipe.objective.final_gamma(epochs=epochs),
+        kind=recipe.objective.gamma_schedule,
+        steps=recipe.training.steps,
+    )
 
 
 def _finished_results(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any] | None:

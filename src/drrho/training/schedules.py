@@ -6,8 +6,10 @@ of its own and a resumed run continues it exactly.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 Schedule = Callable[[int], float]
+GAMMA_DECAY_SHARE = 0.5
 
 
 def constant(value: float) -> Schedule:
@@ -57,6 +59,19 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
         return min(max(end + (start - end) * share, low), high)
 
     return schedule
+
+
+def averaging_rate(final: float, *, kind: Literal["cosine", "constant"], steps: int) -> Schedule:
+    """gamma, the weight of the newest batch in averages: from 1 to `final`, or `final` throughout.
+
+    Args:
+        final: where it ends, in (0, 1].
+        kind: "cosine" falls over the first half of the run, the published choice.
+        steps: of the whole run.
+    """
+    if kind == "constant":
+        return constant(final)
+    return cosine(1.0, final, steps=max(1, round(GAMMA_DECAY_SHARE * steps)))
 
 
 def warmup_cosine(

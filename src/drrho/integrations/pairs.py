@@ -1,0 +1,258 @@
+"""A contrastive objective inside a host: its reference by sample id, its temperature the host's."""
+
+import math
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor, nn
+
+from drrho.contrastive.config import GLOBAL_METHODS, ObjectiveConfig
+from drrho.contrastive.objective import ContrastiveObjective
+from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.temperature import CLIP_MINIMUM, TemperatureConfig
+from drrho.training.schedules import Schedule, averaging_rate
+
+MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)
+
+
+@runtime_checkable
+class FoundEmbeddings(Protocol):
+    """What a store finds: unit embeddings (B, d), and of which samples there are any."""
+
+    @property
+    def image(self) -> Tensor: ...
+    @property
+    def text(self) -> Tensor: ...
+    @property
+    def present(self) -> Tensor: ...
+
+
+@runtime_checkable
+class EmbeddingStore(Protocol):
+    """A reference's embeddings by sample id: `drrho.reference.store.ReferenceStore`."""
+
+    def gather(self, sample_ids: Int64[Tensor, " batch"]) -> FoundEmbeddings: ...
+
+
+class SteeredPairs(nn.Module):
+    """A contrastive loss for a host that has the model, its `logit_scale` and the optimiser.
+
+    It looks up the reference by sample id, and leaves a pair without one out of the loss. With a
+    constant temperature the loss uses `config.temperature.initial` and gives the host's
+    `logit_scale` a gradient of zero, which DistributedDataParallel waits for; with a learned one
+    `1 / logit_scale` is the temperature, from where the host's model has it. So everything that is
+    learned is in the host's optimiser, and this module has per-sample averages alone.
+
+    The batch is that of all processes, and the loss the same on each; gradients have to be
+    averaged over processes, as the hosts do. Hide the module from DistributedDataParallel and
+    from FSDP: its buffers are shares that differ between processes.
+
+    Args:
+        config: "clip", "fastclip" or "drrho_clip"; its temperature constant or learned.
+        num_samples: N of the data set; ids run from 0 to N - 1.
+        reference: for "drrho_clip": a store, or unit embeddings of all samples, row by id.
+
+    Raises:
+        ValueError: the config has what a host cannot give, or the reference does not fit it.
+
+    Source: docs/mathematics.md, "DRRho-CLIP".
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        *,
+        num_samples: int,
+        reference: EmbeddingStore | PairEmbeddings | None = None,
+    ) -> None:
+        super().__init__()
+        _require_fit(config)
+        if config.needs_reference != (reference is not None):
+            raise ValueError(
+                "reference is for drrho_clip, which needs one, and for no other method; got "
+                f"{'none' if reference is None else 'one'} for {config.method!r}"
+            )
+        if isinstance(reference, PairEmbeddings) and len(reference.image) != num_samples:
+            raise ValueError(
+                f"reference must have a row for each of the {num_samples} samples, got "
+                f"{len(reference.image)}"
+            )
+        self.objective = ContrastiveObjective(config, num_samples=num_samples)
+        if config.temperature.learned:
+            self.objective.temperature = _HostTemperature()
+        self._reference = reference
+
+    @property
+    def config(self) -> ObjectiveConfig:
+        return self.objective.config
+
+    def forward(
+        self,
+        target: PairEmbeddings,
+        *,
+        sample_ids: Int[Tensor, " batch"],
+        logit_scale: Float[Tensor, "..."],
+        gamma: float,
+    ) -> Float[Tensor, ""]:
+        """The loss of one optimiser step; updates the averages of its samples.
+
+        Args:
+            target: unit embeddings (B, d) of this process's pairs.
+            sample_ids: position of each pair in the data set.
+            logit_scale: of the host's model, after its exponential: 1 / tau. One number.
+            gamma: weight of this batch in the averages, in (0, 1].
+
+        Raises:
+            ValueError: numbers of rows differ, or fewer than two pairs have a reference.
+        """
+        if len(sample_ids) != len(target.image):
+            raise ValueError(
+                f"sample_ids must be one for each pair, got {len(sample_ids)} for "
+                f"{len(target.image)} pairs"
+            )
+        reference = None
+        found = self._found(sample_ids)
+        if found is not None:
+            target, sample_ids, reference = _with_reference(target, sample_ids, found)
+        temperature = self.objective.temperature
+        unused = 0.0 * logit_scale.sum()
+        if isinstance(temperature, _HostTemperature):
+            temperature.tau, unused = 1 / logit_scale.float().squeeze(), 0.0
+        loss, _ = self.objective(target, reference, sample_ids=sample_ids, gamma=gamma)
+        return loss + unused
+
+    def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
+        """What is remembered of these samples, of all processes; None for a loss without memory."""
+        estimator = self.objective.estimator
+        return None if estimator is None else estimator.averages.log_u.read(sample_ids)
+
+    def put_back(
+        self, sample_ids: Int[Tensor, " batch"], averages: Float[Tensor, "2 batch"] | None
+    ) -> None:
+        """As `averages` gave them, so that a step that is computed again counts once."""
+        estimator = self.objective.estimator
+        if estimator is not None and averages is not None:
+            estimator.averages.log_u.update(sample_ids, averages, lambda _, earlier: earlier)
+
+    def _found(self, sample_ids: Tensor) -> FoundEmbeddings | None:
+        match self._reference:
+            case None:
+                return None
+            case PairEmbeddings(image, text):
+                rows = sample_ids.to(image.device)
+                return _Found(image[rows], text[rows], torch.ones_like(rows, dtype=torch.bool))
+            case store:
+                return store.gather(sample_ids.cpu())
+
+
+class _Found(NamedTuple):
+    image: Float[Tensor, "batch dim"]
+    text: Float[Tensor, "batch dim"]
+    present: Bool[Tensor, " batch"]
+
+
+class _HostTemperature(nn.Module):
+    """The temperature of the host's model, set before each loss."""
+
+    tau: Tensor
+
+    def forward(self) -> Float[Tensor, ""]:
+        return self.tau
+
+
+def gamma_schedule(config: ObjectiveConfig, *, steps: int, epochs: float) -> Schedule:
+    """Gamma by step, as `drrho train` has it: 1 to gamma_min over half of the run, or constant.
+
+    Args:
+        config: its `gamma_min`, or `recommended_gamma_min` of the epochs.
+        steps: of the whole training.
+        epochs: of the whole training.
+
+    Source: docs/mathematics.md, "Per-sample estimators".
+    """
+    return averaging_rate(
+        config.final_gamma(epochs=epochs), kind=config.gamma_schedule, steps=steps
+    )
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state with the shares of all processes put together, on the CPU; a collective.
+
+    Every process gets all of it; one saves it, and `load_state_dict` on any number of processes
+    takes its share.
+    """
+    return {name: _whole(value).cpu() for name, value in module.state_dict().items()}
+
+
+def set_logit_scale(model: nn.Module, temperature: float) -> None:
+    """Makes `1 / temperature` the model's logit scale, in place.
+
+    Where a learned temperature starts; and with a constant one, what the saved model should say.
+
+    Raises:
+        ValueError: the temperature is not positive, or the model has no `logit_scale`.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    logit_scale(model).data.fill_(-math.log(temperature))
+
+
+def logit_scale(model: nn.Module) -> nn.Parameter:
+    """The parameter of that name: the logarithm of 1 / tau.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    parameter = dict(model.named_parameters(recurse=False)).get("logit_scale")
+    if parameter is None:
+        raise ValueError(
+            f"{type(model).__name__} has no parameter `logit_scale`; take a dual encoder, like "
+            "open_clip's CLIP or transformers' CLIPModel"
+        )
+    return parameter
+
+
+def _whole(value: Tensor) -> Tensor:
+    if type(value) is Tensor or type(value) is nn.Parameter:
+        return value.detach()
+    # A second of import, for those who need it.
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
+
+    assert isinstance(value, DTensor), type(value)
+    return value.full_tensor()
+
+
+def _with_reference(
+    target: PairEmbeddings, sample_ids: Tensor, found: FoundEmbeddings
+) -> tuple[PairEmbeddings, Tensor, PairEmbeddings]:
+    """Those pairs that the reference has, everything on the target's device."""
+    device = target.image.device
+    reference = PairEmbeddings(found.image.to(device), found.text.to(device))
+    if bool(found.present.all()):
+        return target, sample_ids, reference
+    present = found.present.to(device)
+    return (
+        PairEmbeddings(target.image[present], target.text[present]),
+        sample_ids[present.to(sample_ids.device)],
+        PairEmbeddings(reference.image[present], reference.text[present]),
+    )
+
+
+def _require_fit(config: ObjectiveConfig) -> None:
+    if config.method not in ("clip", *GLOBAL_METHODS) or config.distillation is not None:
+        raise ValueError(
+            "objective.method must be clip, fastclip or drrho_clip without distillation inside "
+            f"another trainer, got {config.method!r}; `drrho train` has all of them"
+        )
+    temperature = config.temperature
+    if temperature.kind not in ("constant", "learned"):
+        raise ValueError(
+            "objective.temperature.kind must be constant or learned inside another trainer, whose "
+            f"model has one logit_scale, got {temperature.kind!r}; `drrho train` has all of them"
+        )
+    if temperature.learned and temperature != TemperatureConfig(kind="learned"):
+        raise ValueError(
+            "objective.temperature has no effect but by its kind where it is learned: it is the "
+            "logit_scale of the model; use set_logit_scale(model, temperature) for its start"
+        )

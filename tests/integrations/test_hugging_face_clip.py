@@ -1,0 +1,164 @@
+"""The Trainer for dual encoders: one batch over all processes, with state that is saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+
+from drrho.contrastive.config import ObjectiveConfig, named_objective
+from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.temperature import TemperatureConfig
+from drrho.integrations.hugging_face_clip import STATE_FILE, ContrastiveTrainer
+
+N = 16
+DRRHO = ObjectiveConfig(
+    method="drrho_clip", temperature=TemperatureConfig(initial=0.1), gamma_min=0.5
+)
+
+
+def dual_encoder(seed=1):
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "projection_dim": 8}
+    text = shape | {"vocab_size": 12, "max_position_embeddings": 4, "eos_token_id": 2}
+    text |= {"bos_token_id": 0, "pad_token_id": 1}
+    config = transformers.CLIPConfig(
+        text_config=text,
+        vision_config=shape | {"image_size": 8, "patch_size": 4},
+        projection_dim=8,
+    )
+    return transformers.CLIPModel(config)
+
+
+def draw():
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(N, 3, 8, 8, generator=generator)
+    texts = torch.randint(1, 12, (N, 4), generator=generator)
+    embeddings = torch.randn(2, N, 5, generator=generator)
+    rows = [
+        {"pixel_values": image, "input_ids": text, "sample_id": row}
+        for row, (image, text) in enumerate(zip(images, texts, strict=True))
+    ]
+    return rows, PairEmbeddings(*torch.nn.functional.normalize(embeddings, dim=-1))
+
+
+ROWS, REFERENCE = draw()
+
+
+def arguments(folder, **options):
+    defaults = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 0.3,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "dataloader_drop_last": True,
+    }
+    return transformers.TrainingArguments(str(folder), **(defaults | options))
+
+
+def contrastive(folder, model=None, *, options=None, **steering):
+    defaults = {"objective": DRRHO, "reference": REFERENCE, "train_dataset": ROWS}
+    return ContrastiveTrainer(
+        dual_encoder() if model is None else model,
+        arguments(folder, **(options or {})),
+        **(defaults | steering),
+    )
+
+
+def state_of(trainer):
+    return trainer.model.state_dict() | trainer.steering.state_dict()
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+class Plain(transformers.Trainer):
+    """How a CLIPModel trains without us."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {name: value for name, value in inputs.items() if name != "sample_id"}
+        return model(**inputs, return_loss=True).loss
+
+
+def test_on_one_process_clip_is_the_models_own_loss(tmp_path):
+    plain = Plain(dual_encoder(), arguments(tmp_path), train_dataset=ROWS)
+    plain.train()
+    trainer = contrastive(tmp_path, objective=named_objective("openclip"), reference=None)
+    trainer.train()
+    assert_close(trainer.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
+    assert_close(logged(trainer, "loss"), logged(plain, "loss"), rtol=1e-4, atol=1e-4)
+    temperature = logged(trainer, "temperature")[-1]
+    assert_close(temperature, float((-trainer.model.logit_scale.detach()).exp()))
+    assert not logged(trainer, "gamma")
+
+
+def share_of_two_processes(folder):
+    """What test_hugging_face.py's two processes run: one start for all trainers."""
+    options = {
+        "per_device_train_batch_size": 4,
+        "ddp_backend": "gloo",
+        "ddp_find_unused_parameters": False,
+        "save_strategy": "steps",
+        "save_steps": 4,
+    }
+    trainer = contrastive(folder, options=options)
+    trainer.train()
+    torch.save(trainer.model.state_dict(), Path(folder) / f"{trainer.args.process_index}.pt")
+
+
+def test_resumed_it_ends_as_if_never_interrupted(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = contrastive(tmp_path, options=saving)
+    whole.train()
+    gammas = logged(whole, "gamma")
+    assert gammas[0] == 1 and gammas == sorted(gammas, reverse=True) and gammas[-1] == 0.5
+    resumed = contrastive(tmp_path, options=saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_close(state_of(resumed), state_of(whole), rtol=0, atol=0)
+    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match="no per-sample averages"):
+        contrastive(tmp_path, options=saving).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
+
+
+def test_the_evaluation_is_the_models_own_loss(tmp_path):
+    trainer = contrastive(tmp_path, eval_dataset=ROWS, options={"per_device_eval_batch_size": N})
+    batch = transformers.default_data_collator(ROWS)
+    del batch["sample_id"]
+    with torch.no_grad():
+        expected = trainer.model.eval()(**batch, return_loss=True).loss.item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class WithoutEmbeddings(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, pixel_values, input_ids):
+        return (pixel_values * self.logit_scale,)
+
+
+def test_what_it_refuses(tmp_path):
+    with pytest.raises(ValueError, match="gradient_accumulation_steps must be 1"):
+        contrastive(tmp_path, options={"gradient_accumulation_steps": 2})
+    with pytest.raises(ValueError, match="dataloader_drop_last must be True"):
+        contrastive(tmp_path, options={"dataloader_drop_last": False})
+    with pytest.raises(ValueError, match="Linear has no parameter"):
+        contrastive(tmp_path, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="no `image_embeds`, it is a tuple"):
+        contrastive(tmp_path, WithoutEmbeddings()).train()
+    with pytest.raises(ValueError, match="no column 'place'"):
+        contrastive(tmp_path, id_column="place").train()

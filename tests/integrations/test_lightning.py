@@ -1,0 +1,117 @@
+"""Lightning with the steered objective as a callback."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.estimator import GlobalContrastiveLoss
+from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.temperature import TemperatureConfig
+from drrho.integrations.lightning import Steering
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about machines
+
+N = 16
+DRRHO = ObjectiveConfig(
+    method="drrho_clip",
+    temperature=TemperatureConfig(initial=0.1),
+    gamma_min=0.5,
+    gamma_schedule="constant",
+)
+generator = torch.Generator().manual_seed(3)
+REFERENCE = PairEmbeddings(
+    *torch.nn.functional.normalize(torch.randn(2, N, 5, generator=generator), dim=-1)
+)
+DATA = TensorDataset(*torch.randn(2, N, 6, generator=generator), torch.arange(N))
+
+
+def towers():
+    torch.manual_seed(1)
+    return torch.nn.ModuleList([torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)])
+
+
+def encode(both, images, texts):
+    pairs = (tower(x) for tower, x in zip(both, (images, texts), strict=True))
+    return PairEmbeddings(*(torch.nn.functional.normalize(x, dim=-1) for x in pairs))
+
+
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.towers = towers()
+        self.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.steering = Steering(DRRHO, num_samples=N, reference=REFERENCE)
+
+    def training_step(self, batch, _):
+        images, texts, ids = batch
+        target = encode(self.towers, images, texts)
+        scale = self.logit_scale.exp()
+        return self.steering.loss(self, target, sample_ids=ids, logit_scale=scale)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5, momentum=0.9)
+
+    def configure_callbacks(self):
+        return [self.steering]
+
+
+def trained(folder, *, epochs, ckpt_path=None, **options):
+    model = Model()
+    trainer = lightning.Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(model, DataLoader(DATA, 8), ckpt_path=ckpt_path)
+    return model, trainer
+
+
+def state_of(model):
+    return model.state_dict() | model.steering.pairs.state_dict()
+
+
+def test_it_is_the_loss_of_an_own_loop(tmp_path):
+    model, trainer = trained(tmp_path, epochs=2)
+    both, loss = towers(), GlobalContrastiveLoss(N, epsilon=1e-4)
+    optimizer = torch.optim.SGD(both.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(2):
+        for images, texts, ids in DataLoader(DATA, 8):
+            value = loss(
+                encode(both, images, texts),
+                PairEmbeddings(REFERENCE.image[ids], REFERENCE.text[ids]),
+                temperature=torch.tensor(0.1),
+                sample_ids=ids,
+                gamma=0.5,
+            )
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    assert_close(model.towers.state_dict(), both.state_dict())
+    [averages] = [v for k, v in model.steering.pairs.state_dict().items() if "entries" in k]
+    assert_close(averages, loss.averages.log_u.entries)
+    assert trainer.callback_metrics["gamma"] == 0.5
+    assert not any("entries" in name for name in model.state_dict())
+
+
+def test_resumed_it_ends_as_if_never_interrupted(tmp_path):
+    whole, _ = trained(tmp_path, epochs=2)
+    _, trainer = trained(tmp_path, epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    resumed, _ = trained(tmp_path, epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    assert_close(state_of(resumed), state_of(whole), rtol=0, atol=0)
+
+
+def test_what_it_refuses(tmp_path):
+    with pytest.raises(ValueError, match="accumulate_grad_batches must be 1"):
+        trained(tmp_path, epochs=1, accumulate_grad_batches=2)
+    with pytest.raises(RuntimeError, match="when the Trainer sets up"):
+        Model().steering.pairs
