@@ -25,6 +25,7 @@ from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
 from drrho.run.comparison import Comparison, GapConfig, TuningConfig
+from drrho.run.filtering import FilterConfig
 from drrho.run.recipe import EvaluationConfig, Recipe
 from drrho.run.selection import SelectionConfig
 from drrho.training.config import TrainingConfig
@@ -120,6 +121,8 @@ methods = {
     ),
     "jest": replace(selected, selection=replace(top_k, selection="sample")),
     "jest_top_k": selected,
+    "rho_top_k": replace(selected, selection=replace(top_k, selection="rho_top_k")),
+    "filter": replace(openclip, filtering=FilterConfig(kept_fraction=0.7, reference="stronger")),
     "distillation": taught(openclip, ObjectiveConfig(method="distillation", distillation=teacher)),
     "fastclip_distillation": taught(openclip, replace(fastclip, distillation=teacher)),
     "drrho_clip": steered,

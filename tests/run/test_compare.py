@@ -12,6 +12,7 @@ from drrho.files import exclusive
 from drrho.models.build import ModelConfig
 from drrho.run.commands import CompareConfig, run_compare
 from drrho.run.comparison import Comparison, GapConfig, Part, TuningConfig
+from drrho.run.filtering import FilterConfig
 from drrho.run.selection import SelectionConfig
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
@@ -46,6 +47,13 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
         selection=SelectionConfig(batch_size=4, num_chunks=2, reference_temperature=0.07),
         reference="weak",
     )
+    steered = replace(
+        target,
+        objective=ObjectiveConfig(method="drrho_clip"),
+        reference=("weak", "given"),
+        filtering=FilterConfig(kept_fraction=0.5, reference="weak"),
+        evaluation=replace(target.evaluation, references=("weak",)),
+    )
     distilled = replace(
         target,
         objective=ObjectiveConfig(
@@ -59,7 +67,7 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
             "given": ModelConfig(name=f"run:{reference.parent / 'run'}"),
             "weak": weak,
         },
-        methods={"clip": target, "jest": jest, "distilled": distilled},
+        methods={"clip": target, "jest": jest, "steered": steered, "distilled": distilled},
         test={"clean": str(scenes / "test"), "again": str(scenes / "test" / "manifest.json")},
         seeds=(0, 1),
         gap=GapConfig(weak="weak", ceiling="clip"),
@@ -92,12 +100,12 @@ def test_every_run_is_there_with_its_scores_and_costs(comparison, results):
 
 
 def test_differences_and_gap_are_paired_by_seed(results):
-    assert len(results["differences"]) == 2 * 3
+    assert len(results["differences"]) == 2 * 6
     for row in results["differences"]:
         means = [results["methods"][row[n]]["tests"]["clean"]["mrr"] for n in ("method", "minus")]
         assert row["mrr"] == pytest.approx(means[0] - means[1])
         assert row["interval"][0] <= row["mrr"] <= row["interval"][1]
-    assert {row["method"] for row in results["gap"]} == {"jest", "distilled"}
+    assert {row["method"] for row in results["gap"]} == {"jest", "steered", "distilled"}
 
 
 def test_the_report_shows_all_of_it(comparison, results):

@@ -15,9 +15,13 @@ NAMES = {
     "isogclr": "iSogCLR",
     "jest": "JEST",
     "jest_top_k": "JEST top-k",
+    "rho_top_k": "RHO top-k",
+    "filter": "filter by similarity",
     "distillation": "distillation",
     "fastclip_distillation": "FastCLIP + distillation",
     "drrho_clip": "DRRho-CLIP",
+    "drrho_clip_equal": "DRRho-CLIP, equal reference",
+    "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
     "drrho_clip_distillation": "DRRho-CLIP + distillation",
 }
 # With more methods than this, differences are told of the first method alone.

@@ -14,9 +14,9 @@ from typing import Any
 
 from drrho.files import exclusive, write_json
 from drrho.models.build import ModelConfig
-from drrho.run.comparison import Comparison, Part, references_of
+from drrho.run.comparison import Comparison, Part, Stored, references_of, stored_of
 from drrho.run.costs import read_precompute_cost, timed
-from drrho.run.recipe import MAY_CHANGE, Recipe
+from drrho.run.recipe import MAY_CHANGE, Recipe, default_values
 from drrho.run.reference import PrecomputeConfig, precompute_reference
 from drrho.run.scores import TestSets, score
 from drrho.run.training import RESULTS_FILE, train_recipe
@@ -75,7 +75,9 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
         return None
     results = json.loads(path.read_text())
     saved = {name: value for name, value in results["recipe"].items() if name != "contents"}
-    changed = config_differences(saved, plain(asdict(recipe)), may_change=MAY_CHANGE)
+    changed = config_differences(
+        saved, plain(asdict(recipe)), may_change=MAY_CHANGE, defaults=default_values(recipe)
+    )
     return None if changed else results
 
 
@@ -150,7 +152,8 @@ def _tune(comparison: Comparison, method: str, setting: int, *, wait: bool) -> N
 
 def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
     """Trains the references that a recipe names and stores their embeddings of its data."""
-    for name in references_of(recipe):
+    for stored in stored_of(recipe):
+        name = stored.reference
         with _claimed(comparison, f"reference-{name}", wait=True):
             wanted = comparison.reference_recipe(name)
             if wanted is not None and finished(wanted) is None:
@@ -159,25 +162,29 @@ def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
                     assert isinstance(reference, Recipe)
                     _prepare_references(comparison, reference)
                     train_recipe(wanted)
-            _store_embeddings(comparison, name, recipe)
+            _store_embeddings(comparison, stored, recipe)
 
 
-def _store_embeddings(comparison: Comparison, name: str, recipe: Recipe) -> None:
-    folder = comparison.embeddings(name, recipe.data)
+def _store_embeddings(comparison: Comparison, stored: Stored, like: Recipe) -> None:
+    folder = comparison.embeddings(stored)
     cost = read_precompute_cost(folder)
     if cost is not None and "samples" in cost:
         return
-    model = comparison.reference_model(name)
+    model, views = comparison.reference_model(stored.reference), stored.views
     with timed(folder) as noted:
         report = precompute_reference(
             PrecomputeConfig(
                 model=model.name,
                 pretrained=model.pretrained,
-                data=recipe.data,
+                data=stored.data,
                 output=str(folder),
-                batch_size=recipe.evaluation.batch_size,
-                workers=recipe.loading.workers,
-                device=recipe.device,
+                batch_size=like.evaluation.batch_size,
+                workers=like.loading.workers,
+                views=None if views is None else views.count,
+                views_seed=None if views is None else views.seed,
+                views_scale=None if views is None else views.scale,
+                views_captions=None if views is None else views.captions,
+                device=like.device,
             )
         )
         noted |= {"samples": report.num_encoded, "without_embeddings": sum(report.absent.values())}

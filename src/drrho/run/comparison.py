@@ -5,12 +5,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from drrho.data.views import Views
 from drrho.models.build import ModelConfig
 from drrho.run.recipe import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+class Stored(NamedTuple):
+    """Embeddings that a recipe reads: of which reference, of which data and views of them."""
+
+    reference: str
+    data: str
+    views: Views | None
 
 
 class Part(NamedTuple):
@@ -59,8 +68,9 @@ class Comparison:
     Attributes:
         output: folder of everything; finished parts found there are kept.
         methods: name -> recipe, in the order of the table; the first is what the others are
-            compared with. Its `reference` and `teachers` are names of `references`; its `output`
-            and `seed` are set here. Several recipes are settings of one method, of which
+            compared with. Its `reference`, `teachers`, `filtering.reference` and
+            `evaluation.references` are names of `references`; its `output` and `seed` are set
+            here. Several recipes are settings of one method, of which
             `tuning` chooses one; then all methods have as many.
         test: evaluation sets that are read once, at the end: one, or name -> set.
         references: name -> recipe to train first, or an existing model. A recipe may be steered
@@ -147,25 +157,39 @@ class Comparison:
             return reference
         return ModelConfig(name=f"run:{Path(self.output) / 'references' / name / 'run'}")
 
-    def embeddings(self, name: str, data: str) -> Path:
+    def embeddings(self, stored: Stored) -> Path:
         """Folder of a reference's stored embeddings of a data set."""
-        digest = hashlib.sha256(data.encode()).hexdigest()[:8]
-        return Path(self.output) / "references" / name / f"embeddings-{digest}"
+        views = "" if stored.views is None else repr(stored.views)
+        digest = hashlib.sha256(f"{stored.data}{views}".encode()).hexdigest()[:8]
+        return Path(self.output) / "references" / stored.reference / f"embeddings-{digest}"
 
     def _located(self, recipe: Recipe, folder: Path, *, seed: int) -> Recipe:
         """The recipe with folders in place of the names of references."""
 
-        def located(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(map(located, value))
-            return None if value is None else str(self.embeddings(value, recipe.data))
+        def located(name: str) -> str:
+            return str(self.embeddings(Stored(name, recipe.data, recipe.loading.views)))
 
+        def on_held_out(name: str) -> str:
+            return str(self.embeddings(Stored(name, str(recipe.evaluation.data), None)))
+
+        reference, filtering = recipe.reference, recipe.filtering
+        if isinstance(reference, tuple):
+            reference = tuple(map(located, reference))
+        elif reference is not None:
+            reference = located(reference)
+        if filtering is not None and filtering.reference is not None:
+            filtering = replace(filtering, reference=located(filtering.reference))
         return replace(
             recipe,
             output=str(folder),
             seed=seed,
-            reference=located(recipe.reference),
-            teachers=located(recipe.teachers),
+            reference=reference,
+            teachers=tuple(map(located, recipe.teachers)),
+            filtering=filtering,
+            evaluation=replace(
+                recipe.evaluation,
+                references=tuple(map(on_held_out, recipe.evaluation.references)),
+            ),
         )
 
     def _check_tuning(self) -> None:
@@ -215,15 +239,20 @@ class Comparison:
                 )
 
 
+def stored_of(recipe: Recipe) -> tuple[Stored, ...]:
+    """What a recipe reads of references, by name, each once."""
+    names = [*recipe.references, *recipe.teachers]
+    if recipe.filtering is not None and recipe.filtering.reference is not None:
+        names.append(recipe.filtering.reference)
+    read = [Stored(name, recipe.data, recipe.loading.views) for name in names]
+    held_out = str(recipe.evaluation.data)
+    read += [Stored(name, held_out, None) for name in recipe.evaluation.references]
+    return tuple(dict.fromkeys(read))
+
+
 def references_of(recipe: Recipe) -> tuple[str, ...]:
-    """What a recipe names as references and teachers, each once."""
-
-    def flat(value: Any) -> list[str]:
-        if isinstance(value, tuple):
-            return [name for entry in value for name in flat(entry)]
-        return [] if value is None else [value]
-
-    return tuple(dict.fromkeys(flat(recipe.reference) + flat(recipe.teachers)))
+    """The names of the references that a recipe reads, each once."""
+    return tuple(dict.fromkeys(stored.reference for stored in stored_of(recipe)))
 
 
 def _require_known(recipe: Recipe, known: list[str], *, whose: str) -> None:

@@ -16,7 +16,7 @@ from drrho.evaluation.hierarchical import (
     recovered_gap,
 )
 from drrho.run.comparing import chosen_setting, failure, finished
-from drrho.run.comparison import Comparison, Part, references_of
+from drrho.run.comparison import Comparison, Part, Stored, references_of, stored_of
 from drrho.run.costs import read_precompute_cost, training_cost
 from drrho.run.recipe import Recipe
 from drrho.run.scores import Scores, TestSets, read_scores
@@ -119,7 +119,8 @@ def _method(comparison: Comparison, method: str, runs: Mapping[int, _Finished]) 
         "cost": _mean([_cost(run) for run in runs.values()]),
         "gflop": next((run.scores.gflop for run in runs.values()), None),
         "reference_cost": {
-            name: _reference_cost(comparison, name, named.data) for name in references_of(named)
+            name: _reference_cost(comparison, [s for s in stored_of(named) if s.reference == name])
+            for name in references_of(named)
         },
         "choice": None if comparison.tuning is None else _described(choice, settings),
         "runs": [
@@ -155,15 +156,15 @@ def _cost(run: _Finished) -> dict[str, float]:
     return cost
 
 
-def _reference_cost(comparison: Comparison, name: str, data: str) -> dict[str, Any]:
+def _reference_cost(comparison: Comparison, stored: Sequence[Stored]) -> dict[str, Any]:
     """Beyond the method's own: precomputed passes, and the training of the reference."""
-    recipe = comparison.reference_recipe(name)
+    recipe = comparison.reference_recipe(stored[0].reference)
     results = None if recipe is None else finished(recipe)
     trained = None if recipe is None or results is None else training_cost(recipe, results)
-    return {
-        "precompute": read_precompute_cost(comparison.embeddings(name, data)),
-        "training": trained,
-    }
+    costs = [read_precompute_cost(comparison.embeddings(one)) for one in stored]
+    known = [{"samples": 0} | cost for cost in costs if cost is not None]
+    precomputed = {name: sum(cost[name] for cost in known) for name in ("samples", "seconds")}
+    return {"precompute": precomputed if known else None, "training": trained}
 
 
 def _described(choice: dict[str, Any] | None, settings: Sequence[Recipe]) -> dict[str, Any]:

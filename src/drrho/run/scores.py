@@ -112,7 +112,7 @@ def _gflop(model: TwoTower, tests: TestSets) -> dict[str, float] | None:
                 tests.open(name).manifest,
                 model.eval_transform,
                 batch_size=COUNTED_SAMPLES,
-                with_metadata=False,
+                parts=("caption",),
             )
             batch = next(iter(batches))
             flops = forward_flops(model, batch.images, batch.captions)
