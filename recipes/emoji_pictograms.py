@@ -44,12 +44,13 @@ target = Recipe(
 
 recipe = Comparison(
     output=OUTPUT,
-    reference=replace(
-        target, output=f"{OUTPUT}/reference", data=f"{DATA}/train-{{0000..0004}}.tar", seed=100
-    ),
-    target=target,
+    references={"reference": replace(target, data=f"{DATA}/train-{{0000..0004}}.tar", seed=100)},
     methods={
-        method: ObjectiveConfig(method=method) for method in ("clip", "fastclip", "drrho_clip")
+        "clip": target,
+        "fastclip": replace(target, objective=ObjectiveConfig(method="fastclip")),
+        "drrho_clip": replace(
+            target, objective=ObjectiveConfig(method="drrho_clip"), reference="reference"
+        ),
     },
     test=f"{DATA}/test-0000.tar",
     seeds=(0, 1, 2),

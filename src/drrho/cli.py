@@ -6,7 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from drrho import __version__
@@ -46,7 +46,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   train RECIPE [--FIELD VALUE]     train a model; continues what it finds. RECIPE is FILE.py or
                                    the name of a published one; --dry-run checks and describes it
   recipes                          the published recipes
-  compare RECIPE.py [--seeds ...]  reference first, then several methods; one table
+  compare RECIPE.py [--seeds ...]  references first, then several methods; one table
   scaling fit RESULTS ...          error against compute: E = a C^-b with intervals
   scaling efficiency RESULTS ...   how many times the samples the baseline needs
   variance RUN ...                 of loss and excess losses on held-out pairs, drawn
@@ -119,8 +119,10 @@ def _dispatch(arguments: list[str]) -> int:
         case ["recipes", *_]:
             print(_list_of_recipes())
         case ["compare", path, *rest] if not path.startswith("-"):
-            comparison = load_recipe(path, Comparison)
-            print(commands.run_compare(_with_other_seeds(comparison, path, rest)))
+            config = tyro.cli(commands.CompareConfig, args=rest, prog=f"drrho compare {path}")
+            text, status = commands.run_compare(load_recipe(path, Comparison), config)
+            print(text)
+            return status
         case ["train", *_]:
             print(
                 f"usage: drrho train FILE.py|NAME ...; --help after it lists what it takes\n\n"
@@ -223,20 +225,4 @@ def _overridden(recipe: Recipe, path: str, arguments: list[str]) -> Recipe:
         prog=f"drrho train {path}",
         default=recipe,
         config=(tyro.conf.AvoidSubcommands,),
-    )
-
-
-def _with_other_seeds(comparison: Comparison, path: str, arguments: list[str]) -> Comparison:
-    """The comparison with other seeds; what its runs share is changed in the recipe."""
-
-    def overrides(seeds: tuple[int, ...] = comparison.seeds) -> tuple[int, ...]:
-        """Train a reference, store its embeddings, train every method, compare on the test set.
-
-        Args:
-            seeds: each method is trained once per seed.
-        """
-        return seeds
-
-    return replace(
-        comparison, seeds=tyro.cli(overrides, args=arguments, prog=f"drrho compare {path}")
     )

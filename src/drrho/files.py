@@ -60,12 +60,20 @@ def rename_folder(folder: Path, name: Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Makes sure that no other process works in a folder; the operating system ends the claim
     with the process, however it dies. Not on Windows, where this does nothing.
 
+    The claim is an flock. On NFS Linux passes it on to the server, so that it holds between
+    machines, unless the file system is mounted with `nolock` or `local_lock`: then it holds
+    between the processes of one machine.
+
+    Args:
+        folder: made if need be.
+        wait: for the process that works there, for as long as it takes.
+
     Raises:
-        BlockingIOError: another process works there.
+        BlockingIOError: another process works there, and this one is not to wait.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -73,7 +81,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"another process is at work in {folder}; wait for it, or use another folder"

@@ -15,26 +15,47 @@ def scores(mrr):
         "zero_shot/shape/top1": 0.5,
         "zero_shot/shape/mean_per_class_recall": 0.4,
         "images": 100.0,
-        "samples_seen": 5000,
-        "seconds": 12.3,
+    }
+
+
+def method(mrr, *, seeds=(0,), references=()):
+    cost = {"samples_seen": 5000, "forward_only": 700, "seconds": 12.3, "training_gflop": 9.0}
+    steered = {"precompute": {"samples": 40, "seconds": 1.0}, "training": None}
+    return {
+        "tests": {"test": scores(mrr) | {"mrr_interval": [mrr - 0.05, mrr + 0.05]}},
+        "cost": cost,
+        "gflop": {"image": 0.5, "text": 0.25},
+        "reference_cost": dict.fromkeys(references, steered),
+        "choice": None,
+        "runs": [{"seed": seed, "tests": {"test": scores(mrr)}, "cost": cost} for seed in seeds],
+        "missing": [],
+        "failed": {},
     }
 
 
 RESULTS = {
-    "setup": {"seeds": [0], "reference_data": "clean.json", "train": "noisy.json"},
-    "reference": scores(0.7),
-    "methods": {
-        "clip": scores(0.2) | {"mrr_interval": [0.15, 0.25]},
-        "drrho_clip": scores(0.6) | {"mrr_interval": [0.55, 0.65]},
+    "setup": {
+        "seeds": [0],
+        "train": {"clip": "noisy.json", "drrho_clip": "noisy.json"},
+        "test": {"test": "test.json"},
+        "test_pairs": {"test": 100},
+        "tuning": None,
+        "gap": None,
     },
+    "references": {"reference": {"tests": {"test": scores(0.7)}, "data": "clean.json"}},
+    "methods": {"clip": method(0.2), "drrho_clip": method(0.6, references=("reference",))},
     "differences": [],
+    "gap": [],
 }
 
 
 def difference(low, high):
     return {
+        "test": "test",
         "method": "drrho_clip",
         "minus": "clip",
+        "won": 1,
+        "seeds": [0],
         "mrr": (low + high) / 2,
         "interval": [low, high],
     }
@@ -66,14 +87,27 @@ def test_words_follow_the_interval(low, high, verdict):
     assert verdict in text
     assert f"{low:+.3f} to {high:+.3f}" in text
     assert "not how far another seed could" in text
-    assert "(5,000 samples each)" in text
 
 
-def test_words_say_when_the_methods_saw_different_numbers_of_samples():
-    fewer = RESULTS["methods"] | {
-        "drrho_clip": RESULTS["methods"]["drrho_clip"] | {"samples_seen": 4990}
-    }
-    assert "(4,990 or 5,000 samples each)" in explain(RESULTS | {"methods": fewer})
+def test_costs_are_told_beside_those_of_the_reference():
+    header, _, plain, steered = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in explain(RESULTS).splitlines()
+        if line.startswith("|")
+    ]
+    assert dict(zip(header, plain, strict=True))["reference: passes"] == ""
+    assert dict(zip(header, steered, strict=True))["reference: passes"] == "40"
+    assert dict(zip(header, steered, strict=True))["forward only"] == "700"
+    assert dict(zip(header, steered, strict=True))["GFLOP a sample"] == "0.7500"
+
+
+def test_what_failed_and_what_is_missing_is_said():
+    damaged = method(0.2) | {"failed": {"1": "loss = nan"}, "missing": [2]}
+    setup = RESULTS["setup"] | {"seeds": [0, 1, 2]}
+    results = RESULTS | {"methods": {"clip": damaged}, "setup": setup}
+    assert "CLIP, seed 1, failed: loss = nan" in explain(results)
+    assert "Not finished: CLIP seed 2." in explain(results)
+    assert "CLIP (1 of 3 seeds)" in comparison_table(results)
 
 
 def test_rows_of_another_length_are_refused():
@@ -86,7 +120,8 @@ def test_curves_are_drawn_for_the_metrics_there_are(tmp_path):
         {"step": s, "samples": s * 10, "loss_variance": 0.1 / s, "evaluation/mrr": None}
         for s in (1, 2, 3)
     ]
-    draw_curves({"clip": rows, "empty": []}, tmp_path / "c.png", levels={"reference": 0.5})
+    runs = {"clip": [rows, rows[:2]], "empty": [[]]}
+    draw_curves(runs, tmp_path / "c.png", levels={"reference": 0.5})
     with Image.open(tmp_path / "c.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=10**6)}
     assert (0, 114, 178) in colours  # the line of the first run
@@ -95,11 +130,8 @@ def test_curves_are_drawn_for_the_metrics_there_are(tmp_path):
 
 
 def test_words_list_the_seeds_where_there_are_several():
-    methods = {
-        name: method | {"runs": [{"mrr": 0.1}, {"mrr": 0.3}]}
-        for name, method in RESULTS["methods"].items()
-    }
+    methods = {"clip": method(0.1, seeds=(0, 1))}
     setup = RESULTS["setup"] | {"seeds": [0, 1]}
     text = explain(RESULTS | {"methods": methods, "setup": setup})
-    assert "MRR by seed: CLIP 0.100, 0.300; DRRho-CLIP 0.100, 0.300." in text
-    assert "mean over 2 seeds" in text
+    assert "MRR by seed: CLIP 0.100, 0.100." in text
+    assert "bootstrap over the seeds" in text

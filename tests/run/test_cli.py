@@ -195,14 +195,20 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     assert "mean reciprocal rank" in printed
     assert (tmp_path / "results.md").read_text() in printed
     results = json.loads((tmp_path / "results.json").read_text())
-    assert set(results) >= {"setup", "reference", "methods", "versions"}
+    assert set(results) >= {"setup", "references", "methods", "versions"}
     assert list(results["methods"]) == ["clip", "fastclip", "drrho_clip"]
     for method in results["methods"].values():
-        assert method["samples_seen"] == 64
-        assert method["mrr_interval"][0] <= method["mrr"] <= method["mrr_interval"][1]
-        assert method["seed"] == 0
-        assert {"image_to_text/R@1", "text_to_image/R@10", "seconds"} <= set(method)
-        assert {f"zero_shot/{t}/top1" for t in ("shape", "colour", "position")} <= set(method)
+        scores = method["tests"]["test"]
+        assert method["cost"]["samples_seen"] == 64
+        assert method["cost"]["forward_only"] == 0
+        assert scores["mrr_interval"][0] <= scores["mrr"] <= scores["mrr_interval"][1]
+        assert [run["seed"] for run in method["runs"]] == [0]
+        assert {"image_to_text/R@1", "text_to_image/R@10"} <= set(scores)
+        assert {f"zero_shot/{t}/top1" for t in ("shape", "colour", "position")} <= set(scores)
+    extra = results["methods"]["drrho_clip"]["reference_cost"]["reference"]
+    assert extra["precompute"]["samples"] == 48
+    assert extra["training"]["samples_seen"] == 64
+    assert results["methods"]["clip"]["reference_cost"] == {}
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.size[0] > 500
     again = demo(
@@ -213,8 +219,9 @@ def test_the_demonstration_in_small(tmp_path, capsys):
 
 def test_the_reference_and_the_target_never_share_scenes(tmp_path):
     comparison = demo_comparison(DemoConfig(output=str(tmp_path)))
-    sources = [comparison.reference.data, comparison.target.data, comparison.test]
-    sources.append(comparison.target.evaluation.data)
+    target = comparison.methods["clip"]
+    sources = [comparison.references["reference"].data, target.data, comparison.test]
+    sources.append(target.evaluation.data)
     assert len(set(sources)) == 4
 
 

@@ -56,16 +56,19 @@ PANELS = (
 
 
 def draw_curves(
-    runs: Mapping[str, Sequence[Row]],
+    runs: Mapping[str, Sequence[Sequence[Row]]],
     path: Path,
     *,
     levels: Mapping[str, float] | None = None,
     panels: Sequence[Panel] = PANELS,
 ) -> None:
-    """Draws one panel per group of metrics, one colour per run, and writes a PNG.
+    """Draws one panel per group of metrics, one colour per method, and writes a PNG.
+
+    Where a method has several runs the line is their mean and the band reaches from the lowest to
+    the highest, at the numbers of samples that all have logged.
 
     Args:
-        runs: name -> rows of its metrics log, each with `samples`.
+        runs: name -> for each of its runs the rows of the metrics log, each with `samples`.
         path: the PNG to write.
         levels: name -> value of a horizontal line in the first panel, such as the reference's
             own score.
@@ -83,11 +86,9 @@ def draw_curves(
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
     for panel, ax in zip(panels, axes, strict=False):
-        for name, rows in runs.items():
+        for name, logs in runs.items():
             for metric, style in panel.metrics.items():
-                points = [(r["samples"], r[metric]) for r in rows if r.get(metric) is not None]
-                if points:
-                    ax.plot(*zip(*points, strict=True), style, color=colours[name], label=name)
+                _draw(ax, logs, metric, style=style, colour=colours[name], name=name)
         _finish(ax, panel)
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
@@ -104,6 +105,27 @@ def draw_curves(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 6)
     )
     figure.savefig(path, dpi=120)
+
+
+def _draw(
+    ax: Axes, logs: Sequence[Sequence[Row]], metric: str, *, style: str, colour: str, name: str
+) -> None:
+    by_samples: dict[float, list[float]] = {}
+    for rows in logs:
+        for row in rows:
+            samples, value = row["samples"], row.get(metric)
+            if samples is not None and value is not None:
+                by_samples.setdefault(samples, []).append(value)
+    shared = {x: values for x, values in sorted(by_samples.items()) if len(values) == len(logs)}
+    if not shared:
+        return
+    means = [sum(values) / len(values) for values in shared.values()]
+    ax.plot(list(shared), means, style, color=colour, label=name)
+    if len(logs) > 1:
+        lowest, highest = map(min, shared.values()), map(max, shared.values())
+        ax.fill_between(
+            list(shared), list(lowest), list(highest), color=colour, alpha=0.15, linewidth=0
+        )
 
 
 def _finish(ax: Axes, panel: Panel) -> None:

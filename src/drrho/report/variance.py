@@ -43,7 +43,7 @@ def draw_variances(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
         )
         for metric in metrics
     ]
-    draw_curves(runs, path, panels=panels)
+    draw_curves({name: [rows] for name, rows in runs.items()}, path, panels=panels)
 
 
 def _metrics(run: str, log: Sequence[Row]) -> list[str]:

@@ -1,8 +1,9 @@
 """The commands of the command line: a configuration in, the text to print out."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -12,7 +13,8 @@ from drrho.files import write_json
 from drrho.reference.loss_summary import summarise_losses
 from drrho.report.table import markdown_table
 from drrho.report.variance import draw_variances, variance_table
-from drrho.run.comparison import Comparison, compare
+from drrho.run.compare import compare, write_tables
+from drrho.run.comparison import Comparison, Part
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
@@ -74,11 +76,77 @@ def run_demo(config: DemoConfig) -> str:
     return _comparison_report(config.output)
 
 
-def run_compare(comparison: Comparison) -> str:
-    """Several methods, one table."""
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Train references and every method, evaluate on the test sets, write table and plots.
+
+    What is finished is kept. Several processes may work on one folder: no run is done twice.
+
+    Attributes:
+        seeds: each method is trained once per seed; None means the recipe's.
+        output: folder of everything; None means the recipe's.
+        only: runs to do, METHOD:SEED; none means all.
+        tasks: share the runs out over this many tasks, and do one task's.
+        task: which, from 0; None means SLURM_ARRAY_TASK_ID.
+        table_only: train nothing, write the table of what is finished.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    output: str | None = None
+    only: tuple[str, ...] = ()
+    tasks: int | None = None
+    task: int | None = None
+    table_only: bool = False
+
+    def __post_init__(self):
+        if sum((bool(self.only), self.tasks is not None, self.table_only)) > 1:
+            raise ValueError("only, tasks and table_only exclude each other")
+        if self.task is not None and self.tasks is None:
+            raise ValueError(f"task = {self.task} has no effect without tasks, their number")
+
+    def applied_to(self, comparison: Comparison) -> Comparison:
+        """The comparison with the seeds and the output that are given here."""
+        return replace(
+            comparison,
+            seeds=comparison.seeds if self.seeds is None else self.seeds,
+            output=comparison.output if self.output is None else self.output,
+        )
+
+    def parts(self, comparison: Comparison) -> tuple[Part, ...]:
+        """The runs to do.
+
+        Raises:
+            ValueError: there is no such run or task.
+        """
+        parts = comparison.parts
+        if self.only:
+            named = {str(part): part for part in parts}
+            if unknown := [name for name in self.only if name not in named]:
+                raise ValueError(f"only = {unknown[0]!r} is no METHOD:SEED of {', '.join(named)}")
+            return tuple(named[name] for name in self.only)
+        if self.tasks is None:
+            return parts
+        task = self.task
+        if task is None:
+            number = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+            if not number.isdecimal():
+                raise ValueError("tasks needs task, where no SLURM_ARRAY_TASK_ID is set")
+            task = int(number)
+        if not 0 <= task < self.tasks:
+            raise ValueError(f"task must be from 0 to {self.tasks - 1}, got {task}")
+        return parts[task :: self.tasks]
+
+
+def run_compare(comparison: Comparison, config: CompareConfig) -> tuple[str, int]:
+    """Several methods, one table; the text to print, and 1 where a run failed, else 0."""
     require_one_process("drrho compare")
-    compare(comparison)
-    return _comparison_report(comparison.output)
+    comparison = config.applied_to(comparison)
+    if config.table_only:
+        results = write_tables(comparison)
+    else:
+        results = compare(comparison, config.parts(comparison))
+    failed = any(method["failed"] for method in results["methods"].values())
+    return _comparison_report(comparison.output), int(failed)
 
 
 def run_index(config: IndexConfig) -> str:
@@ -237,9 +305,7 @@ def run_scenes(config: DrawConfig) -> str:
 
 def _comparison_report(output: str) -> str:
     written = (Path(output) / "results.md").read_text()
-    return (
-        f"\n{written}\nThe numbers are in {output}/results.json, the curves in {output}/curves.png."
-    )
+    return f"\n{written}\nThe numbers are in {output}/results.json, the plots beside it."
 
 
 def _written(output: str, name: str) -> str:

@@ -1,231 +1,264 @@
-"""Several objectives on the same data, from the same start: the table people ask for.
+"""What a comparison is: references, methods, seeds and test sets, written as a Python file."""
 
-The reference is trained first, its embeddings of the training shards are stored, then every
-method is trained from the same initial weights, on the same batches in the same order, and all
-are evaluated on the test set, which nothing before has touched.
-"""
-
+import hashlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from drrho.data.views import Views
+from drrho.models.build import ModelConfig
+from drrho.run.recipe import Recipe
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.evaluation.bootstrap import bootstrap_interval
-from drrho.files import write_atomically, write_json
-from drrho.models.build import load_model
-from drrho.report.comparison import comparison_table, explain, method_title
-from drrho.report.curves import draw_curves
-from drrho.run.evaluation import EvaluationSet, evaluate_model, open_evaluation_set
-from drrho.run.recipe import Recipe, resolve_device
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
-from drrho.training.log import read_metrics
-from drrho.training.state import versions
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+class Stored(NamedTuple):
+    """Embeddings that a recipe reads: of which reference, of which data and views of them."""
+
+    reference: str
+    data: str
+    views: Views | None
+
+
+class Part(NamedTuple):
+    """One run of a comparison."""
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}:{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How one of a method's settings is chosen: by a run of each, on the validation set.
+
+    Attributes:
+        seed: of these runs, none of the comparison's own.
+        metric: of the recipe's evaluation; the setting with its highest value is taken.
+    """
+
+    seed: int = 1000
+    metric: str = "evaluation/mrr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapConfig:
+    """Between which scores the performance gap recovered is reported, (m - weak)/(ceiling - weak).
+
+    Attributes:
+        weak: a reference, weaker than what the target can become.
+        ceiling: a method that trains the target on what the weak one stands in for.
+    """
+
+    weak: str
+    ceiling: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A reference, and targets that are trained with it and without it.
+    """Methods on the same test sets, each trained with the same seeds.
+
+    Runs of one seed start from the same weights and are given the same data in the same order,
+    where their recipes have the same model and data.
 
     Attributes:
         output: folder of everything; finished parts found there are kept.
-        reference: the run that makes the reference model.
-        target: what the targets share. Its objective, output, reference and seed are set by
-            `methods`, `output` and `seeds`.
-        methods: name -> objective, in the order of the table.
-        test: evaluation set that is read once, at the end.
+        methods: name -> recipe, in the order of the table; the first is what the others are
+            compared with. Its `reference`, `teachers`, `filtering.reference` and
+            `evaluation.references` are names of `references`; its `output` and `seed` are set
+            here. Several recipes are settings of one method, of which
+            `tuning` chooses one; then all methods have as many.
+        test: evaluation sets that are read once, at the end: one, or name -> set.
+        references: name -> recipe to train first, or an existing model. A recipe may be steered
+            by references that stand before it. A reference's embeddings are stored once for each
+            data set that a method trains on with it.
         seeds: each method is trained once per seed.
+        tuning: how settings are chosen; exactly where methods have several.
+        gap: where a reference is weaker than the target: the gap to report.
     """
 
     output: str
-    reference: Recipe
-    target: Recipe
-    methods: Mapping[str, ObjectiveConfig]
-    test: str
+    methods: Mapping[str, Recipe | tuple[Recipe, ...]]
+    test: str | Mapping[str, str]
+    references: Mapping[str, Recipe | ModelConfig] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
+    tuning: TuningConfig | None = None
+    gap: GapConfig | None = None
 
     def __post_init__(self):
-        if not self.methods or not self.seeds:
-            raise ValueError("a comparison needs at least one method and one seed")
-        if Path(self.reference.output) in {
-            Path(self.recipe(method, seed).output) for method in self.methods for seed in self.seeds
-        }:
+        if not self.methods or not self.seeds or not self.tests:
+            raise ValueError("a comparison needs at least one method, one seed and one test set")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(
-                f"the reference's output {self.reference.output} is also that of a method; "
-                "choose another"
+                f"seeds must not be negative and differ from each other, got {self.seeds}"
             )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must differ from each other, got {self.seeds}")
-
-    def recipe(self, method: str, seed: int) -> Recipe:
-        """The run of one method and seed."""
-        objective = self.methods[method]
-        return replace(
-            self.target,
-            output=str(Path(self.output) / f"{method}-seed{seed}"),
-            objective=objective,
-            reference=self.embeddings if objective.needs_reference else None,
-            seed=seed,
-        )
+        for kind, names in (
+            ("method", self.methods),
+            ("reference", self.references),
+            ("test set", self.tests),
+        ):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{name!r} does not do as the name of a {kind}, which is that of a folder "
+                        "too: use letters, digits and _ . + -"
+                    )
+        self._check_tuning()
+        self._check_references()
+        self._check_test_sets()
+        if self.gap is not None:
+            if self.gap.weak not in self.references:
+                raise ValueError(f"gap.weak = {self.gap.weak!r} is none of the references")
+            if self.gap.ceiling not in self.methods:
+                raise ValueError(f"gap.ceiling = {self.gap.ceiling!r} is none of the methods")
 
     @property
-    def embeddings(self) -> str:
-        """Folder of the reference's stored embeddings."""
-        return str(Path(self.output) / "reference-embeddings")
+    def tests(self) -> Mapping[str, str]:
+        """Name -> set."""
+        return {"test": self.test} if isinstance(self.test, str) else self.test
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All runs: seed after seed, so that an interrupted comparison has whole seeds."""
+        return tuple(Part(method, seed) for seed in self.seeds for method in self.methods)
 
-def compare(comparison: Comparison) -> dict[str, Any]:
-    """Runs what is missing, evaluates everything on the test set, writes table and curves.
+    def settings(self, method: str) -> tuple[Recipe, ...]:
+        """The recipes to choose from, as they stand in `methods`."""
+        recipes = self.methods[method]
+        return recipes if isinstance(recipes, tuple) else (recipes,)
 
-    Writes `results.json`, `results.md` (table and explanation) and `curves.png` into
-    `comparison.output`.
+    def recipe(self, part: Part, *, setting: int = 0) -> Recipe:
+        """The run of one method and seed."""
+        folder = Path(self.output) / f"{part.method}-seed{part.seed}"
+        return self._located(self.settings(part.method)[setting], folder, seed=part.seed)
 
-    Returns:
-        The contents of `results.json`: `setup`, `reference`, `methods` (name -> mean metrics
-        over the seeds, `mrr_interval`, `samples_seen`, `seconds`, `seed`, and `runs`, one by
-        one), `differences` (paired, of each method from each one before it), `versions`.
-    """
-    folder = Path(comparison.output)
-    reference_run = train_recipe(comparison.reference)
-    report = precompute_reference(
-        PrecomputeConfig(
-            model=f"run:{comparison.reference.output}",
-            data=comparison.target.data,
-            output=comparison.embeddings,
-            device=comparison.target.device,
+    def tuning_recipe(self, method: str, setting: int) -> Recipe:
+        """The run that judges one setting of a method."""
+        assert self.tuning is not None
+        folder = Path(self.output) / "tuning" / f"{method}-setting{setting}"
+        return self._located(self.settings(method)[setting], folder, seed=self.tuning.seed)
+
+    def reference_recipe(self, name: str) -> Recipe | None:
+        """The run that makes a reference; None for an existing model."""
+        reference = self.references[name]
+        if isinstance(reference, ModelConfig):
+            return None
+        folder = Path(self.output) / "references" / name / "run"
+        return self._located(reference, folder, seed=reference.seed)
+
+    def reference_model(self, name: str) -> ModelConfig:
+        """The reference as a model that can be built, once it is trained."""
+        reference = self.references[name]
+        if isinstance(reference, ModelConfig):
+            return reference
+        return ModelConfig(name=f"run:{Path(self.output) / 'references' / name / 'run'}")
+
+    def embeddings(self, stored: Stored) -> Path:
+        """Folder of a reference's stored embeddings of a data set."""
+        views = "" if stored.views is None else repr(stored.views)
+        digest = hashlib.sha256(f"{stored.data}{views}".encode()).hexdigest()[:8]
+        return Path(self.output) / "references" / stored.reference / f"embeddings-{digest}"
+
+    def _located(self, recipe: Recipe, folder: Path, *, seed: int) -> Recipe:
+        """The recipe with folders in place of the names of references."""
+
+        def located(name: str) -> str:
+            return str(self.embeddings(Stored(name, recipe.data, recipe.loading.views)))
+
+        def on_held_out(name: str) -> str:
+            return str(self.embeddings(Stored(name, str(recipe.evaluation.data), None)))
+
+        reference, filtering = recipe.reference, recipe.filtering
+        if isinstance(reference, tuple):
+            reference = tuple(map(located, reference))
+        elif reference is not None:
+            reference = located(reference)
+        if filtering is not None and filtering.reference is not None:
+            filtering = replace(filtering, reference=located(filtering.reference))
+        return replace(
+            recipe,
+            output=str(folder),
+            seed=seed,
+            reference=reference,
+            teachers=tuple(map(located, recipe.teachers)),
+            filtering=filtering,
+            evaluation=replace(
+                recipe.evaluation,
+                references=tuple(map(on_held_out, recipe.evaluation.references)),
+            ),
         )
-    )
-    runs = {
-        method: [train_recipe(comparison.recipe(method, seed)) for seed in comparison.seeds]
-        for method in comparison.methods
-    }
-    test = open_evaluation_set(comparison.test)
-    reference_scores, _ = _test_scores(comparison, comparison.reference.output, test)
-    methods, ranks = {}, {}
-    for method, finished in runs.items():
-        scores = [
-            _test_scores(comparison, comparison.recipe(method, seed).output, test)
-            for seed in comparison.seeds
-        ]
-        ranks[method] = torch.stack([reciprocal for _, reciprocal in scores]).mean(dim=0)
-        methods[method] = _summary(
-            [metrics for metrics, _ in scores], finished, comparison.seeds, ranks[method]
-        )
-    results = {
-        "setup": _setup(comparison, test, train_pairs=report.num_samples),
-        "reference": reference_scores
-        | {
-            "samples_seen": reference_run["samples_seen"],
-            "seconds": reference_run["seconds"],
-            "pairs_without_embeddings": report.num_samples - report.num_encoded,
-        },
-        "methods": methods,
-        "differences": _differences(ranks),
-        "versions": versions(),
-    }
-    write_json(folder / "results.json", results)
-    text = f"{comparison_table(results)}\n\n{explain(results)}\n"
-    write_atomically(folder / "results.md", text.encode())
-    seed = comparison.seeds[0]
-    level = reference_run["metrics"].get("evaluation/mrr")
-    draw_curves(
-        {
-            method_title(method): read_metrics(Path(comparison.recipe(method, seed).output))
-            for method in comparison.methods
-        },
-        folder / "curves.png",
-        levels={} if level is None else {"reference": level},
-    )
-    return results
 
-
-def _test_scores(
-    comparison: Comparison, run: str, test: EvaluationSet
-) -> tuple[dict[str, float], Float[Tensor, " images"]]:
-    device = resolve_device(comparison.target.device)
-    model = load_model(Path(run) / "model")
-    model.module.to(device).eval()
-    evaluation = evaluate_model(
-        model,
-        test,
-        device=device,
-        batch_size=comparison.target.evaluation.batch_size,
-        workers=comparison.target.loading.workers,
-    )
-    return evaluation.metrics, evaluation.reciprocal_ranks
-
-
-def _summary(
-    scores: list[dict[str, float]],
-    finished: list[dict[str, Any]],
-    seeds: tuple[int, ...],
-    reciprocal_ranks: Float[Tensor, " images"],
-) -> dict[str, Any]:
-    """Means over the seeds, and every run by itself."""
-    runs = [
-        {
-            "seed": seed,
-            **metrics,
-            "samples_seen": run["samples_seen"],
-            "seconds": run["seconds"],
-            "skipped_in_training": run["skipped"],
-        }
-        for seed, metrics, run in zip(seeds, scores, finished, strict=True)
-    ]
-    names = [*scores[0], "samples_seen", "seconds"]
-    means = {name: sum(run[name] for run in runs) / len(runs) for name in names}
-    low, high = bootstrap_interval(reciprocal_ranks, generator=_bootstrap_generator())
-    return means | {
-        "mrr_interval": [low, high],
-        "seed": seeds[0] if len(seeds) == 1 else list(seeds),
-        "runs": runs,
-    }
-
-
-def _differences(ranks: Mapping[str, Float[Tensor, " images"]]) -> list[dict[str, Any]]:
-    """Paired differences of MRR, of each method from each one before it in the table.
-
-    Every image is a query to all methods, so its contribution to the difference is compared
-    image by image: the difficulty of the image cancels.
-    """
-    names = list(ranks)
-    rows = []
-    for i, better in enumerate(names):
-        for other in names[:i]:
-            difference = ranks[better] - ranks[other]
-            low, high = bootstrap_interval(difference, generator=_bootstrap_generator())
-            rows.append(
-                {
-                    "method": better,
-                    "minus": other,
-                    "mrr": float(difference.mean()),
-                    "interval": [low, high],
-                }
+    def _check_tuning(self) -> None:
+        numbers = {method: len(self.settings(method)) for method in self.methods}
+        if len(set(numbers.values())) > 1 or 0 in numbers.values():
+            raise ValueError(
+                f"every method must have the same number of settings to choose from, got {numbers}"
             )
-    return rows
+        several = max(numbers.values()) > 1
+        if several != (self.tuning is not None):
+            raise ValueError(
+                "tuning must be given exactly where methods have several settings; they have "
+                f"{max(numbers.values())}, and tuning = {self.tuning}"
+            )
+        if self.tuning is None:
+            return
+        if self.tuning.seed in self.seeds:
+            raise ValueError(f"tuning.seed = {self.tuning.seed} must be none of the seeds")
+        for method in self.methods:
+            if any(recipe.evaluation.data is None for recipe in self.settings(method)):
+                raise ValueError(f"method {method!r} has no evaluation.data to choose a setting by")
+
+    def _check_references(self) -> None:
+        known: list[str] = []
+        for name, reference in self.references.items():
+            if isinstance(reference, ModelConfig):
+                reference.require_trained()
+            else:
+                _require_known(reference, known, whose=f"reference {name!r}")
+            known.append(name)
+        for method in self.methods:
+            for recipe in self.settings(method):
+                _require_known(recipe, known, whose=f"method {method!r}")
+
+    def _check_test_sets(self) -> None:
+        seen = {
+            source: f"method {method!r}"
+            for method in self.methods
+            for recipe in self.settings(method)
+            for source in (recipe.data, recipe.evaluation.data)
+        }
+        for name, source in self.tests.items():
+            if source in seen:
+                raise ValueError(
+                    f"the test set {name!r}, {source}, is also what {seen[source]} is trained or "
+                    "validated on; take another"
+                )
 
 
-def _setup(comparison: Comparison, test: EvaluationSet, *, train_pairs: int) -> dict[str, Any]:
-    target = comparison.target
-    return {
-        "reference_data": comparison.reference.data,
-        "train": target.data,
-        "train_pairs": train_pairs,
-        "test": comparison.test,
-        "test_pairs": test.manifest.num_samples,
-        "batch_size": target.loading.batch_size,
-        "steps": target.training.steps,
-        "seeds": list(comparison.seeds),
-        "threads": torch.get_num_threads(),
-        "interval": "95 %, bootstrap over the test images of the mean over seeds",
-    }
+def stored_of(recipe: Recipe) -> tuple[Stored, ...]:
+    """What a recipe reads of references, by name, each once."""
+    names = [*recipe.references, *recipe.teachers]
+    if recipe.filtering is not None and recipe.filtering.reference is not None:
+        names.append(recipe.filtering.reference)
+    read = [Stored(name, recipe.data, recipe.loading.views) for name in names]
+    held_out = str(recipe.evaluation.data)
+    read += [Stored(name, held_out, None) for name in recipe.evaluation.references]
+    return tuple(dict.fromkeys(read))
 
 
-def _bootstrap_generator() -> torch.Generator:
-    # The same resamples for every row of a table, so that rows can be compared.
-    return torch.Generator().manual_seed(0)
+def references_of(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the references that a recipe reads, each once."""
+    return tuple(dict.fromkeys(stored.reference for stored in stored_of(recipe)))
+
+
+def _require_known(recipe: Recipe, known: list[str], *, whose: str) -> None:
+    for name in references_of(recipe):
+        if name not in known:
+            raise ValueError(
+                f"{whose} names the reference {name!r}; there is none before it of that name, "
+                f"only {', '.join(known) or 'no reference at all'}"
+            )

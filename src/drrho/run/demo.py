@@ -10,7 +10,8 @@ from drrho.data.loading import LoadingConfig
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.comparison import Comparison, compare
+from drrho.run.compare import compare
+from drrho.run.comparison import Comparison
 from drrho.run.recipe import EvaluationConfig, Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
@@ -98,17 +99,18 @@ def demo_comparison(config: DemoConfig) -> Comparison:
         evaluation=EvaluationConfig(data=f"{scenes}/validation/manifest.json"),
         seed=config.seed,
     )
-    reference = replace(
-        target,
-        output=f"{config.output}/reference",
-        data=f"{scenes}/reference/manifest.json",
-        seed=config.seed + 1,
-    )
+    reference = replace(target, data=f"{scenes}/reference/manifest.json", seed=config.seed + 1)
     return Comparison(
         output=config.output,
-        reference=reference,
-        target=target,
-        methods=METHODS,
+        references={"reference": reference},
+        methods={
+            name: replace(
+                target,
+                objective=objective,
+                reference="reference" if objective.needs_reference else None,
+            )
+            for name, objective in METHODS.items()
+        },
         test=f"{scenes}/test/manifest.json",
         seeds=(config.seed,),
     )
