@@ -134,6 +134,25 @@ class Processes:
             raise error
         return value  # pyright: ignore[reportReturnType]
 
+    def on_each(self, make: Callable[[], Value]) -> Value:
+        """What this process makes; an error that any of them gets, all get.
+
+        Raises:
+            ValueError: `make` raised one, here or on another process.
+        """
+        made: tuple[Value | None, ValueError | None] = (None, None)
+        try:
+            made = (make(), None)
+        except ValueError as error:
+            made = (None, error)
+        value, own = made
+        messages = [text for text in self.gather(None if own is None else str(own)) if text]
+        if own is not None:
+            raise own
+        if messages:
+            raise ValueError(messages[0])
+        return value  # pyright: ignore[reportReturnType]
+
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of the processes."""
         if self.size == 1:

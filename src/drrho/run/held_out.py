@@ -52,7 +52,7 @@ class HeldOutVariances:
             model.eval_transform,
             batch_size=batch_size,
             workers=workers,
-            with_metadata=False,
+            parts=("caption",),
         ):
             ids.append(batch.sample_ids)
             images.append(module.encode_image(batch.images.to(device), normalize=True).cpu())
