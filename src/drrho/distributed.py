@@ -140,18 +140,14 @@ class Processes:
         Raises:
             ValueError: `make` raised one, here or on another process.
         """
-        made: tuple[Value | None, ValueError | None] = (None, None)
         try:
-            made = (make(), None)
+            value = make()
         except ValueError as error:
-            made = (None, error)
-        value, own = made
-        messages = [text for text in self.gather(None if own is None else str(own)) if text]
-        if own is not None:
-            raise own
-        if messages:
+            self.gather(str(error))
+            raise
+        if messages := [message for message in self.gather(None) if message is not None]:
             raise ValueError(messages[0])
-        return value  # pyright: ignore[reportReturnType]
+        return value
 
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of the processes."""

@@ -4,6 +4,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -81,23 +83,19 @@ class Encoder:
         seen, own = _Seen(), None
         visible = self.progress and self.processes.is_first
         with Progress(f"evaluate {name}", total=-(-total // size), visible=visible) as progress:
-            try:
-                own = embed_images(seen.passing(batches, progress), self._encode_images)
-            except NothingReadable as error:  # but another process may have read something
-                seen.skipped += error.skipped
-        everyone = self.processes.gather(seen)
-        skipped = tuple(entry for other in everyone for entry in other.skipped)
-        shape = next((other.shape for other in everyone if other.shape is not None), None)
-        if shape is None:
+            in_step = self._in_step(batches, seen, progress)
+            first = next(in_step, None)
+            if first is not None:
+                own = embed_images(chain([first], in_step), self._encode_images)
+        skipped = tuple(
+            entry for several in self.processes.gather(seen.skipped) for entry in several
+        )
+        if own is None and seen.blank is None:
             raise NothingReadable(
                 f"no sample of {name} could be decoded: {_reasons(skipped)}", skipped=skipped
             )
-        blank = self._idle(
-            max(other.batches for other in everyone) - seen.batches,
-            lambda: self._encode_images(torch.zeros(1, *shape)),
-        )
         if own is None:
-            own = _no_images(blank)
+            own = _no_images(seen.blank)
         if skipped and self.processes.is_first:
             warnings.warn(
                 f"{name}: {len(skipped):,} samples could not be evaluated: {_reasons(skipped)}",
@@ -141,6 +139,38 @@ class Encoder:
             tied_negatives=part.gather(own.tied_negatives),
         )
 
+    def _in_step(
+        self, batches: Iterator[Examples], seen: "_Seen", progress: Progress
+    ) -> Iterator[Examples]:
+        """This process's batches, one whenever every process takes one or has none left.
+
+        With none left its tower runs for nothing: the others would wait for its shard. What one
+        cannot read ends all, who would wait for it too.
+        """
+        while True:
+            batch = None
+            try:
+                batch = next(batches, None)
+            except NothingReadable as nothing:  # but another process may have read something
+                seen.skipped += nothing.skipped
+            except (ValueError, OSError) as error:
+                self.processes.gather((None, str(error)))
+                raise
+            shape = None if batch is None else tuple(batch.images.shape[1:])
+            everyone = self.processes.gather((shape, None))
+            if messages := [message for _, message in everyone if message is not None]:
+                raise ValueError(messages[0])
+            shapes = [shape for shape, _ in everyone if shape is not None]
+            if not shapes:
+                return
+            if batch is None:
+                blank = torch.zeros(1, *shapes[0])
+                seen.blank = self._idle(1, partial(self._encode_images, blank))
+            else:
+                seen.skipped += batch.skipped
+                yield batch
+                progress.advance(len(batch.sample_ids))
+
     def _encode_images(self, pixels: Tensor) -> Tensor:
         module: Any = self.model.module
         return module.encode_image(pixels.to(self.device), normalize=True)
@@ -165,19 +195,10 @@ class Encoder:
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What a process read: batches, the shape of an image, and what could not be decoded."""
+    """What a process could not decode, and what its tower gave when it ran for nothing."""
 
-    batches: int = 0
-    shape: tuple[int, ...] | None = None
     skipped: tuple[tuple[int, str], ...] = ()
-
-    def passing(self, batches: Iterator[Examples], progress: Progress) -> Iterator[Examples]:
-        for batch in batches:
-            self.batches += 1
-            self.shape = tuple(batch.images.shape[1:])
-            self.skipped += batch.skipped
-            yield batch
-            progress.advance(len(batch.sample_ids))
+    blank: Tensor | None = None
 
 
 def _no_images(blank: Float[Tensor, "one dim"] | None) -> EmbeddedImages:

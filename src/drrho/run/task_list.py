@@ -55,8 +55,7 @@ def evaluate_task_list(config: EvaluateConfig) -> list[TaskScore]:
     """Every task of the list whose data are there; results are written task by task.
 
     A task that is in `config.output` already is not done again. One whose folder is missing or
-    damaged is passed over with the reason. (A sample that is found damaged on the way ends the
-    work of several processes; what is written stays.)
+    damaged is passed over with the reason.
 
     Raises:
         FileNotFoundError: there is no such list, data folder or model.
@@ -153,16 +152,11 @@ def _attempt(
     if folder is None:
         return TaskScore(task=task, problem=f"missing: no folder {folders[0]}")
     opened = partial(open_evaluation_set, folder, caption_templates=config.caption_templates)
-    try:
+    try:  # what goes wrong goes wrong on all processes
         evaluation_set = encoder.processes.on_first(opened)
-    except (ValueError, OSError) as error:
-        return TaskScore(task=task, problem=str(error), is_failure=True)
-    named = replace(evaluation_set, name=f"{place}, {task.name}")
-    try:
+        named = replace(evaluation_set, name=f"{place}, {task.name}")
         return score_task(encoder, named, task)
     except (ValueError, OSError) as error:
-        if encoder.processes.size > 1:  # which may not have failed all of them
-            raise
         return TaskScore(task=task, problem=str(error), is_failure=True)
 
 
