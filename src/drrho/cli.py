@@ -142,7 +142,9 @@ def _dispatch(arguments: list[str]) -> int:
             config = tyro.cli(commands.VarianceConfig, args=rest, prog="drrho variance")
             print(commands.run_variance(config))
         case ["evaluate", *rest]:
-            print(commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate")))
+            _report(
+                commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate"))
+            )
         case ["export", *rest]:
             print(commands.run_export(tyro.cli(ExportConfig, args=rest, prog="drrho export")))
         case ["scenes", *rest]:

@@ -134,6 +134,21 @@ class Processes:
             raise error
         return value  # pyright: ignore[reportReturnType]
 
+    def on_each(self, make: Callable[[], Value]) -> Value:
+        """What this process makes; an error that any of them gets, all get.
+
+        Raises:
+            ValueError: `make` raised one, here or on another process.
+        """
+        try:
+            value = make()
+        except ValueError as error:
+            self.gather(str(error))
+            raise
+        if messages := [message for message in self.gather(None) if message is not None]:
+            raise ValueError(messages[0])
+        return value
+
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of the processes."""
         if self.size == 1:

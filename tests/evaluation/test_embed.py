@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drrho.evaluation.embed import embed_classes, embed_images, embed_texts
-from drrho.evaluation.zero_shot import ZeroShotTask, class_embeddings
+from drrho.evaluation.embed import embed_images, embed_texts
 
 
 @dataclass(frozen=True)
 class ImageBatch:
+    sample_ids: Tensor
     images: Tensor
-    captions: list[str]
+    all_captions: list[list[str]]
     metadata: list[dict]
 
 
@@ -22,7 +22,7 @@ def batches(sizes):
     for size in sizes:
         ids = torch.arange(start, start + size)
         images = ids.float()[:, None, None, None].expand(-1, 3, 2, 2)
-        yield ImageBatch(images, [f"text {i}" for i in ids], [{"id": int(i)} for i in ids])
+        yield ImageBatch(ids, images, [[f"text {i}"] for i in ids], [{"id": int(i)} for i in ids])
         start += size
 
 
@@ -34,7 +34,8 @@ def encode_letters(texts):
 def test_samples_stay_together_and_in_order():
     layer = nn.Linear(3, 2)
     encoded = embed_images(batches([3, 1, 2]), lambda images: layer(images.mean((2, 3))).bfloat16())
-    assert encoded.captions == [f"text {i}" for i in range(6)]
+    assert encoded.sample_ids.tolist() == list(range(6))
+    assert encoded.captions == [[f"text {i}"] for i in range(6)]
     assert [entry["id"] for entry in encoded.metadata] == list(range(6))
     assert encoded.image_embeddings.dtype == torch.float32
     assert not encoded.image_embeddings.requires_grad
@@ -52,13 +53,6 @@ def test_batch_size_of_texts_does_not_matter():
 
     assert torch.equal(embed_texts(texts, encode, batch_size=3), encode_letters(texts))
     assert sizes == [3, 3, 1]
-
-
-def test_classes_are_embedded_from_their_own_prompts():
-    task = ZeroShotTask(name="t", class_names=("x", "yy"), templates=("{}", "a {}", "bb {}!"))
-    classes = embed_classes(task, encode_letters, batch_size=2)
-    prompts = torch.stack([encode_letters(task.prompts(name)) for name in task.class_names])
-    torch.testing.assert_close(classes, class_embeddings(prompts))
 
 
 def test_nothing_to_embed_is_an_error():

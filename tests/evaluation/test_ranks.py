@@ -20,11 +20,11 @@ def lattice(rows, generator):
 
 
 def ranks_of(queries, candidates, query_labels, candidate_labels, chunk_size=4):
+    """A candidate is right for a query if their labels are equal."""
     return positive_ranks(
         queries,
         candidates,
-        query_labels=query_labels,
-        candidate_labels=candidate_labels,
+        positives=(query_labels[:, None] == candidate_labels).nonzero().T.flip(1),
         chunk_size=chunk_size,
     )
 
@@ -113,7 +113,7 @@ def test_what_cannot_be_ranked_is_an_error():
         ranks_of(broken, eye, labels, labels)
     with pytest.raises(ValueError, match="1 of 3 candidates are not finite"):
         ranks_of(eye, broken, labels, labels)
-    with pytest.raises(ValueError, match="1 queries have no positive.*label 7"):
+    with pytest.raises(ValueError, match="1 queries have no positive.*query 1"):
         ranks_of(eye, eye, torch.tensor([0, 7, 1]), labels)
     with pytest.raises(ValueError, match="queries are empty"):
         ranks_of(eye[:0], eye, labels[:0], labels)

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from drrho.evaluation.tasks import read_clip_benchmark_task, read_zero_shot_json
+from drrho.evaluation.tasks import (
+    is_retrieval_folder,
+    read_clip_benchmark_task,
+    read_zero_shot_json,
+    shards_of_test,
+)
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
@@ -63,6 +68,16 @@ def test_json_of_several_tasks(tmp_path):
     assert shape.label({"shape": "square"}) == 1
 
 
+def test_a_class_may_have_several_names(tmp_path):
+    path = tmp_path / "zero_shot.json"
+    path.write_text(
+        json.dumps({"t": {"class_names": [["cat", "kitten"], "dog"], "templates": ["{}"]}})
+    )
+    (task,) = read_zero_shot_json(path)
+    assert task.all_prompts()[0] == ["cat", "kitten", "dog"]
+    assert task.label({"cls": "cat"}) == 0
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -74,6 +89,7 @@ def test_json_of_several_tasks(tmp_path):
         (json.dumps({"shape": {"templates": ["{}"]}}), r"task 'shape': .*\['templates'\]"),
         (json.dumps({"shape": TASK | {"templates": "a {}"}}), "templates must be a list"),
         (json.dumps({"shape": TASK | {"class_names": [1, 2]}}), "class_names must be a list"),
+        (json.dumps({"shape": TASK | {"class_names": ["a", []]}}), "class_names must be a list"),
         (json.dumps({"shape": TASK | {"field": None}}), "field must be a text, got None"),
         (json.dumps({"shape": TASK | {"templates": ["a"]}}), r"'shape': each template needs \{\}"),
     ],
@@ -84,3 +100,26 @@ def test_what_is_wrong_in_json_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as info:
         read_zero_shot_json(path)
     assert str(path) in str(info.value)
+
+
+def test_type_and_shards_of_a_folder(tmp_path):
+    assert not is_retrieval_folder(tmp_path)
+    (tmp_path / "dataset_type.txt").write_text("Retrieval\n")
+    assert is_retrieval_folder(tmp_path)
+    (tmp_path / "dataset_type.txt").write_text("multilabel")
+    with pytest.raises(ValueError, match="dataset_type.txt: a data set of type 'multilabel'"):
+        is_retrieval_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="test is missing"):
+        shards_of_test(tmp_path)
+    (tmp_path / "test").mkdir()
+    assert shards_of_test(tmp_path) == str(tmp_path / "test")
+    counted = tmp_path / "test" / "nshards.txt"
+    counted.write_text("2\n")
+    (tmp_path / "test" / "0.tar").touch()
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of the 2 shards.*first is 1\.tar"):
+        shards_of_test(tmp_path)
+    (tmp_path / "test" / "1.tar").touch()
+    assert shards_of_test(tmp_path) == str(tmp_path / "test" / "{0..1}.tar")
+    counted.write_text("two")
+    with pytest.raises(ValueError, match="nshards.txt must hold the number of shards, got 'two'"):
+        shards_of_test(tmp_path)

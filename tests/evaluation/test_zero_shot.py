@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from drrho.evaluation.zero_shot import ZeroShotTask, class_embeddings, zero_shot
+from drrho.evaluation.zero_shot import ZeroShotTask, ensemble, zero_shot
 
 TASK = ZeroShotTask(
     name="pets", class_names=("cat", "dog", "2"), templates=("a {}", "{} and {}"), field="animal"
@@ -61,15 +61,27 @@ def test_class_embedding_ignores_the_length_of_prompt_embeddings():
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randn(4, 3, 8, generator=generator)
     lengths = torch.rand(4, 3, 1, generator=generator) + 0.1
-    classes = class_embeddings(prompts)
-    torch.testing.assert_close(class_embeddings(prompts * lengths), classes)
+    owners = torch.arange(4).repeat_interleave(3)
+    classes = ensemble(prompts.flatten(end_dim=1), owners)
+    torch.testing.assert_close(ensemble((prompts * lengths).flatten(end_dim=1), owners), classes)
     torch.testing.assert_close(classes.norm(dim=-1), torch.ones(4))
-    torch.testing.assert_close(class_embeddings(prompts[:, :1]), normalize(prompts[:, 0], dim=-1))
+    alone = ensemble(prompts[:, 0], torch.arange(4))
+    torch.testing.assert_close(alone, normalize(prompts[:, 0], dim=-1))
 
 
 def test_class_embedding_is_as_similar_to_each_of_two_templates():
-    prompts = torch.tensor([[[1.0, 0.0], [0.0, 5.0]]])
-    torch.testing.assert_close(class_embeddings(prompts), torch.tensor([[0.5, 0.5]]).sqrt())
+    prompts = torch.tensor([[1.0, 0.0], [0.0, 5.0]])
+    classes = ensemble(prompts, torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(classes, torch.tensor([[0.5, 0.5]]).sqrt())
+
+
+def test_all_names_of_a_class_stand_in_all_templates():
+    task = replace(TASK, other_names=(("kitten",), (), ()), templates=("a {}", "{}!"))
+    prompts, owners = task.all_prompts()
+    assert prompts[:4] == ["a cat", "cat!", "a kitten", "kitten!"]
+    assert owners.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="one entry for each of the 3 classes, got 1"):
+        replace(TASK, other_names=(("kitten",),))
 
 
 def test_prompts_hold_the_name_wherever_the_template_wants_it():

@@ -63,6 +63,8 @@ class Examples:
         sample_ids: the ids of the samples in the manifest, ascending.
         images: what the evaluation transform made of each image.
         captions: the caption of each sample, or nothing if captions were not asked for.
+        all_captions: the captions of each sample that has several, or the one; nothing if captions
+            were not asked for.
         metadata: what `decode_metadata` gives for each sample, or nothing if metadata were not
             asked for.
         skipped: id and reason of each sample in or near this range that could not be decoded.
@@ -71,5 +73,6 @@ class Examples:
     sample_ids: Int64[Tensor, " batch"]
     images: Float32[Tensor, "batch channels height width"]
     captions: list[str]
+    all_captions: list[list[str]]
     metadata: list[dict]
     skipped: tuple[tuple[int, str], ...]

@@ -156,7 +156,7 @@ def training_batches(
     return _never_empty(_load(pairs, plan, workers=config.workers))
 
 
-def evaluation_batches(
+def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of it
     manifest: Manifest,
     transform: Transform,
     *,
@@ -164,11 +164,12 @@ def evaluation_batches(
     workers: int = 0,
     parts: Collection[Part] = ("caption", "metadata"),
     view: View | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Examples]:
     """Every usable sample once, in the order of the ids.
 
     No batch reaches over the end of a shard, so what shares a batch does not depend on which
-    other shards are in the manifest.
+    other shards are in the manifest, nor on how many processes share the batches.
 
     Args:
         manifest: the data set.
@@ -176,9 +177,11 @@ def evaluation_batches(
         batch_size: most samples in a batch.
         workers: processes that decode; 0 decodes in this one.
         parts: what to give beside the images. Without "caption" samples without one are taken
-            too, for data that carry labels instead; without "metadata" json and cls files are
-            not looked at, so that a damaged one makes no sample unreadable.
+            too, for data that carry labels instead; without "metadata" json, cls and npy
+            files are not looked at, so that a damaged one makes no sample unreadable.
         view: of image and caption, before the transform.
+        share: (k, K) gives the k-th of K runs of batches, which differ in length by at most one
+            batch; one after the other they are all batches.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
@@ -188,7 +191,12 @@ def evaluation_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if workers < 0:
         raise ValueError(f"workers must not be negative, got {workers}")
-    plan = _evaluation_plan(manifest, batch_size=batch_size, with_captions="caption" in parts)
+    rank, num_shares = share
+    if not 0 <= rank < num_shares:
+        raise ValueError(f"share must be (k, K) with 0 <= k < K, got {share}")
+    batches = _evaluation_plan(manifest, batch_size=batch_size, with_captions="caption" in parts)
+    first, end = (len(batches) * place // num_shares for place in (rank, rank + 1))
+    plan = (batch.tolist() for batch in batches[first:end])
     examples = _EvaluationExamples(
         shards=OpenShards(manifest), transform=transform, parts=frozenset(parts), view=view
     )
@@ -249,30 +257,34 @@ class _EvaluationExamples(Dataset[Examples]):
     view: View | None
 
     def __getitem__(self, wanted: list[int]) -> Examples:
-        ids, images, captions, metadata, skipped = [], [], [], [], []
-        for sample_id, (image, caption, fields) in self.shards.readable(
+        ids, images, captions, all_captions, metadata, skipped = [], [], [], [], [], []
+        for sample_id, (image, caption, every, fields) in self.shards.readable(
             wanted, skipped, decode=self._decode
         ):
             ids.append(sample_id)
             images.append(self.transform(image))
             captions.extend(caption)
+            all_captions.extend(every)
             metadata.extend(fields)
         return Examples(
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             images=_stack(images),
             captions=captions,
+            all_captions=all_captions,
             metadata=metadata,
             skipped=tuple(skipped),
         )
 
-    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[str], list[dict]]:
+    def _decode(
+        self, sample: RawSample
+    ) -> tuple[Image.Image, list[str], list[list[str]], list[dict]]:
         fields = [decode_metadata(sample)] if "metadata" in self.parts else []
+        every = [decode_captions(sample)] if "caption" in self.parts else []
         if self.view is None:
-            caption = [decode_caption(sample)] if "caption" in self.parts else []
-            return decode_image(sample), caption, fields
-        captions = decode_captions(sample) if "caption" in self.parts else []
-        caption = [self.view.caption(captions, sample)] if captions else []
-        return self.view.image(decode_image(sample), sample), caption, fields
+            caption = [decode_caption(sample)] if every else []
+            return decode_image(sample), caption, every, fields
+        caption = [self.view.caption(captions, sample) for captions in every]
+        return self.view.image(decode_image(sample), sample), caption, every, fields
 
 
 def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:
@@ -296,13 +308,11 @@ def _training_plan(
         epoch, first = epoch + 1, 0
 
 
-def _evaluation_plan(
-    manifest: Manifest, *, batch_size: int, with_captions: bool
-) -> Iterator[list[int]]:
+def _evaluation_plan(manifest: Manifest, *, batch_size: int, with_captions: bool) -> list[Tensor]:
     """The usable ids of each shard in turn, at most `batch_size` at a time."""
-    for shard in range(len(manifest.shards)):
-        ids = manifest.usable_ids_in(shard, with_captions=with_captions)
-        yield from (chunk.tolist() for chunk in ids.split(batch_size) if len(chunk) > 0)
+    shards = range(len(manifest.shards))
+    ids = (manifest.usable_ids_in(shard, with_captions=with_captions) for shard in shards)
+    return [chunk for part in ids for chunk in part.split(batch_size) if len(chunk) > 0]
 
 
 def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:

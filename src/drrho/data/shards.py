@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -240,12 +240,14 @@ def decode_captions(sample: RawSample) -> list[str]:
 def decode_metadata(sample: RawSample) -> dict:
     """The object in the sample's json file, and under "cls" the class index of its cls file.
 
-    A sample without either gives an empty dict.
+    Under "npy" stands the list of numbers in its npy file, such as the groups it belongs to. A
+    sample without any gives an empty dict.
 
     Raises:
-        UnusableSample: the json is no object, or the cls no whole number.
+        UnusableSample: the json is no object, the cls no whole number, or the npy no row of
+            numbers.
     """
-    metadata = {}
+    metadata: dict[str, Any] = {}
     if "json" in sample.fields:
         try:
             metadata = json.loads(sample.fields["json"])
@@ -258,7 +260,20 @@ def decode_metadata(sample: RawSample) -> dict:
             metadata["cls"] = int(sample.fields["cls"])
         except ValueError as error:
             raise UnusableSample("corrupt class index") from error
+    if "npy" in sample.fields:
+        metadata["npy"] = _decode_numbers(sample.fields["npy"])
     return metadata
+
+
+def _decode_numbers(content: bytes) -> list[int | float]:
+    """A row of numbers; nothing is unpickled."""
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UnusableSample("corrupt npy") from error
+    if array.ndim != 1 or array.dtype.kind not in "buif":
+        raise UnusableSample("corrupt npy")
+    return array.tolist()
 
 
 def _require_end_of_archive(stream: Stream) -> None:

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-
-from drrho.evaluation.zero_shot import ZeroShotTask, class_embeddings
 
 Input = TypeVar("Input", Tensor, list[str])
 EncodeImages = Callable[[Tensor], Tensor]  # (batch, 3, height, width) -> (batch, dim)
@@ -20,10 +18,13 @@ class EvaluationBatch(Protocol):
     """What is read of a batch of samples in the order of the data set."""
 
     @property
+    def sample_ids(self) -> Int[Tensor, " batch"]: ...
+
+    @property
     def images(self) -> Float[Tensor, "batch 3 height width"]: ...
 
     @property
-    def captions(self) -> Sequence[str]: ...
+    def all_captions(self) -> Sequence[Sequence[str]]: ...
 
     @property
     def metadata(self) -> Sequence[Mapping[str, object]]: ...
@@ -34,13 +35,15 @@ class EmbeddedImages:
     """A data set after the image encoder, in its own order; tensors in host memory.
 
     Attributes:
+        sample_ids: of each image in the data set.
         image_embeddings: float32, of the length the encoder gives them.
-        captions: the caption of each image.
-        metadata: of each image, with the labels of zero-shot tasks.
+        captions: of each image, one or more; nothing where they were not read.
+        metadata: of each image, with the labels of zero-shot tasks; nothing likewise.
     """
 
+    sample_ids: Int[Tensor, " images"]
     image_embeddings: Float[Tensor, "images dim"]
-    captions: list[str]
+    captions: list[Sequence[str]]
     metadata: list[Mapping[str, object]]
 
 
@@ -53,14 +56,16 @@ def embed_images(batches: Iterable[EvaluationBatch], encode: EncodeImages) -> Em
     Raises:
         ValueError: there is no batch.
     """
-    embeddings, captions, metadata = [], [], []
+    ids, embeddings, captions, metadata = [], [], [], []
     for batch in batches:
+        ids.append(batch.sample_ids)
         embeddings.append(_on_host(encode, batch.images))
-        captions.extend(batch.captions)
+        captions.extend(batch.all_captions)
         metadata.extend(batch.metadata)
     if not embeddings:
         raise ValueError("the data set has no usable sample; there is nothing to evaluate")
     return EmbeddedImages(
+        sample_ids=torch.cat(ids),
         image_embeddings=torch.cat(embeddings),
         captions=captions,
         metadata=metadata,
@@ -82,15 +87,6 @@ def embed_texts(
         )
     starts = range(0, len(texts), batch_size)
     return torch.cat([_on_host(encode, list(texts[i : i + batch_size])) for i in starts])
-
-
-def embed_classes(
-    task: ZeroShotTask, encode: EncodeTexts, *, batch_size: int
-) -> Float[Tensor, "classes dim"]:
-    """The class embeddings of a task; batches may span classes."""
-    prompts = [prompt for name in task.class_names for prompt in task.prompts(name)]
-    embeddings = embed_texts(prompts, encode, batch_size=batch_size)
-    return class_embeddings(embeddings.unflatten(0, (len(task.class_names), len(task.templates))))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 # Cosines closer than this are ties: float32 rounding of a dot product of unit vectors is a few
 # 1e-7 and depends on where in the matrix the product stands, so a smaller difference says nothing.
 TIE = 1e-6
+TILE = 2**24  # similarities compared at once; 64 MiB in float32, and as much for what is made of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,41 +62,68 @@ def positive_ranks(
     queries: Float[Tensor, "queries dim"],
     candidates: Float[Tensor, "candidates dim"],
     *,
-    query_labels: Int[Tensor, " queries"],
-    candidate_labels: Int[Tensor, " candidates"],
-    chunk_size: int,
+    positives: Int[Tensor, "2 pairs"],
+    rows: tuple[int, int] | None = None,
+    chunk_size: int | None = None,
 ) -> PositiveRanks:
     """Ranks each query's best positive among all candidates, by cosine similarity.
-
-    A candidate is a positive of a query if their labels are equal.
 
     Args:
         queries: embeddings of any length, any floating type; compared as float32 unit vectors.
         candidates: the same.
+        positives: a query and a candidate that is right for it, by their rows, in any order. A
+            query may have several, and a candidate may be right for several.
+        rows: from which query to before which one the ranks are computed, so that processes can
+            share them; None is all. What is checked is checked of all.
         chunk_size: queries that are compared at once; memory is O(chunk_size x candidates) and
-            the ranks do not depend on it.
+            the ranks do not depend on it. None takes as many as make a tile of 2^24 numbers.
 
     Raises:
         ValueError: nothing to compare, an embedding is not finite (its comparisons would all be
             false and its rank perfect), a query has no positive, or `chunk_size` is not positive.
     """
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     require_embeddings("queries", queries)
     require_embeddings("candidates", candidates)
-    orphans = ~torch.isin(query_labels, candidate_labels)
-    if orphans.any():
-        raise ValueError(
-            f"{int(orphans.sum())} queries have no positive among the candidates, the first of "
-            f"label {int(query_labels[orphans][0])}; leave them out"
-        )
+    first, end = (0, len(queries)) if rows is None else rows
+    chunk_size = max(1, TILE // len(candidates)) if chunk_size is None else chunk_size
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    positives = _sorted_positives(positives, len(queries), len(candidates))
+    of_query = positives[0].contiguous()
     candidates = normalize(candidates.float(), dim=-1)
-    ranks = []
-    for rows, labels in zip(queries.split(chunk_size), query_labels.split(chunk_size), strict=True):
-        similarity = normalize(rows.float(), dim=-1) @ candidates.T
-        ranks.append(_counts(similarity, labels[:, None] == candidate_labels[None, :]))
+    none = torch.empty(0, dtype=torch.int64, device=candidates.device)
+    ranks = [(none, none, none)]
+    for start in range(first, end, chunk_size):
+        stop = min(start + chunk_size, end)
+        similarity = normalize(queries[start:stop].float(), dim=-1) @ candidates.T
+        bounds = torch.searchsorted(of_query, of_query.new_tensor([start, stop])).tolist()
+        query, candidate = positives[:, slice(*bounds)]
+        positive = torch.zeros_like(similarity, dtype=torch.bool)
+        positive[query - start, candidate] = True
+        ranks.append(_counts(similarity, positive))
     ahead, tied_positives, tied_negatives = (torch.cat(part) for part in zip(*ranks, strict=True))
     return PositiveRanks(ahead=ahead, tied_positives=tied_positives, tied_negatives=tied_negatives)
+
+
+def _sorted_positives(
+    positives: Int[Tensor, "2 pairs"], num_queries: int, num_candidates: int
+) -> Int[Tensor, "2 pairs"]:
+    """The pairs in the order of the queries, of which each has one."""
+    for name, indices, count in zip(
+        ("queries", "candidates"), positives, (num_queries, num_candidates), strict=True
+    ):
+        outside = (indices < 0) | (indices >= count)
+        if outside.any():
+            raise ValueError(
+                f"positives name rows of the {count} {name}, got {int(indices[outside][0])}"
+            )
+    orphans = torch.bincount(positives[0], minlength=num_queries) == 0
+    if orphans.any():
+        raise ValueError(
+            f"{int(orphans.sum())} queries have no positive among the candidates, the first is "
+            f"query {int(orphans.nonzero()[0])}; leave them out"
+        )
+    return positives[:, positives[0].argsort(stable=True)]
 
 
 def require_embeddings(name: str, embeddings: Float[Tensor, "n dim"]) -> None:

@@ -1,4 +1,6 @@
-"""Image-to-text and text-to-image retrieval, on distinct texts."""
+"""Image-to-text and text-to-image retrieval, where texts may belong to several images and images
+have several texts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +11,36 @@ from torch import Tensor
 
 from drrho.evaluation.ranks import PositiveRanks, positive_ranks
 
+Pairs = Int[Tensor, "2 pairs"]  # rows of an image and of a text that belong together
 
-def distinct_texts(captions: Sequence[str]) -> tuple[list[str], Int[Tensor, " captions"]]:
-    """The different captions, in the order of their first appearance, and each caption's index.
+
+def distinct_texts(captions: Sequence[str | Sequence[str]]) -> tuple[list[str], Pairs]:
+    """The different captions, in the order of their first appearance, and which image has which.
 
     Images with the same caption share one text: asked for the text of one of them, a model cannot
     prefer the "right" copy of two equal strings.
+
+    Args:
+        captions: of each image, one or a list of several.
     """
     index_of: dict[str, int] = {}
-    indices = [index_of.setdefault(caption, len(index_of)) for caption in captions]
-    return list(index_of), torch.tensor(indices, dtype=torch.int64)
+    pairs = [
+        (image, index_of.setdefault(caption, len(index_of)))
+        for image, texts in enumerate(captions)
+        for caption in ([texts] if isinstance(texts, str) else dict.fromkeys(texts))
+    ]
+    return list(index_of), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+
+
+def separate_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], Pairs]:
+    """Every caption as a text of its own, of one image, as clip_benchmark counts them.
+
+    Args:
+        captions: of each image, one or more.
+    """
+    texts = [caption for several in captions for caption in several]
+    images = torch.repeat_interleave(torch.tensor([len(several) for several in captions]))
+    return texts, torch.stack([images, torch.arange(len(texts))])
 
 
 @dataclass(frozen=True)
@@ -26,8 +48,8 @@ class RetrievalRanks:
     """Where the right answer of every query stands.
 
     Attributes:
-        image_to_text: for each image, of its caption among the distinct texts.
-        text_to_image: for each distinct text, of the best-ranked image that carries it.
+        image_to_text: for each image, of the best-ranked of its texts.
+        text_to_image: for each text, of the best-ranked image that carries it.
     """
 
     image_to_text: PositiveRanks
@@ -37,40 +59,29 @@ class RetrievalRanks:
 def retrieval_ranks(
     image_embeddings: Float[Tensor, "images dim"],
     text_embeddings: Float[Tensor, "texts dim"],
-    text_of_image: Int[Tensor, " images"],
+    pairs: Pairs,
     *,
-    chunk_size: int = 512,
+    chunk_size: int | None = None,
 ) -> RetrievalRanks:
     """Ranks in both directions, for `summarise_ranks` and, query by query, for an interval:
 
-        ranks = retrieval_ranks(images, texts, text_of_image)
+        ranks = retrieval_ranks(images, texts, pairs)
         low, high = bootstrap_interval(ranks.image_to_text.reciprocal(), generator=generator)
 
     Args:
-        text_of_image: row of `text_embeddings` with the caption of each image, as
-            `distinct_texts` returns it.
-        chunk_size: queries compared at once; memory is O(chunk_size x max(images, texts)) and
-            the ranks do not depend on it.
+        pairs: which images and texts belong together, from `distinct_texts` or `separate_texts`.
+        chunk_size: as of `positive_ranks`.
 
     Raises:
-        ValueError: no images or texts, an embedding that is not finite, an index out of range, or
-            a text that no image carries.
+        ValueError: no images or texts, an embedding that is not finite, a row out of range, or an
+            image or text that belongs to none.
     """
-    texts = torch.arange(len(text_embeddings), device=text_of_image.device)
     return RetrievalRanks(
         image_to_text=positive_ranks(
-            image_embeddings,
-            text_embeddings,
-            query_labels=text_of_image,
-            candidate_labels=texts,
-            chunk_size=chunk_size,
+            image_embeddings, text_embeddings, positives=pairs, chunk_size=chunk_size
         ),
         text_to_image=positive_ranks(
-            text_embeddings,
-            image_embeddings,
-            query_labels=texts,
-            candidate_labels=text_of_image,
-            chunk_size=chunk_size,
+            text_embeddings, image_embeddings, positives=pairs.flip(0), chunk_size=chunk_size
         ),
     )
 
@@ -78,10 +89,10 @@ def retrieval_ranks(
 def retrieval(
     image_embeddings: Float[Tensor, "images dim"],
     text_embeddings: Float[Tensor, "texts dim"],
-    text_of_image: Int[Tensor, " images"],
+    pairs: Pairs,
     *,
     recall_at: Sequence[int] = (1, 5, 10),
-    chunk_size: int = 512,
+    chunk_size: int | None = None,
 ) -> dict[str, float]:
     """Recall and mean reciprocal rank in both directions.
 
@@ -91,7 +102,7 @@ def retrieval(
         `image_to_text/R@k` and `text_to_image/R@k` (shares of queries, 0 to 1) for each k of
         `recall_at`, `mrr_image_to_text`, `mrr_text_to_image`, and `mrr`, the mean of the two.
     """
-    ranks = retrieval_ranks(image_embeddings, text_embeddings, text_of_image, chunk_size=chunk_size)
+    ranks = retrieval_ranks(image_embeddings, text_embeddings, pairs, chunk_size=chunk_size)
     return summarise_ranks(ranks, recall_at=recall_at)
 
 
@@ -115,16 +126,44 @@ def summarise_ranks(
     return metrics
 
 
-def reciprocal_rank_of_images(
-    ranks: RetrievalRanks, text_of_image: Int[Tensor, " images"]
-) -> Float[Tensor, " images"]:
+def clip_benchmark_recalls(
+    ranks: RetrievalRanks, *, recall_at: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Recalls under the names of clip_benchmark and DataComp.
+
+    Args:
+        ranks: on the texts of `separate_texts`.
+        recall_at: the ks.
+
+    Returns:
+        `image_retrieval_recall@k`, the share of texts whose image is among the first k,
+        `text_retrieval_recall@k`, the share of images of which a text is, for each k, and their
+        mean `mean_recall@1` if 1 is one of them.
+
+    Raises:
+        ValueError: a k of `recall_at` is not positive.
+
+    Source: clip_benchmark 1.6.2, metrics.zeroshot_retrieval; DataComp, eval_utils/retr_eval.py.
+    """
+    metrics: dict[str, float] = {}
+    for k in recall_at:
+        metrics[f"image_retrieval_recall@{k}"] = float(ranks.text_to_image.hits(k).mean())
+        metrics[f"text_retrieval_recall@{k}"] = float(ranks.image_to_text.hits(k).mean())
+    if 1 in recall_at:
+        sides = metrics["text_retrieval_recall@1"], metrics["image_retrieval_recall@1"]
+        metrics["mean_recall@1"] = sum(sides) / 2
+    return metrics
+
+
+def reciprocal_rank_of_images(ranks: RetrievalRanks, pairs: Pairs) -> Float[Tensor, " images"]:
     """One value per image whose mean is `mrr`: for intervals, and for paired differences.
 
     Half of it is the image's own reciprocal rank as a query. The other half is the reciprocal
-    rank of its text as a query, shared among the images that carry the text and scaled so that
-    the mean over images is the mean over texts.
+    ranks of its texts as queries, each shared among the images that carry the text and scaled so
+    that the mean over images is the mean over texts.
     """
-    of_texts = ranks.text_to_image.reciprocal()
-    carriers = torch.bincount(text_of_image, minlength=len(of_texts))
-    share = of_texts / carriers * (len(text_of_image) / len(of_texts))
-    return (ranks.image_to_text.reciprocal() + share[text_of_image]) / 2
+    of_images, of_texts = ranks.image_to_text.reciprocal(), ranks.text_to_image.reciprocal()
+    images, texts = pairs
+    share = of_texts / torch.bincount(texts, minlength=len(of_texts))
+    shares = torch.bincount(images, weights=share[texts], minlength=len(of_images))
+    return (of_images + shares * (len(of_images) / len(of_texts))) / 2

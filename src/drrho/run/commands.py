@@ -21,7 +21,7 @@ from drrho.run.export import ExportConfig, export_model
 from drrho.run.filtering import FilterReport
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.run.plan import plan_run
-from drrho.run.processes import ProcessFailed, require_one_process
+from drrho.run.processes import ProcessFailed, is_follower, require_one_process
 from drrho.run.recipe import Recipe
 from drrho.run.reference import (
     LossesConfig,
@@ -32,6 +32,7 @@ from drrho.run.reference import (
 )
 from drrho.run.reference_import import ImportConfig, import_reference
 from drrho.run.scaling import EfficiencyConfig, FitConfig, fit_scaling, measure_efficiency
+from drrho.run.task_list import TaskScore, averages, evaluate_task_list
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
 from drrho.training.finite import NotFiniteError
@@ -260,9 +261,15 @@ def run_dry(recipe: Recipe) -> str:
 
 
 def run_evaluate(config: EvaluateConfig) -> str:
-    """A model -> its scores."""
+    """A model -> its scores.
+
+    Raises:
+        ValueError: a task of a list failed; the message has the scores of the others too.
+    """
+    if config.tasks is not None:
+        return _task_table(evaluate_task_list(config))
     scores = evaluate_named_model(config)
-    if config.output is not None:
+    if config.output is not None and not is_follower():
         write_json(Path(config.output), scores)
     return _metrics_table(scores)
 
@@ -311,6 +318,22 @@ def _comparison_report(output: str) -> str:
 def _written(output: str, name: str) -> str:
     text = (Path(output) / f"{name}.md").read_text()
     return f"\n{text}\nThe numbers are in {output}/{name}.json, the plot in {output}/{name}.png."
+
+
+def _task_table(scores: list[TaskScore]) -> str:
+    """The main metric of each task, averages, and what was passed over."""
+    rows = [
+        [score.task.name, score.task.main_metric, f"{score.main_metric:.4f}"]
+        for score in scores
+        if score.main_metric is not None
+    ]
+    rows += [[name, "", f"{value:.4f}"] for name, value in averages(scores).items()]
+    problems = [score for score in scores if score.problem is not None]
+    lines = [markdown_table(["task", "main metric", "score"], rows)] if rows else []
+    lines += [f"{score.task.name}: {score.problem}" for score in problems]
+    if not rows or any(score.is_failure for score in problems):
+        raise ValueError("not every task could be evaluated\n\n" + "\n".join(lines))
+    return "\n".join(lines)
 
 
 def _metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:

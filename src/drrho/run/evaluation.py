@@ -1,60 +1,49 @@
-"""Evaluating a model on a data set: retrieval where it has captions, zero-shot where it has tasks.
+"""A model on data sets: retrieval where they have captions, zero-shot where they have tasks."""
 
-A folder with `zero_shot.json`, or with clip_benchmark's `classnames.txt` and templates, has
-zero-shot tasks; shards with captions are scored by retrieval. What a set has decides.
-"""
-
-import warnings
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import Positional
 
-from drrho.data.indexing import open_manifest
-from drrho.data.loading import Part, evaluation_batches
-from drrho.data.manifest import Manifest
-from drrho.evaluation.embed import EmbeddedImages, embed_classes, embed_images, embed_texts
+from drrho.distributed import Processes
 from drrho.evaluation.retrieval import (
     distinct_texts,
     reciprocal_rank_of_images,
-    retrieval_ranks,
     summarise_ranks,
 )
-from drrho.evaluation.tasks import CLASS_NAMES_FILE, read_clip_benchmark_task, read_zero_shot_json
-from drrho.evaluation.zero_shot import ZeroShotTask, zero_shot
+from drrho.evaluation.zero_shot import summarise_labels
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.two_tower import TwoTower
-from drrho.run.recipe import Device, resolve_device
+from drrho.run.encoding import Encoder
+from drrho.run.evaluation_set import (
+    EvaluationSet,
+    captions_of,
+    embedded_set,
+    ensemble_of,
+    label_ranks_of,
+    labels_of,
+    open_evaluation_set,
+    ranks_of_captions,
+)
+from drrho.run.processes import together
+from drrho.run.recipe import Device
 
-ZERO_SHOT_FILE = "zero_shot.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSet:
-    """Samples and what can be asked of them.
-
-    Attributes:
-        name: of the folder or file, for tables.
-        manifest: the samples.
-        tasks: zero-shot tasks, perhaps none.
-        with_captions: whether the samples have captions, for retrieval.
-    """
-
-    name: str
-    manifest: Manifest
-    tasks: tuple[ZeroShotTask, ...]
-    with_captions: bool
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """What the scores need beside the images."""
-        captions: tuple[Part, ...] = ("caption",) if self.with_captions else ()
-        return (*captions, "metadata") if self.tasks else captions
+__all__ = [
+    "EvaluateConfig",
+    "Evaluation",
+    "EvaluationSet",
+    "evaluate_encoder",
+    "evaluate_model",
+    "evaluate_named_model",
+    "named_encoder",
+    "open_evaluation_set",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,37 +61,6 @@ class Evaluation:
     reciprocal_ranks: Float[Tensor, " images"]
 
 
-def open_evaluation_set(source: str | Path) -> EvaluationSet:
-    """Finds shards and tasks.
-
-    Args:
-        source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
-            whose shards are in `test/`.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: there are neither captions nor tasks.
-    """
-    path = Path(source).expanduser()
-    folder = path if path.is_dir() else path.parent
-    shards = path / "test" if (path / CLASS_NAMES_FILE).is_file() else path
-    manifest = open_manifest(shards)
-    tasks: tuple[ZeroShotTask, ...] = ()
-    if (folder / ZERO_SHOT_FILE).is_file():
-        tasks = read_zero_shot_json(folder / ZERO_SHOT_FILE)
-    elif (folder / CLASS_NAMES_FILE).is_file():
-        tasks = (read_clip_benchmark_task(folder),)
-    with_captions = len(manifest.usable_ids(with_captions=True)) > 0
-    if not tasks and not with_captions:
-        raise ValueError(
-            f"{source} has neither captions nor class names: retrieval needs a .txt in each "
-            f"sample, zero-shot classification {ZERO_SHOT_FILE} or {CLASS_NAMES_FILE} beside the "
-            "shards"
-        )
-    name = folder.name if path.suffix == ".json" or path.is_dir() else path.name
-    return EvaluationSet(name=name, manifest=manifest, tasks=tasks, with_captions=with_captions)
-
-
 def evaluate_model(
     model: TwoTower,
     evaluation_set: EvaluationSet,
@@ -110,62 +68,44 @@ def evaluate_model(
     device: torch.device,
     batch_size: int,
     workers: int = 0,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """All scores that the set allows. The model must be on `device` and in evaluation mode.
 
-    Samples that cannot be decoded are left out, counted in `skipped` and warned of.
+    Samples that cannot be decoded are left out, counted in `skipped` and warned of. Of several
+    processes each encodes its share of images and texts and ranks its share of the queries, and
+    all have the result, which is that of one.
     """
-    module: Any = model.module
-    skipped = []
-
-    def counted(batches):
-        for batch in batches:
-            skipped.extend(batch.skipped)
-            yield batch
-
-    def encode_texts(texts: list[str]) -> Tensor:
-        return module.encode_text(model.tokenizer(texts).to(device), normalize=True)
-
-    images = embed_images(
-        counted(
-            evaluation_batches(
-                evaluation_set.manifest,
-                model.eval_transform,
-                batch_size=batch_size,
-                workers=workers,
-                parts=evaluation_set.parts,
-            )
-        ),
-        lambda pixels: module.encode_image(pixels.to(device), normalize=True),
+    encoder = Encoder(
+        model=model,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        processes=Processes() if processes is None else processes,
     )
+    return evaluate_encoder(encoder, evaluation_set)
+
+
+def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluation:
+    """As `evaluate_model`."""
+    images = embedded_set(encoder, evaluation_set)
     metrics: dict[str, float] = {}
     reciprocal_ranks = torch.empty(0)
     if evaluation_set.with_captions:
-        texts, text_of_image = distinct_texts(images.captions)
-        ranks = retrieval_ranks(
-            images.image_embeddings,
-            embed_texts(texts, encode_texts, batch_size=batch_size),
-            text_of_image,
+        texts, pairs = distinct_texts(captions_of(encoder, evaluation_set, images))
+        ranks = ranks_of_captions(
+            encoder, images, texts, pairs=pairs, templates=evaluation_set.caption_templates
         )
         metrics |= summarise_ranks(ranks)
-        reciprocal_ranks = reciprocal_rank_of_images(ranks, text_of_image)
+        reciprocal_ranks = reciprocal_rank_of_images(ranks, pairs)
     for task in evaluation_set.tasks:
-        classes = embed_classes(task, encode_texts, batch_size=batch_size)
-        scores = zero_shot(images.image_embeddings, classes, _labels(task, images))
+        classes = ensemble_of(encoder, *task.all_prompts())
+        labels = labels_of(encoder, evaluation_set, images, task=task)
+        ranks_of_labels = label_ranks_of(encoder, images, classes, labels)
+        scores = summarise_labels(ranks_of_labels, labels, num_classes=len(classes))
         metrics |= {f"zero_shot/{task.name}/{name}": value for name, value in scores.items()}
-    if skipped:
-        reasons = Counter(reason for _, reason in skipped)
-        warnings.warn(
-            f"{evaluation_set.name}: {len(skipped):,} samples could not be evaluated: "
-            f"{dict(reasons)}",
-            stacklevel=2,
-        )
-    counts = {"images": float(len(images.image_embeddings)), "skipped": float(len(skipped))}
+    counts = {"images": float(len(images.embeddings)), "skipped": float(images.num_skipped)}
     return Evaluation(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
-
-
-def _labels(task: ZeroShotTask, images: EmbeddedImages) -> Tensor:
-    return torch.tensor([task.label(metadata) for metadata in images.metadata])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,46 +114,77 @@ class EvaluateConfig:
 
     Attributes:
         run: folder of a finished run, or a model as `drrho reference precompute` takes it.
-        data: one or more sets: shards, a manifest, or a folder in clip_benchmark's layout.
+        data: one or more sets: shards, a manifest, or a folder in clip_benchmark's layout. With
+            `tasks`, the folder of the tasks' folders.
+        tasks: a task list as DataComp has it, or "datacomp" for its own; each task is scored by
+            its metrics.
         pretrained: open_clip tag or checkpoint file of an architecture.
-        output: JSON file to write as well.
+        output: file to write as well: JSON, or with `tasks` DataComp's results in JSON lines,
+            where tasks that it holds already are not done again.
+        caption_templates: texts with {} where a caption goes, whose embeddings are averaged; none
+            take captions as they are.
         batch_size: images embedded at once.
-        workers: processes that decode.
+        workers: processes that decode, for each that encodes.
         device: where to compute.
     """
 
     run: Positional[str]
     data: tuple[str, ...]
+    tasks: str | None = None
     pretrained: str | None = None
     output: str | None = None
+    caption_templates: tuple[str, ...] = ()
     batch_size: int = 256
     workers: int = 0
     device: Device = "auto"
 
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError("data must name at least one set")
+        if self.tasks is not None and len(self.data) > 1:
+            raise ValueError(f"with tasks, data is one folder of folders, got {list(self.data)}")
+
 
 def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
-    """Set name -> metrics of the model.
+    """Set name -> metrics of the model. Under torchrun or `srun` the processes share the work.
 
     Raises:
         FileNotFoundError: the run is not finished, or a set is not there.
         ValueError: no such model, or a set has nothing to evaluate.
+        ProcessFailed: with several processes, this one failed or lost another.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    with named_encoder(config) as encoder:
+        for source in config.data:
+            opened = partial(
+                open_evaluation_set, source, caption_templates=config.caption_templates
+            )
+            held_out = encoder.processes.on_first(opened)
+            label = held_out.name if held_out.name not in scores else source
+            scores[label] = evaluate_encoder(encoder, held_out).metrics
+    return scores
+
+
+@contextmanager
+def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
+    """The model, on the device of this process, together with the others.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: no such model.
     """
     is_run = Path(config.run).is_dir() and config.pretrained is None
     name = f"run:{config.run}" if is_run else config.run
     named = ModelConfig(name=name, pretrained=config.pretrained)
     named.require_trained()
-    model = build_model(named, seed=0)
-    device = resolve_device(config.device)
-    model.module.to(device).eval()
-    scores: dict[str, dict[str, float]] = {}
-    for source in config.data:
-        held_out = open_evaluation_set(source)
-        label = held_out.name if held_out.name not in scores else source
-        scores[label] = evaluate_model(
-            model,
-            held_out,
+    with together(config.device) as (processes, device):
+        model = build_model(named, seed=0)
+        model.module.to(device).eval()
+        yield Encoder(
+            model=model,
             device=device,
             batch_size=config.batch_size,
             workers=config.workers,
-        ).metrics
-    return scores
+            processes=processes,
+            progress=True,
+        )

@@ -248,7 +248,12 @@ def _evaluators(
     def evaluator() -> dict[str, float]:
         batch_size, workers = recipe.evaluation.batch_size, recipe.loading.workers
         metrics = evaluate_model(
-            model, held_out, device=device, batch_size=batch_size, workers=workers
+            model,
+            held_out,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            processes=processes,
         ).metrics
         if variances is None:
             return metrics

@@ -1,0 +1,116 @@
+"""A list of evaluation tasks with their main metrics, in the form of DataComp's tasklist.yml."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+DATACOMP = "datacomp"
+KEYS = {"name", "size", "main_metric", "folder", "suite", "group_by", "unsupported"}
+# What DataComp's list says besides, which no score depends on.
+OTHER_KEYS = {"time", "num_classes", "random_score", "tags"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedTask:
+    """A task of a list.
+
+    Attributes:
+        key: its name in the list, such as "vtab/eurosat".
+        name: to show.
+        main_metric: the metric that enters the average.
+        size: number of its samples; None is not said.
+        folder: where its data are, relative to the data folder; None tries the usual names.
+        suite: tasks whose scores are averaged too; None is none.
+        group_by: name of a division -> column of a sample's .npy that holds its group.
+        unsupported: why it cannot be scored; None if it can.
+    """
+
+    key: str
+    name: str
+    main_metric: str = "acc1"
+    size: int | None = None
+    folder: str | None = None
+    suite: str | None = None
+    group_by: Mapping[str, int] = field(default_factory=dict)
+    unsupported: str | None = None
+
+    def folders(self, data: Path) -> list[Path]:
+        """Where its data may lie, the likeliest first.
+
+        DataComp's `download_evalsets.py` writes `wds_vtab-eurosat_test`; clip_benchmark's own data
+        sets are called `wds_vtab-eurosat` or `wds_mscoco_captions`.
+        """
+        if self.folder is not None:
+            return [data / self.folder]
+        whole, last = self.key.replace("/", "-"), self.key.rpartition("/")[2]
+        names = [f"wds_{whole}_test", f"wds_{last}_test", f"wds_{whole}", f"wds_{last}"]
+        return [data / name for name in dict.fromkeys([*names, self.key, whole, last])]
+
+
+def read_task_list(source: str) -> tuple[ListedTask, ...]:
+    """The tasks of a list.
+
+    Args:
+        source: a YAML or JSON file of key -> {name, main_metric, size, folder, suite, group_by},
+            all of which may be left out, or "datacomp". What a file leaves out about a task of
+            DataComp is taken from DataComp.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no such list; names it and the task.
+    """
+    known = _parse(
+        resources.files("drrho.evaluation").joinpath("datacomp.yml").read_text(), DATACOMP
+    )
+    if source == DATACOMP:
+        entries = known
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"task list {source} does not exist; give a YAML file such as DataComp's "
+                f"tasklist.yml, or {DATACOMP!r} for its tasks"
+            )
+        entries = _parse(path.read_text(encoding="utf-8"), source)
+    return tuple(
+        _task(key, known.get(key, {}) | entry, where=f"{source}, task {key!r}")
+        for key, entry in entries.items()
+    )
+
+
+def _parse(text: str, source: str) -> dict[str, dict]:
+    import yaml  # noqa: PLC0415  for those who have a list
+
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"task list {source} is not YAML: {error}") from error
+    if not isinstance(entries, dict) or not entries:
+        raise ValueError(f"task list {source} must be an object of task key -> task, with one")
+    for key, entry in entries.items():
+        if not isinstance(key, str) or not isinstance(entry, dict | None):
+            raise ValueError(f"{source}, task {key!r}: expected an object, got {entry!r}")
+    return {key: entry or {} for key, entry in entries.items()}
+
+
+def _task(key: str, entry: dict, *, where: str) -> ListedTask:
+    if unknown := sorted(map(str, entry.keys() - KEYS - OTHER_KEYS)):
+        raise ValueError(f"{where}: unknown entries {unknown}; there are {sorted(KEYS)}")
+    for name in ("name", "main_metric", "folder", "suite", "unsupported"):
+        if not isinstance(entry.get(name, ""), str):
+            raise ValueError(f"{where}: {name} must be a text, got {entry[name]!r}")
+    size = entry.get("size")
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f"{where}: size must be a positive number, got {size!r}")
+    groups = entry.get("group_by", {})
+    if not isinstance(groups, dict) or not all(
+        isinstance(name, str) and isinstance(column, int) and column >= 0
+        for name, column in groups.items()
+    ):
+        raise ValueError(
+            f"{where}: group_by must be an object of a name -> column of the .npy, got {groups!r}"
+        )
+    chosen: dict[str, Any] = {"name": key} | {name: entry[name] for name in KEYS & entry.keys()}
+    return ListedTask(key=key, **chosen)

@@ -1,0 +1,54 @@
+"""Task lists in DataComp's form."""
+
+from pathlib import Path
+
+import pytest
+
+from drrho.evaluation.task_list import read_task_list
+
+
+def test_the_tasks_of_datacomp():
+    tasks = {task.key: task for task in read_task_list("datacomp")}
+    assert len(tasks) == 40
+    scored = [task for task in tasks.values() if task.unsupported is None]
+    assert len(scored) == 37  # and WinoGAViL is the 38th of DataComp's average
+    assert tasks["vtab/pets"].main_metric == "mean_per_class_recall"
+    assert tasks["imagenet1k"].main_metric == "acc1"
+    assert tasks["wilds/fmow"].group_by == {"region": 0, "year": 1}
+    assert sum(task.suite == "VTAB" for task in scored) == 13
+    assert tasks["vtab/eurosat"].folders(Path("d"))[0] == Path("d/wds_vtab-eurosat_test")
+    assert Path("d/wds_dollar_street_test") in tasks["fairness/dollar_street"].folders(Path("d"))
+
+
+def test_a_list_needs_to_say_only_what_is_its_own(tmp_path):
+    path = tmp_path / "tasks.yml"
+    path.write_text("mine: {folder: here}\nwilds/fmow: {name: FMoW, time: 88, tags: [wilds]}\n")
+    mine, fmow = read_task_list(str(path))
+    assert (mine.name, mine.main_metric) == ("mine", "acc1")
+    assert mine.folders(tmp_path) == [tmp_path / "here"]
+    assert (fmow.main_metric, fmow.size) == ("acc_worst_region", 22108)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("[]", "must be an object of task key"),
+        ("a: 3", "task 'a': expected an object, got 3"),
+        ("a: {metric: acc1}", r"task 'a': unknown entries \['metric'\]"),
+        ("a: {name: 3}", "name must be a text, got 3"),
+        ("a: {size: many}", "size must be a positive number, got 'many'"),
+        ("a: {group_by: [region]}", r"group_by must be an object.*\['region'\]"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_named(tmp_path, content, message):
+    path = tmp_path / "tasks.yml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as info:
+        read_task_list(str(path))
+    assert str(path) in str(info.value)
+
+
+def test_missing_list_is_named():
+    with pytest.raises(FileNotFoundError, match="tsk.yml does not exist.*'datacomp'"):
+        read_task_list("tsk.yml")

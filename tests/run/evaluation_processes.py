@@ -1,0 +1,58 @@
+"""What test_evaluation.py runs in processes of its own."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+
+from drrho.distributed import Launch, joined
+from drrho.evaluation.task_list import ListedTask
+from drrho.models.build import ModelConfig, build_model
+from drrho.models.small import SmallConfig
+from drrho.run.encoding import Encoder
+from drrho.run.evaluation import evaluate_encoder
+from drrho.run.evaluation_set import open_evaluation_set
+from drrho.run.task_list import score_task
+
+SMALL = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)
+TASK = ListedTask(key="letters", name="letters", group_by={"region": 0})
+
+
+def encoder(processes):
+    model = build_model(ModelConfig(name="small", small=SMALL), seed=0)
+    model.module.eval()
+    return Encoder(model=model, device=torch.device("cpu"), batch_size=5, processes=processes)
+
+
+def answers(processes, folder):
+    """Metrics of every set in a folder, or the error."""
+    found = {}
+    own = encoder(processes)
+    for name in ("scenes", "one"):
+        opened = open_evaluation_set(folder / name)
+        evaluation = evaluate_encoder(own, opened)
+        found[name] = evaluation.metrics | {"each": evaluation.reciprocal_ranks.tolist()}
+    for name in ("letters", "wrong"):
+        try:
+            found[name] = score_task(own, open_evaluation_set(folder / name), TASK)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def process(rank, world, folder):
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    meeting = f"file://{folder}/rendezvous"
+    launch = Launch(rank=rank, size=world, local_rank=rank, meeting=meeting)
+    with joined(launch, device_type="cpu", minutes=2) as processes:
+        found = answers(processes, Path(folder))
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+
+
+def run(world, folder):
+    """The answers of each process."""
+    mp.spawn(process, args=(world, str(folder)), nprocs=world)
+    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world)]

@@ -1,0 +1,187 @@
+"""Evaluation by several processes, of folders in clip_benchmark's layout, and of task lists."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tests.data.tar_files import pair, picture, write_shard
+from tests.run import evaluation_processes
+
+from drrho.cli import main
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.distributed import Processes
+from drrho.evaluation.retrieval import retrieval_ranks, separate_texts
+from drrho.evaluation.task_list import ListedTask
+from drrho.evaluation.zero_shot import ensemble
+from drrho.run.evaluation_set import (
+    captions_of,
+    embedded_set,
+    open_evaluation_set,
+    ranks_of_captions,
+)
+from drrho.run.task_list import TaskScore, averages, score_task
+
+
+def array(*row):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(row))
+    return buffer.getvalue()
+
+
+def classified(folder, labels, *, regions=None, names=5):
+    """Images of a class and a region, in clip_benchmark's layout."""
+    samples = [{"png": picture(i), "cls": str(label).encode()} for i, label in enumerate(labels)]
+    for sample, region in zip(samples, regions or [], strict=False):
+        sample["npy"] = array(region, 7)
+    write_shard(folder / "test" / "0.tar", samples)
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "classnames.txt").write_text("".join(f"class {i}\n" for i in range(names)))
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}\n{c}!\n")
+    return folder
+
+
+def captioned(folder, captions):
+    samples = [
+        {"png": picture(i), "txt": "\n".join(lines).encode()} for i, lines in enumerate(captions)
+    ]
+    write_shard(folder / "test" / "0.tar", samples)
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    write_scenes(folder / "scenes", ScenesConfig(num_samples=18, seed=1, samples_per_shard=11))
+    write_shard(folder / "one" / "0.tar", [pair(0)])  # fewer batches than processes
+    classified(folder / "letters", [0, 1, 2, 3, 4, 0, 1], regions=[0, 0, 2, 2, 2, 0, 2])
+    captioned(folder / "pairs", [["a b", "c"], ["d"], ["a d c", "b", "b a"], ["c a"]] * 3)
+    classified(folder / "wrong", [0, 1, 2, 3, 4, 0, 5], regions=[0] * 7)
+    return folder
+
+
+def test_two_processes_find_what_one_finds(sets, tmp_path):
+    alone = evaluation_processes.answers(Processes(), sets)
+    folder = tmp_path / "sets"
+    shutil.copytree(sets, folder)
+    alone["wrong"] = alone["wrong"].replace(str(sets), str(folder))
+    assert evaluation_processes.run(2, folder) == [alone, alone]
+    assert "0.tar, row 6: task 'wrong': the label 5" in alone["wrong"]
+    metrics = alone["letters"]["metrics"]
+    assert metrics["count_region:0"] == 3
+    assert metrics["acc_wg"] == metrics["acc_worst_region"]
+    assert metrics["main_metric"] == metrics["acc1"]
+    assert len(alone["scenes"]["each"]) == 18
+
+
+@pytest.fixture
+def tasks(tmp_path, monkeypatch):
+    """A folder of tasks' folders, and a list with other troubles too."""
+    monkeypatch.chdir(tmp_path)
+    classified(tmp_path / "data" / "wds_vtab-letters_test", [0, 1, 2, 3])
+    captioned(tmp_path / "data" / "retrieval" / "pairs", [["a", "b"], ["c"], ["d", "e"]])
+    (tmp_path / "tasks.yml").write_text(
+        "vtab/letters: {name: Letters, main_metric: mean_per_class_recall, suite: VTAB, time: 3}\n"
+        "retrieval/pairs: {main_metric: mean_recall@1}\n"
+        "vtab/nowhere: {suite: VTAB}\n"
+        "misc/winogavil:\n"
+    )
+    return tmp_path
+
+
+def test_a_task_list_is_done_once_and_goes_on(tasks, reference, capsys):
+    run = str(reference.parent / "run")
+    arguments = ["--tasks", "tasks.yml", "--data", "data", "--output", "results.jsonl"]
+    assert main(["evaluate", run, *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "vtab/nowhere: missing: no folder data/wds_vtab-nowhere_test" in printed
+    assert "WinoGAViL: not supported" in printed
+    assert "VTAB, 1 of 2 tasks" in printed
+    assert "average, 2 of 4 tasks" in printed
+    lines = [json.loads(line) for line in (tasks / "results.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["vtab/letters", "retrieval/pairs"]
+    assert [line["dataset"] for line in lines] == ["Letters", "retrieval/pairs"]
+    metrics = lines[0]["metrics"]
+    assert metrics["main_metric"] == metrics["mean_per_class_recall"] == metrics["acc1"]
+    assert lines[1]["metrics"]["main_metric"] == lines[1]["metrics"]["mean_recall@1"]
+
+    lines[0]["metrics"]["main_metric"] = 0.125  # to be seen not to be computed again
+    (tasks / "results.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert main(["evaluate", run, *arguments]) == 0
+    assert "0.1250" in capsys.readouterr().out
+    again = [json.loads(line) for line in (tasks / "results.jsonl").read_text().splitlines()]
+    assert again == lines
+
+    other = ["--caption-templates", "a picture of {}"]
+    assert main(["evaluate", run, *arguments, *other]) == 1
+    assert "results.jsonl, line 1 is a result of another model" in capsys.readouterr().err
+
+
+def test_a_damaged_task_does_not_end_the_others(tasks, reference, capsys):
+    (tasks / "data" / "wds_vtab-letters_test" / "classnames.txt").unlink()
+    run = str(reference.parent / "run")
+    arguments = ["--tasks", "tasks.yml", "--data", "data", "--output", "results.jsonl"]
+    assert main(["evaluate", run, *arguments]) == 1
+    printed = capsys.readouterr().err
+    assert "not every task could be evaluated" in printed
+    assert "classnames.txt" in printed
+    assert "mean_recall@1" in printed
+    assert len((tasks / "results.jsonl").read_text().splitlines()) == 1
+    (tasks / "results.jsonl").write_text("{}\n")
+    assert main(["evaluate", run, *arguments]) == 1
+    assert "results.jsonl, line 1 is no result of a task" in capsys.readouterr().err
+
+
+def test_what_cannot_be_scored_is_named(sets):
+    encoder = evaluation_processes.encoder(Processes())
+    letters = open_evaluation_set(sets / "letters")
+    for task, message in (
+        (ListedTask(key="t", name="t", main_metric="acc7"), "main metric 'acc7', there are"),
+        (ListedTask(key="t", name="t", group_by={"x": 2}), r"0.tar, row 0: .*column 2.*2 columns"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_task(encoder, letters, task)
+    with pytest.warns(UserWarning, match="T has 9 samples, and 7 were scored"):
+        score_task(encoder, letters, ListedTask(key="t", name="T", size=9))
+
+
+def test_caption_templates_change_the_texts(sets):
+    encoder = evaluation_processes.encoder(Processes())
+    task = ListedTask(key="t", name="t", main_metric="mean_recall@1")
+    metrics = [
+        score_task(encoder, open_evaluation_set(sets / "pairs", caption_templates=t), task)
+        for t in ((), ("{}",), ("a picture of {}.", "{}"))
+    ]
+    plain, same, two = (entry["metrics"] for entry in metrics)
+    assert plain == same
+    assert plain.keys() == two.keys()
+    captions = open_evaluation_set(sets / "pairs", caption_templates=("a picture of {}.", "{}"))
+    images = embedded_set(encoder, captions)
+    texts, pairs = separate_texts(captions_of(encoder, captions, images))
+    assert len(texts) == 21
+    ranks = ranks_of_captions(encoder, images, texts, pairs=pairs, templates=("{}", "a {}"))
+    averaged = ensemble(
+        encoder.texts([t for text in texts for t in (text, f"a {text}")]),
+        torch.arange(21).repeat_interleave(2),
+    )
+    expected = retrieval_ranks(images.embeddings, averaged, pairs)
+    assert torch.equal(ranks.text_to_image.ahead, expected.text_to_image.ahead)
+    with pytest.raises(ValueError, match=r"caption_templates: each template needs \{\}"):
+        open_evaluation_set(sets / "pairs", caption_templates=("a picture",))
+    with pytest.raises(ValueError, match="it has no captions"):
+        open_evaluation_set(sets / "letters", caption_templates=("a {}",))
+
+
+def test_averages_are_of_what_was_scored():
+    def score(value, suite=None):
+        return TaskScore(task=ListedTask(key="t", name="t", suite=suite), main_metric=value)
+
+    scores = [score(0.5, "VTAB"), score(None, "VTAB"), score(0.1)]
+    assert averages(scores) == {
+        "VTAB, 1 of 2 tasks": 0.5,
+        "average, 2 of 3 tasks": pytest.approx(0.3),
+    }
+    assert averages([score(None)]) == {}
