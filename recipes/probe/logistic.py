@@ -156,6 +156,12 @@ def main() -> None:
                 generator=generator,
             ).alarm
         }
+        revised = {
+            name
+            for k, name in enumerate(names)
+            if found[name].too_close
+            or contamination(stored[k], held[k], resamples=400, generator=generator).alarm
+        }
         tau = torch.tensor(
             [[*TEMPERATURES, found[name].temperature] for name in names]
         )  # (references, temperatures)
@@ -177,7 +183,7 @@ def main() -> None:
             "size": [sizes[name][0] + sizes[name][1] / 1e9 for name in names],
             "variance ratio": [-found[name].variance_ratio for name in names],
         }
-        probes.append(Probe(scores=scores, flagged=flagged))
+        probes.append(Probe(scores=scores, flagged=flagged, revised=revised))
         print(f"replicate {replicate + 1} of {REPLICATES}, plain {base:.4f}", file=sys.stderr)
     report(OUTPUT, names, probes, rows, title="Logistic regression: excess risk removed")
 

@@ -14,10 +14,17 @@ from drrho.report.table import markdown_table
 
 
 class Probe(NamedTuple):
-    """One probe: by score, one number for each reference (large is good); what raised an alarm."""
+    """One probe.
+
+    Attributes:
+        scores: by name, one number for each reference; large is good.
+        flagged: references with an alarm of the plan.
+        revised: references with the alarm that `drrho probe` now has.
+    """
 
     scores: Mapping[str, Sequence[float]]
     flagged: set[str]
+    revised: set[str]
 
 
 def report(
@@ -40,19 +47,19 @@ def report(
         for kind in kinds
     }
     scored = {
-        (score, ruled): _judge(names, probes, score, gains["gain"], ruled=ruled)
+        (score, alarm): _judge(names, probes, score, gains["gain"], alarm=alarm)
+        for alarm in ("planned", "revised", "none")
         for score in probes[0].scores
-        for ruled in (True, False)
     }
-    header = ["score", "Spearman, median", "smallest", "largest", "top-1 regret", "without alarms"]
+    header = ["alarm", "score", "Spearman, median", "smallest", "largest", "top-1 regret"]
     table = [
         [
+            alarm,
             score,
-            *(f"{scored[score, True][key]:.2f}" for key in ("median", "smallest", "largest")),
-            f"{100 * scored[score, True]['regret']:.1f} %",
-            f"{scored[score, False]['median']:.2f}",
+            *(f"{judged[key]:.2f}" for key in ("median", "smallest", "largest")),
+            f"{100 * judged['regret']:.1f} %",
         ]
-        for score in probes[0].scores
+        for (score, alarm), judged in scored.items()
     ]
     base = statistics.fmean(row["plain"] for row in rows)
     each = [
@@ -63,21 +70,27 @@ def report(
                 for score in probes[0].scores
             ),
             f"{sum(name in probe.flagged for probe in probes)}/{len(probes)}",
+            f"{sum(name in probe.revised for probe in probes)}/{len(probes)}",
             *(f"{100 * gains[kind][k] / base:.1f} %" for kind in kinds),
         ]
         for k, name in enumerate(names)
     ]
     each.sort(key=lambda row: -gains["gain"][names.index(row[0])])
-    columns = ["reference", *probes[0].scores, "alarms", *(f"{kind}, of plain" for kind in kinds)]
+    columns = ["reference", *probes[0].scores, "alarms", "revised", *(f"{kind}, of plain" for kind in kinds)]
     text = f"{markdown_table(header, table)}\n\n{markdown_table(columns, each)}\n"
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         "references": list(names),
         "plain": base,
         "gains": gains,
-        "judged": {f"{s}{'' if r else ', without alarms'}": v for (s, r), v in scored.items()},
+        "judged": {f"{s}, alarm {a}": v for (s, a), v in scored.items()},
         "probes": [
-            {"scores": dict(probe.scores), "flagged": sorted(probe.flagged)} for probe in probes
+            {
+                "scores": dict(probe.scores),
+                "flagged": sorted(probe.flagged),
+                "revised": sorted(probe.revised),
+            }
+            for probe in probes
         ],
         "rows": list(rows),
     }
@@ -87,12 +100,13 @@ def report(
     print(text)
 
 
-def _judge(names, probes, score, gains, *, ruled):
+def _judge(names, probes, score, gains, *, alarm):
     correlations, regrets = [], []
     for probe in probes:
         scores = dict(zip(names, probe.scores[score], strict=True))
-        if ruled and probe.flagged:
-            scores = put_last(scores, probe.flagged)
+        flagged = {"planned": probe.flagged, "revised": probe.revised, "none": set()}[alarm]
+        if flagged:
+            scores = put_last(scores, flagged)
         values = [scores[name] for name in names]
         correlations.append(spearman(values, gains))
         regrets.append(regret(values, gains))

@@ -53,6 +53,8 @@ class Steerability:
     Attributes:
         steerability: S in [0, 1], the predicted share of plain training's excess risk removed.
         kappa: variance of the reference's deviation over that of plain training.
+        too_close: whether the interval of kappa lies below 0: the reference shares the noise of
+            the pilots' training, so it has seen what they were trained on.
         scaled: S of `beta * b`, the reference brought to the pilots' scale.
         beta: slope of the pilots' losses on the reference's.
         scale_mismatch: whether the interval of beta excludes 1.
@@ -65,6 +67,7 @@ class Steerability:
 
     steerability: Estimate
     kappa: Estimate
+    too_close: bool
     scaled: Estimate
     beta: Estimate
     scale_mismatch: bool
@@ -173,11 +176,12 @@ def rank_references(
     ranked = {}
     for place, k in enumerate(order):
         following = order[place + 1] if place + 1 < len(order) else None
-        slope = interval(beta[k])
+        slope, deviation = interval(beta[k]), interval(kappa[k])
         excess = float(moments.excess[k, 0].clamp_min(0))
         ranked[names[k]] = Steerability(
             steerability=interval(scores[k]),
-            kappa=interval(kappa[k]),
+            kappa=deviation,
+            too_close=deviation.high < 0,
             scaled=interval(scaled[k]),
             beta=slope,
             scale_mismatch=not slope.low <= 1 <= slope.high,
