@@ -156,11 +156,13 @@ def main() -> None:
                 generator=generator,
             ).alarm
         }
+        # Of its own, so that the draws of the plan stay what they were.
+        apart = torch.Generator().manual_seed(replicate)
         revised = {
             name
             for k, name in enumerate(names)
             if found[name].too_close
-            or contamination(stored[k], held[k], resamples=400, generator=generator).alarm
+            or contamination(stored[k], held[k], resamples=400, generator=apart).alarm
         }
         tau = torch.tensor(
             [[*TEMPERATURES, found[name].temperature] for name in names]
