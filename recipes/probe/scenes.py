@@ -1,6 +1,6 @@
 """Validation of `drrho probe` on DRRho-CLIP; the plan is in docs/results/probe.md.
 
-    python recipes/probe/scenes.py        # 12 references, 2 replicates; finished runs are kept
+python recipes/probe/scenes.py        # 12 references, 2 replicates; finished runs are kept
 """
 
 import sys
@@ -107,8 +107,6 @@ def mrr(run: str, test) -> float:
     return scored.metrics["mrr"]
 
 
-
-
 def main() -> None:
     torch.set_num_threads(1)
     named, sizes = {}, {}
@@ -121,8 +119,12 @@ def main() -> None:
     probes, rows = [], []
     for replicate in range(REPLICATES):
         noisy = {"mismatch_rate": 0.3}
-        data = scenes(f"train-{replicate}", ScenesConfig(num_samples=2000, seed=70 + replicate, **noisy))
-        held = scenes(f"held-{replicate}", ScenesConfig(num_samples=500, seed=80 + replicate, **noisy))
+        data = scenes(
+            f"train-{replicate}", ScenesConfig(num_samples=2000, seed=70 + replicate, **noisy)
+        )
+        held = scenes(
+            f"held-{replicate}", ScenesConfig(num_samples=500, seed=80 + replicate, **noisy)
+        )
         memorised = recipe(f"memorised-{replicate}", data, steps=400, seed=990 + replicate)
         train_recipe(memorised)
         models = named | {"memorised": f"run:{memorised.output}"}

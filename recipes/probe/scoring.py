@@ -76,7 +76,13 @@ def report(
         for k, name in enumerate(names)
     ]
     each.sort(key=lambda row: -gains["gain"][names.index(row[0])])
-    columns = ["reference", *probes[0].scores, "alarms", "revised", *(f"{kind}, of plain" for kind in kinds)]
+    columns = [
+        "reference",
+        *probes[0].scores,
+        "alarms",
+        "revised",
+        *(f"{kind}, of plain" for kind in kinds),
+    ]
     text = f"{markdown_table(header, table)}\n\n{markdown_table(columns, each)}\n"
     folder.mkdir(parents=True, exist_ok=True)
     document = {

@@ -63,7 +63,9 @@ def anchor_losses(cosines: Gaps, temperature: float) -> Float64[Tensor, " pairs"
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     gaps = [x - x.diagonal()[:, None] for x in (cosines, cosines.T)]
-    sums = [(gap / temperature).masked_fill(_positives(gap), -math.inf).logsumexp(1) for gap in gaps]
+    sums = [
+        (gap / temperature).masked_fill(_positives(gap), -math.inf).logsumexp(1) for gap in gaps
+    ]
     return temperature * (torch.stack(sums).mean(dim=0) - math.log(len(cosines) - 1))
 
 

@@ -170,7 +170,9 @@ def rank_references(
     kappa = moments.excess / plain
     scores = _score(kappa)
     beta = moments.shared / moments.reference.clamp_min(tiny)
-    scaled = _score((moments.signal - moments.shared**2 / moments.reference.clamp_min(tiny)) / plain)
+    scaled = _score(
+        (moments.signal - moments.shared**2 / moments.reference.clamp_min(tiny)) / plain
+    )
     raw = (moments.excess + moments.pilots) / (moments.signal + moments.pilots)
     order = scores[:, 0].argsort(descending=True, stable=True).tolist()
     ranked = {}

@@ -34,9 +34,7 @@ def restricted(manifest: Manifest, ids: Int64[Tensor, " kept"], *, reason: str) 
     return result
 
 
-def disjoint_halves(
-    manifest: Manifest, *, generator: torch.Generator
-) -> tuple[Manifest, Manifest]:
+def disjoint_halves(manifest: Manifest, *, generator: torch.Generator) -> tuple[Manifest, Manifest]:
     """Two data sets of half the usable samples each, drawn at random.
 
     Raises:
