@@ -126,7 +126,7 @@ def main() -> None:
     test, pool, rest = (samples.at(part) for part in order.tensor_split([600, 1000]))
     fixed = references(pool)
     names = [*fixed, "memorised"]
-    seen = {name: 400 for name in names} | {f"{n} digits": n for n in (50, 100, 200)}
+    seen = dict.fromkeys(names, 400) | {f"{n} digits": n for n in (50, 100, 200)}
     probes, rows = [], []
     for replicate in range(REPLICATES):
         generator = torch.Generator().manual_seed(100 + replicate)

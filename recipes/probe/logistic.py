@@ -37,7 +37,8 @@ def fit(x: Tensor, y: Tensor, *, mask: Tensor | None = None) -> Tensor:
 
 def solve(x: Tensor, y: Tensor, reference: Tensor, tau: Tensor) -> Tensor:
     """Minimisers (P, d) of `tau log mean exp((loss - reference) / tau)` for P pairs of reference
-    losses (P, n) and temperatures (P,); an infinite temperature is the mean."""
+    losses (P, n) and temperatures (P,); an infinite temperature is the mean.
+    """
     signed = x * y[:, None]
     weights = torch.zeros(len(tau), x.shape[1])
     inverse = (1 / tau)[:, None]

@@ -19,7 +19,7 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig, load_model, save_model
 from drrho.models.small import SmallConfig
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
-from drrho.run.probe_pairs import embed, probe_pairs, train_pilots, training_subset
+from drrho.run.probe_pairs import Trained, embed, probe_pairs, train_pilots, training_subset
 from drrho.run.recipe import Recipe
 from drrho.run.reference import PrecomputeConfig, precompute_reference
 from drrho.run.training import train_recipe
@@ -139,7 +139,7 @@ def main() -> None:
         found = probe_pairs(
             [embed(pilot, held_out, device=device) for pilot in pilots],
             {name: embed(models[name], held_out, device=device) for name in names},
-            temperature=TEMPERATURE,
+            trained=Trained(temperature=TEMPERATURE),
             seen={name: embed(models[name], subset, device=device) for name in names},
             generator=generator,
         )

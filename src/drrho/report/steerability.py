@@ -99,7 +99,8 @@ def _notes(name: str, found: Mapping[str, Any]) -> list[str]:
     if found["scale_mismatch"]:
         low, high = found["beta"][1:]
         notes.append(
-            f"{name} is on another scale than the pilots: their losses grow by {low:.2f} to "
-            f"{high:.2f} for 1 of its own. Rescaled, its S would be {found['scaled'][0]:.3f}."
+            f"{name}: its losses or gaps fit the pilots' best when multiplied by {low:.2f} to "
+            f"{high:.2f}: another scale, or noise. Multiplied so, its S would be "
+            f"{found['scaled'][0]:.3f}."
         )
     return notes

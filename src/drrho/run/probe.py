@@ -23,6 +23,7 @@ from drrho.files import write_atomically, write_json
 from drrho.reference.loss_table import read_loss_table
 from drrho.run.probe_pairs import (
     PairsProbe,
+    Trained,
     common_pairs,
     embed,
     embed_all,
@@ -172,8 +173,10 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> dict[str, Any]:
     found = probe_pairs(
         [pairs[name] for name in pilots],
         {name: pairs[name] for name in config.reference},
-        temperature=recipe.objective.temperature.initial,
-        reference_scale=recipe.objective.reference_scale or 1.0,
+        trained=Trained(
+            temperature=recipe.objective.temperature.initial,
+            reference_scale=recipe.objective.reference_scale or 1.0,
+        ),
         seen={name: training for name, _, training in embedded},
         generator=generator,
         resamples=config.resamples,

@@ -48,6 +48,19 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How the target will be trained with a reference.
+
+    Attributes:
+        temperature: in units of cosine similarity.
+        reference_scale: what the reference's cosines are multiplied by.
+    """
+
+    temperature: float
+    reference_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairsProbe:
     """What is known of the references.
 
@@ -163,8 +176,7 @@ def probe_pairs(
     pilots: list[Pairs],
     references: Mapping[str, Pairs],
     *,
-    temperature: float,
-    reference_scale: float = 1.0,
+    trained: Trained,
     seen: Mapping[str, Pairs | None],
     generator: torch.Generator,
     resamples: int = 400,
@@ -174,15 +186,14 @@ def probe_pairs(
     Args:
         pilots: two, of the same pairs as the references.
         references: name -> held-out pairs.
-        temperature: of training, in units of cosine similarity.
-        reference_scale: what training multiplies the reference's cosines by.
+        trained: temperature and scale.
         seen: name -> embedded training pairs, as many as there are held out; None where there
             are none.
         generator: of the bootstrap.
     """
-    names = list(references)
+    names, temperature = list(references), trained.temperature
     targets = (pilots[0].cosines, pilots[1].cosines)
-    cosines = [reference_scale * references[name].cosines for name in names]
+    cosines = [trained.reference_scale * references[name].cosines for name in names]
     weights = bootstrap_weights(len(targets[0]), resamples=resamples, generator=generator)
     losses = [anchor_losses(x, temperature) for x in (*targets, *cosines)]
     losses_of = dict(zip(names, losses[2:], strict=True))
@@ -199,7 +210,7 @@ def probe_pairs(
             name: None
             if (training := seen.get(name)) is None
             else contamination(
-                anchor_losses(reference_scale * training.cosines, temperature),
+                anchor_losses(trained.reference_scale * training.cosines, temperature),
                 losses_of[name],
                 resamples=1000,
                 generator=generator,
