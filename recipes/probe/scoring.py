@@ -1,6 +1,7 @@
 """What the validations of `drrho probe` have in common: scores against realised gains."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
-from drrho.analysis.steerability import put_last, regret, spearman
 from drrho.report.table import markdown_table
 
 
@@ -106,6 +107,19 @@ def report(
     print(text)
 
 
+def regret(scores: Sequence[float], gains: Sequence[float]) -> float:
+    """`1 - gain(first choice) / largest gain`; NaN where no reference gains anything."""
+    best = max(gains)
+    chosen = max(range(len(scores)), key=scores.__getitem__)
+    return 1 - gains[chosen] / best if best > 0 else math.nan
+
+
+def put_last(scores: Mapping[str, float], flagged: set[str]) -> dict[str, float]:
+    """The same scores, with those of flagged references below all others."""
+    floor = min(scores.values()) - max(1.0, max(scores.values()) - min(scores.values()))
+    return {name: floor if name in flagged else score for name, score in scores.items()}
+
+
 def _judge(names, probes, score, gains, *, alarm):
     correlations, regrets = [], []
     for probe in probes:
@@ -114,7 +128,7 @@ def _judge(names, probes, score, gains, *, alarm):
         if flagged:
             scores = put_last(scores, flagged)
         values = [scores[name] for name in names]
-        correlations.append(spearman(values, gains))
+        correlations.append(float(spearmanr(values, gains).statistic))
         regrets.append(regret(values, gains))
     return {
         "median": statistics.median(correlations),

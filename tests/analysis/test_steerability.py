@@ -11,10 +11,7 @@ from drrho.analysis.steerability import (
     bootstrap_weights,
     effective_share,
     loss_moments,
-    put_last,
     rank_references,
-    regret,
-    spearman,
     suggested_temperature,
 )
 
@@ -217,12 +214,3 @@ def test_anchor_losses_and_weights():
     assert NegativeWeights(sharp, 0.07).effective_share == pytest.approx(1 / 4)
     with pytest.raises(ValueError, match="temperature"):
         anchor_losses(level, 0.0)
-
-
-def test_scores_against_gains():
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
-    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert math.isnan(spearman([1, 1], [1, 2]))
-    assert regret([0.2, 0.9, 0.1], [2.0, 1.0, 0.0]) == pytest.approx(0.5)
-    ruled = put_last({"a": 0.9, "b": 0.5, "c": 0.1}, {"a"})
-    assert sorted(ruled, key=ruled.__getitem__) == ["a", "c", "b"]

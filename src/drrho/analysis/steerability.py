@@ -5,7 +5,7 @@ references, all on the same held-out samples. Source: docs/mathematics.md, "Stee
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -222,27 +222,6 @@ def effective_share(excess: Float64[Tensor, " samples"], temperature: float) -> 
     return float(1 / (weights.square().sum() * len(excess)))
 
 
-def spearman(scores: Sequence[float], gains: Sequence[float]) -> float:
-    """Rank correlation; ties have the mean of their ranks. NaN where all of one are equal."""
-    ranks = torch.stack([_ranks(scores), _ranks(gains)])
-    if len(set(scores)) < 2 or len(set(gains)) < 2:
-        return math.nan
-    return float(ranks.corrcoef()[0, 1])
-
-
-def regret(scores: Sequence[float], gains: Sequence[float]) -> float:
-    """`1 - gain(first choice) / largest gain`; NaN where no reference gains anything."""
-    best = max(gains)
-    chosen = max(range(len(scores)), key=scores.__getitem__)
-    return 1 - gains[chosen] / best if best > 0 else math.nan
-
-
-def put_last(scores: Mapping[str, float], flagged: set[str]) -> dict[str, float]:
-    """The same scores, with those of flagged references below all others."""
-    floor = min(scores.values()) - max(1.0, max(scores.values()) - min(scores.values()))
-    return {name: floor if name in flagged else score for name, score in scores.items()}
-
-
 def _score(kappa: Tensor) -> Tensor:
     return 1 / (1 + kappa.clamp_min(0))
 
@@ -250,10 +229,3 @@ def _score(kappa: Tensor) -> Tensor:
 def _differ(one: Tensor, other: Tensor) -> bool:
     difference = interval(one - other)
     return difference.low > 0 or difference.high < 0
-
-
-def _ranks(values: Sequence[float]) -> Tensor:
-    tensor = torch.tensor(values, dtype=torch.float64)
-    below = (tensor[:, None] > tensor).sum(dim=1)
-    equal = (tensor[:, None] == tensor).sum(dim=1)
-    return below + (equal + 1.0) / 2
