@@ -102,7 +102,7 @@ def train_pilots(recipe: Recipe, manifest: Manifest, *, output: Path, steps: int
 
 
 def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Recipe:
-    """The recipe without reference, teachers, selection and evaluation, for some steps."""
+    """The recipe without reference, teachers, selection, filter and evaluation, for some steps."""
     objective = recipe.objective
     if objective.method == "drrho_clip":
         objective = replace(objective, method="fastclip", reference_scale=None)
@@ -124,9 +124,11 @@ def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Reci
             batch_size=recipe.trained_batch_size,
         ),
         reference=None,
+        reference_weights=None,
         missing_reference="leave_out",
         teachers=(),
         selection=None,
+        filtering=None,
         evaluation=replace(recipe.evaluation, data=None),
         seed=seed,
     )
