@@ -101,7 +101,7 @@ def report(
         ],
         "rows": list(rows),
     }
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(document) + "\n")
     (folder / "results.md").write_text(text, encoding="utf-8")
     _draw(folder / "figure.png", names, probes, [g / base for g in gains["gain"]], title=title)
     print(text)
