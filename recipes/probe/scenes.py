@@ -19,7 +19,15 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig, load_model, save_model
 from drrho.models.small import SmallConfig
 from drrho.run.evaluation import evaluate_model, open_evaluation_set
-from drrho.run.probe_pairs import Trained, embed, probe_pairs, train_pilots, training_subset
+from drrho.run.probe_pairs import (
+    Trained,
+    common_pairs,
+    embed,
+    probe_pairs,
+    train_pilots,
+    training_subset,
+    with_distinct_texts,
+)
 from drrho.run.recipe import Recipe
 from drrho.run.reference import PrecomputeConfig, precompute_reference
 from drrho.run.training import train_recipe
@@ -136,11 +144,18 @@ def main() -> None:
         generator = torch.Generator().manual_seed(replicate)
         device, held_out = torch.device("cpu"), open_manifest(held)
         subset = training_subset(open_manifest(data), 500, generator=generator)
+        pairs = common_pairs(
+            {pilot: embed(pilot, held_out, device=device) for pilot in pilots}
+            | {name: embed(models[name], held_out, device=device) for name in names}
+        )
         found = probe_pairs(
-            [embed(pilot, held_out, device=device) for pilot in pilots],
-            {name: embed(models[name], held_out, device=device) for name in names},
+            [pairs[pilot] for pilot in pilots],
+            {name: pairs[name] for name in names},
             trained=Trained(temperature=TEMPERATURE),
-            seen={name: embed(models[name], subset, device=device) for name in names},
+            seen={
+                name: with_distinct_texts(embed(models[name], subset, device=device))
+                for name in names
+            },
             generator=generator,
         )
         base = mrr(plain.output, test)

@@ -17,8 +17,7 @@ def probe_table(document: Mapping[str, Any]) -> str:
     header = ["reference", "S", "95 % interval", "ahead of next", "held-out loss", "scale", "ESS"]
     header += ["temperature", "radius"] if of_losses else ["rho", "S, anchors", "precompute"]
     rows, notes = [], []
-    ordered = _ranked(document)
-    for name, found in ordered:
+    for name, found in document["references"].items():
         value, low, high = found["steerability"]
         rows.append(
             [
@@ -52,7 +51,7 @@ def draw_probe(document: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    ordered = _ranked(document)
+    ordered = list(document["references"].items())
     figure = Figure(figsize=(7, 1.2 + 0.35 * len(ordered)), layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.subplots()
@@ -67,11 +66,6 @@ def draw_probe(document: Mapping[str, Any], path: Path) -> None:
     ax.set_xlabel("steerability S, with 95 % interval (orange: has seen the training data?)")
     ax.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-
-
-def _ranked(document: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Best first, those with an alarm last."""
-    return sorted(document["references"].items(), key=lambda item: item[1]["alarm"])
 
 
 def _of_losses(found: Mapping[str, Any]) -> list[str]:

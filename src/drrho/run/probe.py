@@ -245,6 +245,9 @@ def _finite(losses: dict[str, Tensor]) -> tuple[Float64[Tensor, "models samples"
 
 
 def _written(document: dict[str, Any], output: str | None) -> dict[str, Any]:
+    # The best that may be taken is first.
+    ranked = sorted(document["references"].items(), key=lambda item: item[1]["alarm"])
+    document = document | {"references": dict(ranked)}
     if output is not None:
         # Plots take a second to import, and not every probe is drawn.
         from drrho.report.steerability import draw_probe, probe_table  # noqa: PLC0415

@@ -34,7 +34,7 @@ Cosines = Float64[Tensor, "pairs pairs"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Embedded pairs with distinct captions, in float64 on the CPU.
+    """Embedded pairs, in float64 on the CPU.
 
     Attributes:
         ids: of the samples, ascending.
@@ -168,10 +168,25 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
 
 
 def common_pairs(models: Mapping[str, Pairs]) -> dict[str, Pairs]:
-    """The pairs that all models have embeddings of, in the same order."""
+    """The pairs that all models have embeddings of, in the same order.
+
+    Of pairs with the same caption, as the first model sees it, the first stays: another image of
+    a caption is no negative.
+    """
     ids = [set(pairs.ids.tolist()) for pairs in models.values()]
+    ids.append(set(with_distinct_texts(next(iter(models.values()))).ids.tolist()))
     common = torch.tensor(sorted(set.intersection(*ids)), dtype=torch.int64)
     return {name: _only(pairs, common) for name, pairs in models.items()}
+
+
+def with_distinct_texts(pairs: Pairs) -> Pairs:
+    """Without the pairs whose text has the embedding of an earlier pair's."""
+    # The same caption in another batch is padded differently: equal up to rounding.
+    columns = (pairs.cosines.T * 1e5).round().to(torch.int64)
+    _, group = columns.unique(dim=0, return_inverse=True)
+    first = torch.full((int(group.max()) + 1,), len(group))
+    first.scatter_reduce_(0, group, torch.arange(len(group)), reduce="amin")
+    return _only(pairs, pairs.ids[first.sort().values])
 
 
 def probe_pairs(
@@ -246,7 +261,7 @@ def embed_all(
         else:
             with suppress(ValueError, FileNotFoundError):
                 seen = embed(name, train, device=device)
-        yield name, held_out, seen
+        yield name, held_out, None if seen is None else with_distinct_texts(seen)
 
 
 def _cosines(image: Tensor, text: Tensor) -> Cosines:
