@@ -37,6 +37,7 @@ from drrho.training.optimizer import OptimizerConfig
 RUNS, OUTPUT = Path("runs/probe-scenes"), Path("docs/results/probe/scenes")
 REPLICATES, BATCH, STEPS, REFERENCE_STEPS, PILOT_STEPS = 2, 128, 100, 200, 50
 TEMPERATURE = 0.07
+PAIRS, HELD_OUT, MEMORISED_STEPS = 2000, 500, 400
 MODEL = SmallConfig(embed_dim=64, image_width=8, text_width=64, text_layers=1, text_heads=2)
 QUARTER = SmallConfig(embed_dim=16, image_width=2, text_width=16, text_layers=1, text_heads=2)
 LARGER = SmallConfig(embed_dim=96, image_width=12, text_width=96, text_layers=1, text_heads=3)
@@ -122,18 +123,20 @@ def main() -> None:
         train_recipe(made)
         named[name] = f"run:{made.output}"
     named["corrupted"] = corrupted(RUNS / "reference-4000-pairs", RUNS / "reference-corrupted")
-    test = open_evaluation_set(scenes("test", ScenesConfig(num_samples=500, seed=60)))
+    test = open_evaluation_set(scenes("test", ScenesConfig(num_samples=HELD_OUT, seed=60)))
     names = [*named, "memorised"]
     probes, rows = [], []
     for replicate in range(REPLICATES):
         noisy = {"mismatch_rate": 0.3}
         data = scenes(
-            f"train-{replicate}", ScenesConfig(num_samples=2000, seed=70 + replicate, **noisy)
+            f"train-{replicate}", ScenesConfig(num_samples=PAIRS, seed=70 + replicate, **noisy)
         )
         held = scenes(
-            f"held-{replicate}", ScenesConfig(num_samples=500, seed=80 + replicate, **noisy)
+            f"held-{replicate}", ScenesConfig(num_samples=HELD_OUT, seed=80 + replicate, **noisy)
         )
-        memorised = recipe(f"memorised-{replicate}", data, steps=400, seed=990 + replicate)
+        memorised = recipe(
+            f"memorised-{replicate}", data, steps=MEMORISED_STEPS, seed=990 + replicate
+        )
         train_recipe(memorised)
         models = named | {"memorised": f"run:{memorised.output}"}
         plain = recipe(f"plain-{replicate}", data, steps=STEPS, seed=replicate)
@@ -143,7 +146,7 @@ def main() -> None:
         )
         generator = torch.Generator().manual_seed(replicate)
         device, held_out = torch.device("cpu"), open_manifest(held)
-        subset = training_subset(open_manifest(data), 500, generator=generator)
+        subset = training_subset(open_manifest(data), HELD_OUT, generator=generator)
         pairs = common_pairs(
             {pilot: embed(pilot, held_out, device=device) for pilot in pilots}
             | {name: embed(models[name], held_out, device=device) for name in names}
@@ -178,7 +181,7 @@ def main() -> None:
         rows.append({"gain": gains, "plain": base})
         for name in names:
             parameters = load_model(Path(models[name].removeprefix("run:")) / "model").module
-            pairs = {"1000 pairs": 1000, "250 pairs": 250, "memorised": 2000}.get(name, 4000)
+            pairs = {"1000 pairs": 1000, "250 pairs": 250, "memorised": PAIRS}.get(name, 4000)
             sizes[name] = sum(p.numel() for p in parameters.parameters()) / 1e6 + pairs / 1e9
         alarms = {n for n in names if (c := found.contamination[n]) is not None and c.alarm}
         probes.append(
