@@ -26,7 +26,7 @@ from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.store import FILE_NAME as STORE_FILE
 from drrho.reference.store import ReferenceStore
-from drrho.run.recipe import Recipe, resolve_device
+from drrho.run.recipe import EvaluationConfig, Recipe, resolve_device
 from drrho.run.training import train_recipe
 
 Cosines = Float64[Tensor, "pairs pairs"]
@@ -129,7 +129,7 @@ def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Reci
         teachers=(),
         selection=None,
         filtering=None,
-        evaluation=replace(recipe.evaluation, data=None),
+        evaluation=EvaluationConfig(),
         seed=seed,
     )
 
@@ -157,7 +157,7 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
     ids, images, texts = [], [], []
     began = time.monotonic()
     for batch in evaluation_batches(
-        manifest, encoder.transform, batch_size=batch_size, with_metadata=False
+        manifest, encoder.transform, batch_size=batch_size, parts=("caption",)
     ):
         ids.append(batch.sample_ids)
         images.append(encoder.encode_image(batch.images).cpu())
