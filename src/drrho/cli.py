@@ -21,6 +21,7 @@ try:
     from drrho.run.evaluation import EvaluateConfig
     from drrho.run.export import ExportConfig
     from drrho.run.index import IndexConfig, MixConfig
+    from drrho.run.probe import LossesProbeConfig, ProbeConfig
     from drrho.run.processes import is_follower
     from drrho.run.recipe import Recipe, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
@@ -43,6 +44,8 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   reference verify FOLDER          every stored row, and some samples encoded again
   reference import FORMAT SOURCE   take over embeddings that another program stored
   reference losses FOLDER          what is known of stored losses; how alike references are
+  probe RECIPE.py --reference R .. which reference will steer best, before training
+  probe losses TABLE --pilots A B  the same from losses that any training loop wrote
   train RECIPE [--FIELD VALUE]     train a model; continues what it finds. RECIPE is FILE.py or
                                    the name of a published one; --dry-run checks and describes it
   recipes                          the published recipes
@@ -111,6 +114,12 @@ def _dispatch(arguments: list[str]) -> int:
         case ["reference", "losses", *rest]:
             prog = "drrho reference losses"
             print(commands.run_losses(tyro.cli(LossesConfig, args=rest, prog=prog)))
+        case ["probe", "losses", *rest]:
+            prog = "drrho probe losses"
+            print(commands.run_probe_losses(tyro.cli(LossesProbeConfig, args=rest, prog=prog)))
+        case ["probe", path, *rest] if not path.startswith("-"):
+            config = tyro.cli(ProbeConfig, args=rest, prog=f"drrho probe {path}")
+            print(commands.run_probe(load_recipe(path, Recipe), config))
         case ["train", path, *rest] if not path.startswith("-"):
             wanted = [argument for argument in rest if argument != DRY_RUN]
             recipe = _recipe(path, wanted)
@@ -129,7 +138,7 @@ def _dispatch(arguments: list[str]) -> int:
                 f"{_list_of_recipes()}"
             )
             return 0 if "--help" in arguments else 2
-        case ["compare" as command, *_]:
+        case ["compare" | "probe" as command, *_]:
             print(f"usage: drrho {command} RECIPE.py ...; --help after it lists what it takes")
             return 0 if "--help" in arguments else 2
         case ["scaling", "fit", *rest]:

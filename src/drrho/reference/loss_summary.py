@@ -75,15 +75,35 @@ def summarise_losses(folder: str | Path) -> tuple[list[LossSummary], list[LossCo
         raise FileNotFoundError(f"{folder} holds no losses, no NAME/{FILE_NAME}; {REMEDY}")
     summaries, samples = [], {}
     for name in names:
-        card = LossCard.load(Path(folder) / name)
-        files = card.files(Path(folder) / name)
-        shards = {
-            entry.contents: load_losses_so_far(files, entry, unit=card.unit)
-            for entry in card.shards
-        }
+        card, shards = _read(folder, name)
         summaries.append(_summarise(name, card, list(shards.values())))
         samples[name] = {contents: _sample_losses(shard) for contents, shard in shards.items()}
     return summaries, [_correlate(pair, samples) for pair in combinations(names, 2)]
+
+
+def sample_losses(
+    folder: str | Path, reference: str
+) -> dict[tuple[int, str, str], Float64[Tensor, " rows"]]:
+    """The losses of one reference by the contents of their shard; of tokens, a sample's mean.
+
+    Not finite where there is none.
+
+    Raises:
+        ValueError: card or file are damaged.
+    """
+    _, shards = _read(folder, reference)
+    return {contents: _sample_losses(shard) for contents, shard in shards.items()}
+
+
+def _read(
+    folder: str | Path, reference: str
+) -> tuple[LossCard, dict[tuple[int, str, str], ShardLosses]]:
+    card = LossCard.load(Path(folder) / reference)
+    files = card.files(Path(folder) / reference)
+    shards = {
+        entry.contents: load_losses_so_far(files, entry, unit=card.unit) for entry in card.shards
+    }
+    return card, shards
 
 
 def _summarise(name: str, card: LossCard, shards: list[ShardLosses]) -> LossSummary:

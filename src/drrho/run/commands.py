@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.files import write_json
 from drrho.reference.loss_summary import summarise_losses
+from drrho.report.steerability import probe_table
 from drrho.report.table import markdown_table
 from drrho.report.variance import draw_variances, variance_table
 from drrho.run.compare import compare, write_tables
@@ -21,6 +22,7 @@ from drrho.run.export import ExportConfig, export_model
 from drrho.run.filtering import FilterReport
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.run.plan import plan_run
+from drrho.run.probe import LossesProbeConfig, ProbeConfig, probe_losses, probe_recipe
 from drrho.run.processes import ProcessFailed, is_follower, require_one_process
 from drrho.run.recipe import Recipe
 from drrho.run.reference import (
@@ -234,6 +236,18 @@ def run_losses(config: LossesConfig) -> str:
         for pair in correlations
     ]
     return f"{table}\n\n{markdown_table(['losses of', 'common samples', 'correlation'], rows)}"
+
+
+def run_probe(recipe: Recipe, config: ProbeConfig) -> str:
+    """A recipe and references -> their ranking, before training."""
+    require_one_process("drrho probe")
+    table = probe_table(probe_recipe(recipe, config))
+    return f"{table}\n\n{config.output}/probe.json has all numbers, probe.png the picture."
+
+
+def run_probe_losses(config: LossesProbeConfig) -> str:
+    """Losses of pilots and references -> their ranking."""
+    return probe_table(probe_losses(config))
 
 
 def run_train(recipe: Recipe) -> str:

@@ -1,0 +1,50 @@
+"""Parts of a data set, in which every sample keeps its id."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from drrho.data.manifest import Manifest
+
+
+def restricted(manifest: Manifest, ids: Int64[Tensor, " kept"], *, reason: str) -> Manifest:
+    """The same shards, of which only some samples are usable.
+
+    Ids, hashes and stored embeddings stay valid.
+
+    Args:
+        manifest: the data set.
+        ids: of the samples to keep; those that were unusable stay so.
+        reason: why all others are unusable, as it will be counted.
+
+    Raises:
+        ValueError: none of the ids is usable.
+    """
+    kept = torch.zeros(manifest.num_samples, dtype=torch.bool)
+    kept[ids] = True
+    shards = []
+    for shard, start in zip(manifest.shards, manifest.offsets[:-1], strict=True):
+        dropped = (~kept[start : start + shard.num_samples]).nonzero().squeeze(1).tolist()
+        shards.append(replace(shard, unusable=dict.fromkeys(dropped, reason) | shard.unusable))
+    result = Manifest(shards=tuple(shards))
+    if len(result.usable_ids()) == 0:
+        raise ValueError(f"none of the {len(ids)} ids is of a usable sample")
+    return result
+
+
+def disjoint_halves(manifest: Manifest, *, generator: torch.Generator) -> tuple[Manifest, Manifest]:
+    """Two data sets of half the usable samples each, drawn at random.
+
+    Raises:
+        ValueError: fewer than two usable samples.
+    """
+    ids = manifest.usable_ids()
+    if len(ids) < 2:
+        raise ValueError(f"only {len(ids)} samples are usable; two halves need two at least")
+    first, second = ids[torch.randperm(len(ids), generator=generator)].tensor_split(2)
+    return (
+        restricted(manifest, first, reason="in the other half"),
+        restricted(manifest, second, reason="in the other half"),
+    )
