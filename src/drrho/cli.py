@@ -25,6 +25,7 @@ try:
     from drrho.run.recipe import Recipe, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
     from drrho.run.reference_import import ImportConfig
+    from drrho.run.report import ReportConfig
     from drrho.run.scaling import EfficiencyConfig, FitConfig
     from drrho.run.training import TrainingInterrupted
 except ModuleNotFoundError as error:  # the losses alone are installed
@@ -52,6 +53,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   variance RUN ...                 of loss and excess losses on held-out pairs, drawn
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   export RUN --format F --output O a model as open_clip or Hugging Face loads it
+  report RUN ... -o report.html    one page: curves, comparisons, what steering sees
   scenes FOLDER                    draw captioned scenes as WebDataset shards
 
 DRRHO_TRACEBACK=1 shows where an error came from.
@@ -143,6 +145,8 @@ def _dispatch(arguments: list[str]) -> int:
             print(commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate")))
         case ["export", *rest]:
             print(commands.run_export(tyro.cli(ExportConfig, args=rest, prog="drrho export")))
+        case ["report", *rest]:
+            print(commands.run_report(tyro.cli(ReportConfig, args=rest, prog="drrho report")))
         case ["scenes", *rest]:
             config = tyro.cli(commands.DrawConfig, args=rest, prog="drrho scenes")
             print(commands.run_scenes(config))

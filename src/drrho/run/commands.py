@@ -29,6 +29,7 @@ from drrho.run.reference import (
     verify_reference,
 )
 from drrho.run.reference_import import ImportConfig, import_reference
+from drrho.run.report import ReportConfig, write_report
 from drrho.run.scaling import EfficiencyConfig, FitConfig, fit_scaling, measure_efficiency
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import CheckpointError
@@ -71,7 +72,10 @@ class VarianceConfig:
 def run_demo(config: DemoConfig) -> str:
     """The whole way on procedural scenes."""
     demo(config)
-    return _comparison_report(config.output)
+    page = write_report(
+        ReportConfig(runs=(config.output,), output=str(Path(config.output) / "report.html"))
+    )
+    return f"{_comparison_report(config.output)}\nWhat steering sees, and all curves: {page}"
 
 
 def run_compare(comparison: Comparison) -> str:
@@ -227,6 +231,11 @@ def run_export(config: ExportConfig) -> str:
             return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
         case "hugging-face":
             return f"{output}: transformers.AutoModel.from_pretrained('{output}')"
+
+
+def run_report(config: ReportConfig) -> str:
+    """Runs -> one page."""
+    return str(write_report(config))
 
 
 def run_scenes(config: DrawConfig) -> str:
