@@ -17,6 +17,7 @@ try:
     from drrho.recipes.published import SUMMARIES, Name, Scale, named_recipe
     from drrho.run import commands
     from drrho.run.comparison import Comparison
+    from drrho.run.curate import CurateConfig
     from drrho.run.demo import DemoConfig
     from drrho.run.evaluation import EvaluateConfig
     from drrho.run.export import ExportConfig
@@ -54,6 +55,7 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   export RUN --format F --output O a model as open_clip or Hugging Face loads it
   report RUN ... -o report.html    one page: curves, comparisons, what steering sees
+  curate RUN --output FOLDER       rank the pairs of a data set, leave some out of it
   scenes FOLDER                    draw captioned scenes as WebDataset shards
 
 DRRHO_TRACEBACK=1 shows where an error came from.
@@ -147,6 +149,8 @@ def _dispatch(arguments: list[str]) -> int:
             print(commands.run_export(tyro.cli(ExportConfig, args=rest, prog="drrho export")))
         case ["report", *rest]:
             print(commands.run_report(tyro.cli(ReportConfig, args=rest, prog="drrho report")))
+        case ["curate", *rest]:
+            print(commands.run_curate(tyro.cli(CurateConfig, args=rest, prog="drrho curate")))
         case ["scenes", *rest]:
             config = tyro.cli(commands.DrawConfig, args=rest, prog="drrho scenes")
             print(commands.run_scenes(config))

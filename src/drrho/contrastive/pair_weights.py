@@ -87,7 +87,7 @@ def image_anchor_weights(
     check_negatives(num_pairs)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if not 1 <= num_hardest:
+    if num_hardest < 1:
         raise ValueError(f"num_hardest must be at least 1, got {num_hardest}")
     num_hardest = min(num_hardest, num_pairs - 1)
     rows = max(1, STRIP_ENTRIES // num_pairs)

@@ -105,7 +105,7 @@ def find_alerts(
     limits = Thresholds() if thresholds is None else thresholds
     selection = recipe.get("selection") or recipe["loading"]
     num_negatives = selection["batch_size"] - 1
-    found = [
+    return [
         *_not_finite(run, rows, results),
         *_contaminated(run, reference, limits),
         *_collapsed(run, rows, num_negatives, limits),
@@ -115,7 +115,6 @@ def find_alerts(
         *_left_out(run, results, limits),
         *_waiting(run, rows, limits),
     ]
-    return found
 
 
 def recent(rows: Sequence[Row], metric: str, *, tail: float) -> float | None:
@@ -131,8 +130,8 @@ def _collapsed(run: str, rows: Sequence[Row], num_negatives: int, limits: Thresh
         yield Alert(
             name="effective sample size collapsed",
             run=run,
-            text=f"Of an anchor's {num_negatives:,} negatives {share * num_negatives:.1f} count, on "
-            f"average (alert below {limits.negatives:g}): each anchor learns from next to one pair.",
+            text=f"Of an anchor's {num_negatives:,} negatives {share * num_negatives:.1f} count "
+            f"on average (alert below {limits.negatives:g}): it learns from next to one pair.",
             remedy="Raise the temperature, or rho where it is learned less.",
         )
 
@@ -194,8 +193,8 @@ def _contaminated(run: str, reference: ReferenceCheck | None, limits: Thresholds
             )
     elif reference.train >= limits.solved and reference.num_pairs >= 256:
         found.append(
-            f"its mean reciprocal rank is {reference.train:.3f} on {reference.num_pairs:,} training "
-            f"pairs (alert from {limits.solved:g} on): it knows them by heart, or they are very easy"
+            f"its mean reciprocal rank is {reference.train:.3f} on {reference.num_pairs:,} "
+            f"training pairs (alert from {limits.solved:g} on): known by heart, or very easy"
         )
     if found:
         text = f"The reference may know the training pairs: {'; '.join(found)}."
@@ -208,8 +207,8 @@ def _saturated(run: str, rows: Sequence[Row], limits: Thresholds):
         yield Alert(
             name="anchors saturated",
             run=run,
-            text=f"{share:.0%} of the anchors have given up more than half of their gradient (alert "
-            f"above {limits.saturated:.0%}): their negatives are all far away.",
+            text=f"{share:.0%} of the anchors have given up more than half of their gradient "
+            f"(alert above {limits.saturated:.0%}): their negatives are all far away.",
             remedy="The run may end here; to go on, take a smaller epsilon or larger batches.",
         )
 

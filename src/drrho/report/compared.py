@@ -41,7 +41,9 @@ def differences_in_words(results: Mapping[str, Any]) -> list[str]:
             continue
         method, other = method_title(row["method"]), method_title(row["minus"])
         low, high = interval
-        verdict = "is ahead of" if low > 0 else "is behind" if high < 0 else "is not told apart from"
+        verdict = (
+            "is ahead of" if low > 0 else "is behind" if high < 0 else "is not told apart from"
+        )
         where = f" on {row['test']}" if row.get("test") else ""
         sentences.append(
             f"{method} {verdict} {other}{where}: {size:+.3f} in mean reciprocal rank "

@@ -38,13 +38,13 @@ PANELS = (
     Panel(
         title="Loss",
         unit="loss, in the method's unit",
-        meaning="What is minimised. Methods have losses of different units; compare a run to itself.",
+        meaning="What is minimised. Methods have losses in different units.",
         metrics={"loss": ""},
     ),
     Panel(
         title="Mean gaps",
         unit="cosine",
-        meaning="Mean over anchors and negatives of the loss, and of its excess over the reference.",
+        meaning="Mean over all negatives of the loss, and of its excess over the reference.",
         metrics={"excess_loss_mean": "excess loss", "loss_mean": "loss"},
     ),
     Panel(
@@ -59,7 +59,6 @@ PANELS = (
         unit="share of the negatives",
         meaning="How many of an anchor's negatives count: 1 is all of them alike.",
         metrics={"effective_sample_size": ""},
-        logarithmic=True,
     ),
     Panel(
         title="Divergence of the weights from uniform",
@@ -70,7 +69,7 @@ PANELS = (
     Panel(
         title="Temperature",
         unit="cosine",
-        meaning="What similarities are divided by: the lower, the more the hardest negatives count.",
+        meaning="Similarities are divided by it: the lower, the more hard negatives count.",
         metrics={
             "temperature": "",
             "temperature_image": "image anchors",

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 # Not black or white, which matplotlib leaves out as defaults.
 INK, MUTED, GRID = "#010203", "#040506", "#070809"
@@ -109,10 +110,12 @@ def _draw(axes: Axes, chart: Chart) -> None:
             )
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
-    if chart.log_x:
-        axes.set_xscale("log")
     if chart.log_y:
         axes.set_yscale("log")
+    if chart.log_x:
+        axes.set_xscale("log")
+    elif max((max(map(abs, series.x)) for series in chart.series), default=0) >= 10_000:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 2M: long numbers collide
     axes.grid(linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

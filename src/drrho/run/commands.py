@@ -13,6 +13,7 @@ from drrho.reference.loss_summary import summarise_losses
 from drrho.report.table import markdown_table
 from drrho.report.variance import draw_variances, variance_table
 from drrho.run.comparison import Comparison, compare
+from drrho.run.curate import CurateConfig, curate
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
@@ -236,6 +237,17 @@ def run_export(config: ExportConfig) -> str:
 def run_report(config: ReportConfig) -> str:
     """Runs -> one page."""
     return str(write_report(config))
+
+
+def run_curate(config: CurateConfig) -> str:
+    """A run and its reference -> what they say of every pair."""
+    found = curate(config)
+    labels = found.summary["labels"]
+    return (
+        f"{found.table}: {_in_brackets(labels).strip(' ()')}\n"
+        f"{found.manifest}: {found.summary['kept']:,} of {found.summary['pairs']:,} pairs kept; "
+        f"train on it with --data {found.manifest}"
+    )
 
 
 def run_scenes(config: DrawConfig) -> str:

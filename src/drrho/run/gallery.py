@@ -263,7 +263,7 @@ def _negatives(
 
 
 def _distinct(pairs: list[ShownNegative]) -> list[ShownNegative]:
-    """The first of those with the same image or the same text: a few samples would fill the page."""
+    """The first of those with the same image or text: a few samples would fill the page."""
     images, texts, kept = set(), set(), []
     for pair in pairs:
         if pair.image not in images and pair.text not in texts:
@@ -295,5 +295,3 @@ def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-

@@ -214,7 +214,7 @@ def _check_reference(
 def _interval_of_difference(
     first: Float[Tensor, " n"], second: Float[Tensor, " n"]
 ) -> tuple[float, float]:
-    """Of independent samples of equal size: paired at random, the difference has both's variance."""
+    """Of independent samples of equal size; pairing at random keeps the variance of both."""
     return bootstrap_interval(first - second, generator=torch.Generator().manual_seed(0))
 
 

@@ -50,7 +50,7 @@ class RunFolder:
         return (selection or self.recipe["loading"])["batch_size"]
 
     def temperature_at(self, step: int) -> float:
-        """tau as last logged by then; of several, their mean. Before the first row, as it began."""
+        """The one last logged by then, of several their mean; before the first row, as it began."""
         names = ("temperature", "temperature_image", "temperature_text")
         taken = [row for row in self.rows if (row["step"] or 0) <= step]
         for row in reversed(taken):
@@ -151,7 +151,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); it was damaged or is being written") from error
+        raise ValueError(
+            f"{path} is no JSON ({error}); it was damaged or is being written"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; it was damaged")
     return content
