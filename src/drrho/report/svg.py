@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -74,11 +75,11 @@ def draw_svg(chart: Chart, *, name: str, description: str) -> str:
         name: of this chart in its page, for ids; letters, digits and hyphens.
         description: what it shows, in words, for those who do not see it.
     """
-    settings = {
+    settings: dict[Any, Any] = {  # matplotlib types the names of settings
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
-        "font.size": 8.5,
+        "font.size": 10,
         "text.color": INK,
         "axes.labelcolor": MUTED,
         "axes.edgecolor": MUTED,
