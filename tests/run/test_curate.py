@@ -14,7 +14,9 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.reference.store import ReferenceStore
 from drrho.run import curate as curating
 from drrho.run.curate import CurateConfig, Quality, curate, find_repeats, label_pairs
+from drrho.run.embedding import stored_pairs
 from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.run.run_folder import read_run
 from drrho.run.training import train_recipe
 
 
@@ -105,6 +107,19 @@ def test_repetitions_are_found_across_tiles(reference, tmp_path, monkeypatch):
     monkeypatch.setattr(curating, "TILE", 4)
     again = find_repeats(store, torch.arange(18), similarity=0.9995)
     assert again.tolist() == expected.tolist()
+
+
+def test_several_references_are_one(run, reference):
+    """A run that was steered by the mean of two: here of one and itself."""
+    found = read_run(run)
+    manifest = open_manifest(found.recipe["data"])
+    several = replace(found, recipe=found.recipe | {"reference": [str(reference)] * 2})
+    ids = torch.arange(4)
+    single, mean = found.open_reference(manifest), several.open_reference(manifest)
+    assert single is not None and mean is not None
+    one, two = (stored_pairs(store, ids) for store in (single, mean))
+    torch.testing.assert_close(two.image @ two.text.T, one.image @ one.text.T)
+    assert replace(found, recipe={"reference": None}).open_reference(manifest) is None
 
 
 def test_labels_come_in_their_order():

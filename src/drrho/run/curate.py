@@ -23,8 +23,7 @@ from drrho.files import write_atomically, write_json
 from drrho.models.build import load_model
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
-from drrho.reference.store import ReferenceStore
-from drrho.run.embedding import drawn_ids, embed_pairs, stored_pairs
+from drrho.run.embedding import Reference, drawn_ids, embed_pairs, stored_pairs
 from drrho.run.recipe import Device, resolve_device
 from drrho.run.run_folder import RunFolder, read_run
 
@@ -132,15 +131,15 @@ def curate(config: CurateConfig) -> Curation:
         ModuleNotFoundError: a parquet file is asked for, and pyarrow is not installed.
     """
     run = read_run(Path(config.run).expanduser())
-    folder = run.recipe.get("reference") if config.reference is None else config.reference
-    if folder is None:
+    if config.reference is None and not run.recipe.get("reference"):
         raise ValueError(
             f"{config.run} was trained without a reference; give stored embeddings as --reference"
         )
     if config.format == "parquet":
         _pyarrow()  # before the work, not after it
     manifest = open_manifest(run.recipe["data"] if config.data is None else config.data)
-    store = ReferenceStore.open(folder, manifest)
+    store = run.open_reference(manifest, config.reference)
+    assert store is not None
     model = load_model(run.path / "model")
     encoder = ReferenceEncoder(model, precision="float32", device=resolve_device(config.device))
     quality = score_pairs(encoder, manifest, store, run=run, config=config)
@@ -175,7 +174,7 @@ def curate(config: CurateConfig) -> Curation:
 def score_pairs(
     encoder: ReferenceEncoder,
     manifest: Manifest,
-    store: ReferenceStore,
+    store: Reference,
     *,
     run: RunFolder,
     config: CurateConfig,
@@ -203,7 +202,7 @@ def score_pairs(
 
 
 def find_repeats(
-    store: ReferenceStore, sample_ids: Int64[Tensor, " pairs"], *, similarity: float
+    store: Reference, sample_ids: Int64[Tensor, " pairs"], *, similarity: float
 ) -> Int64[Tensor, " pairs"]:
     """Of each pair the id of the first earlier one that it repeats, or -1; all against all, in
     tiles.
@@ -246,7 +245,7 @@ def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: fl
 
 
 def _encoded(
-    encoder: ReferenceEncoder, manifest: Manifest, store: ReferenceStore, config: CurateConfig
+    encoder: ReferenceEncoder, manifest: Manifest, store: Reference, config: CurateConfig
 ) -> Iterator[tuple[Int64[Tensor, " pairs"], PairEmbeddings]]:
     """Ids and target embeddings, at least two at a time, of what the reference has."""
     held: tuple[Tensor, PairEmbeddings] | None = None

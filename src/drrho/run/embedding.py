@@ -12,7 +12,10 @@ from drrho.data.manifest import Manifest
 from drrho.data.shards import RawSample, decode_caption, decode_image
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
+from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.store import ReferenceStore
+
+Reference = ReferenceStore | ReferenceEnsemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +34,7 @@ class EmbeddedPairs:
 
 
 def drawn_ids(
-    manifest: Manifest, store: ReferenceStore | None, *, count: int, generator: torch.Generator
+    manifest: Manifest, store: Reference | None, *, count: int, generator: torch.Generator
 ) -> Int64[Tensor, " pairs"]:
     """The ids of at most `count` usable pairs, ascending, drawn without replacement; where there
     is a store, of those that it has.
@@ -90,7 +93,7 @@ def embed_pairs(
     )
 
 
-def stored_pairs(store: ReferenceStore, sample_ids: Int64[Tensor, " pairs"]) -> PairEmbeddings:
+def stored_pairs(store: Reference, sample_ids: Int64[Tensor, " pairs"]) -> PairEmbeddings:
     """The reference's embeddings; zero for a pair it has none of."""
     found = store.gather(sample_ids)
     return PairEmbeddings(found.image, found.text)

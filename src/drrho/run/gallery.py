@@ -20,9 +20,8 @@ from drrho.contrastive.risk import PairEmbeddings
 from drrho.data.cache import OpenShards
 from drrho.data.manifest import Manifest
 from drrho.reference.encoder import ReferenceEncoder
-from drrho.reference.store import ReferenceStore
 from drrho.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
-from drrho.run.embedding import decode_pair, drawn_ids, embed_pairs, stored_pairs
+from drrho.run.embedding import Reference, decode_pair, drawn_ids, embed_pairs, stored_pairs
 from drrho.run.run_folder import RunFolder, Stage, stages_of
 from drrho.training.checkpoint import CheckpointError
 
@@ -74,7 +73,7 @@ class _Look:
 def make_gallery(
     run: RunFolder,
     manifest: Manifest,
-    store: ReferenceStore | None,
+    store: Reference | None,
     *,
     config: GalleryConfig,
     device: torch.device,

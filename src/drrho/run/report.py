@@ -22,12 +22,11 @@ from drrho.evaluation.retrieval import (
 from drrho.files import write_atomically
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import ReferenceEncoder
-from drrho.reference.store import ReferenceStore
 from drrho.report.alerts import ReferenceCheck, find_alerts
 from drrho.report.gallery import Gallery
 from drrho.report.page import Report, ReportedRun, render
 from drrho.report.scaling_chart import MethodLaw, read_scaling
-from drrho.run.embedding import drawn_ids, embed_pairs, stored_pairs
+from drrho.run.embedding import Reference, drawn_ids, embed_pairs, stored_pairs
 from drrho.run.gallery import GalleryConfig, make_gallery
 from drrho.run.recipe import Device, resolve_device
 from drrho.run.run_folder import REFERENCE_FOLDER, RunFolder, find_runs, read_run
@@ -156,18 +155,15 @@ def _reported(
     )
 
 
-def _data_and_reference(
-    run: RunFolder, config: ReportConfig
-) -> tuple[Manifest, ReferenceStore | None]:
+def _data_and_reference(run: RunFolder, config: ReportConfig) -> tuple[Manifest, Reference | None]:
     manifest = open_manifest(run.recipe["data"] if config.data is None else config.data)
-    folder = run.recipe.get("reference") if config.reference is None else config.reference
-    return manifest, None if folder is None else ReferenceStore.open(folder, manifest)
+    return manifest, run.open_reference(manifest, config.reference)
 
 
 def _check_reference(
     run: RunFolder,
     manifest: Manifest,
-    store: ReferenceStore,
+    store: Reference,
     config: ReportConfig,
     device: torch.device,
     missing: list[str],

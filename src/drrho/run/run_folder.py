@@ -7,8 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from drrho.data.manifest import Manifest
 from drrho.models.build import build_model, load_model
 from drrho.models.two_tower import TwoTower
+from drrho.reference.ensemble import ReferenceEnsemble
+from drrho.reference.store import ReferenceStore
+from drrho.run.embedding import Reference
 from drrho.run.export import load_checkpoint_model, recorded_model
 from drrho.run.training import RECIPE_FILE, RESULTS_FILE
 from drrho.training.checkpoint import list_checkpoints
@@ -48,6 +52,23 @@ class RunFolder:
         """Pairs of a step that the model is trained on."""
         selection = self.recipe.get("selection")
         return (selection or self.recipe["loading"])["batch_size"]
+
+    def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
+        """The stored embeddings that steered it, or those in another folder; None if none did.
+
+        Errors as `ReferenceStore.open`.
+        """
+        named = self.recipe.get("reference") if folder is None else folder
+        match named:
+            case None | []:
+                return None
+            case str():
+                return ReferenceStore.open(named, manifest)
+            case [only]:
+                return ReferenceStore.open(only, manifest)
+            case folders:
+                weights = self.recipe.get("reference_weights")
+                return ReferenceEnsemble.open(folders, manifest, weights=weights)
 
     def temperature_at(self, step: int) -> float:
         """The one last logged by then, of several their mean; before the first row, as it began."""
