@@ -203,6 +203,9 @@ def test_the_demonstration_in_small(tmp_path, capsys):
         assert method["seed"] == 0
         assert {"image_to_text/R@1", "text_to_image/R@10", "seconds"} <= set(method)
         assert {f"zero_shot/{t}/top1" for t in ("shape", "colour", "position")} <= set(method)
+    page = tmp_path / "report.html"
+    assert printed.rstrip().endswith(str(page))  # the last line printed
+    assert 'id="gallery-0">drrho_clip-seed0' in page.read_text()
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.size[0] > 500
     again = demo(

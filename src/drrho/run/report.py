@@ -51,7 +51,7 @@ class ReportConfig:
         reference_model: the model that made them, as `drrho reference precompute` takes it, to
             look for training pairs that it knows by heart; in a comparison's folder it is found.
         data: the training data, where they are no longer at the place that the runs say.
-        gallery: what is shown of the pairs; 0 shown pairs is an error, see `galleries`.
+        gallery: how many pairs are looked at and shown.
         galleries: whether to look at pairs at all.
         device: where to compute.
     """
