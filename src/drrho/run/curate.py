@@ -254,7 +254,7 @@ def _encoded(
         encoder.transform,
         batch_size=config.batch_size,
         workers=config.workers,
-        with_metadata=False,
+        parts=("caption",),
     )
     with Progress("pairs", total=manifest.num_samples, unit="pairs") as progress:
         for batch in batches:
