@@ -119,7 +119,11 @@ def test_several_references_are_one(run, reference):
     assert single is not None and mean is not None
     one, two = (stored_pairs(store, ids) for store in (single, mean))
     torch.testing.assert_close(two.image @ two.text.T, one.image @ one.text.T)
-    assert replace(found, recipe={"reference": None}).open_reference(manifest) is None
+    without = replace(found, recipe=found.recipe | {"reference": None})
+    assert without.open_reference(manifest) is None
+    of_views = replace(found, recipe=found.recipe | {"loading": {"views": {"count": 2}}})
+    with pytest.raises(ValueError, match="was trained on views"):
+        of_views.open_reference(manifest)
 
 
 def test_labels_come_in_their_order():

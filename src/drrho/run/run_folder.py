@@ -56,8 +56,15 @@ class RunFolder:
     def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
         """The stored embeddings that steered it, or those in another folder; None if none did.
 
-        Errors as `ReferenceStore.open`.
+        Raises:
+            FileNotFoundError, ValueError: as `ReferenceStore.open`; or what steered it are embeddings
+                of views, which say nothing of the samples as they are.
         """
+        if folder is None and self.recipe["loading"].get("views"):
+            raise ValueError(
+                f"{self.path} was trained on views; name stored embeddings of the samples as they "
+                "are (--reference)"
+            )
         named = self.recipe.get("reference") if folder is None else folder
         match named:
             case None | []:
