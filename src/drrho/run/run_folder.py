@@ -57,7 +57,7 @@ class RunFolder:
         """The stored embeddings that steered it, or those in another folder; None if none did.
 
         Raises:
-            FileNotFoundError, ValueError: as `ReferenceStore.open`; or what steered it are embeddings
+            FileNotFoundError, ValueError: as `ReferenceStore.open`; or it was steered by embeddings
                 of views, which say nothing of the samples as they are.
         """
         if folder is None and self.recipe["loading"].get("views"):
