@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest lint docs venv clean
+.PHONY: help demo test test-oldest browser lint docs venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -23,6 +23,14 @@ test: $(VENV)/installed-dev  ## run the tests
 test-oldest: $(VENV)/installed-dev  ## run the tests of reading shards with the oldest webdataset
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/oldest 'webdataset==0.2.86'
 	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest --numprocesses auto tests/data tests/reference
+
+browser:  ## Debian's Chromium, for the tests that look at pages; without it they are skipped
+	@command -v chromium > /dev/null || { \
+	    test "$$(id -u)" = 0 && command -v apt-get > /dev/null && \
+	    apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium \
+	        > /dev/null; \
+	} || echo "Chromium cannot be installed here; the tests that look at pages are skipped" >&2
 
 lint: $(VENV)/installed-dev  ## check style, format and types
 	$(BIN)/ruff check

@@ -1,19 +1,22 @@
-"""FastCLIP and DRRho-CLIP on 1/8 to all of the data, at equal samples seen, on captioned scenes.
+r"""FastCLIP and DRRho-CLIP on 1/8 to all of the data, at equal samples seen, on captioned scenes.
 
+    SCENES=runs/data-efficiency-scenes/scenes
+    drrho scenes $SCENES/reference --scenes.num-samples 8000 --scenes.seed 200
+    drrho scenes $SCENES/train --scenes.num-samples 8000 --scenes.seed 201 \
+        --scenes.mismatch-rate 0.3 --scenes.samples-per-shard 1000
+    drrho scenes $SCENES/validation --scenes.num-samples 500 --scenes.seed 202
+    drrho scenes $SCENES/test --scenes.num-samples 1000 --scenes.seed 203
     drrho compare recipes/data_efficiency_scenes.py
     drrho scaling efficiency runs/data-efficiency-scenes/results.json
 
 24 runs after the reference: two methods, four amounts of data, three seeds. `fastclip+2` is
-trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of another. The
-scenes are drawn when the recipe is first read.
+trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of another.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
-from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
 from drrho.run.comparison import Comparison
@@ -23,14 +26,6 @@ from drrho.training.optimizer import OptimizerConfig
 
 OUTPUT = "runs/data-efficiency-scenes"
 STEPS = 120  # of 128 pairs
-SETS = {
-    "reference": ScenesConfig(num_samples=8000, seed=200),
-    "train": ScenesConfig(num_samples=8000, seed=201, mismatch_rate=0.3, samples_per_shard=1000),
-    "validation": ScenesConfig(num_samples=500, seed=202),
-    "test": ScenesConfig(num_samples=1000, seed=203),
-}
-for name, scenes in SETS.items():
-    write_scenes(Path(OUTPUT) / "scenes" / name, scenes)
 
 
 def run(method: str, shards: int) -> Recipe:

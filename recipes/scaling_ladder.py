@@ -1,20 +1,23 @@
-"""CLIP and DRRho-CLIP in three sizes at four numbers of samples, on captioned scenes.
+r"""CLIP and DRRho-CLIP in three sizes at four numbers of samples, on captioned scenes.
 
+    SCENES=runs/scaling-ladder/scenes
+    drrho scenes $SCENES/reference --scenes.num-samples 8000 --scenes.seed 100
+    drrho scenes $SCENES/train --scenes.num-samples 16000 --scenes.seed 101 \
+        --scenes.mismatch-rate 0.3
+    drrho scenes $SCENES/validation --scenes.num-samples 500 --scenes.seed 102
+    drrho scenes $SCENES/test --scenes.num-samples 1000 --scenes.seed 103
     drrho compare recipes/scaling_ladder.py
     drrho scaling fit runs/scaling-ladder/results.json
 
-24 runs a seed after the reference. The scenes are drawn when the recipe is first read; 30 % of
-the captions of the targets' training data are given to the wrong image. Every run has its own
-schedule of the learning rate, to the end of its own steps: a run that was stopped early would be
-judged before its learning rate had fallen.
+24 runs a seed after the reference. 30 % of the captions of the targets' training data are given to
+the wrong image. Every run has its own schedule of the learning rate, to the end of its own steps: a
+run that was stopped early would be judged before its learning rate had fallen.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
-from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
 from drrho.run.comparison import Comparison
@@ -29,14 +32,6 @@ SIZES = {
     "wide": SmallConfig(embed_dim=128, image_width=18, text_width=108, text_heads=3),
 }
 STEPS = (25, 50, 100, 200)  # of 128 pairs
-SETS = {
-    "reference": ScenesConfig(num_samples=8000, seed=100),
-    "train": ScenesConfig(num_samples=16000, seed=101, mismatch_rate=0.3),
-    "validation": ScenesConfig(num_samples=500, seed=102),
-    "test": ScenesConfig(num_samples=1000, seed=103),
-}
-for name, scenes in SETS.items():
-    write_scenes(Path(OUTPUT) / "scenes" / name, scenes)
 
 
 def run(method: str, size: str, steps: int) -> Recipe:

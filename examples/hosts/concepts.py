@@ -1,4 +1,4 @@
-"""Pairs for the examples of this folder: noisy pictures of 24 concepts, some with wrong captions."""
+"""Pairs for the examples of this folder: noisy pictures of 24 concepts, some captions wrong."""
 
 from typing import NamedTuple
 

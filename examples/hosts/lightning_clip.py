@@ -25,6 +25,8 @@ from drrho.integrations.lightning import Steering
 
 
 class Model(LightningModule):
+    """Two towers, trained with the steered loss."""
+
     def __init__(self, steering: Steering) -> None:
         super().__init__()
         self.steering = steering

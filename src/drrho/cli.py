@@ -17,6 +17,7 @@ try:
     from drrho.recipes.published import SUMMARIES, Name, Scale, named_recipe
     from drrho.run import commands
     from drrho.run.comparison import Comparison
+    from drrho.run.curate import CurateConfig
     from drrho.run.demo import DemoConfig
     from drrho.run.evaluation import EvaluateConfig
     from drrho.run.export import ExportConfig
@@ -26,6 +27,7 @@ try:
     from drrho.run.recipe import Recipe, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
     from drrho.run.reference_import import ImportConfig
+    from drrho.run.report import ReportConfig
     from drrho.run.scaling import EfficiencyConfig, FitConfig
     from drrho.run.training import TrainingInterrupted
 except ModuleNotFoundError as error:  # the losses alone are installed
@@ -55,6 +57,8 @@ usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
   variance RUN ...                 of loss and excess losses on held-out pairs, drawn
   evaluate RUN --data SET ...      retrieval and zero-shot classification
   export RUN --format F --output O a model as open_clip or Hugging Face loads it
+  report RUN ... -o report.html    one page: curves, comparisons, what steering sees
+  curate RUN --output FOLDER       rank the pairs of a data set, leave some out of it
   scenes FOLDER                    draw captioned scenes as WebDataset shards
 
 DRRHO_TRACEBACK=1 shows where an error came from.
@@ -156,6 +160,10 @@ def _dispatch(arguments: list[str]) -> int:
             )
         case ["export", *rest]:
             print(commands.run_export(tyro.cli(ExportConfig, args=rest, prog="drrho export")))
+        case ["report", *rest]:
+            print(commands.run_report(tyro.cli(ReportConfig, args=rest, prog="drrho report")))
+        case ["curate", *rest]:
+            print(commands.run_curate(tyro.cli(CurateConfig, args=rest, prog="drrho curate")))
         case ["scenes", *rest]:
             config = tyro.cli(commands.DrawConfig, args=rest, prog="drrho scenes")
             print(commands.run_scenes(config))

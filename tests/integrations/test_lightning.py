@@ -7,11 +7,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.estimator import GlobalContrastiveLoss
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import TemperatureConfig
-from drrho.integrations.lightning import Steering
+from drrho.contrastive.config import ObjectiveConfig  # noqa: E402
+from drrho.contrastive.estimator import GlobalContrastiveLoss  # noqa: E402
+from drrho.contrastive.risk import PairEmbeddings  # noqa: E402
+from drrho.contrastive.temperature import TemperatureConfig  # noqa: E402
+from drrho.integrations.lightning import Steering  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about machines
 
@@ -114,4 +114,4 @@ def test_what_it_refuses(tmp_path):
     with pytest.raises(ValueError, match="accumulate_grad_batches must be 1"):
         trained(tmp_path, epochs=1, accumulate_grad_batches=2)
     with pytest.raises(RuntimeError, match="when the Trainer sets up"):
-        Model().steering.pairs
+        _ = Model().steering.pairs

@@ -209,6 +209,9 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     assert extra["precompute"]["samples"] == 48
     assert extra["training"]["samples_seen"] == 64
     assert results["methods"]["clip"]["reference_cost"] == {}
+    page = tmp_path / "report.html"
+    assert printed.rstrip().endswith(str(page))  # the last line printed
+    assert 'id="gallery-0">drrho_clip-seed0' in page.read_text()
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.size[0] > 500
     again = demo(

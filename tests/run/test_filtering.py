@@ -9,7 +9,7 @@ import torch
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.distributed import Processes
-from drrho.reference.store import ReferenceStore
+from drrho.reference.views import ReferenceViews
 from drrho.run.filtering import FilterConfig, filtered
 from drrho.run.recipe import EvaluationConfig
 from drrho.run.training import train_recipe
@@ -21,7 +21,7 @@ ALONE = Processes()
 @pytest.fixture(scope="module")
 def stored(plain_recipe, reference):
     manifest = Manifest.load(plain_recipe.data)
-    return manifest, ReferenceStore.open(reference, manifest)
+    return manifest, ReferenceViews.open(reference, manifest, views=None)
 
 
 def similarities(store, manifest):

@@ -10,7 +10,7 @@ import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
@@ -32,6 +32,8 @@ ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file
 NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
 # With one of these reasons a sample still has an image, which is enough where a label is scored.
 CAPTION_FAULTS = frozenset({NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION})
+# How a reason begins that is a choice (`drrho curate`), and does not follow from the contents.
+CURATED = "curated: "
 
 
 class FieldHash:
@@ -182,6 +184,26 @@ class Manifest:
         if shard.left_out is not None:
             usable &= ~shard.left_out
         return usable.nonzero().squeeze(1) + offset
+
+    def without(self, reasons: Mapping[int, str]) -> "Manifest":
+        """The same samples with the same ids, of which more are unusable.
+
+        Args:
+            reasons: sample id -> why it is left out, in words that many samples share.
+
+        Raises:
+            IndexError: no sample has the id.
+        """
+        more: dict[int, dict[int, str]] = {}
+        for sample_id, reason in reasons.items():
+            shard, row = self.locate(sample_id)
+            more.setdefault(shard, {})[row] = reason
+        return Manifest(
+            shards=tuple(
+                replace(shard, unusable=dict(sorted((more.get(i, {}) | shard.unusable).items())))
+                for i, shard in enumerate(self.shards)
+            )
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the manifest as JSON; a reader sees the old file or the new one, whole.

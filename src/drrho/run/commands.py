@@ -16,6 +16,7 @@ from drrho.report.table import markdown_table
 from drrho.report.variance import draw_variances, variance_table
 from drrho.run.compare import compare, write_tables
 from drrho.run.comparison import Comparison, Part
+from drrho.run.curate import CurateConfig, curate
 from drrho.run.demo import DemoConfig, demo
 from drrho.run.evaluation import EvaluateConfig, evaluate_named_model
 from drrho.run.export import ExportConfig, export_model
@@ -33,6 +34,7 @@ from drrho.run.reference import (
     verify_reference,
 )
 from drrho.run.reference_import import ImportConfig, import_reference
+from drrho.run.report import ReportConfig, write_report
 from drrho.run.scaling import EfficiencyConfig, FitConfig, fit_scaling, measure_efficiency
 from drrho.run.task_list import TaskScore, averages, evaluate_task_list
 from drrho.run.training import train_recipe
@@ -76,7 +78,10 @@ class VarianceConfig:
 def run_demo(config: DemoConfig) -> str:
     """The whole way on procedural scenes."""
     demo(config)
-    return _comparison_report(config.output)
+    page = write_report(
+        ReportConfig(runs=(config.output,), output=str(Path(config.output) / "report.html"))
+    )
+    return f"{_comparison_report(config.output)}\nWhat steering sees, and all curves: {page}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +321,22 @@ def run_export(config: ExportConfig) -> str:
             return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
         case "hugging-face":
             return f"{output}: transformers.AutoModel.from_pretrained('{output}')"
+
+
+def run_report(config: ReportConfig) -> str:
+    """Runs -> one page."""
+    return str(write_report(config))
+
+
+def run_curate(config: CurateConfig) -> str:
+    """A run and its reference -> what they say of every pair."""
+    found = curate(config)
+    labels = found.summary["labels"]
+    return (
+        f"{found.table}: {_in_brackets(labels).strip(' ()')}\n"
+        f"{found.manifest}: {found.summary['kept']:,} of {found.summary['pairs']:,} pairs kept; "
+        f"train on it with --data {found.manifest}"
+    )
 
 
 def run_scenes(config: DrawConfig) -> str:

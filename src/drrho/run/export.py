@@ -45,7 +45,11 @@ def export_model(config: ExportConfig) -> Path:
         ValueError: the model cannot be written in this format, or the checkpoint is of another.
     """
     output = Path(config.output).expanduser()
-    model = _model(config)
+    run = Path(config.run).expanduser()
+    if config.checkpoint is None:
+        model = load_model(run / "model")
+    else:
+        model = load_checkpoint_model(run, Path(config.checkpoint).expanduser())
     match config.format:
         case "open-clip":
             export_open_clip(model, output)
@@ -54,20 +58,19 @@ def export_model(config: ExportConfig) -> Path:
     return output
 
 
-def _model(config: ExportConfig) -> TwoTower:
-    run = Path(config.run).expanduser()
-    if config.checkpoint is None:
-        return load_model(run / "model")
-    checkpoint = Path(config.checkpoint).expanduser()
+def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
+    """The model of one of a run's checkpoints.
+
+    Raises:
+        FileNotFoundError: the folder is no run.
+        CheckpointError: the checkpoint is damaged.
+        ValueError: the checkpoint is of another model.
+    """
     read_values(checkpoint)  # verifies the files
     # Seconds of import, for those who export a checkpoint.
     from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
 
-    try:
-        fields = json.loads((run / RECIPE_FILE).read_bytes())["model"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
-    model = build_model(ModelConfig(**fields | {"small": SmallConfig(**fields["small"])}), seed=0)
+    model = build_model(recorded_model(run), seed=0)
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in read_tensors(checkpoint).items()
@@ -80,3 +83,12 @@ def _model(config: ExportConfig) -> TwoTower:
             f"checkpoint {checkpoint} is not one of the model of {run}: {error}"
         ) from error
     return model
+
+
+def recorded_model(run: Path) -> ModelConfig:
+    """What a run's recipe says of its model; FileNotFoundError if the folder is no run."""
+    try:
+        fields = json.loads((run / RECIPE_FILE).read_bytes())["model"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
+    return ModelConfig(**fields | {"small": SmallConfig(**fields["small"])})

@@ -15,7 +15,7 @@ from torch import nn
 from drrho.contrastive.objective import ContrastiveObjective
 from drrho.data.batch import Batch
 from drrho.data.loading import Position, training_batches
-from drrho.data.manifest import Manifest
+from drrho.data.manifest import CURATED, Manifest
 from drrho.data.order import steps_per_epoch
 from drrho.distributed import Processes
 from drrho.files import exclusive, write_json
@@ -311,6 +311,12 @@ def _require_choice_of_resume(recipe: Recipe, *, found: bool) -> None:
 
 
 def _contents_sha256(manifest: Manifest) -> str:
-    """Of what the shards hold, in order, wherever they lie."""
+    """Of what the shards hold, in order, wherever they lie, and of what was left out of them."""
+    curated = [
+        [row for row, reason in sorted(shard.unusable.items()) if reason.startswith(CURATED)]
+        for shard in manifest.shards
+    ]
     contents = json.dumps([shard.contents for shard in manifest.shards])
+    if any(curated):  # all other faults follow from the contents
+        contents += json.dumps(curated)
     return hashlib.sha256(contents.encode()).hexdigest()

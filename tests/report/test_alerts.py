@@ -1,0 +1,96 @@
+"""Each alert comes at its threshold, and not before it."""
+
+import math
+
+import pytest
+
+from drrho.report.alerts import ReferenceCheck, Thresholds, find_alerts
+
+RECIPE = {
+    "loading": {"batch_size": 101},
+    "objective": {"rho": None, "temperature": {"minimum": None}},
+}
+LIMITS = Thresholds()
+
+
+def alerts(rows=(), *, recipe=None, results=None, reference=None):
+    found = find_alerts("run", recipe or RECIPE, rows, results, reference=reference)
+    return [alert.name for alert in found]
+
+
+def rows_of(**metrics):
+    """A log in which only the newest tenth has these numbers."""
+    return [{"step": s, **dict.fromkeys(metrics, 0.7)} for s in range(9)] + [{"step": 9} | metrics]
+
+
+def test_a_quiet_run_has_none():
+    assert alerts(rows_of(loss=1.0)) == []
+    assert alerts() == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "name"),
+    [
+        ("effective_sample_size", 0.0199, "effective sample size collapsed"),
+        ("saturated_anchors", 0.51, "anchors saturated"),
+        ("time/data_wait", 0.51, "waiting for data"),
+    ],
+)
+def test_means_of_the_newest_rows(metric, value, name):
+    quiet = {"effective_sample_size": 0.0201, "saturated_anchors": 0.5, "time/data_wait": 0.5}
+    assert alerts(rows_of(**{metric: value})) == [name]
+    assert alerts(rows_of(**{metric: quiet[metric]})) == []
+
+
+def learned(rho, **temperature):
+    return RECIPE | {"objective": {"rho": rho, "temperature": {"minimum": None} | temperature}}
+
+
+def test_rho_beyond_what_the_batch_allows():
+    assert alerts(recipe=learned(math.log(100) + 0.01)) == ["rho unreachable"]
+    assert alerts(recipe=learned(math.log(100) - 0.01)) == []
+    selected = learned(4.0) | {"selection": {"batch_size": 50}}  # 49 negatives: log 49 < 4
+    assert alerts(recipe=selected) == ["rho unreachable"]
+
+
+def test_rho_not_reached_at_the_smallest_temperature():
+    recipe = learned(3.0, minimum=0.02)
+    assert alerts(rows_of(temperature=0.02, weights_kl=2.9), recipe=recipe) == ["rho unreachable"]
+    assert alerts(rows_of(temperature=0.02, weights_kl=3.1), recipe=recipe) == []
+    assert alerts(rows_of(temperature=0.03, weights_kl=2.9), recipe=recipe) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "found"),
+    [
+        (ReferenceCheck(train=0.6, num_pairs=500), False),
+        (ReferenceCheck(train=0.985, num_pairs=500), True),
+        (ReferenceCheck(train=0.985, num_pairs=200), False),
+        (ReferenceCheck(train=0.6, num_pairs=500, held_out=0.54, interval=(0.01, 0.1)), True),
+        (ReferenceCheck(train=0.6, num_pairs=500, held_out=0.54, interval=(-0.01, 0.1)), False),
+        (ReferenceCheck(train=0.6, num_pairs=500, held_out=0.56, interval=(0.01, 0.1)), False),
+        (ReferenceCheck(train=0.99, num_pairs=500, held_out=0.99, interval=(-0.1, 0.1)), False),
+        (ReferenceCheck(train=0.1, num_pairs=500, common_shards=1), True),
+        (ReferenceCheck(train=0.1, num_pairs=500, common_shards=0), False),
+    ],
+)
+def test_a_reference_that_knows_the_training_pairs(check, found):
+    assert alerts(reference=check) == (["reference contaminated"] if found else [])
+
+
+def test_what_is_not_finite_is_named():
+    rows = [{"step": 4, "loss": None}, {"step": 5, "loss": 1.0}]
+    (found,) = find_alerts("run", RECIPE, rows, None)
+    assert found.name == "steps not finite"
+    assert "step 4" in found.text
+    assert alerts(results={"skipped_steps": 1, "samples_seen": 9}) == ["steps not finite"]
+
+
+def test_samples_left_out_and_quality_that_fell():
+    assert alerts(results={"samples_seen": 985, "skipped": {"corrupt image": 15}}) == [
+        "samples left out"
+    ]
+    assert alerts(results={"samples_seen": 995, "skipped": {"corrupt image": 5}}) == []
+    evaluated = [{"step": 1, "evaluation/mrr": 0.5}, {"step": 2, "evaluation/mrr": 0.44}]
+    assert alerts(evaluated) == ["quality fell"]
+    assert alerts([*evaluated, {"step": 3, "evaluation/mrr": 0.46}]) == []

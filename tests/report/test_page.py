@@ -1,0 +1,113 @@
+"""The parts of the page: charts in the page's colours, tables of any results file, plain words."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from drrho.report.compared import compared_tables, differences_in_words
+from drrho.report.page import Report, factor, render
+from drrho.report.run_charts import draw_panels
+from drrho.report.scaling_chart import draw_scaling, read_scaling
+from drrho.report.summary import summarise_run
+
+ROWS = [
+    {
+        "step": s,
+        "samples": 100.0 * s,
+        "loss": 1 / s,
+        "excess_loss_variance": 0.1 / s,
+        "loss_variance": 0.2,
+        "evaluation/mrr": s / 10 if s % 2 == 0 else None,
+    }
+    for s in range(1, 31)
+]
+RECIPE = {
+    "objective": {"method": "drrho_clip"},
+    "loading": {"batch_size": 8},
+    "training": {"steps": 30},
+}
+
+
+def test_charts_are_svg_in_the_colours_of_the_page_with_words_and_numbers():
+    charts = draw_panels({"a <run>": ROWS, "empty": []})
+    assert [chart.title for chart in charts] == ["Quality", "Loss", "Variance of gaps"]
+    quality = charts[0]
+    root = ET.fromstring(quality.svg)
+    words = "".join(root.itertext())
+    assert "a <run> from 0.2 to 3" in words
+    assert "mean reciprocal rank" in words  # text, not outlines
+    assert "var(--series-1)" in quality.svg
+    assert "#000000" not in quality.svg
+    assert len(quality.rows) == 12
+    assert quality.rows[-1] == ["3,000", "3"]
+    ids = re.findall(r'\bid="([^"]+)"', "".join(chart.svg for chart in charts))
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'(?:href="#|url\(#)([^")]+)', "".join(c.svg for c in charts)):
+        assert target in ids
+
+
+def test_a_summary_says_what_the_numbers_say():
+    words = " ".join(summarise_run("r", RECIPE, ROWS, None)["sentences"])
+    assert "stopped or still running at 30" in words
+    assert "went from 0.200 to 3.000, its best" in words
+    assert "fell from 0.1" in words
+    assert "smaller than that of the loss" in words
+    assert summarise_run("r", RECIPE, [], None)["headline"] is None
+
+
+def scores(mrr, **more):
+    return {"mrr": mrr, "image_to_text/R@1": mrr / 2, "zero_shot/shape/top1": 0.5} | more
+
+
+def test_results_of_one_test_set_and_of_several():
+    one = {"reference": scores(0.7), "methods": {"clip": scores(0.2, mrr_interval=[0.1, 0.3])}}
+    (table,) = compared_tables(one)
+    assert table.header == ["", "MRR", "95 % interval", "image to text R@1", "shape"]
+    assert table.rows[1] == ["CLIP", "0.200", "0.100 to 0.300", "0.100", "0.500"]
+    several = {
+        "references": {"big": {"tests": {"a": scores(0.7)}, "cost": None}},
+        "methods": {"clip": {"tests": {"a": scores(0.2), "b": scores(0.3)}}, "new": {"tests": {}}},
+        "differences": [
+            {
+                "test": "a",
+                "method": "drrho_clip",
+                "minus": "clip",
+                "mrr": 0.1,
+                "interval": [0, 0.2],
+            },
+            {"test": "b", "method": "clip", "minus": "x", "mrr": 0.1, "interval": [0.05, 0.2]},
+            {"test": "b", "method": "clip", "minus": "x", "mrr": 0.1, "interval": None},
+        ],
+    }
+    first, second = compared_tables(several)
+    assert [row[0] for row in first.rows] == ["reference big", "CLIP"]
+    assert [row[0] for row in second.rows] == ["CLIP"]
+    told_apart = [" is ahead of " in line for line in differences_in_words(several)]
+    assert told_apart == [False, True]
+
+
+def test_a_scaling_law_is_drawn_where_there_is_one():
+    document = {
+        "methods": {
+            "clip": {
+                "law": {"scale": 2.0, "exponent": 0.1, "floor": 0.0},
+                "intervals": {"exponent": [0.05, 0.15]},
+                "points": [{"compute": c, "error": 2 * c**-0.1} for c in (1e3, 1e4, 1e5)],
+            },
+            "odd": {"points": "none"},
+        }
+    }
+    drawn = draw_scaling(read_scaling(document), "laws")
+    assert drawn.rows == [["clip", "3", "0.100", "0.050 to 0.150"]]
+    assert "to the power -0.100" in drawn.svg
+    assert read_scaling({"methods": []}) == {}
+
+
+def test_a_report_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one run"):
+        render(Report(title="t", runs=(), comparisons={}, scaling={}, version="0"))
+
+
+def test_weights_read_as_factors():
+    assert [factor(w) for w in (1234.5, 3.14, 0.123, 1e-6)] == ["1,234", "3.1", "0.12", "0.00"]
