@@ -41,11 +41,18 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stored(manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
-    encoder = small_encoder()
+    encoder = encoder_of_views()
     for number in range(VIEWS.count):
         encoder.view = VIEWS.view(number)
         precompute(encoder, manifest, view_folder(folder, number), batch_size=4)
     return folder
+
+
+def encoder_of_views():
+    """Crops differ in size; it resizes them as the training does."""
+    encoder = small_encoder()
+    encoder.transform = to_tensor_of_size
+    return encoder
 
 
 def batches(manifest, *, views=VIEWS, steps=6):
@@ -63,24 +70,14 @@ def to_tensor_of_size(image):
     return to_tensor(image.resize((16, 16)))
 
 
-@pytest.fixture
-def sized(monkeypatch):
-    """Crops differ in size; the reference resizes them as the training does."""
-    encoder = small_encoder()
-    monkeypatch.setattr(encoder, "transform", to_tensor_of_size)
-    return encoder
-
-
-def test_what_is_stored_is_what_training_sees(sized, manifest, tmp_path):
-    for number in range(VIEWS.count):
-        sized.view = VIEWS.view(number)
-        precompute(sized, manifest, view_folder(tmp_path, number), batch_size=4)
-    reference = ReferenceViews.open(tmp_path, manifest, views=VIEWS)
+def test_what_is_stored_is_what_training_sees(stored, manifest):
+    encoder = encoder_of_views()
+    reference = ReferenceViews.open(stored, manifest, views=VIEWS)
     seen = set()
     for batch in batches(manifest):
         found = reference.gather(batch.sample_ids, batch.views)
-        assert_close(found.image, sized.encode_image(batch.images), atol=1e-3, rtol=0)
-        assert_close(found.text, sized.encode_text(batch.tokens), atol=1e-3, rtol=0)
+        assert_close(found.image, encoder.encode_image(batch.images), atol=1e-3, rtol=0)
+        assert_close(found.text, encoder.encode_text(batch.tokens), atol=1e-3, rtol=0)
         assert found.present.all()
         seen |= set(batch.views.tolist())
     assert seen == {0, 1, 2}
@@ -93,7 +90,7 @@ def test_views_are_the_same_in_another_data_set_with_the_shard(manifest, stored)
     ids = torch.arange(COUNT)
     views = torch.arange(COUNT) % VIEWS.count
     assert torch.equal(first.gather(ids, views).image, second.gather(ids + COUNT, views).image)
-    ours = torch.cat([b.images for b in batches(manifest, steps=30)])
+    ours = torch.cat([b.images for b in batches(manifest, steps=200)])
     theirs = {tuple(image.flatten().tolist()) for image in ours}
     for batch in batches(turned, steps=3):
         assert all(tuple(image.flatten().tolist()) in theirs for image in batch.images)
@@ -132,7 +129,7 @@ def test_an_ensemble_of_views_reads_each_of_the_same_view(manifest, stored):
 
 
 def test_verification_encodes_the_view_that_is_stored(manifest, stored):
-    encoder = small_encoder()
+    encoder = encoder_of_views()
     folder = view_folder(stored, 1)
     draws = torch.Generator().manual_seed(0)
     encoder.view = VIEWS.view(1)

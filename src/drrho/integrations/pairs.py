@@ -80,7 +80,7 @@ class SteeredPairs(nn.Module):
             )
         self.objective = ContrastiveObjective(config, num_samples=num_samples)
         if config.temperature.learned:
-            self.objective.temperature = _HostTemperature()
+            self.objective.register_module("temperature", _HostTemperature())
         self._reference = reference
 
     @property

@@ -216,7 +216,7 @@ def _interval_of_difference(
 
 def _reciprocal_ranks(pairs: PairEmbeddings) -> Float[Tensor, " pairs"]:
     """Of each pair's partner among all, the mean of both directions."""
-    place = torch.arange(len(pairs.image))
+    place = torch.arange(len(pairs.image)).expand(2, -1)
     ranks = retrieval_ranks(pairs.image, pairs.text, place)
     return reciprocal_rank_of_images(ranks, place)
 
