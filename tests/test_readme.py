@@ -37,14 +37,14 @@ def test_its_table_is_the_committed_result_of_the_demonstration():
         for line in README.splitlines()
         if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 8
     }
-    expected = results["methods"] | {"reference": results["reference"]}
+    expected = results["methods"] | results["references"]
     for name, method in {
         "reference": "reference",
         "CLIP": "clip",
         "FastCLIP": "fastclip",
         "DRRho-CLIP": "drrho_clip",
     }.items():
-        scores = expected[method]
+        scores = expected[method]["tests"]["test"]
         assert rows[name][0] == f"{scores['mrr']:.3f}"
         assert rows[name][2] == f"{scores['image_to_text/R@1']:.3f}"
         assert rows[name][6] == f"{scores['zero_shot/position/top1']:.3f}"
