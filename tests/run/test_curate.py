@@ -11,7 +11,7 @@ import torch
 from drrho.cli import main
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.reference.store import ReferenceStore
+from drrho.reference.views import ReferenceViews
 from drrho.run import curate as curating
 from drrho.run.curate import CurateConfig, Quality, curate, find_repeats, label_pairs
 from drrho.run.embedding import stored_pairs
@@ -101,7 +101,7 @@ def test_repetitions_are_found_across_tiles(reference, tmp_path, monkeypatch):
             device="cpu",
         )
     )
-    store = ReferenceStore.open(tmp_path / "r", manifest)
+    store = ReferenceViews.open(tmp_path / "r", manifest, views=None)
     expected = find_repeats(store, torch.arange(18), similarity=0.9995)
     assert expected[9:].tolist() == list(range(9))
     monkeypatch.setattr(curating, "TILE", 4)

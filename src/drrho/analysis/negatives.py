@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from drrho.analysis.steerability import Moments
+from drrho.risk import effective_sample_size
 
 Gaps = Float64[Tensor, "pairs pairs"]
 
@@ -85,7 +86,7 @@ class NegativeWeights:
             logits = (x / temperature).masked_fill(_positives(x), -math.inf)
             logs = logits.log_softmax(dim=1)
             weights = logs.exp()
-            shares.append(1 / (weights.square().sum(dim=1) * negatives))
+            shares.append(effective_sample_size(weights) / negatives)
             entropies = -(weights * logs.masked_fill(_positives(x), 0.0)).sum(dim=1)
             divergences.append(math.log(negatives) - entropies)
         self.effective_share = float(torch.stack(shares).mean())

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from drrho.risk import effective_sample_size
+
 # A temperature of 0.05 where 0 is right costs (0.05 / 1.05)^2 = 0.2 % of plain training's excess
 # risk; a temperature of 0 would give everything to one sample.
 SMALLEST_KAPPA = 0.05
@@ -219,7 +221,7 @@ def effective_share(excess: Float64[Tensor, " samples"], temperature: float) -> 
     Source: docs/mathematics.md, "Effective sample size".
     """
     weights = torch.softmax(excess / temperature, dim=0)
-    return float(1 / (weights.square().sum() * len(excess)))
+    return float(effective_sample_size(weights) / len(excess))
 
 
 def _score(kappa: Tensor) -> Tensor:

@@ -229,6 +229,11 @@ def named_objective(
             raise ValueError(f"no algorithm is called {algorithm!r}; see named_objective")
 
 
+def default_epsilon(method: Method) -> float:
+    """What `epsilon` None means, of the methods in `GLOBAL_METHODS`."""
+    return 1e-4 if method == "drrho_clip" else 1e-14
+
+
 def recommended_gamma_min(epochs: float) -> float:
     """`min(1, 4.177 E^-0.7265)`: the longer a run, the longer its averages.
 

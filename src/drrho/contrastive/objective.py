@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.contrastive.config import SIGLIP_BIAS, ObjectiveConfig
+from drrho.contrastive.config import SIGLIP_BIAS, ObjectiveConfig, default_epsilon
 from drrho.contrastive.diagnostics import contrastive_diagnostics
 from drrho.contrastive.distillation import Teacher, tiled_distillation_anchor_losses
 from drrho.contrastive.estimator import GlobalContrastiveLoss
@@ -58,10 +58,11 @@ class ContrastiveObjective(nn.Module):
                 initial = SIGLIP_BIAS if config.initial_bias is None else config.initial_bias
                 self.bias = nn.Parameter(torch.tensor(initial))
             case "fastclip" | "drrho_clip":
-                default = 1e-4 if config.needs_reference else 1e-14
                 self.estimator = GlobalContrastiveLoss(
                     num_samples,
-                    epsilon=default if config.epsilon is None else config.epsilon,
+                    epsilon=default_epsilon(config.method)
+                    if config.epsilon is None
+                    else config.epsilon,
                     rho=config.rho or 0.0,
                     group=group,
                 )

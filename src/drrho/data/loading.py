@@ -26,7 +26,6 @@ from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.shards import (
     RawSample,
-    decode_caption,
     decode_captions,
     decode_image,
     decode_metadata,
@@ -281,7 +280,7 @@ class _EvaluationExamples(Dataset[Examples]):
         fields = [decode_metadata(sample)] if "metadata" in self.parts else []
         every = [decode_captions(sample)] if "caption" in self.parts else []
         if self.view is None:
-            caption = [decode_caption(sample)] if every else []
+            caption = [captions[0] for captions in every]
             return decode_image(sample), caption, every, fields
         caption = [self.view.caption(captions, sample) for captions in every]
         return self.view.image(decode_image(sample), sample), caption, every, fields

@@ -205,6 +205,18 @@ class Manifest:
             )
         )
 
+    @cached_property
+    def contents_sha256(self) -> str:
+        """Of what the shards hold, in order, wherever they lie, and of what was curated out."""
+        curated = [
+            [row for row, reason in sorted(shard.unusable.items()) if reason.startswith(CURATED)]
+            for shard in self.shards
+        ]
+        contents = json.dumps([shard.contents for shard in self.shards])
+        if any(curated):  # all other faults follow from the contents
+            contents += json.dumps(curated)
+        return hashlib.sha256(contents.encode()).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Writes the manifest as JSON; a reader sees the old file or the new one, whole.
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 
+from drrho.integrations.trainer_state import load_state, save_state
 from drrho.risk import RiskMeasure
 from drrho.steering import DRRhoLoss, Estimator, Losses, LossTable, token_losses
 from drrho.steering.loss import Weighed
@@ -279,22 +279,19 @@ class SteeredTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = self.steering.state_dict()
-        if state and self.args.should_save:
-            save_file(state, Path(output_dir) / STATE_FILE)
+        save_state(self.steering.state_dict(), Path(output_dir) / STATE_FILE, self.args)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self.steering.state_dict():
+        if checkpoint is None:
             return
-        path = Path(checkpoint) / STATE_FILE
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} does not exist: the checkpoint holds no state of the estimator "
-                f"{type(self.steering.estimator).__name__}; resume with the estimator that it was "
-                "trained with"
-            )
-        self.steering.load_state_dict(load_file(path))
+        load_state(
+            self.steering,
+            Path(checkpoint) / STATE_FILE,
+            missing="does not exist: the checkpoint holds no state of the estimator "
+            f"{type(self.steering.estimator).__name__}; resume with the estimator that it was "
+            "trained with",
+        )
 
 
 def reference_token_losses(

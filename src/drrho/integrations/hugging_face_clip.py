@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import Trainer, TrainingArguments
@@ -26,6 +25,7 @@ from drrho.integrations.pairs import (
     logit_scale,
     whole_state,
 )
+from drrho.integrations.trainer_state import load_state, save_state
 from drrho.training.schedules import Schedule
 
 STATE_FILE = "contrastive.safetensors"
@@ -175,21 +175,18 @@ class ContrastiveTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = whole_state(self.steering)
-        if state and self.args.should_save:
-            save_file(state, Path(output_dir) / STATE_FILE)
+        save_state(whole_state(self.steering), Path(output_dir) / STATE_FILE, self.args)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self.steering.state_dict():
+        if checkpoint is None:
             return
-        path = Path(checkpoint) / STATE_FILE
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path} does not exist: the checkpoint holds no per-sample averages; resume with "
-                "the trainer and the objective that it was trained with"
-            )
-        self.steering.load_state_dict(load_file(path))
+        load_state(
+            self.steering,
+            Path(checkpoint) / STATE_FILE,
+            missing="does not exist: the checkpoint holds no per-sample averages; resume with the "
+            "trainer and the objective that it was trained with",
+        )
 
 
 def _embeddings(outputs: Any) -> PairEmbeddings:

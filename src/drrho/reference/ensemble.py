@@ -110,6 +110,26 @@ class ReferenceEnsemble:
         return torch.stack([w * c for w, c in zip(self.weights, cosines, strict=True)]).sum(dim=0)
 
 
+Reference = ReferenceViews | ReferenceEnsemble
+
+
+def open_reference(
+    folders: Sequence[str | Path],
+    manifest: Manifest,
+    *,
+    weights: Sequence[float] | None = None,
+    views: Views | None = None,
+) -> Reference | None:
+    """Stored embeddings in one folder, in several as one, or none; as `ReferenceEnsemble.open`."""
+    match folders:
+        case []:
+            return None
+        case [folder]:
+            return ReferenceViews.open(folder, manifest, views=views)
+        case _:
+            return ReferenceEnsemble.open(folders, manifest, weights=weights, views=views)
+
+
 def check_weights(members: Sequence[object], weights: Sequence[float]) -> None:
     """Raise ValueError unless there is a positive weight for each member."""
     if not members or len(weights) != len(members):

@@ -23,7 +23,8 @@ from drrho.files import write_atomically, write_json
 from drrho.models.build import load_model
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
-from drrho.run.embedding import Reference, drawn_ids, embed_pairs, stored_pairs
+from drrho.reference.ensemble import Reference
+from drrho.run.embedding import drawn_ids, embed_pairs, stored_pairs
 from drrho.run.recipe import Device, resolve_device
 from drrho.run.run_folder import RunFolder, read_run
 

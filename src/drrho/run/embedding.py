@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
+from PIL import Image
 from torch import Tensor
 
 from drrho.contrastive.risk import PairEmbeddings
@@ -12,10 +13,7 @@ from drrho.data.manifest import Manifest
 from drrho.data.shards import RawSample, decode_caption, decode_image
 from drrho.progress import Progress
 from drrho.reference.encoder import ReferenceEncoder
-from drrho.reference.ensemble import ReferenceEnsemble
-from drrho.reference.store import ReferenceStore
-
-Reference = ReferenceStore | ReferenceEnsemble
+from drrho.reference.ensemble import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +97,6 @@ def stored_pairs(store: Reference, sample_ids: Int64[Tensor, " pairs"]) -> PairE
     return PairEmbeddings(found.image, found.text)
 
 
-def decode_pair(sample: RawSample):
+def decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
     """Image and first caption; raises UnusableSample as the decoders do."""
     return decode_image(sample), decode_caption(sample)

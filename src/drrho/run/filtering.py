@@ -16,8 +16,7 @@ from torch import Tensor
 from drrho.data.manifest import Manifest
 from drrho.distributed import Processes
 from drrho.progress import Progress
-from drrho.reference.ensemble import ReferenceEnsemble
-from drrho.reference.views import ReferenceViews
+from drrho.reference.ensemble import Reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ class FilterReport:
 
 def filtered(
     manifest: Manifest,
-    store: ReferenceViews | ReferenceEnsemble,
+    store: Reference,
     config: FilterConfig,
     processes: Processes,
 ) -> tuple[Manifest, FilterReport]:
@@ -126,7 +125,7 @@ def filtered(
 
 
 def _similarities(
-    manifest: Manifest, store: ReferenceViews | ReferenceEnsemble, processes: Processes
+    manifest: Manifest, store: Reference, processes: Processes
 ) -> list[Float32[Tensor, " rows"]]:
     """`R_ii` of each row of each shard; NaN where the pair cannot be used or has no embeddings."""
     own: dict[int, Tensor] = {}

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from drrho.contrastive.config import GLOBAL_METHODS, default_epsilon
 from drrho.contrastive.pair_weights import (
     HISTOGRAM_EDGES,
     AnchorWeights,
@@ -20,8 +21,9 @@ from drrho.contrastive.risk import PairEmbeddings
 from drrho.data.cache import OpenShards
 from drrho.data.manifest import Manifest
 from drrho.reference.encoder import ReferenceEncoder
+from drrho.reference.ensemble import Reference
 from drrho.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
-from drrho.run.embedding import Reference, decode_pair, drawn_ids, embed_pairs, stored_pairs
+from drrho.run.embedding import decode_pair, drawn_ids, embed_pairs, stored_pairs
 from drrho.run.run_folder import RunFolder, Stage, stages_of
 from drrho.training.checkpoint import CheckpointError
 
@@ -161,14 +163,11 @@ def _scaled(reference: PairEmbeddings, run: RunFolder) -> PairEmbeddings:
 def epsilon_of(run: RunFolder, *, num_pairs: int) -> float:
     """The floor of the run's sums; of a method without one, the positive's own term."""
     objective = run.recipe["objective"]
-    match objective["method"]:
-        case "drrho_clip":
-            default = 1e-4
-        case "fastclip":
-            default = 1e-14
-        case _:
-            default = 1 / (num_pairs - 1)
-    return default if objective.get("epsilon") is None else objective["epsilon"]
+    if objective.get("epsilon") is not None:
+        return objective["epsilon"]
+    if run.method in GLOBAL_METHODS:
+        return default_epsilon(objective["method"])
+    return 1 / (num_pairs - 1)
 
 
 def _directions(

@@ -8,6 +8,7 @@ import torch
 
 from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
+from drrho.evaluation.embed import embed_images, embed_texts
 from drrho.evaluation.variance import gap_variance
 from drrho.models.two_tower import TwoTower
 from drrho.reference.store import ReferenceStore
@@ -37,7 +38,6 @@ class HeldOutVariances:
             for name, folder in zip(names, references, strict=True)
         }
 
-    @torch.no_grad()
     def __call__(
         self, model: TwoTower, *, device: torch.device, batch_size: int, workers: int = 0
     ) -> dict[str, float]:
@@ -46,24 +46,26 @@ class HeldOutVariances:
         All of the same pairs: those that can be decoded and that every reference has.
         """
         module: Any = model.module
-        ids, images, texts = [], [], []
-        for batch in evaluation_batches(
-            self._manifest,
-            model.eval_transform,
+        images = embed_images(
+            evaluation_batches(
+                self._manifest,
+                model.eval_transform,
+                batch_size=batch_size,
+                workers=workers,
+                parts=("caption",),
+            ),
+            lambda pixels: module.encode_image(pixels.to(device), normalize=True),
+        )
+        texts = embed_texts(
+            [captions[0] for captions in images.captions],
+            lambda texts: module.encode_text(model.tokenizer(texts).to(device), normalize=True),
             batch_size=batch_size,
-            workers=workers,
-            parts=("caption",),
-        ):
-            ids.append(batch.sample_ids)
-            images.append(module.encode_image(batch.images.to(device), normalize=True).cpu())
-            tokens = model.tokenizer(batch.captions).to(device)
-            texts.append(module.encode_text(tokens, normalize=True).cpu())
-        sample_ids, image, text = map(torch.cat, (ids, images, texts))
-        found = {name: store.gather(sample_ids) for name, store in self._stores.items()}
-        present = torch.ones(len(sample_ids), dtype=torch.bool)
+        )
+        found = {name: store.gather(images.sample_ids) for name, store in self._stores.items()}
+        present = torch.ones(len(texts), dtype=torch.bool)
         for stored in found.values():
             present &= stored.present
-        target = (image[present], text[present])
+        target = (images.image_embeddings[present], texts[present])
         return {"loss_variance": gap_variance(target)} | {
             f"excess_loss_variance/{name}": gap_variance(
                 target, (stored.image[present], stored.text[present])

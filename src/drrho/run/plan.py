@@ -22,9 +22,8 @@ from drrho.data.order import steps_per_epoch
 from drrho.distributed import Launch, Processes
 from drrho.models.build import build_model
 from drrho.models.two_tower import TwoTower
-from drrho.reference.ensemble import ReferenceEnsemble
+from drrho.reference.ensemble import Reference
 from drrho.reference.precompute import stored_bytes
-from drrho.reference.views import ReferenceViews
 from drrho.run.evaluation import open_evaluation_set
 from drrho.run.filtering import FilterReport
 from drrho.run.recipe import MAY_CHANGE, Recipe, resolve_device
@@ -178,7 +177,7 @@ def _of_data(
 
 
 def _of_references(recipe: Recipe, stores: Stores, num_samples: int) -> Iterable[str]:
-    named: list[tuple[str, str, ReferenceViews | ReferenceEnsemble]] = []
+    named: list[tuple[str, str, Reference]] = []
     if stores.reference is not None:
         named.append(("reference", " and ".join(recipe.references), stores.reference))
     for folder, teacher in zip(recipe.teachers, stores.teachers, strict=True):

@@ -19,13 +19,13 @@ from drrho.analysis.steerability import (
     rank_references,
 )
 from drrho.contrastive.config import ObjectiveConfig
-from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
 from drrho.data.subset import disjoint_halves, restricted
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.store import FILE_NAME as STORE_FILE
 from drrho.reference.store import ReferenceStore
+from drrho.run.embedding import embed_pairs
 from drrho.run.recipe import EvaluationConfig, Recipe, resolve_device
 from drrho.run.training import train_recipe
 
@@ -154,17 +154,16 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
     config = ModelConfig(name=architecture, pretrained=pretrained or None)
     config.require_trained()
     encoder = ReferenceEncoder(build_model(config, seed=0), precision="float32", device=device)
-    ids, images, texts = [], [], []
     began = time.monotonic()
-    for batch in evaluation_batches(
-        manifest, encoder.transform, batch_size=batch_size, parts=("caption",)
-    ):
-        ids.append(batch.sample_ids)
-        images.append(encoder.encode_image(batch.images).cpu())
-        texts.append(encoder.encode_text(encoder.tokenizer(list(batch.captions))).cpu())
-    found = torch.cat(ids)
-    rate = len(found) / (time.monotonic() - began)
-    return Pairs(ids=found, cosines=_cosines(torch.cat(images), torch.cat(texts)), rate=rate)
+    found = embed_pairs(
+        encoder,
+        manifest,
+        manifest.usable_ids(),
+        batch_size=batch_size,
+        description=f"pairs by {name}",
+    )
+    rate = len(found.sample_ids) / (time.monotonic() - began)
+    return Pairs(ids=found.sample_ids, cosines=_cosines(*found.target), rate=rate)
 
 
 def common_pairs(models: Mapping[str, Pairs]) -> dict[str, Pairs]:

@@ -22,11 +22,12 @@ from drrho.evaluation.retrieval import (
 from drrho.files import write_atomically
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import ReferenceEncoder
+from drrho.reference.ensemble import Reference
 from drrho.report.alerts import ReferenceCheck, find_alerts
 from drrho.report.gallery import Gallery
 from drrho.report.page import Report, ReportedRun, render
 from drrho.report.scaling_chart import MethodLaw, read_scaling
-from drrho.run.embedding import Reference, drawn_ids, embed_pairs, stored_pairs
+from drrho.run.embedding import drawn_ids, embed_pairs, stored_pairs
 from drrho.run.gallery import GalleryConfig, make_gallery
 from drrho.run.recipe import Device, resolve_device
 from drrho.run.run_folder import RunFolder, find_runs, read_run

@@ -10,9 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from drrho.data.manifest import Manifest
 from drrho.models.build import build_model, load_model
 from drrho.models.two_tower import TwoTower
-from drrho.reference.ensemble import ReferenceEnsemble
-from drrho.reference.store import ReferenceStore
-from drrho.run.embedding import Reference
+from drrho.reference.ensemble import Reference, open_reference
 from drrho.run.export import load_checkpoint_model, recorded_model
 from drrho.run.training import RECIPE_FILE, RESULTS_FILE
 from drrho.training.checkpoint import list_checkpoints
@@ -56,7 +54,7 @@ class RunFolder:
         """The stored embeddings that steered it, or those in another folder; None if none did.
 
         Raises:
-            FileNotFoundError, ValueError: as `ReferenceStore.open`; or it was steered by embeddings
+            FileNotFoundError, ValueError: as `open_reference`; or it was steered by embeddings
                 of views, which say nothing of the samples as they are.
         """
         if folder is None and self.recipe["loading"].get("views"):
@@ -65,16 +63,8 @@ class RunFolder:
                 "are (--reference)"
             )
         named = self.recipe.get("reference") if folder is None else folder
-        match named:
-            case None | []:
-                return None
-            case str():
-                return ReferenceStore.open(named, manifest)
-            case [only]:
-                return ReferenceStore.open(only, manifest)
-            case folders:
-                weights = self.recipe.get("reference_weights")
-                return ReferenceEnsemble.open(folders, manifest, weights=weights)
+        folders = [named] if isinstance(named, str) else named or []
+        return open_reference(folders, manifest, weights=self.recipe.get("reference_weights"))
 
     def temperature_at(self, step: int) -> float:
         """The one last logged by then, of several their mean; before the first row, as it began."""

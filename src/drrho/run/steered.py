@@ -8,7 +8,7 @@ import torch
 
 from drrho.data.batch import Batch
 from drrho.data.manifest import Manifest
-from drrho.reference.ensemble import ReferenceEnsemble
+from drrho.reference.ensemble import Reference, open_reference
 from drrho.reference.store import ReferenceEmbeddings
 from drrho.reference.views import ReferenceViews
 from drrho.run.recipe import MissingReference, Recipe
@@ -47,7 +47,7 @@ class SteeredBatch:
 class Stores(NamedTuple):
     """Stored embeddings of the models that steer."""
 
-    reference: ReferenceViews | ReferenceEnsemble | None
+    reference: Reference | None
     teachers: tuple[ReferenceViews, ...]
     missing_reference: MissingReference = "leave_out"
 
@@ -55,15 +55,9 @@ class Stores(NamedTuple):
     def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
         """Raises ValueError if one does not belong to the data."""
         views = recipe.loading.views
-        match recipe.references:
-            case ():
-                reference = None
-            case (folder,):
-                reference = ReferenceViews.open(folder, manifest, views=views)
-            case folders:
-                reference = ReferenceEnsemble.open(
-                    folders, manifest, weights=recipe.reference_weights, views=views
-                )
+        reference = open_reference(
+            recipe.references, manifest, weights=recipe.reference_weights, views=views
+        )
         teachers = [ReferenceViews.open(f, manifest, views=views) for f in recipe.teachers]
         return cls(reference, tuple(teachers), recipe.missing_reference)
 

@@ -1,6 +1,5 @@
 """A recipe -> a trained model in its run folder."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from torch import nn
 from drrho.contrastive.objective import ContrastiveObjective
 from drrho.data.batch import Batch
 from drrho.data.loading import Position, training_batches
-from drrho.data.manifest import CURATED, Manifest
+from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
 from drrho.distributed import Processes
 from drrho.files import exclusive, write_json
@@ -210,7 +209,7 @@ def run_config(
     recipe: Recipe, manifest: Manifest, stores: Stores, report: FilterReport | None
 ) -> dict[str, Any]:
     """What makes a run this run: the recipe, and the contents of what it names, as plain data."""
-    contents = {"data_sha256": _contents_sha256(manifest), **stores.identities}
+    contents = {"data_sha256": manifest.contents_sha256, **stores.identities}
     if report is not None:
         contents["filtering"] = report.as_plain()
     return plain(asdict(recipe)) | {"contents": contents}
@@ -308,15 +307,3 @@ def _require_choice_of_resume(recipe: Recipe, *, found: bool) -> None:
                 f"{recipe.output} holds no run to continue, and resume = 'required'; to begin one "
                 "use resume = 'latest'"
             )
-
-
-def _contents_sha256(manifest: Manifest) -> str:
-    """Of what the shards hold, in order, wherever they lie, and of what was left out of them."""
-    curated = [
-        [row for row, reason in sorted(shard.unusable.items()) if reason.startswith(CURATED)]
-        for shard in manifest.shards
-    ]
-    contents = json.dumps([shard.contents for shard in manifest.shards])
-    if any(curated):  # all other faults follow from the contents
-        contents += json.dumps(curated)
-    return hashlib.sha256(contents.encode()).hexdigest()

@@ -260,9 +260,9 @@ def config_differences(
         may_change: dotted names of values whose difference does not matter.
         defaults: nested values that `saved` had where it does not name them.
     """
-    before = _flat(plain(defaults or {})) | _flat(saved)
-    now = _flat(current)
-    lines = _differences({n: v for n, v in before.items() if n in now or n in _flat(saved)}, now)
+    before, now = _flat(saved), _flat(current)
+    added = {n: v for n, v in _flat(plain(defaults or {})).items() if n in now}
+    lines = _differences(added | before, now)
     return [line for line in lines if line.split(":")[0] not in may_change]
 
 
