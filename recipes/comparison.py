@@ -17,6 +17,7 @@ Every method has three settings, learning rates, of which the validation set cho
 references learn from other pairs than the targets, the scenes' with right captions.
 """
 
+import math
 import os
 from dataclasses import replace
 
@@ -94,6 +95,8 @@ stronger = replace(equal, model=small(16, 96), training=steps(3 * STEPS))
 weaker = replace(equal, model=small(4, 32), training=steps(STEPS // 2))
 
 teacher = DistillationConfig(teacher_temperatures=(TEMPERATURE,))
+# SigLIP's bias starts where sigmoid(b) is the share of right pairs: -10 for batches of 32,768.
+siglip = replace(named_objective("siglip", temperature=0.1), initial_bias=-math.log(BATCH_SIZE - 1))
 fastclip = named_objective("fastclip_v1", temperature=TEMPERATURE)
 drrho_clip = ObjectiveConfig(method="drrho_clip")
 top_k = SelectionConfig(
@@ -110,7 +113,7 @@ selected = replace(openclip, selection=top_k, reference="stronger")
 
 methods = {
     "openclip": openclip,
-    "siglip": replace(openclip, objective=named_objective("siglip", temperature=0.1)),
+    "siglip": replace(openclip, objective=siglip),
     "fastclip_v1": replace(openclip, objective=fastclip),
     "fastclip_v3": replace(
         openclip, objective=named_objective("fastclip_v3", temperature=TEMPERATURE, rho=RHO)

@@ -40,13 +40,16 @@ class LossClock:
         """Times the way back, from the loss until both embeddings have their gradient."""
         started: list[Mark] = []
         arrived: list[Mark] = []
+        num_embeddings = len(embeddings)
 
-        def start(_gradient: Tensor) -> None:
-            started.append(_mark(loss))
+        # A hook that held a tensor of its own graph would keep the graph, and all that it reaches,
+        # for ever: the garbage collector cannot see through the graph's nodes.
+        def start(gradient: Tensor) -> None:
+            started.append(_mark(gradient))
 
-        def arrive(_gradient: Tensor) -> None:
-            arrived.append(_mark(loss))
-            if len(arrived) == len(embeddings) and started:
+        def arrive(gradient: Tensor) -> None:
+            arrived.append(_mark(gradient))
+            if len(arrived) == num_embeddings and started:
                 self._intervals.append(_Interval(started[0], arrived[-1]))
 
         loss.register_hook(start)
