@@ -1,0 +1,98 @@
+"""One table and one picture of several studies of `comparison.py`: methods down, data sets across.
+
+python recipes/comparison_summary.py FOLDER [FOLDER ...] --output OUTPUT
+
+Each folder holds the `results.json` of `drrho compare`. OUTPUT gets `summary.md` and `summary.png`.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from drrho.files import write_atomically
+from drrho.report.comparison import method_title
+
+BASELINE, TEST = "openclip", "test"
+Results = Mapping[str, Any]
+
+
+def difference(results: Results, method: str) -> Mapping[str, Any] | None:
+    """Of a method minus the baseline, with its paired interval."""
+    for row in results["differences"]:
+        if (row["test"], row["method"], row["minus"]) == (TEST, method, BASELINE):
+            return row
+    return None
+
+
+def cell(results: Results, method: str) -> str:
+    """MRR, in bold where its difference from the baseline has an interval above 0."""
+    if method not in results["methods"]:
+        return ""
+    mrr = f"{results['methods'][method]['tests'][TEST]['mrr']:.3f}"
+    row = difference(results, method)
+    if row is None:
+        return mrr
+    low, high = row["interval"]
+    if low > 0:
+        return f"**{mrr}** ({row['won']}/{len(row['seeds'])})"
+    return f"{mrr}{' (behind)' if high < 0 else ''}"
+
+
+def table(studies: Mapping[str, Results], methods: list[str]) -> str:
+    """Markdown; the references below the methods."""
+    head = f"| | {' | '.join(studies)} |\n| --- |{' ---: |' * len(studies)}"
+    rows = [
+        f"| {method_title(method)} | {' | '.join(cell(it, method) for it in studies.values())} |"
+        for method in methods
+    ]
+    references = next(iter(studies.values()))["references"]
+    for name in references:
+        scores = [f"{it['references'][name]['tests'][TEST]['mrr']:.3f}" for it in studies.values()]
+        rows.append(f"| *reference: {name}* | {' | '.join(scores)} |")
+    return "\n".join([head, *rows])
+
+
+def draw(studies: Mapping[str, Results], methods: list[str], path: Path) -> None:
+    """A panel for each study: the paired difference of each method from the baseline."""
+    shown = [method for method in methods if method != BASELINE]
+    figure = Figure(figsize=(3.1 * len(studies) + 1.5, 0.34 * len(shown) + 1.4))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(studies), sharey=True, squeeze=False)[0]
+    for ax, (name, results) in zip(axes, studies.items(), strict=True):
+        for place, method in enumerate(shown):
+            row = difference(results, method)
+            if row is None:
+                continue
+            low, high = row["interval"]
+            colour = "#0072B2" if low > 0 else "#D55E00" if high < 0 else "#888888"
+            ax.plot([low, high], [place, place], color=colour, linewidth=2)
+            ax.plot(row["mrr"], place, "o", color=colour)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_title(name, fontsize=10)
+        ax.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(shown)), [method_title(method) for method in shown])
+    axes[0].invert_yaxis()
+    figure.supxlabel(f"MRR minus {method_title(BASELINE)}'s, 95 % interval", fontsize=10)
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    studies = {it.name: json.loads((it / "results.json").read_text()) for it in arguments.folders}
+    methods = list(dict.fromkeys(name for it in studies.values() for name in it["methods"]))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.output / "summary.md", f"{table(studies, methods)}\n".encode())
+    draw(studies, methods, arguments.output / "summary.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Variance of the loss, and of the excess loss over three references, on held-out pairs.
+
+The scenes and the references are those of recipes/comparison.py with DRRHO_STUDY=scenes-30.
+
+    FROM=runs/comparison/scenes-30/references
+    for NAME in stronger equal weaker; do
+        drrho reference precompute --data runs/comparison/scenes/validation \
+            --model run:$FROM/$NAME/run --output runs/variance/validation-$NAME
+    done
+    drrho reference precompute --data runs/comparison/scenes/train-30 \
+        --model run:$FROM/stronger/run --output runs/variance/train-stronger
+    drrho train recipes/variance.py
+    drrho train recipes/variance.py --output runs/variance/clip --reference None \
+        --objective.method clip
+    drrho variance runs/variance/clip runs/variance/drrho_clip \
+        --output docs/results/variance/variance.png
+"""
+
+from drrho.contrastive.config import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.models.small import SmallConfig
+from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+SCENES, STORED = "runs/comparison/scenes", "runs/variance"
+STEPS = 200  # of 128 pairs
+
+recipe = Recipe(
+    output=f"{STORED}/drrho_clip",
+    data=f"{SCENES}/train-30",
+    loading=LoadingConfig(batch_size=128),
+    model=ModelConfig(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
+    objective=ObjectiveConfig(method="drrho_clip"),
+    reference=f"{STORED}/train-stronger",
+    training=TrainingConfig(
+        steps=STEPS,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+        log_every=10,
+        evaluate_every=10,
+        checkpoint_every=STEPS,
+    ),
+    evaluation=EvaluationConfig(
+        data=f"{SCENES}/validation",
+        references=tuple(f"{STORED}/validation-{it}" for it in ("stronger", "equal", "weaker")),
+    ),
+)
