@@ -71,7 +71,10 @@ def test_sample_ratios_of_a_comparison(tmp_path, capsys):
     (tmp_path / "results.json").write_text(json.dumps(content))
     output = ["--output", str(tmp_path / "out"), "--resamples", "100"]
     assert main(["scaling", "efficiency", str(tmp_path), *output]) == 0
-    assert "> 1.00" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "> 1.00" in printed
+    assert "| beyond |" in printed
+    assert "inf" not in printed
     found = json.loads((tmp_path / "out" / "efficiency.json").read_text())
     assert [row["bound"] for row in found["ratios"]] == ["at_least"] * 3
     assert found["ratios"][2]["low"] is None

@@ -126,7 +126,7 @@ def efficiency_in_words(results: Mapping[str, Any]) -> str:
         f"{len(scores[baseline])} measured scores that never falls and is linear in the logarithm "
         "of the data. `>` and `<`: it lies beyond what was measured, and the number is the end of "
         "that. Intervals: bootstrap over the seeds, drawn together for both methods; an end that "
-        "is not known is left open."
+        "is not known is left open, and an interval that lies wholly beyond is called so."
     )
     return f"{markdown_table([*header, '95 %'], rows)}\n\n{explanation}"
 
@@ -143,6 +143,9 @@ def draw_efficiency(results: Mapping[str, Any], path: Path) -> None:
         means = [_mean(scores[number]) for number in samples]
         ax.plot(samples, means, "o-", color=colour, label=method_title(method))
     ax.set_xscale("log")
+    amounts = sorted({number for scores in results["scores"].values() for number in scores})
+    ax.set_xticks(amounts, [f"{number:,}" for number in amounts])
+    ax.set_xticks([], minor=True)
     ax.set_xlabel("training data")
     ax.set_ylabel(results["config"]["metric"])
     ax.grid(alpha=0.3, which="both")
@@ -164,4 +167,6 @@ def _range(ends: Sequence[float]) -> str:
 
 def _measured_range(ends: Sequence[float]) -> str:
     low, high = ends
+    if math.isinf(low) or high == 0:
+        return "beyond"
     return f"{'' if low == 0 else f'{low:.2f}'}-{'' if math.isinf(high) else f'{high:.2f}'}"

@@ -1,0 +1,70 @@
+"""The recipes load, and the summary of the committed studies is what the script writes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from drrho.run.comparison import Comparison
+from drrho.run.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "recipes"))
+import comparison_summary  # noqa: E402
+
+STUDIES = ("scenes-0", "scenes-30", "scenes-60", "emoji-pictograms")
+RESULTS = ROOT / "docs" / "results" / "comparison"
+
+
+@pytest.mark.parametrize("study", [*STUDIES, "openstax-figures"])
+def test_every_study_loads_and_gives_all_methods_the_same_effort(study, monkeypatch):
+    monkeypatch.setenv("DRRHO_STUDY", study)
+    recipe = load_recipe(ROOT / "recipes" / "comparison.py", Comparison)
+    assert {len(recipe.settings(method)) for method in recipe.methods} == {3}
+    loaded = {
+        it.loading.batch_size * it.training.steps
+        for method in recipe.methods
+        for it in recipe.settings(method)
+    }
+    assert len(loaded) == 1
+    assert len(recipe.seeds) == 5
+    assert recipe.output.endswith(study)
+
+
+def test_an_unknown_study_is_named(monkeypatch):
+    monkeypatch.setenv("DRRHO_STUDY", "cifar")
+    with pytest.raises(ValueError, match="'cifar' is no study"):
+        load_recipe(ROOT / "recipes" / "comparison.py", Comparison)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("data_efficiency_emoji", Comparison),
+        ("data_efficiency_scenes", Comparison),
+        ("emoji_pictograms", Comparison),
+        ("scaling_ladder", Comparison),
+        ("variance", Recipe),
+    ],
+)
+def test_recipes_load(name, kind):
+    assert isinstance(load_recipe(ROOT / "recipes" / f"{name}.py", kind), kind)
+
+
+def test_the_committed_summary_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["", *(str(RESULTS / it) for it in STUDIES), "--output", str(tmp_path)]
+    )
+    comparison_summary.main()
+    assert (tmp_path / "summary.md").read_text() == (RESULTS / "summary.md").read_text()
+    assert (tmp_path / "summary.png").stat().st_size > 10_000
+
+
+def test_bold_is_an_interval_above_zero():
+    results = json.loads((RESULTS / "scenes-30" / "results.json").read_text())
+    for method in set(results["methods"]) - {"openclip"}:
+        row = comparison_summary.difference(results, method)
+        assert row is not None
+        bold = comparison_summary.cell(results, method).startswith("**")
+        assert bold == (row["interval"][0] > 0)
