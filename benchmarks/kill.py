@@ -151,7 +151,9 @@ def table(outcomes: list[Outcome]) -> list[str]:
         lines.append(f"| {numbers} | {'yes' if o.equal else 'NO'} |")
     kills = sum(outcome.kills for outcome in outcomes)
     equal = sum(outcome.equal for outcome in outcomes)
-    lines += ["", f"{kills} kills in {len(outcomes)} runs, of which {equal} ended bit for bit"]
+    ended = "it" if len(outcomes) == equal == 1 else f"{equal} of them"
+    runs = "1 run" if len(outcomes) == 1 else f"{len(outcomes)} runs"
+    lines += ["", f"{kills} kills in {runs}; {ended} ended bit for bit"]
     lines += ["where the uninterrupted run ends: weights, moments, temperature, averages."]
     return lines
 
@@ -176,7 +178,8 @@ def main() -> None:
                 interrupted(Path(folder), seed=seed, draw=draw, longest=options.longest)
             )
     command = (
-        f"`python benchmarks/kill.py --kills {options.kills}`, {SIZE} processes under torchrun"
+        f"`python benchmarks/kill.py --kills {options.kills} --longest {options.longest:g}`, "
+        f"{SIZE} processes under torchrun"
     )
     lines = ["# kill -9", "", f"{command}, {STEPS:,} steps, a checkpoint every 10. {machine()}", ""]
     print("\n".join([*lines, *table(outcomes)]))

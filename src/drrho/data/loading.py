@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from drrho.data.batch import Batch, Examples
 from drrho.data.cache import OpenShards
@@ -380,7 +380,8 @@ def _without_empty_ones(batches: Iterable[Examples]) -> Iterator[Examples]:
 
 
 def _stack(images: list[Tensor]) -> Tensor:
-    return torch.stack(images) if images else torch.empty(0, 3, 0, 0)
+    # In a worker this stacks in shared memory: nothing is copied on the way to the main process.
+    return default_collate(images) if images else torch.empty(0, 3, 0, 0)
 
 
 def _first_reasons(skipped: tuple[tuple[int, str], ...]) -> str:
