@@ -1,6 +1,6 @@
-"""One table and one picture of several studies of `comparison.py`: methods down, data sets across.
+"""One table and one picture of several studies of `recipes/comparison.py`: methods down, data sets across.
 
-python recipes/comparison_summary.py FOLDER [FOLDER ...] --output OUTPUT
+python recipes/comparing/summary.py FOLDER [FOLDER ...] --output OUTPUT
 
 Each folder holds the `results.json` of `drrho compare`. OUTPUT gets `summary.md` and `summary.png`.
 """
