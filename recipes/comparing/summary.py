@@ -1,4 +1,4 @@
-"""One table and one picture of several studies of `recipes/comparison.py`: methods down, data sets across.
+"""Several studies of `recipes/comparison.py` in one table and one picture.
 
 python recipes/comparing/summary.py FOLDER [FOLDER ...] --output OUTPUT
 

@@ -1,4 +1,4 @@
-"""The studies are fair as written, and the summary of the committed studies is what the script writes."""
+"""The studies are fair as written; the committed summary is that of the committed results."""
 
 import json
 import sys
