@@ -46,6 +46,10 @@ GUIDES = [
 ]
 
 
+# What Lightning says about machines with more than this code needs.
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*available but not used"
+)
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
 def test_code_of_the_guides_runs(guide, tmp_path, monkeypatch):
     """Block after block, as a reader would copy them into one session."""

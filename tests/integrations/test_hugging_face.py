@@ -13,6 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from tests.integrations import test_hugging_face_clip as contrastive
+from tests.integrations import test_lightning as in_lightning
+from tests.integrations import test_open_clip as in_open_clip
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.testing import assert_close
@@ -193,6 +195,9 @@ def share_of_two_processes(folder):
     name = f"{trainer.args.process_index}.pt"
     torch.save((trainer.model.state_dict(), logged(trainer, "mean_excess")), Path(folder) / name)
     contrastive.share_of_two_processes(f"{folder}/contrastive")
+    rank = trainer.args.process_index
+    in_open_clip.share_of_two_processes(Path(folder) / "open_clip", rank=rank)
+    in_lightning.share_of_two_processes(Path(folder) / "lightning", rank=rank)
     os._exit(0)  # at an orderly exit gloo's thread and the interpreter may wait for each other
 
 
@@ -200,7 +205,8 @@ def share_of_two_processes(folder):
 def two_processes(tmp_path_factory):
     """The folder in which two processes have left what they ended with."""
     folder = tmp_path_factory.mktemp("two_processes")
-    (folder / "contrastive").mkdir()
+    for name in ("contrastive", "open_clip", "lightning"):
+        (folder / name).mkdir()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -243,6 +249,24 @@ def test_two_processes_are_one_large_contrastive_batch(tmp_path, two_processes):
         assert_same(found, trainer.model.state_dict(), rtol=1e-4, atol=1e-5)
     saved = load_file(folder / "checkpoint-4" / contrastive.STATE_FILE)
     assert_same(saved, trainer.steering.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_in_open_clips_loop_are_one_large_batch(two_processes):
+    run = in_open_clip.Run(in_open_clip.new_loss()).train(0, 1)
+    for rank in "01":
+        found = torch.load(two_processes / "open_clip" / f"{rank}.pt")
+        assert_same(found, run.state, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice about machines
+def test_two_processes_in_lightning_are_one_large_batch(tmp_path, two_processes):
+    model, _ = in_lightning.trained(tmp_path, epochs=2)
+    folder = two_processes / "lightning"
+    for rank in "01":
+        found = torch.load(folder / f"{rank}.pt")
+        assert_same(found, in_lightning.state_of(model), rtol=1e-4, atol=1e-5)
+    saved = torch.load(folder / "two.ckpt")["callbacks"]["Steering"]
+    assert_same(saved, model.steering.pairs.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_are_one_large_batch(tmp_path, two_processes):

@@ -12,6 +12,7 @@ from drrho.contrastive.estimator import GlobalContrastiveLoss  # noqa: E402
 from drrho.contrastive.risk import PairEmbeddings  # noqa: E402
 from drrho.contrastive.temperature import TemperatureConfig  # noqa: E402
 from drrho.integrations.lightning import Steering  # noqa: E402
+from drrho.integrations.pairs import whole_state  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about machines
 
@@ -59,20 +60,34 @@ class Model(lightning.LightningModule):
         return [self.steering]
 
 
-def trained(folder, *, epochs, ckpt_path=None, **options):
+def options(folder):
+    return {
+        "default_root_dir": folder,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+
+
+def trained(folder, *, epochs, ckpt_path=None, **others):
     model = Model()
-    trainer = lightning.Trainer(
-        default_root_dir=folder,
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    trainer = lightning.Trainer(max_epochs=epochs, **options(folder), **others)
     trainer.fit(model, DataLoader(DATA, 8), ckpt_path=ckpt_path)
     return model, trainer
+
+
+def share_of_two_processes(folder, *, rank):
+    """What test_hugging_face.py's two processes run: one start for all trainers."""
+    model = Model()
+    trainer = lightning.Trainer(
+        devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=2, **options(folder)
+    )
+    order = torch.arange(N).view(-1, 2, 4)[:, rank].flatten().tolist()
+    trainer.fit(model, DataLoader(DATA, 4, sampler=order))
+    trainer.save_checkpoint(folder / "two.ckpt")
+    torch.save(model.state_dict() | whole_state(model.steering.pairs), folder / f"{rank}.pt")
 
 
 def state_of(model):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,7 +14,7 @@ from drrho.contrastive.estimator import GlobalContrastiveLoss
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.contrastive.temperature import TemperatureConfig
 from drrho.integrations.open_clip import DataWithIds, SteeredClipLoss
-from drrho.integrations.pairs import SteeredPairs, logit_scale, set_logit_scale
+from drrho.integrations.pairs import SteeredPairs, logit_scale, set_logit_scale, whole_state
 from drrho.reference.store import ReferenceEmbeddings
 
 open_clip = pytest.importorskip("open_clip")
@@ -51,10 +52,14 @@ IMAGES, TEXTS, REFERENCE = draw()
 DATA = TensorDataset(IMAGES, TEXTS, torch.arange(N))
 
 
-def batches_of(size):
+def batches_of(size, *, share=(0, 1)):
+    """Batches of `size` pairs of all processes, of which this one has its share."""
+    rank, world_size = share
+
     def batches_of_epoch(epoch):
-        order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch)).tolist()
-        return DataLoader(DATA, size, sampler=order)
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
+        own = order.view(-1, world_size, size // world_size)[:, rank].flatten().tolist()
+        return DataLoader(DATA, size // world_size, sampler=own)
 
     return batches_of_epoch
 
@@ -68,10 +73,11 @@ def new_loss(config=DRRHO, *, reference=REFERENCE, steps=8):
 class Run:
     """A model in open_clip's trainer."""
 
-    def __init__(self, loss, *, batch=8, accumulate=1):
-        self.model = tiny_model()
+    def __init__(self, loss, *, batch=8, accumulate=1, share=(0, 1)):
+        self.model = tiny_model() if share == (0, 1) else DistributedDataParallel(tiny_model())
         self.loss = loss
-        self.data = DataWithIds(batches_of(batch), loss, num_samples=N, num_batches=N // batch)
+        batches = batches_of(batch, share=share)
+        self.data = DataWithIds(batches, loss, num_samples=N, num_batches=N // batch)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.5, momentum=0.9)
         self.args = SimpleNamespace(
             device="cpu",
@@ -175,6 +181,12 @@ def test_resumed_it_ends_as_if_never_interrupted(tmp_path):
     without.model.load_state_dict(model)
     without.optimizer.load_state_dict(optimizer)
     assert not torch.equal(without.train(1).state["text_projection"], whole["text_projection"])
+
+
+def share_of_two_processes(folder, *, rank):
+    """What test_hugging_face.py's two processes run: one start for all trainers."""
+    run = Run(new_loss(), share=(rank, 2)).train(0, 1)
+    torch.save(run.model.module.state_dict() | whole_state(run.loss), folder / f"{rank}.pt")
 
 
 class HalfAStore:
