@@ -91,6 +91,7 @@ def train(
     num_samples = len(pairs.images)
     samples = TensorDataset(pairs.images, pairs.texts, torch.arange(num_samples))
     # Lightning tells it the epoch, so that a resumed run has the batches of an uninterrupted one.
+    # For several processes make it in `train_dataloader` of the module, without the two numbers.
     order = DistributedSampler(samples, num_replicas=1, rank=0, seed=seed)
     batches = DataLoader(samples, BATCH, sampler=order, drop_last=True)
     steering = Steering(objective, num_samples=num_samples, reference=reference)
