@@ -48,13 +48,23 @@ def with_broken_image(number: int) -> dict[str, bytes]:
 
 
 def write_shard(path: Path, samples: Iterable[dict[str, bytes]], *, first_key: int = 0) -> Path:
+    return write_files(
+        path,
+        (
+            (f"{number:06d}.{extension}", content)
+            for number, fields in enumerate(samples, start=first_key)
+            for extension, content in fields.items()
+        ),
+    )
+
+
+def write_files(path: Path, files: Iterable[tuple[str, bytes]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
-        for number, fields in enumerate(samples, start=first_key):
-            for extension, content in fields.items():
-                member = tarfile.TarInfo(f"{number:06d}.{extension}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     return path
 
 

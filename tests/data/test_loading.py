@@ -1,5 +1,6 @@
 """What a batch holds, and that it depends on the step and on nothing else."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -27,6 +28,8 @@ from tests.data.tar_files import (
     write_shard,
 )
 
+from drrho.data import loading
+from drrho.data.batch import Batch
 from drrho.data.indexing import index_shards
 from drrho.data.loading import (
     LoadingConfig,
@@ -109,6 +112,22 @@ def test_a_resumed_stream_is_the_tail_of_the_uninterrupted_one(manifest, start_s
 def test_the_number_of_workers_changes_nothing(manifest):
     alone = list(islice(train(manifest, transform=jitter), 7))
     assert_same(alone, islice(train(manifest, transform=jitter, workers=2), 7))
+
+
+def shared_or_not(**fields):
+    """A batch that says whether its images were in shared memory when it was made."""
+    return Batch(**fields | {"skipped": ((0, str(fields["images"].is_shared())),)})
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_all_start_methods()[0] != "fork", reason="workers do not inherit the patch"
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_put_images_where_the_main_process_reads_them(manifest, monkeypatch, workers):
+    """Otherwise each batch would be copied once more, which costs more than all else here."""
+    monkeypatch.setattr(loading, "Batch", shared_or_not)
+    for batch in islice(train(manifest, workers=workers), 2):
+        assert batch.skipped == ((0, str(workers > 0)),)
 
 
 def test_a_random_transform_is_a_function_of_seed_epoch_and_sample(manifest):

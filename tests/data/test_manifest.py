@@ -14,6 +14,7 @@ from tests.data.tar_files import (
     real_data,
     with_broken_image,
     without_caption,
+    write_files,
     write_flawed_set,
     write_shard,
 )
@@ -57,6 +58,28 @@ def test_ids_do_not_depend_on_what_is_usable(tmp_path):
     flawed = index_shards(write_shard(tmp_path / "flawed.tar", rows))
     assert flawed.offsets == good.offsets
     assert flawed.usable_ids().tolist() == [0, 2]
+
+
+def test_of_samples_with_one_key_the_first_counts(tmp_path):
+    """Also where the files of a sample are apart, and make two."""
+    files = [("a.jpg", picture(0)), ("a.txt", b"0"), ("b.jpg", picture(1)), ("b.txt", b"1")]
+    again = [("a.jpg", picture(2)), ("a.txt", b"2"), ("c.jpg", picture(3)), ("c.txt", b"3")]
+    shard = index_shards(write_files(tmp_path / "twice.tar", files + again)).shards[0]
+    assert shard.num_samples == 4
+    assert shard.unusable == {2: "repeated key"}
+    apart = index_shards(write_files(tmp_path / "apart.tar", files[0::2] + files[1::2])).shards[0]
+    reasons = ["no caption", "no caption", "repeated key", "repeated key"]
+    assert apart.unusable == dict(enumerate(reasons))
+    one_in_each = [write_shard(tmp_path / "set" / f"{n}.tar", [pair(n)]) for n in range(2)]
+    manifest = index_shards(one_in_each[0].parent)
+    assert manifest.usable_ids().tolist() == [0, 1], "keys of shards are on their own"
+
+
+def test_images_of_one_name_in_a_folder_are_two_samples(tmp_path):
+    for name in ("a.jpg", "a.jpeg"):
+        (tmp_path / name).write_bytes(picture(0))
+    (tmp_path / "a.txt").write_text("both")
+    assert index_shards(tmp_path).usable_ids().tolist() == [0, 1]
 
 
 def test_where_labels_are_scored_a_missing_caption_does_not_matter(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from drrho.data.manifest import FieldHash, Manifest, Shard, Spans
+from drrho.data.manifest import REPEATED_KEY, FieldHash, Manifest, Shard, Spans
 from drrho.data.shards import (
     CAPTION_EXTENSION,
     CAPTIONS_EXTENSION,
@@ -126,6 +126,9 @@ def summarise_shard(
 ) -> Shard:
     """Counts and hashes the samples of a shard, in one pass.
 
+    Of the samples of a tar file that share a key only the first is usable: either the same sample
+    is there twice, or the files of one are apart and each part is taken for a sample.
+
     Args:
         url: of the shard.
         samples: all of them, in order.
@@ -135,14 +138,18 @@ def summarise_shard(
     keys, content = FieldHash(), FieldHash()
     unusable: dict[int, str] = {}
     spans: list[tuple[int, int, int]] = []
+    seen: set[str] = set()
     for sample in samples:
         keys.add(sample.key.encode(errors="surrogateescape"))
         content.add(image_bytes(sample))
         content.add(sample.fields.get(CAPTION_EXTENSION))
         if CAPTIONS_EXTENSION in sample.fields:
             content.add(sample.fields[CAPTIONS_EXTENSION])
-        if reason := find_fault(sample):
+        if layout is None and sample.key in seen:
+            unusable[sample.row] = REPEATED_KEY
+        elif reason := find_fault(sample):
             unusable[sample.row] = reason
+        seen.add(sample.key)
         start, end = sample.span
         spans.append((start, end - start, sample.checksum))
     starts, sizes, checksums = zip(*spans, strict=True) if spans else ((), (), ())

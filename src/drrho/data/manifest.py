@@ -32,6 +32,8 @@ ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file
 NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
 # With one of these reasons a sample still has an image, which is enough where a label is scored.
 CAPTION_FAULTS = frozenset({NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION})
+# An earlier sample of the shard has the same name.
+REPEATED_KEY = "repeated key"
 # How a reason begins that is a choice (`drrho curate`), and does not follow from the contents.
 CURATED = "curated: "
 
