@@ -2,10 +2,10 @@
 
 The data are drawn scenes of 32 pixels with captions. A reference learns from clean pairs; the
 target learns from other pairs, of which 40 % have the caption of another image, once by CLIP's loss
-and once by DRRho-CLIP's with that reference, from the same weights.
+and once by DRRho-CLIP's with that reference. All three start from the same weights.
 
-The temperature of DRRho-CLIP was chosen with open_clip_training.py and `--seed 100`, of 0.03, 0.05,
-0.07, 0.1 and 0.15, by its own result; CLIP learns its temperature.
+The temperature of DRRho-CLIP is a constant, that of CLIP is learned; examples/README.md has the
+temperatures that were tried.
 """
 
 import argparse

@@ -53,7 +53,8 @@ def test_steering_helps_and_a_stopped_run_ends_as_if_never_stopped(name, tmp_pat
     arguments = ["--pairs", "200", "--epochs", "10", "--output", str(tmp_path)]
     found = example.main(arguments)
     assert found["reference"] > 2 * CHANCE
-    assert found["DRRho-CLIP"] > found["CLIP"]
+    # 1.38 to 1.39 times; with the reference's rows moved by one it is 0.8 to 1.11 times.
+    assert found["DRRho-CLIP"] > 1.2 * found["CLIP"]
 
     halfway, end = (
         tmp_path / "DRRho-CLIP" / file.format(epoch=epoch, step=2 * epoch, index=epoch - 1)
