@@ -151,9 +151,7 @@ def table(outcomes: list[Outcome]) -> list[str]:
         lines.append(f"| {numbers} | {'yes' if o.equal else 'NO'} |")
     kills = sum(outcome.kills for outcome in outcomes)
     equal = sum(outcome.equal for outcome in outcomes)
-    ended = "it" if len(outcomes) == equal == 1 else f"{equal} of them"
-    runs = "1 run" if len(outcomes) == 1 else f"{len(outcomes)} runs"
-    lines += ["", f"{kills} kills in {runs}; {ended} ended bit for bit"]
+    lines += ["", f"{kills} kills; {equal} of {len(outcomes)} runs ended bit for bit"]
     lines += ["where the uninterrupted run ends: weights, moments, temperature, averages."]
     return lines
 

@@ -41,7 +41,7 @@ for name in {CORE!r}:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built without isolation where the backend is installed, else with what the registry has."""
+    """Built as a release is, with a backend from the package registry."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True, check=False)

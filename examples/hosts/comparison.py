@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -26,6 +26,8 @@ from drrho.contrastive.risk import PairEmbeddings
 from drrho.data import scenes
 from drrho.evaluation.retrieval import distinct_texts, retrieval_ranks
 from drrho.report.table import markdown_table
+
+Model = TypeVar("Model", bound=nn.Module)
 
 BATCH, LEARNING_RATE = 100, 2e-3
 WARMUP = 0.1  # of the steps
@@ -53,6 +55,17 @@ class Pairs(NamedTuple):
     images: Tensor
     texts: Tensor
     captions: list[str]
+
+
+class Run(NamedTuple):
+    """A model to train: `folder` is of its checkpoints; `reference` has a row for each pair."""
+
+    pairs: Pairs
+    objective: ObjectiveConfig
+    reference: PairEmbeddings | None
+    epochs: int
+    seed: int
+    folder: Path
 
 
 def tokenize(captions: list[str]) -> Tensor:
@@ -85,8 +98,8 @@ def mean_reciprocal_rank(embedded: PairEmbeddings, captions: list[str]) -> float
 
 
 def compare(
-    train: Callable[..., nn.Module],
-    embed: Callable[[nn.Module, Pairs], PairEmbeddings],
+    train: Callable[[Run], Model],
+    embed: Callable[[Model, Pairs], PairEmbeddings],
     arguments: Sequence[str] | None,
     *,
     output: str,
@@ -94,7 +107,7 @@ def compare(
     """Mean reciprocal ranks on clean test pairs, by method.
 
     Args:
-        train: (pairs, objective, reference, epochs, seed, folder) to a trained model.
+        train: a run into its trained model.
         embed: a model's unit embeddings of pairs.
         arguments: of the command line.
         output: where checkpoints go unless the command line says so.
@@ -112,11 +125,9 @@ def compare(
 
     def trained(
         name: str, pairs: Pairs, objective: ObjectiveConfig, reference: PairEmbeddings | None
-    ) -> nn.Module:
+    ) -> Model:
         folder = options.output / name
-        return train(
-            pairs, objective, reference, epochs=options.epochs, seed=options.seed, folder=folder
-        )
+        return train(Run(pairs, objective, reference, options.epochs, options.seed, folder))
 
     clip = named_objective("openclip")
     drrho_clip = named_objective("drrho_clip", temperature=options.temperature)

@@ -13,7 +13,6 @@ Needs `pip install 'drrho[clip,hf]'`; the scenes are what needs `clip`.
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import transformers
@@ -29,11 +28,11 @@ from comparison import (
     VOCABULARY,
     WARMUP,
     Pairs,
+    Run,
     compare,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from drrho.contrastive.config import ObjectiveConfig
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 
@@ -53,30 +52,22 @@ def new_model(seed: int) -> transformers.CLIPModel:
     )
 
 
-def train(
-    pairs: Pairs,
-    objective: ObjectiveConfig,
-    reference: PairEmbeddings | None,
-    *,
-    epochs: int,
-    seed: int,
-    folder: Path,
-) -> transformers.CLIPModel:
+def train(run: Run) -> transformers.CLIPModel:
     rows = [
         {"pixel_values": image, "input_ids": text, "sample_id": row}
-        for row, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True))
+        for row, (image, text) in enumerate(zip(run.pairs.images, run.pairs.texts, strict=True))
     ]
     steps_per_epoch = len(rows) // BATCH
     args = transformers.TrainingArguments(
-        str(folder),
-        num_train_epochs=epochs,
+        str(run.folder),
+        num_train_epochs=run.epochs,
         per_device_train_batch_size=BATCH // PROCESSES,
         dataloader_drop_last=True,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="cosine",
-        warmup_steps=int(WARMUP * epochs * steps_per_epoch),
+        warmup_steps=int(WARMUP * run.epochs * steps_per_epoch),
         weight_decay=0.1,
-        seed=seed,
+        seed=run.seed,
         save_strategy="steps",
         save_steps=SAVE_EVERY * steps_per_epoch,
         logging_steps=steps_per_epoch,
@@ -87,9 +78,13 @@ def train(
         dataloader_pin_memory=False,
     )
     trainer = ContrastiveTrainer(
-        new_model(seed), args, objective=objective, reference=reference, train_dataset=rows
+        new_model(run.seed),
+        args,
+        objective=run.objective,
+        reference=run.reference,
+        train_dataset=rows,
     )
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    last = get_last_checkpoint(run.folder) if run.folder.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     return trainer.model.eval()
 

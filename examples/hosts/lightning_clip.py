@@ -11,7 +11,6 @@ Needs `pip install 'drrho[clip,lightning]'`; the scenes are what needs `clip`.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from comparison import (
@@ -23,6 +22,7 @@ from comparison import (
     VOCABULARY,
     WARMUP,
     Pairs,
+    Run,
     compare,
 )
 from lightning.pytorch import LightningModule, Trainer
@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from drrho.contrastive.config import ObjectiveConfig
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.integrations.lightning import Steering
 
@@ -78,35 +77,29 @@ class Model(LightningModule):
         }
 
 
-def train(
-    pairs: Pairs,
-    objective: ObjectiveConfig,
-    reference: PairEmbeddings | None,
-    *,
-    epochs: int,
-    seed: int,
-    folder: Path,
-) -> Model:
-    torch.manual_seed(seed)
-    num_samples = len(pairs.images)
-    samples = TensorDataset(pairs.images, pairs.texts, torch.arange(num_samples))
+def train(run: Run) -> Model:
+    torch.manual_seed(run.seed)
+    num_samples = len(run.pairs.images)
+    samples = TensorDataset(run.pairs.images, run.pairs.texts, torch.arange(num_samples))
     # Lightning tells it the epoch, so that a resumed run has the batches of an uninterrupted one.
     # For several processes make it in `train_dataloader` of the module, without the two numbers.
-    order = DistributedSampler(samples, num_replicas=1, rank=0, seed=seed)
+    order = DistributedSampler(samples, num_replicas=1, rank=0, seed=run.seed)
     batches = DataLoader(samples, BATCH, sampler=order, drop_last=True)
-    steering = Steering(objective, num_samples=num_samples, reference=reference)
-    model = Model(steering, steps=epochs * len(batches))
+    steering = Steering(run.objective, num_samples=num_samples, reference=run.reference)
+    model = Model(steering, steps=run.epochs * len(batches))
     trainer = Trainer(
-        max_epochs=epochs,
+        max_epochs=run.epochs,
         accelerator="cpu",
         callbacks=[
-            ModelCheckpoint(folder, filename="{epoch}", every_n_epochs=SAVE_EVERY, save_top_k=-1)
+            ModelCheckpoint(
+                run.folder, filename="{epoch}", every_n_epochs=SAVE_EVERY, save_top_k=-1
+            )
         ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    last = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    last = max(run.folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
     trainer.fit(model, batches, ckpt_path=last)
     return model.eval()
 

@@ -11,7 +11,6 @@ Needs `pip install 'drrho[clip]'`, which brings open_clip.
 
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from comparison import (
@@ -23,6 +22,7 @@ from comparison import (
     VOCABULARY,
     WARMUP,
     Pairs,
+    Run,
     compare,
 )
 from open_clip import CLIP
@@ -31,7 +31,6 @@ from open_clip_train.train import train_one_epoch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from drrho.contrastive.config import ObjectiveConfig
 from drrho.contrastive.risk import PairEmbeddings
 from drrho.integrations.open_clip import DataWithIds, SteeredClipLoss
 
@@ -60,51 +59,47 @@ def new_model(seed: int) -> CLIP:
     return CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text, output_dict=True)
 
 
-def train(
-    pairs: Pairs,
-    objective: ObjectiveConfig,
-    reference: PairEmbeddings | None,
-    *,
-    epochs: int,
-    seed: int,
-    folder: Path,
-) -> nn.Module:
-    num_samples = len(pairs.images)
+def train(run: Run) -> nn.Module:
+    num_samples = len(run.pairs.images)
     num_batches = num_samples // BATCH
-    steps = epochs * num_batches
-    model = new_model(seed)
+    steps = run.epochs * num_batches
+    model = new_model(run.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
     scheduler = cosine_lr(optimizer, LEARNING_RATE, int(WARMUP * steps), steps)
     loss = SteeredClipLoss(
-        objective, num_samples=num_samples, reference=reference, steps=steps, epochs=epochs
+        run.objective,
+        num_samples=num_samples,
+        reference=run.reference,
+        steps=steps,
+        epochs=run.epochs,
     )
-    samples = TensorDataset(pairs.images, pairs.texts, torch.arange(num_samples))
+    samples = TensorDataset(run.pairs.images, run.pairs.texts, torch.arange(num_samples))
 
     def batches_of_epoch(epoch: int) -> DataLoader:
-        order = torch.Generator().manual_seed(1000 * seed + epoch)
+        order = torch.Generator().manual_seed(1000 * run.seed + epoch)
         return DataLoader(samples, BATCH, shuffle=True, drop_last=True, generator=order)
 
     data = DataWithIds(batches_of_epoch, loss, num_samples=num_samples, num_batches=num_batches)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    start = max((int(path.stem.split("_")[1]) for path in folder.glob("epoch_*.pt")), default=0)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    start = max((int(path.stem.split("_")[1]) for path in run.folder.glob("epoch_*.pt")), default=0)
     if start > 0:
-        checkpoint = torch.load(folder / f"epoch_{start}.pt")
+        checkpoint = torch.load(run.folder / f"epoch_{start}.pt")
         model.load_state_dict(checkpoint["state_dict"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         loss.load_state_dict(checkpoint["loss"])
-    for epoch in range(start, epochs):
+    for epoch in range(start, run.epochs):
         train_one_epoch(
             model, {"train": data}, loss, epoch, optimizer, None, scheduler, None, args=ARGS
         )
-        if (epoch + 1) % SAVE_EVERY == 0 or epoch + 1 == epochs:
+        if (epoch + 1) % SAVE_EVERY == 0 or epoch + 1 == run.epochs:
             checkpoint = {
                 "epoch": epoch + 1,
                 "state_dict": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "loss": loss.state_dict(),  # which main.py has no need of
             }
-            torch.save(checkpoint, folder / f"epoch_{epoch + 1}.pt")
+            torch.save(checkpoint, run.folder / f"epoch_{epoch + 1}.pt")
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from drrho.files import write_atomically
 from drrho.report.comparison import method_title
+from drrho.report.table import markdown_table
 
 BASELINE, TEST = "openclip", "test"
 Results = Mapping[str, Any]
@@ -23,10 +24,9 @@ Results = Mapping[str, Any]
 
 def difference(results: Results, method: str) -> Mapping[str, Any] | None:
     """Of a method minus the baseline, with its paired interval."""
-    for row in results["differences"]:
-        if (row["test"], row["method"], row["minus"]) == (TEST, method, BASELINE):
-            return row
-    return None
+    wanted = (TEST, method, BASELINE)
+    rows = results["differences"]
+    return next((it for it in rows if (it["test"], it["method"], it["minus"]) == wanted), None)
 
 
 def cell(results: Results, method: str) -> str:
@@ -45,16 +45,11 @@ def cell(results: Results, method: str) -> str:
 
 def table(studies: Mapping[str, Results], methods: list[str]) -> str:
     """Markdown; the references below the methods."""
-    head = f"| | {' | '.join(studies)} |\n| --- |{' ---: |' * len(studies)}"
-    rows = [
-        f"| {method_title(method)} | {' | '.join(cell(it, method) for it in studies.values())} |"
-        for method in methods
-    ]
-    references = next(iter(studies.values()))["references"]
-    for name in references:
-        scores = [f"{it['references'][name]['tests'][TEST]['mrr']:.3f}" for it in studies.values()]
-        rows.append(f"| *reference: {name}* | {' | '.join(scores)} |")
-    return "\n".join([head, *rows])
+    rows = [[method_title(it), *(cell(study, it) for study in studies.values())] for it in methods]
+    for name in next(iter(studies.values()))["references"]:
+        scores = (it["references"][name]["tests"][TEST]["mrr"] for it in studies.values())
+        rows.append([f"*reference: {name}*", *(f"{score:.3f}" for score in scores)])
+    return markdown_table(["", *studies], rows)
 
 
 def draw(studies: Mapping[str, Results], methods: list[str], path: Path) -> None:
