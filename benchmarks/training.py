@@ -1,4 +1,4 @@
-"""Samples per second of `drrho train` beside open_clip's own loop, and what steering costs.
+"""Samples per second of `drrho train` beside open_clip's own loop.
 
     python -m venv OTHER
     OTHER/bin/pip install open_clip_torch==3.3.0 webdataset==0.2.86 'numpy<2.4' 'pandas<3'
@@ -176,13 +176,6 @@ def table(rates: dict[str, list[float]]) -> list[str]:
         ratios = np.array(values) / base
         numbers = f"{np.median(values):.1f} | {np.median(ratios):.2f}"
         lines.append(f"| {name} | {numbers} | {ratios.min():.2f} to {ratios.max():.2f} |")
-    steered, plain = (np.array(rates[f"drrho, {n}"]) for n in ("DRRho-CLIP", "FastCLIP"))
-    cost = 100 * (plain / steered - 1)
-    lines += [
-        "",
-        "Steering with a stored reference, DRRho-CLIP beside FastCLIP: a step takes",
-        f"{np.median(cost):.1f} % longer ({cost.min():.1f} to {cost.max():.1f}).",
-    ]
     return lines
 
 

@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -54,29 +56,53 @@ def recipe(steered_recipe, transformer, tmp_path):
     )
 
 
-def start(recipe, folder, *, size):
-    """`drrho train` in processes as torchrun would start them."""
+def free_port(start):
+    """One from `start` on that nothing listens at."""
+    for port in range(start, 65_536):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def by_torchrun(size):
+    common = {
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port(29_500)),
+    }
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def by_srun(size):
+    """Of the steps of a job whose number leads to a port that is free here."""
+    common = {
+        "SLURM_JOB_ID": str(free_port(31_000) - 20_000),
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+    return [
+        common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(size)
+    ]
+
+
+def start(recipe, folder, *, size, environments=by_torchrun):
+    """`drrho train` in processes as torchrun or srun would start them."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.py").write_text(RECIPE.format(pickle.dumps(recipe)))
-    return launch(["train", str(folder / "recipe.py")], size=size)
+    return launch(["train", str(folder / "recipe.py")], size=size, environments=environments)
 
 
-def launch(arguments, *, size):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def launch(arguments, *, size, environments=by_torchrun):
     return [
         subprocess.Popen(
             [sys.executable, "-m", "drrho", *arguments],
-            env=os.environ
-            | common
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(size)
+        for environment in environments(size)
     ]
 
 
@@ -86,10 +112,19 @@ def finish(processes, *, timeout=120):
     return [process.returncode for process in processes], *zip(*ended, strict=True)
 
 
-def run(recipe, folder, *, size=2):
-    statuses, outputs, errors = finish(start(recipe, folder, size=size))
+def run(recipe, folder, *, size=2, environments=by_torchrun, timeout=120):
+    started = start(recipe, folder, size=size, environments=environments)
+    statuses, outputs, errors = finish(started, timeout=timeout)
     assert statuses == [0] * size, errors
     return outputs
+
+
+def forget_the_end(folder):
+    """As if the run had stopped after the checkpoint before its last."""
+    (folder / "results.json").unlink()
+    before, last = list_checkpoints(folder / "checkpoints")
+    assert (before.name, last.name) == ("step-00000003", "step-00000006")
+    shutil.rmtree(last)
 
 
 def weights(folder):
@@ -133,21 +168,36 @@ def test_two_processes_train_what_one_trains(recipe, alone, tmp_path, parallel):
     assert results["samples_seen"] == 48
 
 
+def test_the_tasks_of_a_slurm_step_train_together(recipe, alone, tmp_path):
+    outputs = run(recipe, tmp_path, environments=by_srun)
+    assert "48 samples" in outputs[0]
+    assert outputs[1] == "", "one process prints"
+    for name, expected in weights(alone).items():
+        assert_close(weights(tmp_path / "run")[name], expected, rtol=1e-3, atol=1e-5)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["processes"] == 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler for C++")
+def test_compiled_towers_train_what_others_train_and_go_on_without(recipe, alone, tmp_path):
+    """Two processes with shares of the weights stop half-way; one that is not compiled goes on."""
+    training = replace(recipe.training, checkpoint_every=3)
+    first = replace(recipe, parallel="sharded", compile=True, training=training)
+    run(first, tmp_path, timeout=300)  # most of it the compiler's
+    forget_the_end(tmp_path / "run")
+    train_recipe(recipe)
+    for name, expected in weights(alone).items():
+        assert_close(weights(tmp_path / "run")[name], expected, rtol=1e-3, atol=1e-5)
+
+
 def test_another_number_of_processes_goes_on(recipe, alone, tmp_path):
     """From one to two; what two wrote is read by one in the tests of the per-sample state."""
     stopped = replace(recipe, training=replace(recipe.training, checkpoint_every=3))
     train_recipe(stopped)
-    checkpoints = tmp_path / "run" / "checkpoints"
-    (tmp_path / "run" / "results.json").unlink()
-    last = list_checkpoints(checkpoints)[-1]
-    assert last.name == "step-00000006"
-    for file in last.iterdir():
-        file.unlink()
-    last.rmdir()
+    forget_the_end(tmp_path / "run")
     run(stopped, tmp_path)
     for name, expected in weights(alone).items():
         assert_close(weights(tmp_path / "run")[name], expected, rtol=1e-3, atol=1e-5)
-    found = read_tensors(list_checkpoints(checkpoints)[-1])
+    found = read_tensors(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
     for name, expected in read_tensors(list_checkpoints(alone / "checkpoints")[-1]).items():
         assert_close(found[name], expected, rtol=2e-3, atol=1e-5)
 

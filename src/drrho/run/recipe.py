@@ -223,7 +223,7 @@ class Recipe:
             )
 
 
-# A run may be continued with other values of these: they change no number that is computed.
+# A run may be continued with other values of these: they change no number beyond its rounding.
 # Of data and reference the contents count, which are compared, and not where they lie.
 MAY_CHANGE = (
     "output",
@@ -240,6 +240,7 @@ MAY_CHANGE = (
     "training.not_finite",
     "parallel",
     "gradient_checkpointing",
+    "compile",
     "training.evaluate_every",
     "evaluation.data",
     "evaluation.batch_size",
