@@ -121,18 +121,18 @@ def _dispatch(arguments: list[str]) -> int:
         case ["probe", "losses", *rest]:
             prog = "drrho probe losses"
             print(commands.run_probe_losses(tyro.cli(LossesProbeConfig, args=rest, prog=prog)))
-        case ["probe", path, *rest] if not path.startswith("-"):
-            config = tyro.cli(ProbeConfig, args=rest, prog=f"drrho probe {path}")
+        case ["probe", path, *rest] if _is_recipe(path):
+            config = tyro.cli(ProbeConfig, args=rest, prog="drrho probe RECIPE.py")
             print(commands.run_probe(load_recipe(path, Recipe), config))
-        case ["train", path, *rest] if not path.startswith("-"):
+        case ["train", path, *rest] if _is_recipe(path):
             wanted = [argument for argument in rest if argument != DRY_RUN]
             recipe = _recipe(path, wanted)
             run = commands.run_train if len(wanted) == len(rest) else commands.run_dry
             _report(run(recipe))
         case ["recipes", *_]:
             print(_list_of_recipes())
-        case ["compare", path, *rest] if not path.startswith("-"):
-            config = tyro.cli(commands.CompareConfig, args=rest, prog=f"drrho compare {path}")
+        case ["compare", path, *rest] if _is_recipe(path):
+            config = tyro.cli(commands.CompareConfig, args=rest, prog="drrho compare RECIPE.py")
             text, status = commands.run_compare(load_recipe(path, Comparison), config)
             print(text)
             return status
@@ -142,9 +142,10 @@ def _dispatch(arguments: list[str]) -> int:
                 f"{_list_of_recipes()}"
             )
             return 0 if "--help" in arguments else 2
-        case ["compare" | "probe" as command, *_]:
-            print(f"usage: drrho {command} RECIPE.py ...; --help after it lists what it takes")
-            return 0 if "--help" in arguments else 2
+        case ["compare", *_]:
+            return _without_recipe(arguments, commands.CompareConfig)
+        case ["probe", *_]:
+            return _without_recipe(arguments, ProbeConfig)
         case ["scaling", "fit", *rest]:
             config = tyro.cli(FitConfig, args=rest, prog="drrho scaling fit")
             print(commands.run_scaling_fit(config))
@@ -175,6 +176,20 @@ def _dispatch(arguments: list[str]) -> int:
             print(f"drrho: unknown command {' '.join(arguments[:2])!r}\n\n{USAGE}", file=sys.stderr)
             return 2
     return 0
+
+
+def _is_recipe(argument: str) -> bool:
+    """Whether it is in place of one, and no option."""
+    return not argument.startswith("-")
+
+
+def _without_recipe(arguments: list[str], config: type) -> int:
+    """The options of a command, or what it lacks."""
+    command = f"drrho {arguments[0]}"
+    if {"--help", "-h"} & set(arguments):
+        tyro.cli(config, args=["--help"], prog=f"{command} RECIPE.py")
+    print(f"drrho: error: {command} takes a recipe first, a Python file", file=sys.stderr)
+    return 2
 
 
 def _report(text: str) -> None:

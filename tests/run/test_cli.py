@@ -179,6 +179,16 @@ def test_unknown_commands_and_help(workplace, capsys):
     assert "--training.optimizer.learning-rate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("command", "option"), [("compare", "--seeds"), ("probe", "--held-out")])
+def test_options_of_a_command_are_listed_without_its_recipe(command, option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert option in capsys.readouterr().out
+    assert main([command, option]) == 2
+    assert "takes a recipe first" in capsys.readouterr().err
+
+
 def test_every_recipe_of_the_repository_loads():
     paths = sorted((ROOT / "recipes").glob("*.py"))
     assert paths
