@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from drrho.contrastive.config import DistillationConfig, ObjectiveConfig
+from drrho.data.views import Views
 from drrho.files import exclusive
 from drrho.models.build import ModelConfig
 from drrho.run.commands import CompareConfig, run_compare
-from drrho.run.comparison import Comparison, GapConfig, Part, TuningConfig
+from drrho.run.comparison import Comparison, GapConfig, Part, Stored, TuningConfig
 from drrho.run.filtering import FilterConfig
 from drrho.run.selection import SelectionConfig
 from drrho.training.config import TrainingConfig
@@ -97,6 +98,34 @@ def test_every_run_is_there_with_its_scores_and_costs(comparison, results):
     assert given["precompute"]["samples"] == 40
     assert given["training"] is None
     assert results["references"]["weak"]["cost"]["samples_seen"] == 16
+
+
+def test_views_are_stored_beside_samples_as_they_are(comparison, tmp_path):
+    plain = replace(
+        comparison.methods["clip"],
+        objective=ObjectiveConfig(method="drrho_clip"),
+        reference="given",
+    )
+    views = Views(count=2, seed=3, scale=(0.5, 1.0))
+    viewed = replace(plain, loading=replace(plain.loading, views=views))
+    both = replace(
+        comparison,
+        output=str(tmp_path),
+        references={"given": comparison.references["given"]},
+        methods={"plain": plain, "viewed": viewed},
+        seeds=(0,),
+        gap=None,
+    )
+    _, status = run_compare(both, CompareConfig())
+    assert status == 0
+    stored = [both.embeddings(Stored("given", plain.data, v)) for v in (None, views)]
+    assert [(folder / "view-001").is_dir() for folder in stored] == [False, True]
+    found = json.loads((tmp_path / "results.json").read_text())
+    passes = {
+        name: method["reference_cost"]["given"]["precompute"]["samples"]
+        for name, method in found["methods"].items()
+    }
+    assert passes == {"plain": 40, "viewed": 80}
 
 
 def test_differences_and_gap_are_paired_by_seed(results):
