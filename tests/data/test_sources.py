@@ -127,9 +127,7 @@ def test_every_row_is_a_sample(tmp_path, write, workers):
 def test_each_image_of_a_list_is_a_sample(tmp_path):
     datasets = pytest.importorskip("datasets")
     lists = [[0, 1], [], None, [2, 3, 4]]
-    images = [
-        shown and [{"bytes": picture(n), "path": None} for n in shown] for shown in lists
-    ]
+    images = [shown and [{"bytes": picture(n), "path": None} for n in shown] for shown in lists]
     features = {
         "pictures": datasets.Sequence(datasets.Image()),
         "words": datasets.Value("string"),

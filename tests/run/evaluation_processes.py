@@ -14,7 +14,7 @@ from drrho.models.small import SmallConfig
 from drrho.run.encoding import Encoder
 from drrho.run.evaluation import evaluate_encoder
 from drrho.run.evaluation_set import open_evaluation_set
-from drrho.run.task_list import score_task
+from drrho.run.task_scores import score_task
 
 SMALL = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)
 TASK = ListedTask(key="letters", name="letters", group_by={"region": 0})

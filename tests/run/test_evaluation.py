@@ -22,7 +22,8 @@ from drrho.run.evaluation_set import (
     open_evaluation_set,
     ranks_of_captions,
 )
-from drrho.run.task_list import TaskScore, averages, score_task
+from drrho.run.task_list import TaskScore, averages
+from drrho.run.task_scores import score_task
 
 
 def array(*row):

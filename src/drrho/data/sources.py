@@ -135,13 +135,22 @@ def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
     """Columns of what Hugging Face's `save_to_disk` wrote, whole: texts and numbers, not images.
 
     Raises:
-        ValueError: it lacks a column, or is damaged.
+        ValueError: it lacks a column, or holds several splits.
         ModuleNotFoundError: `datasets` is not installed.
     """
     dataset = _open_dataset(url)
-    if missing := [name for name in names if name not in dataset.column_names]:
-        raise ValueError(f"{url} has no column {missing[0]!r}, it has {dataset.column_names}")
-    return [dataset.data.column(name).to_pylist() for name in names]
+    return [_column(dataset, name, url).to_pylist() for name in names]
+
+
+def list_lengths(url: str, name: str) -> list[int]:
+    """How many images are in each list of a column; errors as of `dataset_columns`, also if it is
+    no column of lists.
+    """
+    dataset = _open_dataset(url)
+    column = _column(dataset, name, url)
+    if not _holds_lists(column):
+        raise ValueError(f"{url}: the column {name!r} must hold lists, it holds {column.type}")
+    return _lengths(column)
 
 
 def _open_dataset(url: str) -> Any:
@@ -162,7 +171,7 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
     wanted = [name for name in (layout.image, layout.caption) if name is not None]
     _require_columns(url, wanted, dataset.column_names)
     dataset = dataset.select_columns(wanted).with_format("arrow")  # images stay encoded
-    if _holds_lists(dataset, layout):
+    if _holds_lists(dataset.data.column(layout.image)):
         return _listed_rows(dataset, layout, Path(url))
 
     def read(row: int) -> tuple[str, bytes | None, list[str], dict]:
@@ -173,19 +182,9 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
     return Rows(len(dataset), read)
 
 
-def _holds_lists(dataset: Any, layout: Layout) -> bool:
-    import pyarrow as pa  # noqa: PLC0415  comes with `datasets`
-
-    kind = dataset.data.schema.field(layout.image).type
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
 def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
     """Each image of each row's list, with the row's captions."""
-    import pyarrow.compute as pc  # noqa: PLC0415  comes with `datasets`
-
-    lengths = pc.list_value_length(dataset.data.column(layout.image)).to_pylist()
-    ends = list(accumulate(length or 0 for length in lengths))
+    ends = list(accumulate(_lengths(dataset.data.column(layout.image))))
 
     def read(sample: int) -> tuple[str, bytes | None, list[str], dict]:
         row = bisect_right(ends, sample)
@@ -196,6 +195,24 @@ def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
         return f"{row}-{place}", _image_of(image, root), _captions_of(captions), {}
 
     return Rows(ends[-1] if ends else 0, read)
+
+
+def _column(dataset: Any, name: str, url: str) -> Any:
+    if name not in dataset.column_names:
+        raise ValueError(f"{url} has no column {name!r}, it has {dataset.column_names}")
+    return dataset.data.column(name)
+
+
+def _holds_lists(column: Any) -> bool:
+    import pyarrow as pa  # noqa: PLC0415  comes with `datasets`
+
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+
+
+def _lengths(column: Any) -> list[int]:
+    import pyarrow.compute as pc  # noqa: PLC0415  comes with `datasets`
+
+    return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
 
 
 def _image_of(cell: Any, root: Path) -> bytes | None:

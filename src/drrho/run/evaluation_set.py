@@ -7,6 +7,7 @@ zero-shot tasks; shards with captions are scored by retrieval. What a set has de
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from torch import Tensor
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Part
 from drrho.data.manifest import Manifest
+from drrho.evaluation.associations import Question
 from drrho.evaluation.ranks import PositiveRanks, positive_ranks
 from drrho.evaluation.retrieval import Pairs, RetrievalRanks
 from drrho.evaluation.tasks import (
@@ -22,6 +24,7 @@ from drrho.evaluation.tasks import (
     is_class_folder,
     is_retrieval_folder,
     read_clip_benchmark_task,
+    read_objectives,
     read_zero_shot_json,
     require_templates,
     shards_of_test,
@@ -44,6 +47,7 @@ class EvaluationSet:
         captions_in_lines: whether each line of a caption is one, as clip_benchmark writes several.
         caption_templates: texts with `{}` where the caption goes, whose embeddings are averaged;
             none are the captions as they are.
+        questions: cues, whose candidates one after the other are the samples; perhaps none.
     """
 
     name: str
@@ -52,6 +56,7 @@ class EvaluationSet:
     with_captions: bool
     captions_in_lines: bool = False
     caption_templates: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -61,7 +66,7 @@ class EvaluationSet:
 
 
 def open_evaluation_set(
-    source: str | Path, *, caption_templates: tuple[str, ...] = ()
+    source: str | Path, *, caption_templates: tuple[str, ...] = (), objectives: bool = False
 ) -> EvaluationSet:
     """Finds shards and tasks.
 
@@ -69,6 +74,8 @@ def open_evaluation_set(
         source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
             whose shards are in `test/`.
         caption_templates: of the set.
+        objectives: whether an image has several labels, and `classnames.txt` says of each line
+            which of them it is of: each is a task.
 
     Raises:
         FileNotFoundError: nothing is there, or a shard that `nshards.txt` counts is not.
@@ -83,6 +90,8 @@ def open_evaluation_set(
     tasks: tuple[ZeroShotTask, ...] = ()
     if (folder / ZERO_SHOT_FILE).is_file():
         tasks = read_zero_shot_json(folder / ZERO_SHOT_FILE)
+    elif objectives:
+        tasks = read_objectives(folder)
     elif (folder / CLASS_NAMES_FILE).is_file():
         tasks = (read_clip_benchmark_task(folder),)
     with_captions = len(manifest.usable_ids(with_captions=True)) > 0
@@ -128,6 +137,41 @@ def labels_of(
 ) -> Int[Tensor, " images"]:
     """The label of every image, as `of_each_image`."""
     return of_each_image(encoder, evaluation_set, images, task.label)
+
+
+def npy_numbers_of(
+    encoder: Encoder,
+    evaluation_set: EvaluationSet,
+    images: SharedImages,
+    *,
+    column: tuple[int, str],
+    below: int | None = None,
+) -> Int[Tensor, " images"]:
+    """The number of a group or class in a column of each image's .npy, as `of_each_image`.
+
+    Args:
+        column: its place, from 0, and its name, for messages.
+        below: how many groups or classes there are; None if any number is one.
+    """
+    place, name = column
+    allowed = "from 0" if below is None else f"from 0 to {below - 1}"
+
+    def number(metadata: Mapping[str, Any]) -> int:
+        row = metadata.get("npy", [])
+        if place >= len(row):
+            raise ValueError(
+                f"{name!r} stands in column {place} of a sample's .npy, it has {len(row)} columns; "
+                "mend the data, or the task's group_by or kind"
+            )
+        value = row[place]
+        if not 0 <= value < (below or torch.inf) or value != int(value):
+            raise ValueError(
+                f"{name!r}, column {place} of the .npy, must be a whole number {allowed}, got "
+                f"{value}"
+            )
+        return int(value)
+
+    return of_each_image(encoder, evaluation_set, images, number)
 
 
 def of_each_image(
