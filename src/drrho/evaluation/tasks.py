@@ -97,13 +97,14 @@ def read_clip_benchmark_task(folder: Path) -> ZeroShotTask:
         ValueError: names file and line of an empty line or a template without {c}.
     """
     path = folder / TEMPLATES_FILE
+    templates = tuple(
+        _template(template, where=f"{path}, line {number}")
+        for number, template in enumerate(_lines(path), start=1)
+    )
     return ZeroShotTask(
         name=folder.resolve().name,
         class_names=tuple(_lines(folder / CLASS_NAMES_FILE)),
-        templates=tuple(
-            _template(template, where=f"{path}, line {number}")
-            for number, template in enumerate(_lines(path), start=1)
-        ),
+        templates=templates,
     )
 
 
