@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from drrho.evaluation.classification import classification_metrics, predicted_classes
 from drrho.evaluation.faces import COLUMNS, OBJECTIVES, face_metrics, require_objectives
 from drrho.evaluation.retrieval import clip_benchmark_recalls, separate_texts
@@ -19,7 +23,7 @@ from drrho.run.evaluation_set import (
     ensemble_of,
     label_ranks_of,
     labels_of,
-    npy_numbers_of,
+    of_each_image,
     open_evaluation_set,
     ranks_of_captions,
 )
@@ -125,7 +129,7 @@ def _classification(encoder: Encoder, evaluation_set: EvaluationSet, task: Liste
         predicted=predicted_classes(images.embeddings, classes),
         num_classes=len(classes),
         groups={
-            name: npy_numbers_of(encoder, chosen, images, column=(place, name))
+            name: _npy_numbers(encoder, chosen, images, column=(place, name))
             for name, place in task.group_by.items()
         },
     )
@@ -147,9 +151,44 @@ def _faces(encoder: Encoder, evaluation_set: EvaluationSet) -> _Scored:
     below = {name: len(objectives[name].class_names) for name in ("age", "gender")}
     below |= {"race_binary": 2}  # what races there are is not said
     labels = {
-        name: npy_numbers_of(encoder, chosen, images, column=(place, name), below=below.get(name))
+        name: _npy_numbers(encoder, chosen, images, column=(place, name), below=below.get(name))
         for place, name in enumerate(COLUMNS)
     }
     classes = {name: ensemble_of(encoder, *objectives[name].all_prompts()) for name in OBJECTIVES}
     metrics = face_metrics(images.embeddings, classes, labels)
     return _Scored(metrics=metrics, images=images, size=len(images.embeddings))
+
+
+def _npy_numbers(
+    encoder: Encoder,
+    evaluation_set: EvaluationSet,
+    images: SharedImages,
+    *,
+    column: tuple[int, str],
+    below: int | None = None,
+) -> Int[Tensor, " images"]:
+    """The number of a group or class in a column of each image's .npy, as `of_each_image`.
+
+    Args:
+        column: its place, from 0, and its name, for messages.
+        below: how many groups or classes there are; None if any number is one.
+    """
+    place, name = column
+    allowed = "from 0" if below is None else f"from 0 to {below - 1}"
+
+    def number(metadata: Mapping[str, Any]) -> int:
+        row = metadata.get("npy", [])
+        if place >= len(row):
+            raise ValueError(
+                f"{name!r} stands in column {place} of a sample's .npy, it has {len(row)} columns; "
+                "mend the data, or the task's group_by or kind"
+            )
+        value = row[place]
+        if not 0 <= value < (below or torch.inf) or value != int(value):
+            raise ValueError(
+                f"{name!r}, column {place} of the .npy, must be a whole number {allowed}, got "
+                f"{value}"
+            )
+        return int(value)
+
+    return of_each_image(encoder, evaluation_set, images, number)
