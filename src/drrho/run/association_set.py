@@ -68,9 +68,10 @@ def association_scores(
     for question in evaluation_set.questions:
         places = range(start, start + len(question.candidates))  # the ids of its images
         start = places.stop
-        if found.issuperset(places):
+        is_whole = found.issuperset(places)
+        if is_whole:
             questions.append(question)
-        kept += [found.issuperset(places)] * len(found.intersection(places))
+        kept += [is_whole] * len(found.intersection(places))
     if not questions:
         raise ValueError(f"not one question of {evaluation_set.name} has all its images")
     scores = jaccard_scores(
