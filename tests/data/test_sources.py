@@ -16,6 +16,7 @@ from drrho.data.loading import LoadingConfig, Position, evaluation_batches, trai
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.shards import UnusableSample, decode_captions
+from drrho.data.sources import dataset_columns
 from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 
 COUNT = 6
@@ -121,6 +122,30 @@ def test_every_row_is_a_sample(tmp_path, write, workers):
     )
     assert numbers_shown(shown) == list(range(COUNT))
     assert batch.captions[-1] == caption(COUNT - 1)
+
+
+def test_each_image_of_a_list_is_a_sample(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    lists = [[0, 1], [], None, [2, 3, 4]]
+    images = [shown and [{"bytes": picture(n), "path": None} for n in shown] for shown in lists]
+    features = {
+        "pictures": datasets.Sequence(datasets.Image()),
+        "words": datasets.Value("string"),
+    }
+    datasets.Dataset.from_dict(
+        {"pictures": images, "words": ["a", "b", "c", "d"]},
+        features=datasets.Features(features),
+    ).save_to_disk(tmp_path / "dataset")
+    columns = Columns(image="pictures", caption="words")
+    manifest = index_shards(tmp_path / "dataset", columns=columns)
+    (batch,) = evaluation_batches(manifest, to_tensor, batch_size=9)
+    assert batch.sample_ids.tolist() == [0, 1, 2, 3, 4]
+    assert numbers_shown(batch.images) == [0, 1, 2, 3, 4]
+    assert batch.captions == ["a", "a", "d", "d", "d"]
+    url = str(tmp_path / "dataset")
+    assert dataset_columns(url, ["words"]) == [["a", "b", "c", "d"]]
+    with pytest.raises(ValueError, match=r"has no column 'sounds', it has \['pictures'"):
+        dataset_columns(url, ["words", "sounds"])
 
 
 @pytest.mark.parametrize("write", [write_csv, write_parquet, write_folder])

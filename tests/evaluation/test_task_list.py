@@ -10,8 +10,15 @@ from drrho.evaluation.task_list import read_task_list
 def test_the_tasks_of_datacomp():
     tasks = {task.key: task for task in read_task_list("datacomp")}
     assert len(tasks) == 40
-    scored = [task for task in tasks.values() if task.unsupported is None]
-    assert len(scored) == 37  # and WinoGAViL is the 38th of DataComp's average
+    scored = [task for task in tasks.values() if task.main_metric is not None]
+    assert len(scored) == 38  # of DataComp's average
+    unscored = set(tasks) - {task.key for task in scored}
+    assert {key: tasks[key].kind for key in unscored} == {
+        "fairness/fairface": "faces",
+        "fairness/utkface": "faces",
+    }
+    assert tasks["misc/winogavil"].kind == "associations"
+    assert tasks["misc/winogavil"].folders(Path("d"))[0] == Path("d/winogavil")
     assert tasks["vtab/pets"].main_metric == "mean_per_class_recall"
     assert tasks["imagenet1k"].main_metric == "acc1"
     assert tasks["wilds/fmow"].group_by == {"region": 0, "year": 1}
@@ -22,11 +29,15 @@ def test_the_tasks_of_datacomp():
 
 def test_a_list_needs_to_say_only_what_is_its_own(tmp_path):
     path = tmp_path / "tasks.yml"
-    path.write_text("mine: {folder: here}\nwilds/fmow: {name: FMoW, time: 88, tags: [wilds]}\n")
-    mine, fmow = read_task_list(str(path))
+    path.write_text(
+        "mine: {folder: here}\nwilds/fmow: {name: FMoW, time: 88, tags: [wilds]}\n"
+        "fairness/fairface: {size: 3}\n"
+    )
+    mine, fmow, faces = read_task_list(str(path))
     assert (mine.name, mine.main_metric) == ("mine", "acc1")
     assert mine.folders(tmp_path) == [tmp_path / "here"]
     assert (fmow.main_metric, fmow.size) == ("acc_worst_region", 22108)
+    assert (faces.kind, faces.main_metric, faces.size) == ("faces", None, 3)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +49,12 @@ def test_a_list_needs_to_say_only_what_is_its_own(tmp_path):
         ("a: {metric: acc1}", r"task 'a': unknown entries \['metric'\]"),
         ("a: {name: 3}", "name must be a text, got 3"),
         ("a: {size: many}", "size must be a positive number, got 'many'"),
+        (
+            "a: {main_metric: [acc1]}",
+            r"main_metric must be a .* or null, got \['acc1'\]",
+        ),
+        ("a: {kind: ranking}", r"kind must be one of \['classification',.*got 'ranking'"),
+        ("a: {kind: faces, group_by: {race: 2}}", "group_by has no effect.*kind 'faces'"),
         ("a: {group_by: [region]}", r"group_by must be an object.*\['region'\]"),
     ],
 )

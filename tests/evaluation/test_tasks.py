@@ -9,6 +9,7 @@ import pytest
 from drrho.evaluation.tasks import (
     is_retrieval_folder,
     read_clip_benchmark_task,
+    read_objectives,
     read_zero_shot_json,
     shards_of_test,
 )
@@ -44,6 +45,39 @@ def test_folder_of_clip_benchmark(tmp_path):
 def test_what_is_wrong_in_a_folder_is_named(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         read_clip_benchmark_task(write_folder(tmp_path, **files))
+
+
+def test_several_labels_of_an_image(tmp_path):
+    names = "race:black\nrace:white\nage:3-9\nage:more: 10\n"
+    templates = "age:{c} years old\nrace:a {c} person\nage:{c}\n"
+    race, age = read_objectives(write_folder(tmp_path, names=names, templates=templates))
+    assert (race.name, race.class_names, race.templates) == (
+        "race",
+        ("black", "white"),
+        ("a {} person",),
+    )
+    assert (age.name, age.class_names, age.templates) == (
+        "age",
+        ("3-9", "more: 10"),
+        ("{} years old", "{}"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ("a:x\ny\n", "a:{c}\n", r"classnames.txt, line 2: 'y' has no objective; write"),
+        ("a:x\n:y\n", "a:{c}\n", r"classnames.txt, line 2: ':y' has no objective"),
+        ("a:x\na:y\n", "{c}\n", r"templates.txt, line 1: '\{c\}' has no objective"),
+        ("a:x\na:y\n", "a:{c}\nb:{c}\n", r"templates.txt, line 2: classnames.txt has no.*'b'"),
+        ("a:x\na:y\n", "a:photo\n", r"templates.txt, line 1: 'photo' has no \{c\}"),
+        ("a:x\na:y\nb:z\nb:u\n", "a:{c}\n", "task 'b': each template.*no template"),
+        ("a:x\n", "a:{c}\n", "task 'a' needs at least two classes"),
+    ],
+)
+def test_what_is_wrong_in_objectives_is_named(tmp_path, names, templates, message):
+    with pytest.raises(ValueError, match=message):
+        read_objectives(write_folder(tmp_path, names=names, templates=templates))
 
 
 def test_missing_file_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,10 +15,15 @@ from drrho.models.small import SmallConfig
 from drrho.run.encoding import Encoder
 from drrho.run.evaluation import evaluate_encoder
 from drrho.run.evaluation_set import open_evaluation_set
-from drrho.run.task_list import score_task
+from drrho.run.task_scores import open_task_set, score_task
 
 SMALL = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)
 TASK = ListedTask(key="letters", name="letters", group_by={"region": 0})
+OTHER_KINDS = (
+    ListedTask(key="faces", name="faces", kind="faces", main_metric="acc_race_avg"),
+    ListedTask(key="cues", name="cues", kind="associations", main_metric="avg_jaccard_score"),
+    ListedTask(key="short", name="short", kind="faces", main_metric=None),
+)
 
 
 def encoder(processes):
@@ -39,6 +45,12 @@ def answers(processes, folder):
             found[name] = score_task(own, open_evaluation_set(folder / name), TASK)
         except ValueError as error:
             found[name] = str(error)
+    for task in OTHER_KINDS:
+        opened = processes.on_first(partial(open_task_set, task, folder / task.key))
+        try:
+            found[task.key] = score_task(own, opened, task)
+        except ValueError as error:
+            found[task.key] = str(error)
     return found
 
 

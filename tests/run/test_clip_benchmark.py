@@ -15,7 +15,7 @@ from drrho.models.build import ModelConfig, build_model
 from drrho.models.small import SmallConfig
 from drrho.run.encoding import Encoder
 from drrho.run.evaluation_set import open_evaluation_set
-from drrho.run.task_list import score_task
+from drrho.run.task_scores import score_task
 from drrho.torchvision_import import import_torchvision
 
 pytest.importorskip("clip_benchmark", reason="pip install --no-deps clip-benchmark")

@@ -1,14 +1,13 @@
 """Evaluation by several processes, of folders in clip_benchmark's layout, and of task lists."""
 
-import io
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from tests.data.tar_files import pair, picture, write_shard
 from tests.run import evaluation_processes
+from tests.run.task_folders import array, write_associations, write_faces
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
@@ -22,13 +21,8 @@ from drrho.run.evaluation_set import (
     open_evaluation_set,
     ranks_of_captions,
 )
-from drrho.run.task_list import TaskScore, averages, score_task
-
-
-def array(*row):
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(row))
-    return buffer.getvalue()
+from drrho.run.task_list import TaskScore, averages
+from drrho.run.task_scores import score_task
 
 
 def classified(folder, labels, *, regions=None, names=5):
@@ -60,6 +54,11 @@ def sets(tmp_path_factory):
     classified(folder / "letters", [0, 1, 2, 3, 4, 0, 1], regions=[0, 0, 2, 2, 2, 0, 2])
     captioned(folder / "pairs", [["a b", "c"], ["d"], ["a d c", "b", "b a"], ["c a"]] * 3)
     classified(folder / "wrong", [0, 1, 2, 3, 4, 0, 5], regions=[0] * 7)
+    faces = [(i % 3, i % 2, i % 5, int(i % 5 != 1)) for i in range(11)]
+    write_faces(folder / "faces", faces)
+    write_faces(folder / "short", [*faces, (0, 0, 1)])
+    cues = [("owl", range(5), [1, 4]), ("Moon", range(3, 9), [7]), ("eel", range(12), [2, 3, 5])]
+    write_associations(folder / "cues", cues)
     return folder
 
 
@@ -67,9 +66,14 @@ def test_two_processes_find_what_one_finds(sets, tmp_path):
     alone = evaluation_processes.answers(Processes(), sets)
     folder = tmp_path / "sets"
     shutil.copytree(sets, folder)
-    alone["wrong"] = alone["wrong"].replace(str(sets), str(folder))
+    for name in ("wrong", "short"):
+        alone[name] = alone[name].replace(str(sets), str(folder))
     assert evaluation_processes.run(2, folder) == [alone, alone]
     assert "0.tar, row 6: task 'wrong': the label 5" in alone["wrong"]
+    assert "0.tar, row 11: 'race_binary' stands in column 3" in alone["short"]
+    assert alone["faces"]["metrics"]["count_race:4_gender:1"] == 1
+    assert 0 < alone["cues"]["metrics"]["main_metric"] < 1
+    assert alone["cues"]["images"] == 23
     metrics = alone["letters"]["metrics"]
     assert metrics["count_region:0"] == 3
     assert metrics["acc_wg"] == metrics["acc_worst_region"]
@@ -88,6 +92,7 @@ def tasks(tmp_path, monkeypatch):
         "retrieval/pairs: {main_metric: mean_recall@1}\n"
         "vtab/nowhere: {suite: VTAB}\n"
         "misc/winogavil:\n"
+        "fairness/fairface:\n"
     )
     return tmp_path
 
@@ -98,7 +103,7 @@ def test_a_task_list_is_done_once_and_goes_on(tasks, reference, capsys):
     assert main(["evaluate", run, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "vtab/nowhere: missing: no folder data/wds_vtab-nowhere_test" in printed
-    assert "WinoGAViL: not supported" in printed
+    assert "WinoGAViL: missing: no folder data/winogavil" in printed
     assert "VTAB, 1 of 2 tasks" in printed
     assert "average, 2 of 4 tasks" in printed
     lines = [json.loads(line) for line in (tasks / "results.jsonl").read_text().splitlines()]

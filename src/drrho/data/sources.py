@@ -5,9 +5,11 @@ datasets on disk.
 import csv
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ class Layout:
         kind: "table" is a csv, tsv or parquet file, "folder" one of images with captions beside
             them, "dataset" what Hugging Face's `save_to_disk` wrote.
         image: column of the image, a path or (in a parquet file or dataset) its bytes; only of
-            tables and datasets.
+            tables and datasets. Of a dataset's list of images each is a sample.
         caption: column of the caption, or of a list of several.
         root: folder that paths of images are relative to; None is the table's own.
     """
@@ -129,7 +131,29 @@ def _read_cells(
     return str(row), _image_of(image, root), _captions_of(captions), {}
 
 
-def _dataset_rows(url: str, layout: Layout) -> Rows:
+def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
+    """Columns of what Hugging Face's `save_to_disk` wrote, whole: texts and numbers, not images.
+
+    Raises:
+        ValueError: it lacks a column, or holds several splits.
+        ModuleNotFoundError: `datasets` is not installed.
+    """
+    dataset = _open_dataset(url)
+    return [_column(dataset, name, url).to_pylist() for name in names]
+
+
+def list_lengths(url: str, name: str) -> list[int]:
+    """How many images are in each list of a column; errors as of `dataset_columns`, also if it is
+    no column of lists.
+    """
+    dataset = _open_dataset(url)
+    column = _column(dataset, name, url)
+    if not _holds_lists(column):
+        raise ValueError(f"{url}: the column {name!r} must hold lists, it holds {column.type}")
+    return _lengths(column)
+
+
+def _open_dataset(url: str) -> Any:
     try:
         import datasets  # noqa: PLC0415  optional, and slow to import
     except ModuleNotFoundError as error:
@@ -139,19 +163,56 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
     dataset = datasets.load_from_disk(url)
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(f"{url} holds several splits; give the folder of one: {list(dataset)}")
+    return dataset
+
+
+def _dataset_rows(url: str, layout: Layout) -> Rows:
+    dataset = _open_dataset(url)
     wanted = [name for name in (layout.image, layout.caption) if name is not None]
     _require_columns(url, wanted, dataset.column_names)
-    dataset = dataset.select_columns(wanted)
-    assert layout.image is not None
-    if isinstance(dataset.features[layout.image], datasets.Image):
-        dataset = dataset.cast_column(layout.image, datasets.Image(decode=False))
+    dataset = dataset.select_columns(wanted).with_format("arrow")  # images stay encoded
+    if _holds_lists(dataset.data.column(layout.image)):
+        return _listed_rows(dataset, layout, Path(url))
 
     def read(row: int) -> tuple[str, bytes | None, list[str], dict]:
         cells = dataset[row]
-        image, *captions = (cells[name] for name in wanted)
+        image, *captions = (cells[name][0].as_py() for name in wanted)
         return str(row), _image_of(image, Path(url)), _captions_of(captions), {}
 
     return Rows(len(dataset), read)
+
+
+def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
+    """Each image of each row's list, with the row's captions."""
+    ends = list(accumulate(_lengths(dataset.data.column(layout.image))))
+
+    def read(sample: int) -> tuple[str, bytes | None, list[str], dict]:
+        row = bisect_right(ends, sample)
+        place = sample - (ends[row - 1] if row > 0 else 0)
+        cells = dataset[row]
+        image = cells[layout.image][0][place].as_py()  # of the list this one alone is copied
+        captions = [] if layout.caption is None else [cells[layout.caption][0].as_py()]
+        return f"{row}-{place}", _image_of(image, root), _captions_of(captions), {}
+
+    return Rows(ends[-1] if ends else 0, read)
+
+
+def _column(dataset: Any, name: str, url: str) -> Any:
+    if name not in dataset.column_names:
+        raise ValueError(f"{url} has no column {name!r}, it has {dataset.column_names}")
+    return dataset.data.column(name)
+
+
+def _holds_lists(column: Any) -> bool:
+    import pyarrow as pa  # noqa: PLC0415  comes with `datasets`
+
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+
+
+def _lengths(column: Any) -> list[int]:
+    import pyarrow.compute as pc  # noqa: PLC0415  comes with `datasets`
+
+    return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
 
 
 def _image_of(cell: Any, root: Path) -> bytes | None:

@@ -1,6 +1,7 @@
 """Zero-shot tasks from files: clip_benchmark's folder layout, or one JSON file of several."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from drrho.evaluation.zero_shot import PLACEHOLDER, ZeroShotTask
@@ -95,18 +96,42 @@ def read_clip_benchmark_task(folder: Path) -> ZeroShotTask:
         FileNotFoundError: one of the files is missing.
         ValueError: names file and line of an empty line or a template without {c}.
     """
-    templates_path = folder / TEMPLATES_FILE
-    templates = _lines(templates_path)
-    for number, template in enumerate(templates, start=1):
-        if CLIP_BENCHMARK_PLACEHOLDER not in template:
-            raise ValueError(
-                f"{templates_path}, line {number}: {template!r} has no "
-                f"{CLIP_BENCHMARK_PLACEHOLDER} where the class name goes"
-            )
+    path = folder / TEMPLATES_FILE
+    templates = tuple(
+        _template(template, where=f"{path}, line {number}")
+        for number, template in enumerate(_lines(path), start=1)
+    )
     return ZeroShotTask(
         name=folder.resolve().name,
         class_names=tuple(_lines(folder / CLASS_NAMES_FILE)),
-        templates=tuple(t.replace(CLIP_BENCHMARK_PLACEHOLDER, PLACEHOLDER) for t in templates),
+        templates=templates,
+    )
+
+
+def read_objectives(folder: Path) -> tuple[ZeroShotTask, ...]:
+    """The tasks of a folder whose images have several labels, each with the objective's name.
+
+    DataComp writes `objective:class name` and `objective:template` into the lines of
+    clip_benchmark's files.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ValueError: names file and line of one without an objective or of a template without {c},
+            or an objective that lacks templates or two classes.
+    """
+    names: dict[str, list[str]] = {}
+    for _, objective, name in _of_objectives(folder / CLASS_NAMES_FILE):
+        names.setdefault(objective, []).append(name)
+    templates: dict[str, list[str]] = {objective: [] for objective in names}
+    for where, objective, template in _of_objectives(folder / TEMPLATES_FILE):
+        if objective not in names:
+            raise ValueError(f"{where}: {CLASS_NAMES_FILE} has no class of {objective!r}")
+        templates[objective].append(_template(template, where=where))
+    return tuple(
+        ZeroShotTask(
+            name=objective, class_names=tuple(classes), templates=tuple(templates[objective])
+        )
+        for objective, classes in names.items()
     )
 
 
@@ -129,6 +154,24 @@ def read_zero_shot_json(path: Path) -> tuple[ZeroShotTask, ...]:
     if not isinstance(tasks, dict) or not tasks:
         raise ValueError(f"{path}: expected an object of task name -> task, with at least one")
     return tuple(_task(name, entry, path=path) for name, entry in tasks.items())
+
+
+def _of_objectives(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Where each line stands, its objective and the rest of it."""
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}, line {number}"
+        objective, colon, text = (part.strip() for part in line.partition(":"))
+        if not (objective and colon and text):
+            raise ValueError(f"{where}: {line!r} has no objective; write `objective:text`")
+        yield where, objective, text
+
+
+def _template(template: str, *, where: str) -> str:
+    if CLIP_BENCHMARK_PLACEHOLDER not in template:
+        raise ValueError(
+            f"{where}: {template!r} has no {CLIP_BENCHMARK_PLACEHOLDER} where the class name goes"
+        )
+    return template.replace(CLIP_BENCHMARK_PLACEHOLDER, PLACEHOLDER)
 
 
 def _task(name: str, entry: object, *, path: Path) -> ZeroShotTask:

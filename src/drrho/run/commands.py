@@ -358,9 +358,13 @@ def _written(output: str, name: str) -> str:
 def _task_table(scores: list[TaskScore]) -> str:
     """The main metric of each task, averages, and what was passed over."""
     rows = [
-        [score.task.name, score.task.main_metric, f"{score.main_metric:.4f}"]
+        [
+            score.task.name,
+            score.task.main_metric or "none",
+            "done" if score.main_metric is None else f"{score.main_metric:.4f}",
+        ]
         for score in scores
-        if score.main_metric is not None
+        if score.problem is None
     ]
     rows += [[name, "", f"{value:.4f}"] for name, value in averages(scores).items()]
     problems = [score for score in scores if score.problem is not None]

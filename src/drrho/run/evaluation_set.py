@@ -15,6 +15,7 @@ from torch import Tensor
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Part
 from drrho.data.manifest import Manifest
+from drrho.evaluation.associations import Question
 from drrho.evaluation.ranks import PositiveRanks, positive_ranks
 from drrho.evaluation.retrieval import Pairs, RetrievalRanks
 from drrho.evaluation.tasks import (
@@ -22,6 +23,7 @@ from drrho.evaluation.tasks import (
     is_class_folder,
     is_retrieval_folder,
     read_clip_benchmark_task,
+    read_objectives,
     read_zero_shot_json,
     require_templates,
     shards_of_test,
@@ -44,6 +46,7 @@ class EvaluationSet:
         captions_in_lines: whether each line of a caption is one, as clip_benchmark writes several.
         caption_templates: texts with `{}` where the caption goes, whose embeddings are averaged;
             none are the captions as they are.
+        questions: cues, whose candidates one after the other are the samples; perhaps none.
     """
 
     name: str
@@ -52,6 +55,7 @@ class EvaluationSet:
     with_captions: bool
     captions_in_lines: bool = False
     caption_templates: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -61,7 +65,7 @@ class EvaluationSet:
 
 
 def open_evaluation_set(
-    source: str | Path, *, caption_templates: tuple[str, ...] = ()
+    source: str | Path, *, caption_templates: tuple[str, ...] = (), objectives: bool = False
 ) -> EvaluationSet:
     """Finds shards and tasks.
 
@@ -69,6 +73,8 @@ def open_evaluation_set(
         source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
             whose shards are in `test/`.
         caption_templates: of the set.
+        objectives: whether an image has several labels, and `classnames.txt` says of each line
+            which of them it is of: each is a task.
 
     Raises:
         FileNotFoundError: nothing is there, or a shard that `nshards.txt` counts is not.
@@ -83,6 +89,8 @@ def open_evaluation_set(
     tasks: tuple[ZeroShotTask, ...] = ()
     if (folder / ZERO_SHOT_FILE).is_file():
         tasks = read_zero_shot_json(folder / ZERO_SHOT_FILE)
+    elif objectives:
+        tasks = read_objectives(folder)
     elif (folder / CLASS_NAMES_FILE).is_file():
         tasks = (read_clip_benchmark_task(folder),)
     with_captions = len(manifest.usable_ids(with_captions=True)) > 0

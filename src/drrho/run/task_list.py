@@ -2,36 +2,17 @@
 
 import hashlib
 import json
-import warnings
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
-
-from drrho.evaluation.classification import classification_metrics, predicted_classes
-from drrho.evaluation.retrieval import clip_benchmark_recalls, separate_texts
 from drrho.evaluation.task_list import ListedTask, read_task_list
 from drrho.files import write_atomically
-from drrho.run.encoding import Encoder, SharedImages
+from drrho.run.encoding import Encoder
 from drrho.run.evaluation import EvaluateConfig, named_encoder
-from drrho.run.evaluation_set import (
-    EvaluationSet,
-    captions_of,
-    embedded_set,
-    ensemble_of,
-    label_ranks_of,
-    labels_of,
-    of_each_image,
-    open_evaluation_set,
-    ranks_of_captions,
-)
-
-Metrics = dict[str, float | None]
+from drrho.run.task_scores import open_task_set, score_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +21,10 @@ class TaskScore:
 
     Attributes:
         task: of the list.
-        main_metric: its value; None if it was not computed.
-        problem: why not; None if it was.
-        is_failure: whether that is an error, not a task that is missing or unsupported.
+        main_metric: its value; None if it was not computed, the task has none, or the data have
+            no sample that it is of.
+        problem: why the task was not scored; None if it was.
+        is_failure: whether that is an error, not a task that is missing.
     """
 
     task: ListedTask
@@ -88,7 +70,11 @@ def evaluate_task_list(config: EvaluateConfig) -> list[TaskScore]:
 
 
 def averages(scores: list[TaskScore]) -> dict[str, float]:
-    """The mean main metric of the tasks of each suite, and of all, named with their numbers."""
+    """The mean main metric of the tasks of each suite, and of all, named with their numbers.
+
+    Tasks without a main metric do not count.
+    """
+    scores = [score for score in scores if score.task.main_metric is not None]
     groups: dict[str, list[TaskScore]] = defaultdict(list)
     for score in scores:
         if score.task.suite is not None:
@@ -101,111 +87,23 @@ def averages(scores: list[TaskScore]) -> dict[str, float]:
     return means
 
 
-def score_task(encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask) -> dict[str, Any]:
-    """The line of results of one task.
-
-    Retrieval where the set is of that type or has no classes, else classification.
-
-    Raises:
-        ValueError: a sample has no label or group, the set has several zero-shot tasks, or there
-            is no such metric as the task's main one.
-    """
-    if evaluation_set.captions_in_lines or not evaluation_set.tasks:
-        chosen = replace(evaluation_set, tasks=())
-        images = embedded_set(encoder, chosen)
-        metrics = _retrieval(encoder, chosen, images)
-    else:
-        chosen = replace(evaluation_set, with_captions=False)
-        images = embedded_set(encoder, chosen)
-        metrics = _classification(encoder, chosen, images, task=task)
-    if task.main_metric not in metrics:
-        raise ValueError(
-            f"task {task.key!r} has the main metric {task.main_metric!r}, there are "
-            f"{sorted(metrics)}"
-        )
-    count = len(images.embeddings)
-    if task.size is not None and count != task.size and encoder.processes.is_first:
-        warnings.warn(
-            f"{task.name} has {task.size:,} samples, and {count:,} were scored: the result is not "
-            "comparable with others",
-            stacklevel=2,
-        )
-    return {
-        "key": task.key,
-        "dataset": task.name,
-        "metrics": metrics | {"main_metric": metrics[task.main_metric]},
-        "images": count,
-        "skipped": images.num_skipped,
-    }
-
-
 def _attempt(
     encoder: Encoder, task: ListedTask, *, data: Path, config: EvaluateConfig, place: str
 ) -> dict[str, Any] | TaskScore:
     """The task's line of results, or why there is none; the same on all processes."""
-    if task.unsupported is not None:
-        return TaskScore(task=task, problem=f"not supported: {task.unsupported}")
     folders = task.folders(data)
     folder = encoder.processes.on_first(
         lambda: next((folder for folder in folders if folder.is_dir()), None)
     )
     if folder is None:
         return TaskScore(task=task, problem=f"missing: no folder {folders[0]}")
-    opened = partial(open_evaluation_set, folder, caption_templates=config.caption_templates)
+    opened = partial(open_task_set, task, folder, caption_templates=config.caption_templates)
     try:  # what goes wrong goes wrong on all processes
         evaluation_set = encoder.processes.on_first(opened)
         named = replace(evaluation_set, name=f"{place}, {task.name}")
         return score_task(encoder, named, task)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         return TaskScore(task=task, problem=str(error), is_failure=True)
-
-
-def _retrieval(encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages) -> Metrics:
-    texts, pairs = separate_texts(captions_of(encoder, evaluation_set, images))
-    templates = evaluation_set.caption_templates
-    ranks = ranks_of_captions(encoder, images, texts, pairs=pairs, templates=templates)
-    return {**clip_benchmark_recalls(ranks)}
-
-
-def _classification(
-    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages, *, task: ListedTask
-) -> Metrics:
-    if len(evaluation_set.tasks) != 1:
-        names = [zero_shot.name for zero_shot in evaluation_set.tasks]
-        raise ValueError(f"task {task.key!r} needs one set of classes, its folder has {names}")
-    zero_shot = evaluation_set.tasks[0]
-    labels = labels_of(encoder, evaluation_set, images, task=zero_shot)
-    classes = ensemble_of(encoder, *zero_shot.all_prompts())
-    return classification_metrics(
-        label_ranks_of(encoder, images, classes, labels),
-        labels,
-        predicted=predicted_classes(images.embeddings, classes),
-        num_classes=len(classes),
-        groups={
-            name: _groups(encoder, evaluation_set, images, column=column)
-            for name, column in task.group_by.items()
-        },
-    )
-
-
-def _groups(
-    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages, *, column: int
-) -> Int[Tensor, " images"]:
-    """Each image's group, in a column of its .npy."""
-
-    def group(metadata: Mapping[str, Any]) -> int:
-        row = metadata.get("npy", [])
-        if column >= len(row):
-            raise ValueError(
-                f"groups stand in column {column} of a sample's .npy, it has {len(row)} columns; "
-                "mend the data or the task's group_by"
-            )
-        value = row[column]
-        if value < 0 or value != int(value):
-            raise ValueError(f"column {column} of the .npy must be a group's number, got {value}")
-        return int(value)
-
-    return of_each_image(encoder, evaluation_set, images, group)
 
 
 @dataclass(frozen=True)
