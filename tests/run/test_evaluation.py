@@ -15,6 +15,7 @@ from drrho.distributed import Processes
 from drrho.evaluation.retrieval import retrieval_ranks, separate_texts
 from drrho.evaluation.task_list import ListedTask
 from drrho.evaluation.zero_shot import ensemble
+from drrho.run.evaluation import EvaluateConfig
 from drrho.run.evaluation_set import (
     captions_of,
     embedded_set,
@@ -123,6 +124,15 @@ def test_a_task_list_is_done_once_and_goes_on(tasks, reference, capsys):
     other = ["--caption-templates", "a picture of {}"]
     assert main(["evaluate", run, *arguments, *other]) == 1
     assert "results.jsonl, line 1 is a result of another model" in capsys.readouterr().err
+
+
+def test_templates_are_of_the_tasks_with_captions(tasks, reference, capsys):
+    run = str(reference.parent / "run")
+    arguments = ["--tasks", "tasks.yml", "--data", "data", "--caption-templates", "a picture of {}"]
+    assert main(["evaluate", run, *arguments]) == 0
+    assert "average, 2 of 4 tasks" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"each template needs \{\}"):
+        EvaluateConfig(run=run, data=("data",), caption_templates=("a picture",))
 
 
 def test_a_damaged_task_does_not_end_the_others(tasks, reference, capsys):

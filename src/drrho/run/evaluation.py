@@ -17,6 +17,7 @@ from drrho.evaluation.retrieval import (
     reciprocal_rank_of_images,
     summarise_ranks,
 )
+from drrho.evaluation.tasks import require_templates
 from drrho.evaluation.zero_shot import summarise_labels
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.two_tower import TwoTower
@@ -122,7 +123,7 @@ class EvaluateConfig:
         output: file to write as well: JSON, or with `tasks` DataComp's results in JSON lines,
             where tasks that it holds already are not done again.
         caption_templates: texts with {} where a caption goes, whose embeddings are averaged; none
-            take captions as they are.
+            take captions as they are. With `tasks`, of those that have captions.
         batch_size: images embedded at once.
         workers: processes that decode, for each that encodes.
         device: where to compute.
@@ -143,6 +144,7 @@ class EvaluateConfig:
             raise ValueError("data must name at least one set")
         if self.tasks is not None and len(self.data) > 1:
             raise ValueError(f"with tasks, data is one folder of folders, got {list(self.data)}")
+        require_templates("caption_templates", self.caption_templates)
 
 
 def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:

@@ -41,14 +41,21 @@ class _Scored:
 def open_task_set(
     task: ListedTask, folder: Path, *, caption_templates: tuple[str, ...] = ()
 ) -> EvaluationSet:
-    """The data of a task in a folder; errors as of what opens its kind."""
+    """The data of a task in a folder; errors as of what opens its kind.
+
+    Args:
+        caption_templates: of the captions, where the data have some.
+    """
     match task.kind:
         case "associations":
             return open_association_set(folder)
         case "faces":
             return open_evaluation_set(folder, objectives=True)
         case "classification" | "retrieval" | None:
-            return open_evaluation_set(folder, caption_templates=caption_templates)
+            found = open_evaluation_set(folder)
+            return replace(
+                found, caption_templates=caption_templates if found.with_captions else ()
+            )
 
 
 def score_task(encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask) -> dict[str, Any]:
