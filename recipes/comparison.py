@@ -4,7 +4,8 @@
 
 DRRHO_STUDY is scenes-0, scenes-30 or scenes-60 (captioned scenes of which that share, in %, has
 another scene's caption), emoji-pictograms or openstax-figures (real captions; DRRHO_DATA names the
-folder that holds them). The scenes are drawn beforehand into runs/comparison/scenes:
+folder that holds them, and two sets for zero-shot transfer). The scenes are drawn beforehand into
+runs/comparison/scenes:
 
     cd runs/comparison/scenes
     drrho scenes reference --scenes.num-samples 4000 --scenes.seed 0
@@ -41,6 +42,7 @@ TEMPERATURE = 0.07  # of the references, and of the targets at the start
 RHO = 4.0  # below log(BATCH_SIZE - 1) = 4.84, so that learned temperatures can reach it
 
 kind, _, rate = STUDY.partition("-")
+transfer = {}  # zero-shot, after all training
 match kind:
     case "scenes":
         reference_data, validation, test = (
@@ -52,6 +54,8 @@ match kind:
         halves = ("0000..0004", "0005..0009") if kind == "emoji" else ("0000..0001", "0002..0004")
         reference_data, train = (f"{folder}/train-{{{half}}}.tar" for half in halves)
         validation, test = f"{folder}/val-0000.tar", f"{folder}/test-0000.tar"
+        if kind == "openstax":  # photographs, unlike emoji
+            transfer = {it: f"{DATA}/classification/{it}" for it in ("eurosat", "grocerystore")}
     case _:
         raise ValueError(f"DRRHO_STUDY = {STUDY!r} is no study; see {__file__}")
 
@@ -143,7 +147,7 @@ recipe = Comparison(
     output=f"runs/comparison/{STUDY}",
     references={"stronger": stronger, "equal": equal, "weaker": weaker},
     methods={name: settings(method) for name, method in methods.items()},
-    test=test,
+    test={"test": test} | transfer,
     seeds=(0, 1, 2, 3, 4),
     tuning=TuningConfig(),
     gap=GapConfig(weak="weaker", ceiling=ceiling),

@@ -135,3 +135,15 @@ def test_words_list_the_seeds_where_there_are_several():
     text = explain(RESULTS | {"methods": methods, "setup": setup})
     assert "MRR by seed: CLIP 0.100, 0.100." in text
     assert "bootstrap over the seeds" in text
+
+
+def test_a_set_without_captions_has_its_accuracies_by_seed():
+    accuracies = {"zero_shot/sky/top1": 0.25, "zero_shot/sky/top5": 0.75}
+    measured = method(0.1, seeds=(0, 1))
+    measured["tests"]["sky"] = accuracies
+    for run in measured["runs"]:
+        run["tests"]["sky"] = accuracies
+    setup = RESULTS["setup"] | {"seeds": [0, 1], "test": {"test": "test", "sky": "sky"}}
+    text = explain(RESULTS | {"methods": {"clip": measured}, "setup": setup})
+    assert "MRR by seed on test: CLIP 0.100, 0.100." in text
+    assert "Accuracy (sky) by seed on sky: CLIP 0.250, 0.250." in text

@@ -157,19 +157,24 @@ def _in_words(difference: Mapping[str, Any]) -> str:
 
 
 def _by_seed(results: Mapping[str, Any]) -> str:
+    """MRR of every run or, on a set without captions, its zero-shot accuracies."""
     if len(results["setup"]["seeds"]) == 1:
         return ""
+    methods = {name: found["runs"] for name, found in results["methods"].items() if found["runs"]}
     sentences = []
     for test in results["setup"]["test"]:
-        scores = [
-            f"{method_title(name)} "
-            + ", ".join(f"{run['tests'][test]['mrr']:.3f}" for run in method["runs"])
-            for name, method in results["methods"].items()
-            if method["runs"] and "mrr" in method["runs"][0]["tests"][test]
-        ]
-        if scores:
-            where = "" if len(results["setup"]["test"]) == 1 else f" on {test}"
-            sentences.append(f"MRR by seed{where}: {'; '.join(scores)}.")
+        measured = [run["tests"][test] for runs in methods.values() for run in runs]
+        if not measured:
+            continue
+        where = "" if len(results["setup"]["test"]) == 1 else f" on {test}"
+        for score in ["mrr"] if "mrr" in measured[0] else _score_names(measured[0]):
+            scores = [
+                f"{method_title(name)} "
+                + ", ".join(f"{run['tests'][test][score]:.3f}" for run in runs)
+                for name, runs in methods.items()
+            ]
+            title = "MRR" if score == "mrr" else f"Accuracy ({_short(score)})"
+            sentences.append(f"{title} by seed{where}: {'; '.join(scores)}.")
     return "\n\n".join(sentences)
 
 
