@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from drrho.models.build import ModelConfig
 from drrho.models.open_clip import import_open_clip
+from drrho.run.reference import PrecomputeConfig, precompute_reference
 from drrho.run.training import train_recipe
 from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.log import read_metrics
@@ -46,14 +47,26 @@ def transformer(tmp_path_factory):
     return ModelConfig(name=f"local-dir:{folder}")
 
 
-@pytest.fixture
-def recipe(steered_recipe, transformer, tmp_path):
+@pytest.fixture(scope="module")
+def steered(steered_recipe, transformer, reference, tmp_path_factory):
+    """DRRho-CLIP of the transformer; the variances over held-out pairs are logged too."""
+    stored = str(tmp_path_factory.mktemp("held-out") / "reference")
+    held_out = steered_recipe.evaluation
+    model = f"run:{reference.parent / 'run'}"
+    precompute_reference(
+        PrecomputeConfig(data=held_out.data, model=model, output=stored, device="cpu")
+    )
     return replace(
         steered_recipe,
         model=transformer,
-        output=str(tmp_path / "run"),
         training=replace(steered_recipe.training, max_grad_norm=1.0),
+        evaluation=replace(held_out, references=(stored,)),
     )
+
+
+@pytest.fixture
+def recipe(steered, tmp_path):
+    return replace(steered, output=str(tmp_path / "run"))
 
 
 def free_port(start):
@@ -139,16 +152,10 @@ def comparable(rows):
 
 
 @pytest.fixture(scope="module")
-def alone(steered_recipe, transformer, tmp_path_factory):
+def alone(steered, tmp_path_factory):
     """The run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    recipe = replace(
-        steered_recipe,
-        model=transformer,
-        output=str(folder),
-        training=replace(steered_recipe.training, max_grad_norm=1.0),
-    )
-    train_recipe(recipe)
+    train_recipe(replace(steered, output=str(folder)))
     return folder
 
 
@@ -163,6 +170,7 @@ def test_two_processes_train_what_one_trains(recipe, alone, tmp_path, parallel):
     ours, theirs = (comparable(read_metrics(folder)) for folder in (tmp_path / "run", alone))
     for row, expected in zip(ours, theirs, strict=True):
         assert row == pytest.approx(expected, rel=2e-3, abs=1e-4)
+    assert theirs[-1]["evaluation/excess_loss_variance/reference"] > 1e-3
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["processes"] == 2
     assert results["samples_seen"] == 48

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
-from drrho.evaluation.embed import embed_images, embed_texts
 from drrho.evaluation.variance import gap_variance
-from drrho.models.two_tower import TwoTower
 from drrho.reference.store import ReferenceStore
+from drrho.run.encoding import Encoder
 
 
 class HeldOutVariances:
@@ -38,34 +35,25 @@ class HeldOutVariances:
             for name, folder in zip(names, references, strict=True)
         }
 
-    def __call__(
-        self, model: TwoTower, *, device: torch.device, batch_size: int, workers: int = 0
-    ) -> dict[str, float]:
-        """`loss_variance`, and `excess_loss_variance/NAME` for each reference.
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """`loss_variance`, and `excess_loss_variance/NAME` for each reference; a collective.
 
         All of the same pairs: those that can be decoded and that every reference has.
         """
-        module: Any = model.module
-        images = embed_images(
-            evaluation_batches(
-                self._manifest,
-                model.eval_transform,
-                batch_size=batch_size,
-                workers=workers,
-                parts=("caption",),
-            ),
-            lambda pixels: module.encode_image(pixels.to(device), normalize=True),
-        )
-        texts = embed_texts(
-            [captions[0] for captions in images.captions],
-            lambda texts: module.encode_text(model.tokenizer(texts).to(device), normalize=True),
-            batch_size=batch_size,
-        )
-        found = {name: store.gather(images.sample_ids) for name, store in self._stores.items()}
+        images = encoder.images(self._manifest, name="held-out pairs", parts=("caption",))
+        sample_ids, captions = [], []
+        for ids, firsts in encoder.processes.gather(
+            (images.own.sample_ids.tolist(), [several[0] for several in images.own.captions])
+        ):
+            sample_ids += ids
+            captions += firsts
+        texts = encoder.texts(captions)
+        ids = torch.tensor(sample_ids)
+        found = {name: store.gather(ids) for name, store in self._stores.items()}
         present = torch.ones(len(texts), dtype=torch.bool)
         for stored in found.values():
             present &= stored.present
-        target = (images.image_embeddings[present], texts[present])
+        target = (images.embeddings[present], texts[present])
         return {"loss_variance": gap_variance(target)} | {
             f"excess_loss_variance/{name}": gap_variance(
                 target, (stored.image[present], stored.text[present])

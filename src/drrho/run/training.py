@@ -21,7 +21,8 @@ from drrho.files import exclusive, write_json
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
 from drrho.reference.views import ReferenceViews
-from drrho.run.evaluation import evaluate_model, open_evaluation_set
+from drrho.run.encoding import Encoder
+from drrho.run.evaluation import evaluate_encoder, open_evaluation_set
 from drrho.run.filtering import FilterReport, filtered
 from drrho.run.held_out import HeldOutVariances
 from drrho.run.processes import ProcessFailed, open_manifest_together, together
@@ -244,19 +245,17 @@ def _evaluators(
     if recipe.evaluation.references:
         variances = HeldOutVariances(held_out.manifest, recipe.evaluation.references)
 
+    encoder = Encoder(
+        model=model,
+        device=device,
+        batch_size=recipe.evaluation.batch_size,
+        workers=recipe.loading.workers,
+        processes=processes,
+    )
+
     def evaluator() -> dict[str, float]:
-        batch_size, workers = recipe.evaluation.batch_size, recipe.loading.workers
-        metrics = evaluate_model(
-            model,
-            held_out,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            processes=processes,
-        ).metrics
-        if variances is None:
-            return metrics
-        return metrics | variances(model, device=device, batch_size=batch_size, workers=workers)
+        metrics = evaluate_encoder(encoder, held_out).metrics
+        return metrics if variances is None else metrics | variances(encoder)
 
     return {"evaluation": evaluator}
 
