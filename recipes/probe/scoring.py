@@ -13,6 +13,8 @@ from scipy.stats import spearmanr
 
 from drrho.report.table import markdown_table
 
+MOST_IN_A_ROW = 7  # panels
+
 
 class Probe(NamedTuple):
     """One probe.
@@ -141,9 +143,14 @@ def _judge(names, probes, score, gains, *, alarm):
 def _draw(path, names, probes, gains, *, title):
     """Mean of every score against the gain, a panel for each score."""
     scores = list(probes[0].scores)
-    figure = Figure(figsize=(3.2 * len(scores), 3.6), layout="constrained")
+    rows = -(-len(scores) // MOST_IN_A_ROW)
+    columns = -(-len(scores) // rows)
+    figure = Figure(figsize=(3.2 * columns, 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[len(scores) :]:
+        unused.set_visible(False)
+    for ax, score in zip(panels[: len(scores)], scores, strict=True):
         for k, (name, gain) in enumerate(zip(names, gains, strict=True)):
             x = statistics.fmean(probe.scores[score][k] for probe in probes)
             flagged = sum(name in probe.flagged for probe in probes) * 2 > len(probes)

@@ -13,7 +13,7 @@ from drrho.data.items import manifest_of_items
 from drrho.data.subset import disjoint_halves, restricted
 from drrho.reference.loss_table import read_loss_table
 from drrho.reference.loss_writer import LossWriter
-from drrho.run.probe_pairs import Pairs, common_pairs, with_distinct_texts
+from drrho.run.probe_pairs import Pairs, common_pairs, reciprocal_ranks, with_distinct_texts
 
 RECIPE = """
 from dataclasses import replace
@@ -113,6 +113,10 @@ def test_references_of_pairs_are_ranked(tmp_path, monkeypatch, scenes, reference
     # Stored in half precision.
     assert named["steerability"][0] == pytest.approx(stored["steerability"][0], abs=1e-2)
     assert 0 < named["effective_share"] <= 1
+    value, low, high = named["mrr"]
+    assert 0 < low <= value <= high <= 1
+    assert value == pytest.approx(stored["mrr"][0], abs=0.05)
+    assert [row["resolved"] for row in document["references"].values()][1] is None
     assert named["precompute_seconds"] > 0
     assert stored["precompute_seconds"] is None
     assert named["contamination"] is not None
@@ -122,6 +126,14 @@ def test_references_of_pairs_are_ranked(tmp_path, monkeypatch, scenes, reference
     ids = [set(half.usable_ids().tolist()) for half in halves]
     assert not ids[0] & ids[1]
     assert ids[0] | ids[1] == set(open_manifest(data).usable_ids().tolist())
+
+
+def test_pairs_are_ranked_by_the_reference_s_own_reciprocal_rank():
+    """The right text of an image is first, second, and tied with the other two."""
+    cosines = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.4, 0.3], [0.3, 0.3, 0.3]]).double()
+    of_images = torch.tensor([1, 1 / 2, 1 / 2], dtype=torch.float64)  # ties rank in the middle
+    of_texts = torch.tensor([1, 1, 1 / 1.5], dtype=torch.float64)
+    torch.testing.assert_close(reciprocal_ranks(cosines), (of_images + of_texts) / 2)
 
 
 def test_another_image_of_a_caption_is_no_negative():

@@ -105,6 +105,14 @@ def positive_ranks(
     return PositiveRanks(ahead=ahead, tied_positives=tied_positives, tied_negatives=tied_negatives)
 
 
+def ranks_of_similarities(
+    similarity: Float[Tensor, "queries candidates"], positive: Bool[Tensor, "queries candidates"]
+) -> PositiveRanks:
+    """`positive_ranks` of cosines that are there already; each query has a positive."""
+    ahead, tied_positives, tied_negatives = _counts(similarity, positive)
+    return PositiveRanks(ahead=ahead, tied_positives=tied_positives, tied_negatives=tied_negatives)
+
+
 def _sorted_positives(
     positives: Int[Tensor, "2 pairs"], num_queries: int, num_candidates: int
 ) -> Int[Tensor, "2 pairs"]:

@@ -14,11 +14,12 @@ def probe_table(document: Mapping[str, Any]) -> str:
         document: what `probe.json` holds.
     """
     of_losses = document["kind"] == "losses"
-    header = ["reference", "S", "95 % interval", "ahead of next", "held-out loss", "scale", "ESS"]
-    header += ["temperature", "radius"] if of_losses else ["rho", "S, anchors", "precompute"]
+    header = ["reference", "S" if of_losses else "MRR", "95 % interval", "ahead of next"]
+    header += ["held-out loss", "scale", "ESS"]
+    header += ["temperature", "radius"] if of_losses else ["rho", "S", "S, anchors", "precompute"]
     rows, notes = [], []
     for name, found in document["references"].items():
-        value, low, high = found["steerability"]
+        value, low, high = _ranked_by(found, document)
         rows.append(
             [
                 name,
@@ -34,21 +35,20 @@ def probe_table(document: Mapping[str, Any]) -> str:
         notes += _notes(name, found)
     left_out = document.get("left_out", 0)
     lost = f"; {left_out:,} without a finite loss of every model are left out" if left_out else ""
-    closing = (
-        f"On {document['held_out']:,} held-out samples{lost}. S is the share of the excess risk "
+    closing = f"On {document['held_out']:,} held-out samples{lost}. "
+    closing += (
+        "S is the share of the excess risk of plain training that the reference is predicted to "
+        "remove."
+        if of_losses
+        else "Ordered by the reference's own mean reciprocal rank of the right partner, which "
+        "foretold gains best where that was checked; S did not (docs/results/probe.md). Heed "
+        "alarms, and try the first two in short runs."
     )
-    closing += "of plain training that the reference is predicted to remove."
-    if not of_losses:
-        closing += (
-            " For pairs this order did not come true on the one task that it was checked on "
-            "(docs/results/probe.md): compare the held-out losses, heed alarms, and try the first "
-            "two in short runs."
-        )
     return "\n\n".join([markdown_table(header, rows), closing, *notes])
 
 
 def draw_probe(document: Mapping[str, Any], path: Path) -> None:
-    """S of every reference with its interval, best on top; orange where there is an alarm.
+    """What references are ranked by, with its interval, best on top; orange is an alarm.
 
     Raises:
         OSError: the PNG cannot be written.
@@ -62,16 +62,22 @@ def draw_probe(document: Mapping[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     ax = figure.subplots()
     for place, (_, found) in enumerate(ordered):
-        value, low, high = found["steerability"]
+        value, low, high = _ranked_by(found, document)
         colour = "#D55E00" if found["alarm"] else "#0072B2"
         ax.plot([low, high], [place, place], color=colour)
         ax.plot(value, place, "o", color=colour)
     ax.set_yticks(range(len(ordered)), [name for name, _ in ordered])
     ax.invert_yaxis()
     ax.set_xlim(-0.02, 1.02)
-    ax.set_xlabel("steerability S, with 95 % interval (orange: has seen the training data?)")
+    score = "steerability S" if document["kind"] == "losses" else "mean reciprocal rank"
+    ax.set_xlabel(f"{score}, with 95 % interval (orange: has seen the training data?)")
     ax.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def _ranked_by(found: Mapping[str, Any], document: Mapping[str, Any]) -> list[float]:
+    """Estimate and interval of what orders the references."""
+    return found["steerability"] if document["kind"] == "losses" else found["mrr"]
 
 
 def _of_losses(found: Mapping[str, Any]) -> list[str]:
@@ -81,7 +87,8 @@ def _of_losses(found: Mapping[str, Any]) -> list[str]:
 def _of_pairs(found: Mapping[str, Any]) -> list[str]:
     seconds = found["precompute_seconds"]
     cost = "stored" if seconds is None else f"{seconds:,.0f} s"
-    return [f"{found['divergence']:.2f}", f"{found['by_anchor']:.3f}", cost]
+    scores = [f"{found['steerability'][0]:.3f}", f"{found['by_anchor']:.3f}"]
+    return [f"{found['divergence']:.2f}", *scores, cost]
 
 
 def _notes(name: str, found: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from drrho.analysis.steerability import (
     rank_references,
 )
 from drrho.data.indexing import open_manifest
+from drrho.evaluation.bootstrap import bootstrap_interval
 from drrho.files import write_atomically, write_json
 from drrho.reference.loss_table import read_loss_table
 from drrho.run.probe_pairs import (
@@ -187,25 +188,42 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> dict[str, Any]:
         "held_out": found.num_held_out,
         "pilot_steps": steps,
         "temperature": recipe.objective.temperature.initial,
-        "references": _pair_rows(found, rates, num_pairs=len(train.usable_ids())),
+        "references": _pair_rows(
+            found, rates, num_pairs=len(train.usable_ids()), generator=generator
+        ),
     }
     return _written(document, config.output)
 
 
 def _pair_rows(
-    found: PairsProbe, rates: dict[str, float | None], *, num_pairs: int
+    found: PairsProbe,
+    rates: dict[str, float | None],
+    *,
+    num_pairs: int,
+    generator: torch.Generator,
 ) -> dict[str, dict[str, Any]]:
-    return {
-        name: _entry(steerability, found.contamination[name])
-        | {
+    """By held-out mean reciprocal rank: of what was tried for pairs it foretells gains best."""
+    ranks = found.reciprocal_ranks
+    ordered = sorted(ranks, key=lambda name: -float(ranks[name].mean()))
+    rows = {}
+    for name, following in zip(ordered, [*ordered[1:], None], strict=True):
+        steerability, rate = found.ranked[name], rates[name]
+        ahead = None
+        if following is not None:
+            ahead = bootstrap_interval(ranks[name] - ranks[following], generator=generator)[0] > 0
+        rows[name] = _entry(steerability, found.contamination[name]) | {
+            "mrr": [
+                float(ranks[name].mean()),
+                *bootstrap_interval(ranks[name], generator=generator),
+            ],
+            "resolved": ahead,
             "held_out_loss": found.held_out_losses[name],
             "by_anchor": found.by_anchor[name].steerability.value,
             "effective_share": found.weights[name].effective_share,
             "divergence": found.weights[name].divergence,
-            "precompute_seconds": None if (rate := rates[name]) is None else num_pairs / rate,
+            "precompute_seconds": None if rate is None else num_pairs / rate,
         }
-        for name, steerability in found.ranked.items()
-    }
+    return rows
 
 
 def _entry(found: Steerability, seen: Contamination | None) -> dict[str, Any]:

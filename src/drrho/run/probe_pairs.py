@@ -21,6 +21,7 @@ from drrho.analysis.steerability import (
 from drrho.contrastive.config import ObjectiveConfig
 from drrho.data.manifest import Manifest
 from drrho.data.subset import disjoint_halves, restricted
+from drrho.evaluation.ranks import ranks_of_similarities
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.store import FILE_NAME as STORE_FILE
@@ -70,6 +71,7 @@ class PairsProbe:
         weights: name -> the adversary's weights at the pilots.
         contamination: name -> whether it has seen the training pairs; None if not measured.
         held_out_losses: name -> mean of the anchors' losses, in units of cosine similarity.
+        reciprocal_ranks: name -> of each held-out pair, the mean of both directions.
         num_held_out: pairs.
     """
 
@@ -78,6 +80,7 @@ class PairsProbe:
     weights: dict[str, NegativeWeights]
     contamination: dict[str, Contamination | None]
     held_out_losses: dict[str, float]
+    reciprocal_ranks: dict[str, Float64[Tensor, " pairs"]]
     num_held_out: int
 
 
@@ -234,8 +237,16 @@ def probe_pairs(
             for name in names
         },
         held_out_losses={name: float(losses_of[name].mean()) for name in names},
+        reciprocal_ranks={name: reciprocal_ranks(references[name].cosines) for name in names},
         num_held_out=len(middle),
     )
+
+
+def reciprocal_ranks(cosines: Cosines) -> Float64[Tensor, " pairs"]:
+    """1 / rank of the right text of an image and of the right image of a text, their mean."""
+    right = torch.eye(len(cosines), dtype=torch.bool)
+    directions = [ranks_of_similarities(x, right).reciprocal() for x in (cosines, cosines.T)]
+    return (directions[0] + directions[1]) / 2
 
 
 def training_subset(manifest: Manifest, size: int, *, generator: torch.Generator) -> Manifest:
