@@ -212,8 +212,9 @@ def _recipe(source: str, arguments: list[str]) -> Recipe:
     if not source.endswith(".py") and not Path(source).exists():
         near = difflib.get_close_matches(source, list(SUMMARIES))
         raise ValueError(
-            f"{source!r} is neither a Python file nor a published recipe; near it: "
-            f"{near or 'nothing'}. `drrho recipes` lists them"
+            f"{source!r} is neither a Python file nor a published recipe"
+            + (f"; near it: {near}" if near else "")
+            + ". `drrho recipes` lists them"
         )
     return _overridden(load_recipe(source, Recipe), source, arguments)
 

@@ -74,8 +74,15 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process works there, and this one is not to wait.
+        NotADirectoryError: a file has the folder's name, or that of one above it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"{folder} is to be a folder, and there is a file of that name or above; choose "
+            "another name"
+        ) from None
     if fcntl is None:
         yield
         return

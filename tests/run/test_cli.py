@@ -139,11 +139,18 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["index", "nowhere"], "nowhere"),
         (["train", "recipies.py"], "near it: ['recipe.py']"),
         (["train", "recipe.py"], "manifest train.json does not exist; run `drrho index`"),
         (["compare", "recipe.py"], "that is for `drrho train`"),
-        (["evaluate", "run", "--data", "x"], "has random weights"),
+        (
+            ["train", "recipies"],
+            "neither a Python file nor a published recipe. `drrho recipes`",
+        ),
+        (
+            ["index", "nowhere"],
+            "found at nowhere, which does not exist; expected",
+        ),
+        (["evaluate", "run", "--data", "x"], "'run' is no folder of a run"),
         (["evaluate", "ViT-B-99", "--pretrained", "x", "--data", "x"], "nor an architecture"),
         (["train", "broken.py"], "recipe broken.py, line 2: ZeroDivisionError"),
         (["train", "recipe.py", "--loading.batch-size", "1"], "at least 2"),

@@ -556,6 +556,13 @@ def test_two_processes_do_not_share_a_folder(plain_recipe, tmp_path):
         train_recipe(replace(plain_recipe, output=str(tmp_path)))
 
 
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(NotADirectoryError, match="is to be a folder"), exclusive(folder):
+            pass
+
+
 def test_recipes_refuse_options_without_effect(plain_recipe, steered_recipe):
     with pytest.raises(ValueError, match="needs a reference"):
         replace(steered_recipe, reference=None)

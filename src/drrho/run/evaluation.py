@@ -177,8 +177,13 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
     """
     is_run = Path(config.run).is_dir() and config.pretrained is None
     name = f"run:{config.run}" if is_run else config.run
+    if config.pretrained is None and ":" not in name:
+        raise ValueError(
+            f"{name!r} is no folder of a run, and without --pretrained no model with weights; give "
+            "the folder of a finished run, --pretrained TAG_OR_FILE with an architecture, or a "
+            "model such as local-dir:PATH"
+        )
     named = ModelConfig(name=name, pretrained=config.pretrained)
-    named.require_trained()
     with together(config.device) as (processes, device):
         model = build_model(named, seed=0)
         model.module.to(device).eval()

@@ -276,7 +276,9 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")])
-        raise FileNotFoundError(f"recipe {path} does not exist; near it: {near or 'nothing'}")
+        raise FileNotFoundError(
+            f"recipe {path} does not exist" + (f"; near it: {near}" if near else "")
+        )
     try:
         recipe = runpy.run_path(str(path)).get("recipe")
     except Exception as error:  # it is a program of the user's
