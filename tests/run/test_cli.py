@@ -160,7 +160,11 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
         ),
         (["train", "recipe.py", "--model.name", "ViT-B-99"], "model.small has no effect"),
         (["train", "recipe.py", "--reference", "None"], "needs a reference"),
+        (["train", "recipe.py", "--selection.batch-size", "4"], "recipe.py has selection = None"),
+        (["train", "recipe.py", "--loading.views.count=4"], "recipe.py has loading.views = None"),
         (["reference", "losses", "nowhere"], "nowhere holds no losses"),
+        (["reference", "imports"], "'reference imports' is no command; there are reference pre"),
+        (["scaling"], "'scaling' is no command; there are scaling fit RESULTS"),
     ],
 )
 def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, message):
