@@ -164,6 +164,11 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
         (["train", "recipe.py", "--loading.views.count=4"], "recipe.py has loading.views = None"),
         (["reference", "losses", "nowhere"], "nowhere holds no losses"),
         (["reference", "imports"], "'reference imports' is no command; there are reference pre"),
+        (
+            ["evaluate", "x", "--data", "y", "--output", "."],
+            "output = '.' is a folder; name a file",
+        ),
+        (["report", "run", "-o", "."], "output = '.' is a folder; name a file"),
         (["scaling"], "'scaling' is no command; there are scaling fit RESULTS"),
     ],
 )

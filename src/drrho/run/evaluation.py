@@ -142,6 +142,8 @@ class EvaluateConfig:
     def __post_init__(self):
         if not self.data:
             raise ValueError("data must name at least one set")
+        if self.output is not None and Path(self.output).is_dir():  # before hours of scoring
+            raise ValueError(f"output = {self.output!r} is a folder; name a file in it")
         if self.tasks is not None and len(self.data) > 1:
             raise ValueError(f"with tasks, data is one folder of folders, got {list(self.data)}")
         require_templates("caption_templates", self.caption_templates)
