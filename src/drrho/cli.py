@@ -24,7 +24,7 @@ try:
     from drrho.run.index import IndexConfig, MixConfig
     from drrho.run.probe import LossesProbeConfig, ProbeConfig
     from drrho.run.processes import is_follower
-    from drrho.run.recipe import Recipe, load_recipe
+    from drrho.run.recipe import Recipe, absent_part, load_recipe
     from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
     from drrho.run.reference_import import ImportConfig
     from drrho.run.report import ReportConfig
@@ -172,6 +172,11 @@ def _dispatch(arguments: list[str]) -> int:
             print(__version__)
         case [] | ["--help" | "-h" | "help"] | ["reference" | "scaling", "--help" | "-h"]:
             print(USAGE, end="")
+        case ["reference" | "scaling" as group, *_]:
+            given = " ".join(arguments[:2])
+            ways = [line for line in USAGE.splitlines() if line.startswith(f"  {group} ")]
+            print(f"drrho: {given!r} is no command; there are\n", *ways, sep="\n", file=sys.stderr)
+            return 2
         case _:
             print(f"drrho: unknown command {' '.join(arguments[:2])!r}\n\n{USAGE}", file=sys.stderr)
             return 2
@@ -212,8 +217,9 @@ def _recipe(source: str, arguments: list[str]) -> Recipe:
     if not source.endswith(".py") and not Path(source).exists():
         near = difflib.get_close_matches(source, list(SUMMARIES))
         raise ValueError(
-            f"{source!r} is neither a Python file nor a published recipe; near it: "
-            f"{near or 'nothing'}. `drrho recipes` lists them"
+            f"{source!r} is neither a Python file nor a published recipe"
+            + (f"; near it: {near}" if near else "")
+            + ". `drrho recipes` lists them"
         )
     return _overridden(load_recipe(source, Recipe), source, arguments)
 
@@ -252,7 +258,16 @@ def _overridden(recipe: Recipe, path: str, arguments: list[str]) -> Recipe:
 
     What the recipe leaves out altogether (`selection`, `objective.distillation`) has no fields to
     change; it is added in the file.
+
+    Raises:
+        ValueError: an option is of a part that the recipe leaves out.
     """
+    for option in arguments:
+        if option.startswith("--") and (part := absent_part(recipe, option)):
+            raise ValueError(
+                f"{option} has nothing to change: recipe {path} has {part} = None. Set {part} in a "
+                "recipe's file; the command line can change it then"
+            )
     return tyro.cli(
         Recipe,
         args=arguments,

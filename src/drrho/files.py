@@ -23,7 +23,12 @@ def opened_atomically(path: Path) -> Iterator[BinaryIO]:
     The content is on the disk before it has its name, and the name before this returns: a crash
     of the machine loses the new content or nothing. A killed process leaves a hidden file that
     ends in `PARTIAL_SUFFIX` behind. The folder is made if need be.
+
+    Raises:
+        IsADirectoryError: a folder has the file's name.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file to write; name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     try:
@@ -74,8 +79,15 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process works there, and this one is not to wait.
+        NotADirectoryError: a file has the folder's name, or that of one above it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"{folder} is to be a folder, and there is a file of that name or above; choose "
+            "another name"
+        ) from None
     if fcntl is None:
         yield
         return

@@ -273,7 +273,7 @@ def test_what_is_not_there_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match="cannot read nonsense://a.tar.*fsspec"):
         resolve_shards("nonsense://a.tar")
     write_flawed_set(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"train-4\.tar does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train-4\.tar, which does not exist"):
         resolve_shards(f"{tmp_path}/train-{{0..4}}.tar")
 
 

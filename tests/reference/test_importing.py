@@ -195,6 +195,25 @@ def test_rows_of_another_data_set_are_refused(prepared, tmp_path):
         ReferenceStore.open(config.output, index_shards(other))
 
 
+def test_samples_without_the_field_that_joins_are_told(tmp_path):
+    data = tmp_path / "data"
+    write_shard(data / "a.tar", [pair(n) for n in range(2)])
+    tars = tmp_path / "embeddings"
+    arrays = io.BytesIO()
+    np.savez(arrays, image_emb=np.ones(4), text_emb=np.ones(4))
+    write_shard(tars / "a.tar", [{"npz": arrays.getvalue()}])
+    config = ImportConfig(
+        format="members",
+        source=str(tars),
+        data=str(data),
+        output=str(tmp_path / "out"),
+        model="a model",
+        key_field="uid",
+    )
+    with pytest.raises(ValueError, match=r"\(2 no uid\). They are joined by uid"):
+        import_reference(config)
+
+
 def test_two_imports_can_be_told_apart(prepared, tmp_path, data):
     import_reference(prepared)
     source = tmp_path / "source"

@@ -176,3 +176,9 @@ def test_the_store_says_which_model_it_is_of(data, folder):
     store = ReferenceStore.open(folder, Manifest(shards=index_shards(data).shards[:1]))
     assert store.identity["architecture"] == "small"
     assert store.identity["precision"] == "float32"
+
+
+def test_a_file_is_no_reference(tmp_path, data):
+    (tmp_path / "train.json").touch()
+    with pytest.raises(NotADirectoryError, match=r"train\.json is a file, not a folder that holds"):
+        ReferenceStore.open(tmp_path / "train.json", index_shards(data))

@@ -56,6 +56,12 @@ def test_a_summary_says_what_the_numbers_say():
     assert summarise_run("r", RECIPE, [], None)["headline"] is None
 
 
+def test_one_row_is_no_course():
+    words = " ".join(summarise_run("r", RECIPE, ROWS[1:2], {})["sentences"])
+    assert "mean reciprocal rank is 0.200; it was evaluated once" in words
+    assert "stayed at 0.05; it ended smaller" in words
+
+
 def scores(mrr, **more):
     return {"mrr": mrr, "image_to_text/R@1": mrr / 2, "zero_shot/shape/top1": 0.5} | more
 

@@ -129,6 +129,8 @@ def test_from_rho_is_the_theorems_radius():
     assert ChiSquareBall.from_rho(5.0, num_samples=1000) == ChiSquareBall(radius=0.005)
     with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
         ChiSquareBall.from_rho(5.0, num_samples=0)
+    with pytest.raises(ValueError, match="rho must be finite and not negative, got -1"):
+        ChiSquareBall.from_rho(-1, num_samples=10)
 
 
 def test_ball_that_holds_every_distribution_says_so():

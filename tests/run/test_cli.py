@@ -139,11 +139,18 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["index", "nowhere"], "nowhere"),
         (["train", "recipies.py"], "near it: ['recipe.py']"),
         (["train", "recipe.py"], "manifest train.json does not exist; run `drrho index`"),
         (["compare", "recipe.py"], "that is for `drrho train`"),
-        (["evaluate", "run", "--data", "x"], "has random weights"),
+        (
+            ["train", "recipies"],
+            "neither a Python file nor a published recipe. `drrho recipes`",
+        ),
+        (
+            ["index", "nowhere"],
+            "found at nowhere, which does not exist; expected",
+        ),
+        (["evaluate", "run", "--data", "x"], "'run' is no folder of a run"),
         (["evaluate", "ViT-B-99", "--pretrained", "x", "--data", "x"], "nor an architecture"),
         (["train", "broken.py"], "recipe broken.py, line 2: ZeroDivisionError"),
         (["train", "recipe.py", "--loading.batch-size", "1"], "at least 2"),
@@ -153,7 +160,16 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
         ),
         (["train", "recipe.py", "--model.name", "ViT-B-99"], "model.small has no effect"),
         (["train", "recipe.py", "--reference", "None"], "needs a reference"),
+        (["train", "recipe.py", "--selection.batch-size", "4"], "recipe.py has selection = None"),
+        (["train", "recipe.py", "--loading.views.count=4"], "recipe.py has loading.views = None"),
         (["reference", "losses", "nowhere"], "nowhere holds no losses"),
+        (["reference", "imports"], "'reference imports' is no command; there are reference pre"),
+        (
+            ["evaluate", "x", "--data", "y", "--output", "."],
+            "output = '.' is a folder; name a file",
+        ),
+        (["report", "run", "-o", "."], "output = '.' is a folder; name a file"),
+        (["scaling"], "'scaling' is no command; there are scaling fit RESULTS"),
     ],
 )
 def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, message):

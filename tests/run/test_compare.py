@@ -12,6 +12,7 @@ from drrho.data.views import Views
 from drrho.files import exclusive
 from drrho.models.build import ModelConfig
 from drrho.run.commands import CompareConfig, run_compare
+from drrho.run.compare import compare
 from drrho.run.comparison import Comparison, GapConfig, Part, Stored, TuningConfig
 from drrho.run.filtering import FilterConfig
 from drrho.run.selection import SelectionConfig
@@ -201,6 +202,13 @@ def test_what_cannot_be_is_refused(comparison, changes, message):
 def test_a_test_set_is_not_what_was_trained_on(comparison):
     with pytest.raises(ValueError, match="take another"):
         replace(comparison, test=comparison.methods["clip"].data)
+
+
+def test_a_missing_test_set_is_said_before_anything_is_trained(comparison, tmp_path):
+    lost = replace(comparison, output=str(tmp_path / "out"), test={"a": "gone.json"})
+    with pytest.raises(FileNotFoundError, match=r"manifest gone\.json does not exist"):
+        compare(lost)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from drrho.contrastive.tiles import tiled_log_gap_means
 from drrho.data.batch import Batch
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.data.views import Views
-from drrho.files import exclusive
+from drrho.files import exclusive, write_atomically
 from drrho.reference.store import ReferenceStore
 from drrho.run.index import IndexConfig, write_manifest
 from drrho.run.recipe import EvaluationConfig
@@ -554,6 +554,19 @@ def test_another_evaluation_set_of_a_finished_run_is_not_ignored(plain_recipe, s
 def test_two_processes_do_not_share_a_folder(plain_recipe, tmp_path):
     with exclusive(tmp_path), pytest.raises(BlockingIOError, match="another process"):
         train_recipe(replace(plain_recipe, output=str(tmp_path)))
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a file to write"):
+        write_atomically(tmp_path, b"")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(NotADirectoryError, match="is to be a folder"), exclusive(folder):
+            pass
 
 
 def test_recipes_refuse_options_without_effect(plain_recipe, steered_recipe):

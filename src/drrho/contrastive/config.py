@@ -1,7 +1,7 @@
 """What is minimised, as plain data: the choice of a contrastive objective and its numbers."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from drrho.contrastive.temperature import TemperatureConfig
 
@@ -226,7 +226,9 @@ def named_objective(
         case "drrho_clip":
             return of("drrho_clip", constant)
         case _:
-            raise ValueError(f"no algorithm is called {algorithm!r}; see named_objective")
+            raise ValueError(
+                f"no algorithm is called {algorithm!r}; there are {', '.join(get_args(Algorithm))}"
+            )
 
 
 def default_epsilon(method: Method) -> float:

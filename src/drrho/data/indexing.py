@@ -19,7 +19,7 @@ from drrho.data.shards import (
     read_shard,
 )
 from drrho.data.sources import DATASET_FILE, TABLE_SUFFIXES, Layout, image_folders, open_rows
-from drrho.data.storage import FileState, file_state, find_files, list_folder
+from drrho.data.storage import FileState, file_state, find_files, list_folder, nothing_at
 from drrho.progress import Progress
 
 
@@ -110,10 +110,7 @@ def resolve_shards(source: str | Path) -> list[str]:
     if not urls:
         urls = _without_tars(os.path.expanduser(source))
     if not urls:
-        raise FileNotFoundError(
-            f"no shards found at {source}; expected a folder of .tar files or of images, a .tar, "
-            ".csv or .parquet file, a glob or brace pattern, or a manifest .json"
-        )
+        raise nothing_at(source)
     return urls
 
 

@@ -148,16 +148,24 @@ def _file_system(url: str) -> fsspec.AbstractFileSystem:
         ) from error
 
 
+def nothing_at(place: str) -> FileNotFoundError:
+    """The error of a place without data."""
+    return FileNotFoundError(
+        f"no shards found at {place}; expected a folder of .tar files or of images, a .tar, .csv "
+        "or .parquet file, a glob or brace pattern, or a manifest .json"
+    )
+
+
 def _matches(pattern: str) -> list[str]:
     if is_remote(pattern):
         system = _file_system(pattern)
         if glob.has_magic(pattern):
             return sorted(system.unstrip_protocol(str(path)) for path in system.glob(pattern))
         if not system.exists(pattern):
-            raise FileNotFoundError(f"shard {pattern} does not exist")
+            raise nothing_at(f"{pattern}, which does not exist")
         return [pattern]
     if os.path.exists(pattern):
         return [os.path.abspath(pattern)]
     if not glob.has_magic(pattern):
-        raise FileNotFoundError(f"shard {pattern} does not exist")
+        raise nothing_at(f"{pattern}, which does not exist")
     return sorted(os.path.abspath(path) for path in glob.glob(pattern))

@@ -95,7 +95,9 @@ def _parse(text: str, source: str) -> dict[str, dict]:
     except yaml.YAMLError as error:
         raise ValueError(f"task list {source} is not YAML: {error}") from error
     if not isinstance(entries, dict) or not entries:
-        raise ValueError(f"task list {source} must be an object of task key -> task, with one")
+        raise ValueError(
+            f"task list {source} must be an object of task key -> task, with at least one"
+        )
     for key, entry in entries.items():
         if not isinstance(key, str) or not isinstance(entry, dict | None):
             raise ValueError(f"{source}, task {key!r}: expected an object, got {entry!r}")

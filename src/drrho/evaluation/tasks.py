@@ -211,7 +211,13 @@ def _is_list_of_texts(value: object) -> bool:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} is missing; it needs one entry a line"
+            + (", such as 'a photo of a {c}.'" if path.name == TEMPLATES_FILE else "")
+        ) from None
     if not lines:
         raise ValueError(f"{path} is empty; it needs one entry a line")
     for number, line in enumerate(lines, start=1):

@@ -148,7 +148,7 @@ def load_model(folder: Path) -> TwoTower:
     if not (folder / SMALL_CONFIG_FILE).is_file():
         raise FileNotFoundError(
             f"{folder} holds no model: it is written when training ends. Finish the run "
-            "(`drrho train` with the same recipe continues it), or give another folder"
+            "(`drrho train` with the same recipe continues it), or give the folder of one"
         )
     fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
     model = build_model(ModelConfig(name="small", small=SmallConfig(**fields)), seed=0)

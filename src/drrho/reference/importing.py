@@ -67,8 +67,15 @@ def import_embeddings(
             reasons.update(embeddings.absent.values())
             progress.advance(entry.num_samples, absent=reasons.total())
     if reasons.total() == manifest.num_samples:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        if not lookup.seen:
+            raise ValueError(
+                f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). "
+                f"They are joined by {source.key_noun}, and those of the imported rows are like "
+                f"{_first_keys(source)}"
+            )
         raise ValueError(
-            f"not one of {manifest.num_samples} samples has imported embeddings ({dict(reasons)}). "
+            f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). "
             f"Their {source.key_noun}s are like {lookup.seen}, those of the imported rows like "
             f"{_first_keys(source)}; is it of another data set?"
         )

@@ -87,6 +87,7 @@ def load_card(
 
     Raises:
         FileNotFoundError: there is none.
+        NotADirectoryError: its folder is a file.
         ValueError: it is damaged, or of a version or kind that this program does not read.
     """
     try:
@@ -95,6 +96,10 @@ def load_card(
         card = parse(document) if found == list(expected.values()) else None
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} holds no {path.name}; {remedy}") from None
+    except NotADirectoryError:
+        raise NotADirectoryError(
+            f"{path.parent} is a file, not a folder that holds {path.name}; {remedy}"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); {remedy}") from error
     if card is None:

@@ -35,7 +35,12 @@ def summarise_run(
     sentences.append(f"{method}, {done} of {steps:,} steps, {samples:,} samples seen.")
     sentences[0] = sentences[0].replace(f"finished of {steps:,} steps", f"finished {steps:,} steps")
     quality = [value for row in rows if (value := row.get("evaluation/mrr")) is not None]
-    if quality:
+    if len(quality) == 1:
+        sentences.append(
+            f"On the evaluation set its mean reciprocal rank is {quality[0]:.3f}; it was evaluated "
+            "once."
+        )
+    elif quality:
         best = "its best" if quality[-1] == max(quality) else f"the best was {max(quality):.3f}"
         sentences.append(
             f"On the evaluation set its mean reciprocal rank went from {quality[0]:.3f} to "
@@ -52,10 +57,12 @@ def _steering(rows: Sequence[Row], *, num_negatives: int) -> list[str]:
     first = next((v for r in rows if (v := r.get("excess_loss_variance")) is not None), None)
     if excess is not None and plain is not None and first is not None:
         size = "smaller" if excess < plain else "larger"
+        start, end = f"{first:.3g}", f"{excess:.3g}"
         course = "fell" if excess < first else "rose"
+        course = f"stayed at {end}" if start == end else f"{course} from {start} to {end}"
         found.append(
-            f"The variance of the excess loss {course} from {first:.3g} to {excess:.3g}; it ended "
-            f"{size} than that of the loss, {plain:.3g}."
+            f"The variance of the excess loss {course}; it ended {size} than that of the loss, "
+            f"{plain:.3g}."
         )
     share = recent(rows, "effective_sample_size", tail=TAIL)
     if share is not None:

@@ -269,6 +269,8 @@ class ChiSquareBall:
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if not 0 <= rho < math.inf:
+            raise ValueError(f"rho must be finite and not negative, got {rho}")
         return cls(radius=rho / num_samples)
 
     def __call__(

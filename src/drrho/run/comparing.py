@@ -35,9 +35,12 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
     """Does what is missing of some runs; those that fail are noted and the others go on.
 
     Raises:
+        FileNotFoundError: a test set is not there. That is said before anything is trained.
+        ValueError: a test set has nothing to evaluate; the same.
         TrainingInterrupted: a signal came; what was finished is kept, and the run continues.
     """
     tests = TestSets(comparison.tests)
+    tests.contents()  # opens them: a missing one would show when all is trained
     for part in parts:
         folder = Path(comparison.recipe(part).output)
         try:

@@ -265,6 +265,18 @@ def default_values(config: object) -> dict[str, Any]:
     return found
 
 
+def absent_part(recipe: object, option: str) -> str | None:
+    """The part that an option such as `--selection.batch-size` is of, where the recipe lacks it."""
+    names = option.partition("=")[0].removeprefix("--").replace("-", "_").split(".")
+    for depth, name in enumerate(names[:-1], start=1):
+        if not is_dataclass(recipe) or name not in {part.name for part in fields(recipe)}:
+            return None
+        recipe = getattr(recipe, name)
+        if recipe is None:
+            return ".".join(names[:depth])
+    return None
+
+
 def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
     """The object called `recipe` of a Python file.
 
@@ -276,7 +288,9 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")])
-        raise FileNotFoundError(f"recipe {path} does not exist; near it: {near or 'nothing'}")
+        raise FileNotFoundError(
+            f"recipe {path} does not exist" + (f"; near it: {near}" if near else "")
+        )
     try:
         recipe = runpy.run_path(str(path)).get("recipe")
     except Exception as error:  # it is a program of the user's

@@ -69,6 +69,8 @@ class ReportConfig:
     def __post_init__(self):
         if not self.runs:
             raise ValueError("report needs at least one run")
+        if Path(self.output).is_dir():
+            raise ValueError(f"output = {self.output!r} is a folder; name a file in it")
         if not self.galleries and self.gallery != GalleryConfig():
             raise ValueError("gallery has no effect with galleries = False; leave it out")
 

@@ -287,8 +287,9 @@ def _finished_results(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any] 
         )
     before, now = (c["evaluation"]["data"] for c in (results["recipe"], config))
     if now is not None and before != now:
+        done = "was not evaluated" if before is None else f"was evaluated on {before}"
         raise ValueError(
-            f"{folder} is finished and was evaluated on {before}; for another set run "
+            f"{folder} is finished and {done}; for another set run "
             f"`drrho evaluate {folder} --data {now}`"
         )
     return results
