@@ -46,6 +46,7 @@ def test_a_list_needs_to_say_only_what_is_its_own(tmp_path):
         ("a: [", "is not YAML"),
         ("[]", "must be an object of task key"),
         ("a: 3", "task 'a': expected an object, got 3"),
+        ("a: {size: 1}\nb:\na: {size: 2}", "has the task 'a' more than once"),
         ("a: {metric: acc1}", r"task 'a': unknown entries \['metric'\]"),
         ("a: {name: 3}", "name must be a text, got 3"),
         ("a: {size: many}", "size must be a positive number, got 'many'"),

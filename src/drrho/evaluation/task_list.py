@@ -1,5 +1,6 @@
 """A list of evaluation tasks with their main metrics, in the form of DataComp's tasklist.yml."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -92,12 +93,17 @@ def _parse(text: str, source: str) -> dict[str, dict]:
 
     try:
         entries = yaml.safe_load(text)
+        tree = yaml.compose(text)  # of two entries with one key `entries` has the last alone
     except yaml.YAMLError as error:
         raise ValueError(f"task list {source} is not YAML: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise ValueError(
             f"task list {source} must be an object of task key -> task, with at least one"
         )
+    assert isinstance(tree, yaml.MappingNode)
+    keys = Counter(node.value for node, _ in tree.value)
+    if repeated := [key for key, count in keys.items() if count > 1]:
+        raise ValueError(f"{source} has the task {repeated[0]!r} more than once")
     for key, entry in entries.items():
         if not isinstance(key, str) or not isinstance(entry, dict | None):
             raise ValueError(f"{source}, task {key!r}: expected an object, got {entry!r}")
