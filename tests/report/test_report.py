@@ -144,6 +144,11 @@ def test_a_set_without_captions_has_its_accuracies_by_seed():
     for run in measured["runs"]:
         run["tests"]["sky"] = accuracies
     setup = RESULTS["setup"] | {"seeds": [0, 1], "test": {"test": "test", "sky": "sky"}}
-    text = explain(RESULTS | {"methods": {"clip": measured}, "setup": setup})
+    results = RESULTS | {"methods": {"clip": measured}, "setup": setup, "references": {}}
+    _, of_sky = comparison_table(results).split("**sky**")
+    header, _, row = of_sky.strip().splitlines()
+    assert [cell.strip() for cell in header.strip("|").split("|")] == ["", "sky"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == ["CLIP", "0.250"]
+    text = explain(results)
     assert "MRR by seed on test: CLIP 0.100, 0.100." in text
     assert "Accuracy (sky) by seed on sky: CLIP 0.250, 0.250." in text

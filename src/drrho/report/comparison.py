@@ -72,8 +72,13 @@ def _table_of(test: str, results: Mapping[str, Any]) -> str:
         rows[title] = method["tests"].get(test, {})
     present = [metrics for metrics in rows.values() if metrics]
     scores = _score_names(present[0]) if present else []
-    header = ["", "MRR", "95 % interval", *map(_short, scores)]
-    return markdown_table(header, [_row(name, found, scores) for name, found in rows.items()])
+    with_mrr = not present or any("mrr" in metrics for metrics in present)
+    header = ["", *(["MRR", "95 % interval"] if with_mrr else []), *map(_short, scores)]
+    cells = [
+        [name, *(_mrr(found) if with_mrr else []), *(_share(found.get(it)) for it in scores)]
+        for name, found in rows.items()
+    ]
+    return markdown_table(header, cells)
 
 
 def _opening(results: Mapping[str, Any]) -> str:
@@ -280,13 +285,11 @@ def _short(name: str) -> str:
             return rest.removesuffix("/top1")
 
 
-def _row(name: str, metrics: Mapping[str, Any], scores: list[str]) -> list[str]:
+def _mrr(metrics: Mapping[str, Any]) -> list[str]:
     interval = metrics.get("mrr_interval")
     return [
-        name,
         _share(metrics.get("mrr")),
         "" if interval is None else f"{interval[0]:.3f}-{interval[1]:.3f}",
-        *(_share(metrics.get(score)) for score in scores),
     ]
 
 
