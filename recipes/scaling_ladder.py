@@ -66,4 +66,5 @@ recipe = Comparison(
         for steps in STEPS
     },
     test=f"{OUTPUT}/scenes/test",
+    seeds=(0, 1, 2),
 )
