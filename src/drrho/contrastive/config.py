@@ -138,8 +138,8 @@ class ObjectiveConfig:
             if self.rho is None and self.temperature.learned:
                 raise ValueError(
                     f"method {self.method!r} with a temperature that is learned ({kind}) needs "
-                    "objective.rho: without it every step raises the temperature. FastCLIP was published with "
-                    "6.5 to 11; it must lie below log(batch size - 1) to be reached"
+                    "objective.rho: without it every step raises the temperature. FastCLIP was "
+                    "published with 6.5 to 11; it must lie below log(batch size - 1) to be reached"
                 )
         elif kind == "per_sample" or (kind == "per_direction" and self.method == "siglip"):
             raise ValueError(
