@@ -177,14 +177,12 @@ def probe(
     plan: Plan, plain: Recipe, models: dict[str, str], held_out: Manifest, replicate: int
 ) -> PairsProbe:
     """What `drrho probe` does, with references that are embedded once."""
+    train = open_manifest(plain.data)
     pilots = train_pilots(
-        plain,
-        open_manifest(plain.data),
-        output=plan.runs / f"pilots-{replicate}",
-        steps=plan.pilot_steps,
+        plain, train, output=plan.runs / f"pilots-{replicate}", steps=plan.pilot_steps
     )
     generator, device = torch.Generator().manual_seed(replicate), torch.device("cpu")
-    subset = training_subset(open_manifest(plain.data), HELD_OUT, generator=generator)
+    subset = training_subset(train, HELD_OUT, generator=generator)
     embedded = {name: embed(source, held_out, device=device) for name, source in models.items()}
     pairs = common_pairs(
         {pilot: embed(pilot, held_out, device=device) for pilot in pilots} | embedded

@@ -53,6 +53,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def require_no_folder(argument: str, path: str) -> None:
+    """Raises ValueError if a folder has the name of a file that is to be written at the end."""
+    if Path(path).is_dir():
+        raise ValueError(f"{argument} = {path!r} is a folder; name a file in it")
+
+
 def rename_folder(folder: Path, name: Path) -> None:
     """Gives a folder its final name, once what it holds is on the disk.
 

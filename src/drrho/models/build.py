@@ -57,13 +57,18 @@ class ModelConfig:
         if self.name != "small" and self.small != SmallConfig():
             raise ValueError(f"model.small has no effect on model.name = {self.name!r}")
 
+    @property
+    def names_weights(self) -> bool:
+        """Whether there are weights; an architecture alone has random ones."""
+        return self.pretrained is not None or ":" in self.name
+
     def require_trained(self) -> None:
         """Checks that the configuration names weights.
 
         Raises:
             ValueError: it is an architecture alone, whose weights would be random.
         """
-        if self.pretrained is None and ":" not in self.name:
+        if not self.names_weights:
             raise ValueError(
                 f"model {self.name!r} without pretrained has random weights; give --pretrained "
                 "TAG_OR_FILE, or a model such as local-dir:PATH or run:PATH"

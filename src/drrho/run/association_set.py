@@ -59,11 +59,7 @@ def association_scores(
     Raises:
         ValueError: there is no such question.
     """
-    found = {
-        sample_id
-        for own in encoder.processes.gather(images.own.sample_ids.tolist())
-        for sample_id in own
-    }
+    found = set(encoder.sample_ids(images).tolist())
     questions, kept, start = [], [], 0
     for question in evaluation_set.questions:
         places = range(start, start + len(question.candidates))  # the ids of its images

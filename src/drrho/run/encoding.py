@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from drrho.data.batch import Examples
@@ -105,6 +105,10 @@ class Encoder:
             own=own, embeddings=self._gathered(own.image_embeddings), num_skipped=len(skipped)
         )
 
+    def sample_ids(self, images: SharedImages) -> Int64[Tensor, " images"]:
+        """Of all images, in the order of their embeddings; a collective."""
+        return self._gathered(images.own.sample_ids)
+
     def texts(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
         """Encodes texts, at least one; a collective."""
         starts = range(0, len(texts), self.batch_size)
@@ -187,7 +191,7 @@ class Encoder:
             blank = encode().float().cpu()
         return blank
 
-    def _gathered(self, own: Float[Tensor, "own dim"]) -> Float[Tensor, "all dim"]:
+    def _gathered(self, own: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
         if self.processes.size == 1:
             return own
         return partition(len(own), group=self.processes.host).gather(own)

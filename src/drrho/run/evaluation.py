@@ -19,6 +19,7 @@ from drrho.evaluation.retrieval import (
 )
 from drrho.evaluation.tasks import require_templates
 from drrho.evaluation.zero_shot import summarise_labels
+from drrho.files import require_no_folder
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.two_tower import TwoTower
 from drrho.run.encoding import Encoder
@@ -142,8 +143,8 @@ class EvaluateConfig:
     def __post_init__(self):
         if not self.data:
             raise ValueError("data must name at least one set")
-        if self.output is not None and Path(self.output).is_dir():  # before hours of scoring
-            raise ValueError(f"output = {self.output!r} is a folder; name a file in it")
+        if self.output is not None:  # before hours of scoring
+            require_no_folder("output", self.output)
         if self.tasks is not None and len(self.data) > 1:
             raise ValueError(f"with tasks, data is one folder of folders, got {list(self.data)}")
         require_templates("caption_templates", self.caption_templates)
@@ -179,13 +180,13 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
     """
     is_run = Path(config.run).is_dir() and config.pretrained is None
     name = f"run:{config.run}" if is_run else config.run
-    if config.pretrained is None and ":" not in name:
+    named = ModelConfig(name=name, pretrained=config.pretrained)
+    if not named.names_weights:
         raise ValueError(
             f"{name!r} is no folder of a run, and without --pretrained no model with weights; give "
             "the folder of a finished run, --pretrained TAG_OR_FILE with an architecture, or a "
             "model such as local-dir:PATH"
         )
-    named = ModelConfig(name=name, pretrained=config.pretrained)
     with together(config.device) as (processes, device):
         model = build_model(named, seed=0)
         model.module.to(device).eval()

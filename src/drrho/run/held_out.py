@@ -41,14 +41,9 @@ class HeldOutVariances:
         All of the same pairs: those that can be decoded and that every reference has.
         """
         images = encoder.images(self._manifest, name="held-out pairs", parts=("caption",))
-        sample_ids, captions = [], []
-        for ids, firsts in encoder.processes.gather(
-            (images.own.sample_ids.tolist(), [several[0] for several in images.own.captions])
-        ):
-            sample_ids += ids
-            captions += firsts
-        texts = encoder.texts(captions)
-        ids = torch.tensor(sample_ids)
+        firsts = [several[0] for several in images.own.captions]
+        texts = encoder.texts([one for part in encoder.processes.gather(firsts) for one in part])
+        ids = encoder.sample_ids(images)
         found = {name: store.gather(ids) for name, store in self._stores.items()}
         present = torch.ones(len(texts), dtype=torch.bool)
         for stored in found.values():

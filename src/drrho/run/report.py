@@ -19,7 +19,7 @@ from drrho.evaluation.retrieval import (
     reciprocal_rank_of_images,
     retrieval_ranks,
 )
-from drrho.files import write_atomically
+from drrho.files import require_no_folder, write_atomically
 from drrho.models.build import ModelConfig, build_model
 from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.ensemble import Reference
@@ -69,8 +69,7 @@ class ReportConfig:
     def __post_init__(self):
         if not self.runs:
             raise ValueError("report needs at least one run")
-        if Path(self.output).is_dir():
-            raise ValueError(f"output = {self.output!r} is a folder; name a file in it")
+        require_no_folder("output", self.output)
         if not self.galleries and self.gallery != GalleryConfig():
             raise ValueError("gallery has no effect with galleries = False; leave it out")
 
