@@ -24,11 +24,12 @@ from measuring import in_turn, machine
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from drrho.contrastive.distillation import Teacher, tiled_distillation_anchor_losses
-from drrho.contrastive.estimator import GlobalContrastiveLoss
-from drrho.contrastive.risk import PairEmbeddings, log_anchor_losses
-from drrho.contrastive.siglip import tiled_siglip_anchor_losses
-from drrho.contrastive.tiles import tiled_log_gap_means
+from drrho.contrastive.exact import log_anchor_losses
+from drrho.contrastive.objectives.distillation import Teacher, tiled_distillation_anchor_losses
+from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 from drrho.models.build import ModelConfig, build_model
 
 BATCHES = [1024, 2048, 4096, 8192, 16384, 32768, 65536]

@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 import tyro
 
-from drrho.data.cache import OpenShards
+from drrho.data.index import IndexConfig, write_manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import decode_metadata
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.data.shards import decode_metadata
-from drrho.evaluation.bootstrap import bootstrap_interval
-from drrho.files import write_atomically, write_json
-from drrho.report.table import markdown_table
-from drrho.run.curate import CurateConfig, curate
-from drrho.run.index import IndexConfig, write_manifest
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.training.state import versions
+from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.plotting.table import markdown_table
+from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.provenance import versions
+from drrho.studies.curate.curate import CurateConfig, curate
 
 
 @dataclass(frozen=True, kw_only=True)

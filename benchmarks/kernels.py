@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from drrho.contrastive.kernels import fused_log_gap_means
-from drrho.contrastive.risk import PairEmbeddings, log_anchor_losses
-from drrho.contrastive.tiles import tiled_log_gap_means
+from drrho.contrastive.exact import log_anchor_losses
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.kernels import fused_log_gap_means
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 
 REPEATS, PEAK_SIZE = 10, 8192
 TAU, EPSILON = 0.05, 1e-4

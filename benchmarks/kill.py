@@ -24,8 +24,8 @@ import torch
 from measuring import machine
 from small_clip import write_small_clip
 
+from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.run.index import IndexConfig, write_manifest
 from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.tensor_files import read_tensors
 
@@ -37,11 +37,11 @@ MODEL = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 2},
 }
 RECIPE = """
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.memory.temperature import TemperatureConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
-from drrho.run.recipe import Recipe
+from drrho.recipe.recipe import Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

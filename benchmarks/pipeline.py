@@ -29,14 +29,14 @@ from small_clip import write_small_clip
 from torch.nn.functional import normalize
 
 import drrho
-from drrho.data.cache import OpenShards
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import LoadingConfig, Position, training_batches
 from drrho.data.manifest import Manifest
-from drrho.data.shards import decode_caption, decode_image
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import decode_caption, decode_image
+from drrho.encoding.encoder import ReferenceEncoder
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.two_tower import TwoTower
-from drrho.reference.encoder import ReferenceEncoder
 from drrho.reference.precompute import precompute
 
 # The transform of most CLIPs; towers that two cores encode at some tens of samples a second.
@@ -59,7 +59,7 @@ import sys, time
 from itertools import islice
 from types import SimpleNamespace
 sys.path.append({str(Path(drrho.__file__).parents[1])!r})
-from drrho.torchvision_import import import_torchvision
+from drrho.runtime.torchvision import import_torchvision
 import_torchvision()
 import open_clip
 from open_clip_train.data import get_wds_dataset

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from measuring import machine
 
-from drrho.contrastive.estimator import AnchorAverages
+from drrho.contrastive.objectives.global_risk import AnchorAverages
 
 REPEATS = 15
 CHECKED = 100_000

@@ -25,20 +25,20 @@ from measuring import machine
 from small_clip import write_small_clip
 from torch.nn.functional import normalize
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.loading import LoadingConfig, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.distributed import Processes
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.two_tower import TwoTower
+from drrho.recipe.batches import SteeredBatch, Stores, steered
+from drrho.recipe.step import ContrastiveStep, Towers
+from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.ensemble import open_reference
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.steered import SteeredBatch, Stores, steered
-from drrho.run.step import ContrastiveStep, Towers
+from drrho.runtime.distributed import Processes
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig, build_optimizer
 from drrho.training.state import TrainingState

@@ -23,9 +23,9 @@ from measuring import machine
 from small_clip import write_small_clip
 
 import drrho
+from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.run.index import IndexConfig, write_manifest
-from drrho.run.reference import PrecomputeConfig, precompute_reference
+from drrho.reference.build import PrecomputeConfig, precompute_reference
 
 MODEL = {
     "embed_dim": 128,
@@ -41,11 +41,11 @@ MODEL = {
 BATCH, STEPS, WORKERS, LOG_EVERY = 64, 60, 1, 10
 SAMPLES = 4_096
 RECIPE = """
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.memory.temperature import TemperatureConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
-from drrho.run.recipe import Recipe
+from drrho.recipe.recipe import Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 
@@ -69,7 +69,7 @@ recipe = Recipe(
 START = f"""
 import runpy, sys
 sys.path.append({str(Path(drrho.__file__).parents[1])!r})
-from drrho.torchvision_import import import_torchvision
+from drrho.runtime.torchvision import import_torchvision
 import_torchvision()
 runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
 """

@@ -44,10 +44,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from drrho.report.table import markdown_table
+from drrho.plotting.table import markdown_table
 from drrho.risk import CVaR, KLPenalized, Mean, RiskMeasure
-from drrho.selection import select_top_k, selection_scores
 from drrho.steering import DRRhoLoss
+from drrho.steering.selection import select_top_k, selection_scores
 
 BATCH = 64
 EVALUATE_EVERY = 20  # steps

@@ -56,9 +56,9 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
-from drrho.randomness import derived_seed
-from drrho.report.table import markdown_table
+from drrho.plotting.table import markdown_table
 from drrho.risk import CVaR, KLPenalized, Mean, RiskMeasure
+from drrho.runtime.randomness import derived_seed
 
 VOCABULARY, LENGTH, BATCH = 512, 64, 16
 NOISE = 0.4  # share of the training documents

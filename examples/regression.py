@@ -39,7 +39,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from drrho.report.table import markdown_table
+from drrho.plotting.table import markdown_table
 from drrho.risk import ChiSquareBall, KLPenalized, RiskMeasure, excess_loss
 
 DIMENSIONS = 20

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from drrho.report.table import markdown_table
+from drrho.plotting.table import markdown_table
 from drrho.risk import KLPenalized, Mean
-from drrho.selection import select_top_k, selection_scores
 from drrho.steering import DRRhoLoss, Losses, MovingAverage, accumulate_gradients
+from drrho.steering.selection import select_top_k, selection_scores
 
 BATCH, MICRO_BATCH = 64, 16
 DIMENSIONS, CLASSES, CLUSTERS = 20, 10, 3

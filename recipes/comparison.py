@@ -22,14 +22,14 @@ import math
 import os
 from dataclasses import replace
 
-from drrho.contrastive.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.comparison import Comparison, GapConfig, TuningConfig
-from drrho.run.filtering import FilterConfig
-from drrho.run.recipe import EvaluationConfig, Recipe
-from drrho.run.selection import SelectionConfig
+from drrho.recipe.filtering import FilterConfig
+from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.selection import SelectionConfig
+from drrho.studies.compare.spec import Comparison, GapConfig, TuningConfig
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

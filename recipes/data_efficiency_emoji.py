@@ -12,11 +12,11 @@ pairs each; the reference on the two others. DRRHO_DATA names the folder that ho
 import os
 from dataclasses import replace
 
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
-from drrho.run.comparison import Comparison
-from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.studies.compare.spec import Comparison
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

@@ -15,12 +15,12 @@ trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of
 
 from dataclasses import replace
 
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.comparison import Comparison
-from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.studies.compare.spec import Comparison
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

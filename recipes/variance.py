@@ -16,11 +16,11 @@ The scenes and the references are those of recipes/comparison.py with DRRHO_STUD
         --output docs/results/variance/variance.png
 """
 
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import EvaluationConfig, Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

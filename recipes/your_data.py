@@ -11,11 +11,11 @@ epochs (262,500 steps). The batch here is one that fits most GPUs and their host
 smaller learning rate is in place.
 """
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
-from drrho.run.recipe import Recipe
+from drrho.recipe.recipe import Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "drrho"
 MODULES = sorted(SOURCE.rglob("*.py"))
 LONGEST_MODULE = 500  # lines
-PURE_ROOMS = {"analysis", "risk", "contrastive", "selection"}
+MOST_MODULES = 14  # side by side
+DISTRIBUTED = ("runtime/distributed.py", "runtime/launch.py")
+PURE_ROOMS = {"risk", "contrastive"}
 IMPURE_LIBRARIES = {
     *("asyncio", "io", "logging", "multiprocessing", "os", "pathlib", "random"),
     *("shutil", "socket", "subprocess", "sys", "tempfile", "threading", "time"),
@@ -20,6 +22,8 @@ IMPURE_LIBRARIES = {
 FROM_CUDA = {"triton"}
 # Imported where it is asked for, with an error that says how to install it.
 ON_REQUEST = {"datasets", "pyarrow", "transformers", "wandb"}
+# A module that needs more than its room, and may be imported only by rooms that bring it.
+NEEDS_EXTRA = {"runtime/progress.py": "clip"}
 # Engines built on process groups that do not hand one to the caller.
 DISTRIBUTED_ENGINES = tuple(
     f"torch.distributed.{name}" for name in ("checkpoint", "fsdp", "tensor")
@@ -29,15 +33,17 @@ DISTRIBUTED_ENGINES = tuple(
 def table_of_rooms():
     """{room: (rooms it may import, extras that install it)}, from docs/architecture.md."""
     rows = re.findall(
-        r"^\| `(\w+)` \|[^|]*\| ([^|]*) \| `pip install drrho(?:\[([\w,]+)\])?` \|$",
+        r"^\| `([\w.]+)` \|[^|]*\| ([^|]*) \| `pip install drrho(?:\[([\w,]+)\])?` \|$",
         (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
         flags=re.MULTILINE,
     )
     rooms = {room for room, _, _ in rows}
     table = {}
     for room, may_import, extras in rows:
-        named = set(re.findall(r"`(\w+)`", may_import))
+        named = set(re.findall(r"`([\w.]+)`", may_import))
         all_but = may_import.startswith("every room but")
+        if may_import.endswith("and what `recipe` may import"):
+            named |= table["recipe"][0]
         table[room] = (rooms - named if all_but else named, set(extras.split(",")) - {""})
     return table
 
@@ -45,8 +51,15 @@ def table_of_rooms():
 ROOMS = table_of_rooms()
 
 
+def room_at(parts):
+    """The room of a module, given its place as `("studies", "probe", "probe")`: of two levels
+    among the studies.
+    """
+    return ".".join(parts[:2] if parts[0] == "studies" else parts[:1])
+
+
 def room_of(path):
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return room_at(path.relative_to(SOURCE).with_suffix("").parts)
 
 
 def syntax(path):
@@ -70,7 +83,11 @@ def assert_none(found):
 
 def test_the_table_names_every_room_and_no_other():
     assert MODULES
-    assert {room_of(path) for path in MODULES} - {"__init__", "__main__"} == set(ROOMS)
+    assert {room_of(path) for path in MODULES} - {
+        "__init__",
+        "__main__",
+        "studies.__init__",
+    } == set(ROOMS)
 
 
 def test_the_arrows_have_no_cycle():
@@ -84,7 +101,7 @@ def test_the_arrows_have_no_cycle():
 
 
 def test_imports_follow_the_arrows():
-    allowed = {"__init__": set(), "__main__": {"cli"}} | {
+    allowed = {"__init__": set(), "studies.__init__": set(), "__main__": {"cli"}} | {
         room: may_import | {room} for room, (may_import, _) in ROOMS.items()
     }
     assert_none(
@@ -92,7 +109,7 @@ def test_imports_follow_the_arrows():
         for path in MODULES
         for name in imported_names(path)
         if name.startswith("drrho.") and name != "drrho.__version__"
-        if name.split(".")[1] not in allowed[room_of(path)]
+        if room_at(name.split(".")[1:]) not in allowed[room_of(path)]
     )
 
 
@@ -100,10 +117,10 @@ def test_a_room_imports_only_what_its_installation_brings():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     providers = packages_distributions()
 
-    def is_installed(library, room):
+    def is_installed(library, path):
         if library in {"drrho", *FROM_CUDA, *ON_REQUEST} or library in sys.stdlib_module_names:
             return True
-        extras = ROOMS[room][1] if room in ROOMS else ()
+        extras = extras_of(path)
         requirements = project["dependencies"] + [
             line for extra in extras for line in project["optional-dependencies"][extra]
         ]
@@ -114,7 +131,24 @@ def test_a_room_imports_only_what_its_installation_brings():
         (path, f"{name} is not installed with {room_of(path)}")
         for path in MODULES
         for name in imported_names(path)
-        if not is_installed(name.split(".")[0], room_of(path))
+        if not is_installed(name.split(".")[0], path)
+    )
+
+
+def extras_of(path):
+    room = room_of(path)
+    more = NEEDS_EXTRA.get(path.relative_to(SOURCE).as_posix())
+    return (ROOMS[room][1] if room in ROOMS else set()) | ({more} if more else set())
+
+
+def test_a_module_that_needs_an_extra_is_imported_where_it_is_installed():
+    dotted = {f"drrho.{name[:-3].replace('/', '.')}": extra for name, extra in NEEDS_EXTRA.items()}
+    assert_none(
+        (path, f"imports {name} and has not {dotted[module]}")
+        for path in MODULES
+        for name in imported_names(path)
+        for module in dotted
+        if f"{name}.".startswith(f"{module}.") and dotted[module] not in extras_of(path)
     )
 
 
@@ -146,9 +180,9 @@ def test_only_distributed_names_a_process_group():
                 yield ast.unparse(node)
 
     assert_none(
-        (path, f"{name} belongs into distributed.py")
+        (path, f"{name} belongs into {DISTRIBUTED}")
         for path in MODULES
-        if room_of(path) != "distributed"
+        if not str(path).endswith(DISTRIBUTED)
         for name in names(path)
         if f"{name}.".startswith("torch.distributed.") and not name.startswith(DISTRIBUTED_ENGINES)
     )
@@ -168,3 +202,9 @@ def test_modules_are_short():
     assert_none(
         (path, f"{length} lines") for path, length in lengths.items() if length > LONGEST_MODULE
     )
+
+
+def test_no_room_is_crowded():
+    for folder in {path.parent for path in MODULES}:
+        modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(modules) <= MOST_MODULES, f"{folder} has {len(modules)} modules"

@@ -9,8 +9,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from drrho.cli import main
-from drrho.recipes.published import Scale
-from drrho.run.recipe import Recipe
+from drrho.recipe.published import Scale
+from drrho.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "docs" / "guides"

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 CORE = (
     "drrho.risk",
     "drrho.steering",
-    "drrho.contrastive.estimator",
-    "drrho.contrastive.objective",
+    "drrho.contrastive.objectives.global_risk",
+    "drrho.contrastive.objectives.objective",
 )
 ALLOWED = {"jaxtyping", "numpy", "safetensors", "torch"}
 

@@ -9,8 +9,8 @@ from contextlib import redirect_stderr, suppress
 
 import pytest
 
-from drrho import progress as progress_module
-from drrho.progress import Progress
+from drrho.runtime import progress as progress_module
+from drrho.runtime.progress import Progress
 
 
 class Clock:

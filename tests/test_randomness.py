@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drrho.randomness import capture_generators, preserved_generators, restore_generators
+from drrho.runtime.randomness import capture_generators, preserved_generators, restore_generators
 
 
 def draw():

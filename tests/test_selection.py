@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import drrho.selection
+import drrho.steering.selection
 from drrho.risk import CVaR, KLPenalized, entropic_risk
-from drrho.selection import (
+from drrho.steering.selection import (
     Selection,
     sample_uniformly,
     sample_with_replacement,
@@ -481,7 +481,9 @@ def test_there_must_be_candidates(select):
 @pytest.fixture(scope="module")
 def unhooked():
     """The module as users import it, where shapes and types are checked by its own errors."""
-    spec = importlib.util.spec_from_file_location("unhooked_selection", drrho.selection.__file__)
+    spec = importlib.util.spec_from_file_location(
+        "unhooked_selection", drrho.steering.selection.__file__
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

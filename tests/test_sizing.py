@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drrho.contrastive.estimator import AnchorAverages
+from drrho.contrastive.objectives.global_risk import AnchorAverages
 from drrho.data.indexing import index_shards
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.shard_files import entries_of

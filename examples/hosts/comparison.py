@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import drrho.integrations  # noqa: F401 - before what imports torchvision
-from drrho.contrastive.config import ObjectiveConfig, named_objective
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.objectives.config import ObjectiveConfig, named_objective
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data import scenes
-from drrho.evaluation.retrieval import distinct_texts, retrieval_ranks
-from drrho.report.table import markdown_table
+from drrho.evaluation.metrics.retrieval import distinct_texts, retrieval_ranks
+from drrho.plotting.table import markdown_table
 
 Model = TypeVar("Model", bound=nn.Module)
 

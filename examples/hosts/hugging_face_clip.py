@@ -33,7 +33,7 @@ from comparison import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun says

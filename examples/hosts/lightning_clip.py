@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.lightning import Steering
 
 

@@ -31,7 +31,7 @@ from open_clip_train.train import train_one_epoch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.open_clip import DataWithIds, SteeredClipLoss
 
 # What main.py makes of its command line.

@@ -14,9 +14,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from drrho.files import write_atomically
-from drrho.report.comparison import method_title
-from drrho.report.table import markdown_table
+from drrho.plotting.table import markdown_table
+from drrho.runtime.files import write_atomically
+from drrho.studies.compare.tables import method_title
 
 BASELINE, TEST = "openclip", "test"
 Results = Mapping[str, Any]

@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import Probe, report
 
-from drrho.analysis.contamination import contamination
-from drrho.analysis.steerability import bootstrap_weights, loss_moments, rank_references
 from drrho.risk import KLPenalized, Mean
 from drrho.steering import DRRhoLoss
+from drrho.studies.probe.contamination import contamination
+from drrho.studies.probe.steerability import bootstrap_weights, loss_moments, rank_references
 
 BATCH, STEPS, PILOT_STEPS, REPLICATES = 64, 300, 150, 5
 NOISE, CLASSES, TRAIN = 0.3, 10, 497

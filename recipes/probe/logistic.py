@@ -15,8 +15,8 @@ from torch.nn.functional import softplus
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import Probe, report
 
-from drrho.analysis.contamination import contamination
-from drrho.analysis.steerability import bootstrap_weights, loss_moments, rank_references
+from drrho.studies.probe.contamination import contamination
+from drrho.studies.probe.steerability import bootstrap_weights, loss_moments, rank_references
 
 FEATURES, SAMPLES, HELD_OUT, REPLICATES = 20, 500, 500, 40
 TEMPERATURES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

@@ -16,15 +16,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import Probe, report
 
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.loading import LoadingConfig
 from drrho.data.manifest import Manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.evaluation.evaluate import EvaluationSet, evaluate_model, open_evaluation_set
 from drrho.models.build import ModelConfig, load_model, save_model
 from drrho.models.small import SmallConfig
-from drrho.run.evaluation import EvaluationSet, evaluate_model, open_evaluation_set
-from drrho.run.probe_pairs import (
+from drrho.recipe.recipe import Recipe
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.studies.probe.pairs import (
     PairsProbe,
     Trained,
     common_pairs,
@@ -34,9 +37,6 @@ from drrho.run.probe_pairs import (
     training_subset,
     with_distinct_texts,
 )
-from drrho.run.recipe import Recipe
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from drrho.report.table import markdown_table
+from drrho.plotting.table import markdown_table
 
 MOST_IN_A_ROW = 7  # panels
 

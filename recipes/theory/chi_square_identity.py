@@ -16,10 +16,10 @@ import torch
 from study import Table, generator_of, parser_of, publish
 from torch import Tensor
 
-from drrho.analysis.bounds import chi_square_slack
-from drrho.progress import Progress
-from drrho.report.charts import Chart, Series
+from drrho.plotting.png import Chart, Series
 from drrho.risk import chi_square_ball_risk
+from drrho.risk.theory.bounds import chi_square_slack
+from drrho.runtime.progress import Progress
 
 KINDS = ("normal", "uniform", "exponential", "minus exponential", "Cauchy", "two values")
 ROUNDING = 1e-12  # of numbers of order one, summed sixty times

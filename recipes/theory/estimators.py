@@ -22,9 +22,9 @@ import torch
 from study import Estimate, Table, generator_of, mean_of, parser_of, publish
 from torch import Tensor
 
-from drrho.progress import Progress
-from drrho.report.charts import Chart, Series
+from drrho.plotting.png import Chart, Series
 from drrho.risk import ChiSquareBall, CVaR, KLPenalized, RiskMeasure
+from drrho.runtime.progress import Progress
 from drrho.steering import AdaptiveRate, BatchEstimator, Estimator, LearnedDual, MovingAverage
 
 SIZES = (16, 32, 64, 128, 256)

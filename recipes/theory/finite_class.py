@@ -21,10 +21,10 @@ import torch
 from study import Estimate, Table, generator_of, mean_of, parser_of, publish
 from torch import Tensor
 
-from drrho.analysis.bounds import FiniteClassBound
-from drrho.progress import Progress
-from drrho.report.charts import Chart, Series
+from drrho.plotting.png import Chart, Series
 from drrho.risk import chi_square_ball_risk, mean_risk
+from drrho.risk.theory.bounds import FiniteClassBound
+from drrho.runtime.progress import Progress
 
 NOISE = 5.0
 MODELS_PER_GAP = 20

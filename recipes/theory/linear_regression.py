@@ -24,10 +24,10 @@ from newton import Minimum, Problem, minimise, minimise_from_reference
 from study import Estimate, Table, generator_of, mean_of, parser_of, publish, ratio_of
 from torch import Tensor
 
-from drrho.analysis.laws import best_rho, chi_square_law, parallel_sum, soft_threshold
-from drrho.progress import Progress
-from drrho.report.charts import Chart, Series
+from drrho.plotting.png import Chart, Series
 from drrho.risk import ChiSquareBall, KLPenalized, Mean
+from drrho.risk.theory.laws import best_rho, chi_square_law, parallel_sum, soft_threshold
+from drrho.runtime.progress import Progress
 
 DIMENSIONS, REFERENCE_SAMPLES = 20, 200
 KAPPAS, STRENGTHS = (0.0, 0.25, 1.0, 4.0, 25.0), (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)

@@ -28,10 +28,10 @@ from study import Estimate, Table, generator_of, mean_of, parser_of, publish, ra
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from drrho.analysis.laws import best_rho, kl_law, parallel_sum
-from drrho.progress import Progress
-from drrho.report.charts import Chart, Series
+from drrho.plotting.png import Chart, Series
 from drrho.risk import ChiSquareBall, CVaR, KLPenalized, Mean
+from drrho.risk.theory.laws import best_rho, kl_law, parallel_sum
+from drrho.runtime.progress import Progress
 
 DIMENSIONS, SAMPLES = 20, 500
 TRUE = 1.5 * 0.82 ** torch.arange(DIMENSIONS, dtype=torch.float64)

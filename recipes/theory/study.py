@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from drrho.files import write_atomically, write_json
-from drrho.report.charts import Chart, draw_charts
-from drrho.report.table import markdown_table
+from drrho.plotting.png import Chart, draw_charts
+from drrho.plotting.table import markdown_table
+from drrho.runtime.files import write_atomically, write_json
 
 # Half the width of a 95 % interval, in standard errors.
 NORMAL_QUANTILE = 1.96

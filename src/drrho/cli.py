@@ -14,22 +14,22 @@ from drrho import __version__
 try:
     import tyro
 
-    from drrho.recipes.published import SUMMARIES, Name, Scale, named_recipe
-    from drrho.run import commands
-    from drrho.run.comparison import Comparison
-    from drrho.run.curate import CurateConfig
-    from drrho.run.demo import DemoConfig
-    from drrho.run.evaluation import EvaluateConfig
-    from drrho.run.export import ExportConfig
-    from drrho.run.index import IndexConfig, MixConfig
-    from drrho.run.probe import LossesProbeConfig, ProbeConfig
-    from drrho.run.processes import is_follower
-    from drrho.run.recipe import Recipe, absent_part, load_recipe
-    from drrho.run.reference import LossesConfig, PrecomputeConfig, VerifyConfig
-    from drrho.run.reference_import import ImportConfig
-    from drrho.run.report import ReportConfig
-    from drrho.run.scaling import EfficiencyConfig, FitConfig
-    from drrho.run.training import TrainingInterrupted
+    from drrho import commands
+    from drrho.data.index import IndexConfig, MixConfig
+    from drrho.evaluation.evaluate import EvaluateConfig
+    from drrho.recipe.export import ExportConfig
+    from drrho.recipe.published import SUMMARIES, Name, Scale, named_recipe
+    from drrho.recipe.recipe import Recipe, absent_part, load_recipe
+    from drrho.recipe.train import TrainingInterrupted
+    from drrho.reference.build import LossesConfig, PrecomputeConfig, VerifyConfig
+    from drrho.reference.formats.build import ImportConfig
+    from drrho.runtime.launch import is_follower
+    from drrho.studies.compare.spec import Comparison
+    from drrho.studies.curate.curate import CurateConfig
+    from drrho.studies.demo import DemoConfig
+    from drrho.studies.probe.probe import LossesProbeConfig, ProbeConfig
+    from drrho.studies.report.write import ReportConfig
+    from drrho.studies.scaling.fit import EfficiencyConfig, FitConfig
 except ModuleNotFoundError as error:  # the losses alone are installed
     raise SystemExit(
         f"drrho: error: {error}; the command line needs: pip install 'drrho[clip,report]'"

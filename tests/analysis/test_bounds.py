@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drrho.analysis.bounds import FiniteClassBound, chi_square_slack
+from drrho.risk.theory.bounds import FiniteClassBound, chi_square_slack
 
 
 def bound(**changed):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from drrho.analysis.efficiency import sample_ratios, samples_at_equal_score
+from drrho.studies.scaling.efficiency import sample_ratios, samples_at_equal_score
 
 SAMPLES = (1000, 2000, 4000, 8000)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.analysis.laws import (
+from drrho.risk.theory.laws import (
     best_rho,
     chi_square_law,
     kl_law,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drrho.analysis.scaling import (
+from drrho.studies.scaling.laws import (
     PowerLaw,
     RunPoints,
     bootstrap_laws,

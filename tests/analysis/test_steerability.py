@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from drrho.analysis.contamination import contamination
-from drrho.analysis.negatives import NegativeWeights, anchor_losses, gap_moments
-from drrho.analysis.steerability import (
+from drrho.studies.probe.contamination import contamination
+from drrho.studies.probe.negatives import NegativeWeights, anchor_losses, gap_moments
+from drrho.studies.probe.steerability import (
     bootstrap_weights,
     effective_share,
     loss_moments,

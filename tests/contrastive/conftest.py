@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings
 
 
 def draw_pairs(num_pairs: int, dim: int, seed: int, dtype=torch.float64) -> PairEmbeddings:

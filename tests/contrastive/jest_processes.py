@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from drrho.contrastive.jest import JestConfig, ModelPairs, select_jointly
-from drrho.contrastive.rho import RhoConfig, select_by_excess
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.selection.jest import JestConfig, ModelPairs, select_jointly
+from drrho.contrastive.selection.rho import RhoConfig, select_by_excess
 from tests.contrastive.conftest import draw_pairs
 
 NUM_PAIRS = 24

@@ -8,9 +8,10 @@ import sys
 
 import torch
 
-from drrho.contrastive import kernels
-from drrho.contrastive.risk import PairEmbeddings, log_gap_means
-from drrho.contrastive.triton_kernels import Blocks
+from drrho.contrastive.exact import log_gap_means
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import kernels
+from drrho.contrastive.tiles.triton import Blocks
 from tests.contrastive.conftest import draw_pairs
 
 NUM_PAIRS = 37  # neither this nor a dimension is a multiple of the blocks below

@@ -12,10 +12,10 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from drrho.contrastive.accumulation import encode_in_micro_batches
-from drrho.contrastive.config import DistillationConfig, ObjectiveConfig, named_objective
-from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
 
 NUM_PAIRS, NUM_SAMPLES, NUM_STEPS = 14, 21, 3
 SHARES = {1: [14], 2: [5, 9], 4: [4, 0, 7, 3]}

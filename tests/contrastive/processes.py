@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.tiles import tiled_log_gap_means
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 
 NUM_PAIRS = 14
 SHARES = {2: [[7, 7], [13, 1], [14, 0]], 4: [[4, 3, 4, 3], [1, 0, 12, 1]]}

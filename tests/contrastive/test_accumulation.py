@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from drrho.contrastive.accumulation import encode_in_micro_batches
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import TemperatureConfig
-from drrho.randomness import seed_generators
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.runtime.randomness import seed_generators
 from tests.contrastive.conftest import draw_pairs
 
 NUM_PAIRS = 12

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive import strip
-from drrho.contrastive.distillation import (
+from drrho.contrastive.exact import clip_loss
+from drrho.contrastive.objectives.distillation import (
     Teacher,
     distillation_anchor_losses,
     distillation_loss,
     tiled_distillation_anchor_losses,
 )
-from drrho.contrastive.risk import PairEmbeddings, clip_loss
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import strip
 from tests.contrastive.conftest import draw_pairs
 
 TAU = torch.tensor(0.1, dtype=torch.float64)

@@ -4,13 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive.estimator import AnchorAverages, GlobalContrastiveLoss
-from drrho.contrastive.risk import (
-    PairEmbeddings,
-    global_contrastive_risk,
-    log_anchor_losses,
-    log_gap_means,
-)
+from drrho.contrastive.exact import global_contrastive_risk, log_anchor_losses, log_gap_means
+from drrho.contrastive.objectives.global_risk import AnchorAverages, GlobalContrastiveLoss
+from drrho.contrastive.pairs import PairEmbeddings
 from tests.contrastive.conftest import draw_pairs
 
 IDS = torch.tensor([8, 0, 3, 11, 2, 5, 9])

@@ -8,10 +8,10 @@ import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drrho.contrastive import jest
-from drrho.contrastive.jest import JestConfig, ModelPairs, select_jointly
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.selection import sample_uniformly
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.selection import jest
+from drrho.contrastive.selection.jest import JestConfig, ModelPairs, select_jointly
+from drrho.steering.selection import sample_uniformly
 from tests.contrastive.conftest import draw_pairs
 
 LOSSES = ("softmax", "sigmoid")

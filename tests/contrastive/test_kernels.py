@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drrho.contrastive import kernels
-from drrho.contrastive.risk import log_gap_means
+from drrho.contrastive.exact import log_gap_means
+from drrho.contrastive.tiles import kernels
 from tests.contrastive import kernel_cases
 from tests.contrastive.conftest import draw_pairs
 

@@ -4,22 +4,18 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive import strip
-from drrho.contrastive.config import (
+from drrho.contrastive.diagnostics import contrastive_diagnostics
+from drrho.contrastive.exact import log_anchor_losses, log_gap_means, pair_similarities
+from drrho.contrastive.memory.temperature import Temperature, TemperatureConfig
+from drrho.contrastive.objectives.config import (
     DistillationConfig,
     ObjectiveConfig,
     named_objective,
     recommended_gamma_min,
 )
-from drrho.contrastive.diagnostics import contrastive_diagnostics
-from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import (
-    PairEmbeddings,
-    log_anchor_losses,
-    log_gap_means,
-    pair_similarities,
-)
-from drrho.contrastive.temperature import Temperature, TemperatureConfig
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import strip
 from tests.contrastive.conftest import draw_pairs
 
 IDS = torch.arange(7)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from drrho.contrastive.pair_quality import mismatched_share, nearest_earlier, pair_scores
-from drrho.contrastive.risk import PairEmbeddings, log_gap_means
+from drrho.contrastive.exact import log_gap_means
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.studies.curate.pair_quality import mismatched_share, nearest_earlier, pair_scores
 
 TAU = 0.1
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from drrho.contrastive import pair_weights
-from drrho.contrastive.pair_weights import HISTOGRAM_EDGES, exchanged, image_anchor_weights
-from drrho.contrastive.risk import PairEmbeddings, global_contrastive_risk, log_gap_means
+from drrho.contrastive.exact import global_contrastive_risk, log_gap_means
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.studies.report import pair_weights
+from drrho.studies.report.pair_weights import HISTOGRAM_EDGES, exchanged, image_anchor_weights
 
 TAU, EPSILON = 0.2, 1e-2
 

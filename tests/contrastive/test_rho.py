@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive.jest import JestConfig, select_jointly
-from drrho.contrastive.rho import RhoConfig, select_by_excess
-from drrho.contrastive.risk import PairEmbeddings, clip_loss
-from drrho.contrastive.siglip import siglip_anchor_losses
-from drrho.contrastive.super_batch import ModelPairs
+from drrho.contrastive.exact import clip_loss
+from drrho.contrastive.objectives.siglip import siglip_anchor_losses
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.selection.jest import JestConfig, select_jointly
+from drrho.contrastive.selection.rho import RhoConfig, select_by_excess
+from drrho.contrastive.selection.super_batch import ModelPairs
 from drrho.risk import CVaR
 from tests.contrastive.conftest import draw_pairs
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive.risk import (
-    PairEmbeddings,
+from drrho.contrastive.exact import (
     clip_loss,
     global_contrastive_risk,
     log_anchor_losses,
     log_gap_means,
     pair_similarities,
 )
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.models.open_clip import import_open_clip
 from tests.contrastive.conftest import draw_pairs
 

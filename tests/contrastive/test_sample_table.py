@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive.estimator import AnchorAverages
-from drrho.contrastive.sample_table import SampleTable
+from drrho.contrastive.memory.sample_table import SampleTable
+from drrho.contrastive.objectives.global_risk import AnchorAverages
 
 
 def test_an_update_reaches_its_samples_and_no_other():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive import strip
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.siglip import siglip_anchor_losses, tiled_siglip_anchor_losses
+from drrho.contrastive.objectives.siglip import siglip_anchor_losses, tiled_siglip_anchor_losses
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import strip
 from tests.contrastive.conftest import draw_pairs
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.contrastive import strip
-from drrho.contrastive.risk import PairEmbeddings, log_gap_means
-from drrho.contrastive.tiles import tiled_log_gap_means
+from drrho.contrastive.exact import log_gap_means
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import strip
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 from tests.contrastive.conftest import draw_pairs
 
 NUM_PAIRS = 23

@@ -3,7 +3,7 @@ before our own error, which users see, can."""
 
 import pytest
 
-from drrho.contrastive.config import named_objective
+from drrho.contrastive.objectives.config import named_objective
 
 
 def test_an_unknown_algorithm_is_told_the_known_ones():

@@ -5,7 +5,7 @@ import pytest
 
 from drrho.data.items import manifest_of_items
 from drrho.data.manifest import Manifest
-from drrho.data.shards import read_shard
+from drrho.data.reading.shards import read_shard
 
 ITEMS = [f"text number {n}".encode() for n in range(10)]
 

@@ -20,9 +20,9 @@ from tests.data.tar_files import (
 )
 
 from drrho.data import indexing
-from drrho.data.cache import OpenShards
 from drrho.data.indexing import index_shards, open_manifest, resolve_shards
 from drrho.data.manifest import Manifest, Shard
+from drrho.data.reading.cache import OpenShards
 
 
 def index_of(tmp_path, rows, *, first_key=0):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from drrho.data import scenes
 from drrho.data.indexing import index_shards
+from drrho.data.reading.shards import decode_caption, decode_metadata, read_shard
 from drrho.data.scenes import (
     COLOUR_WORDS,
     COLOURS,
@@ -25,7 +26,6 @@ from drrho.data.scenes import (
     scene_samples,
     write_scenes,
 )
-from drrho.data.shards import decode_caption, decode_metadata, read_shard
 
 
 def metadata(samples):

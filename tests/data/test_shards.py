@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from tests.data.tar_files import encoded, pair, picture, write_shard
 from webdataset.writer import TarWriter
 
-from drrho.data.shards import (
+from drrho.data.reading.shards import (
     RawSample,
     UnusableSample,
     decode_caption,

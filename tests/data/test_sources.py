@@ -10,14 +10,14 @@ import pytest
 import torch
 from tests.data.tar_files import numbers_shown, pair, picture, to_tensor, to_tokens, write_shard
 
-from drrho.data.cache import OpenShards
+from drrho.data.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.data.indexing import Columns, index_shards
 from drrho.data.loading import LoadingConfig, Position, evaluation_batches, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
-from drrho.data.shards import UnusableSample, decode_captions
-from drrho.data.sources import dataset_columns
-from drrho.run.index import IndexConfig, MixConfig, mix_manifests, write_manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import UnusableSample, decode_captions
+from drrho.data.reading.sources import dataset_columns
 
 COUNT = 6
 

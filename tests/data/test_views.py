@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tests.data.tar_files import pair
 
-from drrho.data.shards import RawSample
+from drrho.data.reading.shards import RawSample
 from drrho.data.views import View, Views
 
 WIDTH, HEIGHT = 60, 40

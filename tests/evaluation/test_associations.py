@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 
-from drrho.evaluation.associations import (
+from drrho.evaluation.metrics.associations import (
     Question,
     association_metrics,
     expected_jaccard,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drrho.evaluation.bootstrap import bootstrap_interval
+from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 
 
 def generator(seed=0):

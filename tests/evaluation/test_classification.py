@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, recall_score
 
-from drrho.evaluation.classification import classification_metrics, predicted_classes
-from drrho.evaluation.zero_shot import label_ranks
+from drrho.evaluation.metrics.classification import classification_metrics, predicted_classes
+from drrho.evaluation.metrics.zero_shot import label_ranks
 
 
 def drawn(seed, *, images=30, classes=6):

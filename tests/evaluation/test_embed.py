@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drrho.evaluation.embed import embed_images, embed_texts
+from drrho.encoding.embed import embed_images, embed_texts
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from drrho.evaluation.faces import (
+from drrho.evaluation.metrics.faces import (
     COLUMNS,
     OBJECTIVES,
     face_metrics,
     predicted_shares,
     require_objectives,
 )
-from drrho.evaluation.zero_shot import ZeroShotTask
+from drrho.evaluation.metrics.zero_shot import ZeroShotTask
 
 COUNT = 60
 NUM_CLASSES = {"race": 4, "gender": 2, "age": 3, "toxic": 21}

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho.evaluation.bootstrap import bootstrap_interval
-from drrho.evaluation.hierarchical import (
+from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.evaluation.metrics.hierarchical import (
     first_minus_second,
     hierarchical_interval,
     mean_of_first,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drrho.evaluation.ranks import PositiveRanks, positive_ranks
+from drrho.evaluation.metrics.ranks import PositiveRanks, positive_ranks
 
 examples = settings(max_examples=40)
 seeds = st.integers(0, 2**31)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from drrho.evaluation.retrieval import (
+from drrho.evaluation.metrics.retrieval import (
     clip_benchmark_recalls,
     distinct_texts,
     reciprocal_rank_of_images,

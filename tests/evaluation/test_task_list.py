@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from drrho.evaluation.task_list import read_task_list
+from drrho.evaluation.tasks.listing import read_task_list
 
 
 def test_the_tasks_of_datacomp():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drrho.evaluation.tasks import (
+from drrho.evaluation.tasks.zero_shot_files import (
     is_retrieval_folder,
     read_clip_benchmark_task,
     read_objectives,

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import normalize
 
 from drrho.contrastive.diagnostics import contrastive_diagnostics
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.evaluation.variance import gap_variance
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.evaluation.metrics.variance import gap_variance
 
 
 def pairs(seed, dim=6, count=11):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from drrho.evaluation.zero_shot import ZeroShotTask, ensemble, zero_shot
+from drrho.evaluation.metrics.zero_shot import ZeroShotTask, ensemble, zero_shot
 
 TASK = ZeroShotTask(
     name="pets", class_names=("cat", "dog", "2"), templates=("a {}", "{} and {}"), field="animal"

@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch.testing import assert_close
 
-from drrho.contrastive.config import ObjectiveConfig, named_objective
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig, named_objective
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.hugging_face_clip import STATE_FILE, ContrastiveTrainer
 
 N = 16

@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
-from drrho.contrastive.config import ObjectiveConfig  # noqa: E402
-from drrho.contrastive.estimator import GlobalContrastiveLoss  # noqa: E402
-from drrho.contrastive.risk import PairEmbeddings  # noqa: E402
-from drrho.contrastive.temperature import TemperatureConfig  # noqa: E402
+from drrho.contrastive.memory.temperature import TemperatureConfig  # noqa: E402
+from drrho.contrastive.objectives.config import ObjectiveConfig  # noqa: E402
+from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss  # noqa: E402
+from drrho.contrastive.pairs import PairEmbeddings  # noqa: E402
 from drrho.integrations.lightning import Steering  # noqa: E402
 from drrho.integrations.pairs import whole_state  # noqa: E402
 

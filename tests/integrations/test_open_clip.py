@@ -9,10 +9,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from drrho.contrastive.config import DistillationConfig, ObjectiveConfig, named_objective
-from drrho.contrastive.estimator import GlobalContrastiveLoss
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import TemperatureConfig
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.open_clip import DataWithIds, SteeredClipLoss
 from drrho.integrations.pairs import SteeredPairs, logit_scale, set_logit_scale, whole_state
 from drrho.reference.store import ReferenceEmbeddings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from drrho.run.comparison import Comparison
-from drrho.run.recipe import load_recipe
+from drrho.recipe.recipe import load_recipe
+from drrho.studies.compare.spec import Comparison
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes" / "comparing"))

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from drrho.recipes.published import SUMMARIES, Name, Scale, named_recipe
-from drrho.run.training import gamma_schedule
+from drrho.recipe.published import SUMMARIES, Name, Scale, named_recipe
+from drrho.recipe.train import gamma_schedule
 
 NAMES = get_args(Name)
 

@@ -7,8 +7,8 @@ from PIL import Image
 from tests.data.tar_files import pair, to_tensor, to_tokens
 from torch import Tensor, nn
 
+from drrho.encoding.encoder import ReferenceEncoder
 from drrho.models.two_tower import TwoTower
-from drrho.reference.encoder import ReferenceEncoder
 
 DIM = 12
 

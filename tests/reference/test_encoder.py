@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.reference.small_reference import DIM, small_encoder, two_tower
 
-from drrho.reference.encoder import ReferenceEncoder
+from drrho.encoding.encoder import ReferenceEncoder
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from torch.testing import assert_close
 
 from drrho.cli import main
 from drrho.data.indexing import index_shards
+from drrho.reference.formats.build import ImportConfig, import_reference
 from drrho.reference.store import ReferenceStore
-from drrho.run.reference_import import ImportConfig, import_reference
 
 COUNT, DIM = 7, 6
 NAN, ZERO, MISSING, UNUSABLE = 2, 3, 4, 5

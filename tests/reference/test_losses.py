@@ -16,10 +16,10 @@ import drrho
 from drrho.data.indexing import index_shards
 from drrho.data.items import manifest_of_items
 from drrho.data.manifest import Manifest
-from drrho.reference import loss_writer
-from drrho.reference.loss_summary import summarise_losses
-from drrho.reference.loss_writer import LossWriter
-from drrho.reference.losses import LossStore
+from drrho.reference.losses import writer as loss_writer
+from drrho.reference.losses.store import LossStore
+from drrho.reference.losses.summary import summarise_losses
+from drrho.reference.losses.writer import LossWriter
 
 NAN = math.nan
 NUM_SAMPLES = 10
@@ -137,7 +137,7 @@ def test_a_killed_process_keeps_what_it_wrote(tmp_path):
     script = f"""
 import os, signal, torch
 from drrho.data.items import manifest_of_items
-from drrho.reference import loss_writer
+from drrho.reference.losses import writer as loss_writer
 loss_writer.SECONDS_BETWEEN_FLUSHES, loss_writer.FLUSHING_SHARE = 0.0, 1e9
 items = (b"%d" % number for number in range({NUM_SAMPLES}))
 manifest = manifest_of_items(items, name="numbers", items_per_shard=4)
@@ -451,9 +451,9 @@ def test_the_core_installation_is_enough(tmp_path):
     script = f"""
 import torch
 from drrho.data.items import manifest_of_items
-from drrho.reference.loss_summary import summarise_losses
-from drrho.reference.loss_writer import LossWriter
-from drrho.reference.losses import LossStore
+from drrho.reference.losses.summary import summarise_losses
+from drrho.reference.losses.writer import LossWriter
+from drrho.reference.losses.store import LossStore
 manifest = manifest_of_items([b"a", b"b"], name="letters")
 with LossWriter.open({str(tmp_path)!r}, manifest, reference="r", identity="v1") as writer:
     writer.write(torch.tensor([1]), torch.tensor([2.0]))

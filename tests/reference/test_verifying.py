@@ -10,9 +10,9 @@ from tests.data.tar_files import pair, write_flawed_set, write_shard
 from tests.reference.small_reference import small_encoder, two_tower
 
 from drrho.data.indexing import index_shards
-from drrho.reference.encoder import ReferenceEncoder
+from drrho.encoding.encoder import ReferenceEncoder
 from drrho.reference.precompute import precompute
-from drrho.reference.verifying import verify
+from drrho.reference.verify import verify
 
 
 @pytest.fixture

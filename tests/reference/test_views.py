@@ -15,7 +15,7 @@ from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
 from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.precompute import precompute
-from drrho.reference.verifying import verify
+from drrho.reference.verify import verify
 from drrho.reference.views import ReferenceViews, view_folder
 
 VIEWS = Views(count=3, seed=5, scale=(0.3, 0.8), captions="random")

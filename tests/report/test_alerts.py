@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from drrho.report.alerts import ReferenceCheck, Thresholds, find_alerts
+from drrho.studies.report.alerts import ReferenceCheck, Thresholds, find_alerts
 
 RECIPE = {
     "loading": {"batch_size": 101},

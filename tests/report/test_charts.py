@@ -2,7 +2,7 @@
 
 import pytest
 
-from drrho.report.charts import Chart, Series, draw_charts
+from drrho.plotting.png import Chart, Series, draw_charts
 
 
 def chart(**changed):

@@ -5,11 +5,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from drrho.report.compared import compared_tables, differences_in_words
-from drrho.report.page import Report, factor, render
-from drrho.report.run_charts import draw_panels
-from drrho.report.scaling_chart import draw_scaling, read_scaling
-from drrho.report.summary import summarise_run
+from drrho.studies.report.compared import compared_tables, differences_in_words
+from drrho.studies.report.page import Report, factor, render
+from drrho.studies.report.run_charts import draw_panels
+from drrho.studies.report.scaling_chart import draw_scaling, read_scaling
+from drrho.studies.report.summary import summarise_run
 
 ROWS = [
     {

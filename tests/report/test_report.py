@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from drrho.report.comparison import comparison_table, explain
-from drrho.report.curves import draw_curves
-from drrho.report.table import markdown_table
+from drrho.plotting.curves import draw_curves
+from drrho.plotting.table import markdown_table
+from drrho.studies.compare.tables import comparison_table, explain
 
 
 def scores(mrr):

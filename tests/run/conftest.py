@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.loading import LoadingConfig
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.index import IndexConfig, write_manifest
-from drrho.run.recipe import EvaluationConfig, Recipe
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
+from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 
-from drrho.distributed import Launch, joined
-from drrho.evaluation.task_list import ListedTask
+from drrho.encoding.shared import Encoder
+from drrho.evaluation.evaluate import evaluate_encoder
+from drrho.evaluation.sets import open_evaluation_set
+from drrho.evaluation.tasks.listing import ListedTask
+from drrho.evaluation.tasks.scores import open_task_set, score_task
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.small import SmallConfig
-from drrho.run.encoding import Encoder
-from drrho.run.evaluation import evaluate_encoder
-from drrho.run.evaluation_set import open_evaluation_set
-from drrho.run.task_scores import open_task_set, score_task
+from drrho.runtime.launch import Launch, joined
 
 SMALL = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)
 TASK = ListedTask(key="letters", name="letters", group_by={"region": 0})

@@ -11,20 +11,20 @@ from PIL import Image
 
 from drrho.cli import main
 from drrho.data.items import manifest_of_items
-from drrho.reference.loss_writer import LossWriter
-from drrho.run.comparison import Comparison
-from drrho.run.demo import DemoConfig, demo, demo_comparison
-from drrho.run.recipe import Recipe, load_recipe
+from drrho.recipe.recipe import Recipe, load_recipe
+from drrho.reference.losses.writer import LossWriter
+from drrho.studies.compare.spec import Comparison
+from drrho.studies.demo import DemoConfig, demo, demo_comparison
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
 
 RECIPE = """
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.recipe import Recipe
+from drrho.recipe.recipe import Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 
@@ -70,8 +70,8 @@ def test_what_a_recipe_selects_and_distils_can_be_overridden(workplace, referenc
     text = Path("recipe.py").read_text()
     text += f"""
 from dataclasses import replace
-from drrho.contrastive.config import DistillationConfig, ObjectiveConfig
-from drrho.run.selection import SelectionConfig
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
+from drrho.recipe.selection import SelectionConfig
 recipe = replace(
     recipe,
     reference={str(reference)!r},

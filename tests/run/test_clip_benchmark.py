@@ -10,13 +10,13 @@ from tests.data.tar_files import write_shard
 from torch.utils.data import DataLoader
 
 from drrho.data.scenes import ScenesConfig, scene_samples, zero_shot_tasks
-from drrho.evaluation.task_list import ListedTask
+from drrho.encoding.shared import Encoder
+from drrho.evaluation.sets import open_evaluation_set
+from drrho.evaluation.tasks.listing import ListedTask
+from drrho.evaluation.tasks.scores import score_task
 from drrho.models.build import ModelConfig, build_model
 from drrho.models.small import SmallConfig
-from drrho.run.encoding import Encoder
-from drrho.run.evaluation_set import open_evaluation_set
-from drrho.run.task_scores import score_task
-from drrho.torchvision_import import import_torchvision
+from drrho.runtime.torchvision import import_torchvision
 
 pytest.importorskip("clip_benchmark", reason="pip install --no-deps clip-benchmark")
 import_torchvision()

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from drrho.contrastive.config import DistillationConfig, ObjectiveConfig
+from drrho.commands import CompareConfig, run_compare
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
 from drrho.data.views import Views
-from drrho.files import exclusive
 from drrho.models.build import ModelConfig
-from drrho.run.commands import CompareConfig, run_compare
-from drrho.run.compare import compare
-from drrho.run.comparison import Comparison, GapConfig, Part, Stored, TuningConfig
-from drrho.run.filtering import FilterConfig
-from drrho.run.selection import SelectionConfig
+from drrho.recipe.filtering import FilterConfig
+from drrho.recipe.selection import SelectionConfig
+from drrho.runtime.files import exclusive
+from drrho.studies.compare.compare import compare
+from drrho.studies.compare.spec import Comparison, GapConfig, Part, Stored, TuningConfig
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

@@ -11,13 +11,13 @@ import torch
 from drrho.cli import main
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.recipe.folder import read_run
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.reference.pairs import stored_pairs
 from drrho.reference.views import ReferenceViews
-from drrho.run import curate as curating
-from drrho.run.curate import CurateConfig, Quality, curate, find_repeats, label_pairs
-from drrho.run.embedding import stored_pairs
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.run_folder import read_run
-from drrho.run.training import train_recipe
+from drrho.studies.curate import curate as curating
+from drrho.studies.curate.curate import CurateConfig, Quality, curate, find_repeats, label_pairs
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,19 @@ from tests.run.task_folders import array, write_associations, write_faces
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.distributed import Processes
-from drrho.evaluation.retrieval import retrieval_ranks, separate_texts
-from drrho.evaluation.task_list import ListedTask
-from drrho.evaluation.zero_shot import ensemble
-from drrho.run.evaluation import EvaluateConfig
-from drrho.run.evaluation_set import (
+from drrho.evaluation.evaluate import EvaluateConfig
+from drrho.evaluation.metrics.retrieval import retrieval_ranks, separate_texts
+from drrho.evaluation.metrics.zero_shot import ensemble
+from drrho.evaluation.sets import (
     captions_of,
     embedded_set,
     open_evaluation_set,
     ranks_of_captions,
 )
-from drrho.run.task_list import TaskScore, averages
-from drrho.run.task_scores import score_task
+from drrho.evaluation.tasks.benchmark import TaskScore, averages
+from drrho.evaluation.tasks.listing import ListedTask
+from drrho.evaluation.tasks.scores import score_task
+from drrho.runtime.distributed import Processes
 
 
 def classified(folder, labels, *, regions=None, names=5):

@@ -14,7 +14,7 @@ from drrho.models.build import ModelConfig, build_model, load_model, save_model
 from drrho.models.export import export_hugging_face
 from drrho.models.hugging_face import as_tensor, import_transformers
 from drrho.models.open_clip import import_open_clip
-from drrho.run.training import train_recipe
+from drrho.recipe.train import train_recipe
 
 open_clip = import_open_clip()
 NAME = "drrho-test-vit"

@@ -8,11 +8,11 @@ import torch
 
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
-from drrho.distributed import Processes
+from drrho.recipe.filtering import FilterConfig, filtered
+from drrho.recipe.recipe import EvaluationConfig
+from drrho.recipe.train import train_recipe
 from drrho.reference.views import ReferenceViews
-from drrho.run.filtering import FilterConfig, filtered
-from drrho.run.recipe import EvaluationConfig
-from drrho.run.training import train_recipe
+from drrho.runtime.distributed import Processes
 from drrho.training.log import read_metrics
 
 ALONE = Processes()

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from drrho.cli import main
-from drrho.run.recipe import EvaluationConfig
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
+from drrho.recipe.recipe import EvaluationConfig
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.training.log import read_metrics
 
 

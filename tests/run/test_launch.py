@@ -2,8 +2,7 @@
 
 import pytest
 
-from drrho.distributed import Launch
-from drrho.run.processes import is_follower, require_one_process
+from drrho.runtime.launch import Launch, is_follower, require_one_process
 
 TORCHRUN = {
     "RANK": "3",

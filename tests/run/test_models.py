@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from drrho.cli import main
 from drrho.models.build import ModelConfig, load_model
 from drrho.models.hugging_face import import_transformers
-from drrho.run.training import train_recipe
+from drrho.recipe.train import train_recipe
 
 PROGRAM = """
 import torch

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 from tests.run.conftest import TINY
 
-from drrho.recipes.published import Name, Scale, named_recipe
-from drrho.run.training import train_recipe
+from drrho.recipe.published import Name, Scale, named_recipe
+from drrho.recipe.train import train_recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

@@ -9,12 +9,12 @@ from PIL import Image
 from tests.run.conftest import TINY
 
 from drrho.cli import main
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.models.build import ModelConfig, build_model
-from drrho.run.filtering import FilterConfig
-from drrho.run.plan import plan_run
-from drrho.run.sizes import activation_bytes, sizes_of
-from drrho.run.training import train_recipe
+from drrho.recipe.filtering import FilterConfig
+from drrho.recipe.plan import plan_run
+from drrho.recipe.sizes import activation_bytes, sizes_of
+from drrho.recipe.train import train_recipe
 
 
 def test_a_plan_says_what_the_run_does_and_writes_nothing(steered_recipe, reference, tmp_path):

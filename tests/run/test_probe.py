@@ -11,17 +11,17 @@ from drrho.cli import main
 from drrho.data.indexing import open_manifest
 from drrho.data.items import manifest_of_items
 from drrho.data.subset import disjoint_halves, restricted
-from drrho.reference.loss_table import read_loss_table
-from drrho.reference.loss_writer import LossWriter
-from drrho.run.probe_pairs import Pairs, common_pairs, reciprocal_ranks, with_distinct_texts
+from drrho.reference.losses.table import read_loss_table
+from drrho.reference.losses.writer import LossWriter
+from drrho.studies.probe.pairs import Pairs, common_pairs, reciprocal_ranks, with_distinct_texts
 
 RECIPE = """
 from dataclasses import replace
-from drrho.contrastive.config import ObjectiveConfig
+from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.loading import LoadingConfig
 from drrho.models.build import ModelConfig
 from drrho.models.small import SmallConfig
-from drrho.run.recipe import Recipe
+from drrho.recipe.recipe import Recipe
 from drrho.training.config import TrainingConfig
 from drrho.training.optimizer import OptimizerConfig
 

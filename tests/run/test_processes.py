@@ -19,8 +19,8 @@ from torch.testing import assert_close
 
 from drrho.models.build import ModelConfig
 from drrho.models.open_clip import import_open_clip
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.training import train_recipe
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.log import read_metrics
 from drrho.training.tensor_files import read_tensors

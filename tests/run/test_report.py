@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from drrho.cli import main
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.run.gallery import GalleryConfig
-from drrho.run.report import ReportConfig, write_report
-from drrho.run.run_folder import read_run, stages_of
-from drrho.run.training import train_recipe
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.recipe.folder import read_run, stages_of
+from drrho.recipe.train import train_recipe
+from drrho.studies.report.make_gallery import GalleryConfig
+from drrho.studies.report.write import ReportConfig, write_report
 from drrho.training.log import MetricsLog
 
 SHOWN = GalleryConfig(pairs=24, shown=3, anchors=2, negatives=2)

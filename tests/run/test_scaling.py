@@ -6,7 +6,7 @@ import math
 import pytest
 
 from drrho.cli import main
-from drrho.run.points import read_runs
+from drrho.studies.scaling.points import read_runs
 
 
 def results(settings, *, gain=0.0):

@@ -18,9 +18,9 @@ from tests.run.task_folders import (
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.distributed import Processes
-from drrho.evaluation.task_list import ListedTask
-from drrho.run.task_scores import open_task_set, score_task
+from drrho.evaluation.tasks.listing import ListedTask
+from drrho.evaluation.tasks.scores import open_task_set, score_task
+from drrho.runtime.distributed import Processes
 
 CUES = [
     ("Owl", range(5), [1, 3]),

@@ -16,24 +16,25 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from drrho.contrastive.config import DistillationConfig, ObjectiveConfig, named_objective
-from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import TemperatureConfig
-from drrho.contrastive.tiles import tiled_log_gap_means
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 from drrho.data.batch import Batch
+from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.data.views import Views
-from drrho.files import exclusive, write_atomically
+from drrho.recipe.batches import SteeredBatch
+from drrho.recipe.recipe import EvaluationConfig
+from drrho.recipe.selection import SelectionConfig
+from drrho.recipe.step import ContrastiveStep, Towers
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.store import ReferenceStore
-from drrho.run.index import IndexConfig, write_manifest
-from drrho.run.recipe import EvaluationConfig
-from drrho.run.reference import PrecomputeConfig, precompute_reference
-from drrho.run.selection import SelectionConfig
-from drrho.run.steered import SteeredBatch
-from drrho.run.step import ContrastiveStep, Towers
-from drrho.run.training import train_recipe
-from drrho.training.checkpoint import CheckpointError, list_checkpoints
+from drrho.runtime.errors import CheckpointError
+from drrho.runtime.files import exclusive, write_atomically
+from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
 from drrho.training.schedules import constant
 from drrho.training.tensor_files import read_tensors
@@ -84,9 +85,7 @@ def test_killed_and_continued_is_uninterrupted(steered_recipe, tmp_path):
         for name in ("whole", "killed")
     )
     train_recipe(whole)
-    code = (
-        f"from drrho.run.recipe import *; from drrho.run.training import train_recipe\n{_imports()}"
-    )
+    code = f"from drrho.recipe.recipe import *; from drrho.recipe.train import train_recipe\n{_imports()}"
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}\ntorch.set_num_threads(1)\ntrain_recipe({killed!r})"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -120,8 +119,8 @@ def tensors_with_gradients() -> int:
 def _imports() -> str:
     """Names that the repr of a recipe needs."""
     modules = {
-        "drrho.contrastive.config": "ObjectiveConfig",
-        "drrho.contrastive.temperature": "TemperatureConfig",
+        "drrho.contrastive.objectives.config": "ObjectiveConfig",
+        "drrho.contrastive.memory.temperature": "TemperatureConfig",
         "drrho.data.loading": "LoadingConfig",
         "drrho.models.build": "ModelConfig",
         "drrho.models.small": "SmallConfig",

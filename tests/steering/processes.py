@@ -11,7 +11,6 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from drrho.distributed import partition
 from drrho.risk import (
     ChiSquareBall,
     ChiSquarePenalized,
@@ -21,6 +20,7 @@ from drrho.risk import (
     KLPenalizedCVaR,
     Mean,
 )
+from drrho.runtime.distributed import partition
 from drrho.steering import (
     AdaptiveRate,
     BatchEstimator,

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from drrho.distributed import Processes
+from drrho.runtime.distributed import Processes
+from drrho.runtime.errors import CheckpointError
 from drrho.training.checkpoint import (
-    CheckpointError,
     CheckpointWriter,
     latest_checkpoint,
     list_checkpoints,

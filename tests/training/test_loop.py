@@ -16,9 +16,9 @@ from tests.training.tiny_run import (
 )
 from torch import nn
 
+from drrho.runtime.errors import NotFiniteError
 from drrho.training.checkpoint import latest_checkpoint, list_checkpoints
 from drrho.training.config import TrainingConfig, require_precision
-from drrho.training.finite import NotFiniteError
 from drrho.training.log import read_metrics
 from drrho.training.loop import evaluate
 from drrho.training.optimizer import OptimizerConfig

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from drrho.training import state as state_module
-from drrho.training.checkpoint import CheckpointError, read_values
+from drrho.runtime import provenance
+from drrho.runtime.errors import CheckpointError
+from drrho.runtime.provenance import plain, versions
+from drrho.training.checkpoint import read_values
 from drrho.training.optimizer import OptimizerConfig, build_optimizer
-from drrho.training.state import TrainingState, plain, versions
+from drrho.training.state import TrainingState
 
 
 def state(folder, *, config=None, width=3, with_loss=True):
@@ -63,7 +65,7 @@ def test_versions_name_the_libraries_that_are_installed(monkeypatch):
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(state_module, "version", without_torchvision)
+    monkeypatch.setattr(provenance, "version", without_torchvision)
     assert {"open_clip_torch", "pillow", "webdataset"} <= versions().keys()
     assert "torchvision" not in versions()
 

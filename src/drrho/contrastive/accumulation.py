@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.randomness import capture_generators, preserved_generators, restore_generators
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.runtime.randomness import capture_generators, preserved_generators, restore_generators
 
 MicroBatch = TypeVar("MicroBatch")
 

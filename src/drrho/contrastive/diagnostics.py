@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.risk import PairEmbeddings, check_negatives, check_pairs
-from drrho.contrastive.strip import Anchors, Strip, make_strip
-from drrho.contrastive.tiles import log_sums
-from drrho.distributed import Partition, ProcessGroup, partition
+from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
+from drrho.contrastive.tiles.log_sums import log_sums
+from drrho.contrastive.tiles.strip import Anchors, Strip, make_strip
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
 
 
 @torch.no_grad()

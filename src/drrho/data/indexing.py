@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from drrho.data.manifest import REPEATED_KEY, FieldHash, Manifest, Shard, Spans
-from drrho.data.shards import (
+from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
     CAPTIONS_EXTENSION,
     RawSample,
@@ -18,9 +18,16 @@ from drrho.data.shards import (
     image_bytes,
     read_shard,
 )
-from drrho.data.sources import DATASET_FILE, TABLE_SUFFIXES, Layout, image_folders, open_rows
-from drrho.data.storage import FileState, file_state, find_files, list_folder, nothing_at
-from drrho.progress import Progress
+from drrho.data.reading.sources import (
+    DATASET_FILE,
+    TABLE_SUFFIXES,
+    Layout,
+    image_folders,
+    open_rows,
+)
+from drrho.data.reading.storage import FileState, file_state, find_files, list_folder, nothing_at
+from drrho.runtime.distributed import Processes
+from drrho.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,3 +232,10 @@ def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shar
     rows = open_rows(url, layout)
     samples = (rows[row] for row in range(rows.num_rows))
     return summarise_shard(url, samples, layout=layout, state=state)
+
+
+def open_manifest_together(source: str, processes: Processes) -> Manifest:
+    """As `open_manifest`; shards that are indexed now are read by the first process alone."""
+    if source.endswith(".json"):
+        return open_manifest(source)
+    return processes.on_first(lambda: open_manifest(source))

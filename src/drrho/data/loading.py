@@ -21,17 +21,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from drrho.data.batch import Batch, Examples
-from drrho.data.cache import OpenShards
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
-from drrho.data.shards import (
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import (
     RawSample,
     decode_captions,
     decode_image,
     decode_metadata,
 )
 from drrho.data.views import View, Views
-from drrho.randomness import derived_seed, preserved_generators, seed_generators
+from drrho.runtime.randomness import derived_seed, preserved_generators, seed_generators
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]

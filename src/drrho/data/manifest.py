@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from drrho.files import write_atomically, write_json
+from drrho.runtime.files import write_atomically, write_json
 
 FORMAT = "drrho manifest"
 VERSION = 2
@@ -88,7 +88,7 @@ class Shard:
             Keys are often mere counters, equal in unrelated data sets; this tells those apart.
         unusable: the rows that are no image-caption pair, with the reason. Images are not
             decoded for it; a corrupt one shows when it is read.
-        layout: how rows become samples, for what is no tar file (`drrho.data.sources.Layout`).
+        layout: how rows become samples (`drrho.data.reading.sources.Layout`); None for tar files.
         weight: how often an epoch visits its samples, on average.
         size: bytes of the file when it was indexed; None if it is no single file.
         modified: when the file was changed last, in its file system's words, so that one that was

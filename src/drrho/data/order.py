@@ -5,7 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from drrho.data.manifest import Manifest, Shard
-from drrho.randomness import derived_seed
+from drrho.runtime.randomness import derived_seed
 
 
 def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from webdataset.writer import TarWriter
 
-from drrho.files import opened_atomically, write_json
-from drrho.progress import Progress
+from drrho.runtime.files import opened_atomically, write_json
+from drrho.runtime.progress import Progress
 
 IMAGE_SIZE = 64  # pixels
 OVERSAMPLING = 2  # shapes are drawn this much larger and averaged down: smooth edges

@@ -13,8 +13,8 @@ from typing import Literal
 
 from PIL import Image
 
-from drrho.data.shards import RawSample
-from drrho.randomness import derived_seed
+from drrho.data.reading.shards import RawSample
+from drrho.runtime.randomness import derived_seed
 
 ASPECT_RATIO = 4 / 3  # of a crop, at most; its logarithm is uniform
 IDENTITY = "view"  # the name of a view in the identity of what is stored

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import Trainer, TrainingArguments
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.pairs import (
     MAX_LOG_SCALE,
     EmbeddingStore,

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, gamma_schedule, whole_state
 from drrho.training.schedules import Schedule
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.contrastive.config import ObjectiveConfig
-from drrho.contrastive.risk import PairEmbeddings
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, gamma_schedule
 
 ID_KEY = "sample_id"  # of batches that are dictionaries

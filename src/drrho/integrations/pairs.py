@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from drrho.contrastive.config import GLOBAL_METHODS, ObjectiveConfig
-from drrho.contrastive.objective import ContrastiveObjective
-from drrho.contrastive.risk import PairEmbeddings
-from drrho.contrastive.temperature import CLIP_MINIMUM, TemperatureConfig
+from drrho.contrastive.memory.temperature import CLIP_MINIMUM, TemperatureConfig
+from drrho.contrastive.objectives.config import GLOBAL_METHODS, ObjectiveConfig
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.training.schedules import Schedule, averaging_rate
 
 MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)

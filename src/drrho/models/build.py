@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from drrho.files import write_atomically, write_json
 from drrho.models.hugging_face import CONFIG_FILE as HUGGING_FACE_CONFIG_FILE
 from drrho.models.hugging_face import (
     HuggingFaceTwoTower,
@@ -26,6 +25,7 @@ from drrho.models.program import (
 )
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
 from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
+from drrho.runtime.files import write_atomically, write_json
 
 SMALL_CONFIG_FILE = "small.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks for

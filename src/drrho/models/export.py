@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from drrho.files import opened_atomically, write_atomically
 from drrho.models.clip_conversion import (
     converted_weights,
     hugging_face_config,
@@ -24,6 +23,7 @@ from drrho.models.hugging_face import (
 )
 from drrho.models.open_clip import CONFIG_FILE, import_open_clip
 from drrho.models.two_tower import TwoTower
+from drrho.runtime.files import opened_atomically, write_atomically
 
 # Largest difference of an embedding after conversion, relative to its length.
 CONVERSION_TOLERANCE = 1e-4

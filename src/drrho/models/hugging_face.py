@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from drrho.models.two_tower import TwoTower, weights_sha256
-from drrho.torchvision_import import import_torchvision
+from drrho.runtime.torchvision import import_torchvision
 
 CONFIG_FILE = "config.json"
 # They were trained on padded texts without a mask.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from drrho.models.two_tower import TwoTower, weights_sha256
-from drrho.torchvision_import import import_torchvision
+from drrho.runtime.torchvision import import_torchvision
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")

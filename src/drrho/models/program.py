@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from drrho.files import write_atomically, write_json
 from drrho.models.two_tower import TwoTower, with_trained_weights
+from drrho.runtime.files import write_atomically, write_json
 
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -12,9 +12,7 @@ import torch
 from drrho.data.batch import Examples
 from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
-from drrho.distributed import Processes
-from drrho.progress import Progress
-from drrho.reference.encoder import ReferenceEncoder
+from drrho.encoding.encoder import ReferenceEncoder
 from drrho.reference.shard_files import ShardFiles, entries_of
 from drrho.reference.store import (
     FILE_NAME,
@@ -25,6 +23,8 @@ from drrho.reference.store import (
     load_shard,
     save_shard,
 )
+from drrho.runtime.distributed import Processes
+from drrho.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

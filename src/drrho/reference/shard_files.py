@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drrho.data.manifest import Shard
-from drrho.files import write_atomically
+from drrho.runtime.files import write_atomically
 
 Card = TypeVar("Card")
 

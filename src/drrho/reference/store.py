@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Float16, Float32, Int64
 from torch import Tensor
 
 from drrho.data.manifest import Manifest
-from drrho.files import write_json
 from drrho.reference.rows import locate, select
 from drrho.reference.shard_files import ShardEntry, ShardFiles, load_card
+from drrho.runtime.files import write_json
 
 FILE_NAME = "reference.json"
 KIND = {

@@ -1,5 +1,6 @@
 """Losses to a scalar: risks, and the distributions that attain them; the excess loss."""
 
+from drrho.risk.base import Risk, RiskMeasure, effective_sample_size, kl_divergence
 from drrho.risk.chi_square import (
     ChiSquareBall,
     ChiSquarePenalized,
@@ -7,11 +8,10 @@ from drrho.risk.chi_square import (
     chi_square_penalized_risk,
 )
 from drrho.risk.cvar import CVaR, cvar_risk
-from drrho.risk.entropic import KLBall, KLPenalized, entropic_risk, kl_ball_risk
-from drrho.risk.entropic_cvar import KLPenalizedCVaR, entropic_cvar_risk
 from drrho.risk.excess import excess_loss
+from drrho.risk.kl import KLBall, KLPenalized, entropic_risk, kl_ball_risk
+from drrho.risk.kl_cvar import KLPenalizedCVaR, entropic_cvar_risk
 from drrho.risk.mean import Mean, mean_risk
-from drrho.risk.result import Risk, RiskMeasure, effective_sample_size, kl_divergence
 
 __all__ = [
     "CVaR",

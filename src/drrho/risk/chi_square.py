@@ -10,8 +10,8 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
+from drrho.risk.base import Risk
 from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
-from drrho.risk.result import Risk
 from drrho.risk.samples import Samples, as_risk, dot, may_look, weigh
 
 # Rounds of elimination before the sort takes over. Normal losses take five to ten; losses of n

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from drrho.risk.base import Risk
 from drrho.risk.limits import check_fraction
-from drrho.risk.result import Risk
 from drrho.risk.samples import Samples, as_risk, dot, weigh
 
 # 0.07 * 100 is 7.000000000000001 in binary. Without a margin an eighth sample would enter, with

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
+from drrho.risk.base import RiskMeasure
 from drrho.risk.chi_square import ChiSquareBall, ChiSquarePenalized
 from drrho.risk.cvar import CVaR
-from drrho.risk.entropic import KLBall, KLPenalized
-from drrho.risk.entropic_cvar import KLPenalizedCVaR
-from drrho.risk.result import RiskMeasure
+from drrho.risk.kl import KLBall, KLPenalized
+from drrho.risk.kl_cvar import KLPenalizedCVaR
 from drrho.risk.samples import normalised
 
 # Where a ball's scale is zero or infinite (nothing or everything within reach), a number of

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from drrho.risk.result import Risk
+from drrho.risk.base import Risk
 from drrho.risk.samples import as_risk, weigh
 
 

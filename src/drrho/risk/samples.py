@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 from torch.nn.functional import pad
 
-from drrho.risk.result import Risk
+from drrho.risk.base import Risk
 
 
 class Samples(NamedTuple):

@@ -1,12 +1,12 @@
 """Losses of a mini-batch to the loss to differentiate: the data set's risk, estimated."""
 
 from drrho.steering.accumulation import accumulate_gradients
+from drrho.steering.base import Estimate, Estimator
 from drrho.steering.batch import BatchEstimator, MultiLevelMonteCarlo
-from drrho.steering.estimate import Estimate, Estimator
 from drrho.steering.learned_dual import LearnedDual
 from drrho.steering.loss import DRRhoLoss, Losses, SteeredLoss
+from drrho.steering.loss_table import LossTable
 from drrho.steering.moving_average import AdaptiveRate, MovingAverage
-from drrho.steering.table import LossTable
 from drrho.steering.tokens import TokenLosses, token_losses
 
 __all__ = [

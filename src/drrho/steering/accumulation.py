@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from drrho.randomness import capture_generators, preserved_generators, restore_generators
+from drrho.runtime.randomness import capture_generators, preserved_generators, restore_generators
 from drrho.steering.loss import DRRhoLoss, Losses, SteeredLoss
 
 MicroBatch = TypeVar("MicroBatch")

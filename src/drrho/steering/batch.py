@@ -5,7 +5,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
-from drrho.steering.estimate import Estimate
+from drrho.steering.base import Estimate
 
 
 class BatchEstimator(nn.Module):

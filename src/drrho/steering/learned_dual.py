@@ -18,7 +18,7 @@ from drrho.risk.duality import (
     standard_deviation,
 )
 from drrho.risk.samples import normalised
-from drrho.steering.estimate import Estimate
+from drrho.steering.base import Estimate
 
 # A batch whose densities average less or more comes from other losses than the dual was learned
 # on, and the dual is solved anew.

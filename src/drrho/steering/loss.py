@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
-from drrho.distributed import Partition, ProcessGroup, partition
 from drrho.risk import RiskMeasure, effective_sample_size, excess_loss
 from drrho.risk.samples import normalised
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
+from drrho.steering.base import Estimate, Estimator
 from drrho.steering.batch import BatchEstimator
-from drrho.steering.estimate import Estimate, Estimator
 
 POSITIONS_SHOWN = 8
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from drrho.risk import KLPenalized, RiskMeasure
-from drrho.steering.estimate import Estimate
+from drrho.steering.base import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,15 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
-from drrho.distributed import Processes
-from drrho.files import PARTIAL_SUFFIX, rename_folder, write_json
+from drrho.runtime.distributed import Processes
+from drrho.runtime.errors import CheckpointError
+from drrho.runtime.files import PARTIAL_SUFFIX, rename_folder, write_json
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
 VALUES_FILE = "checkpoint.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or belongs to another run."""
 
 
 class CheckpointWriter:

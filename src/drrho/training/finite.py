@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drrho.runtime.errors import NotFiniteError
+
 SHOWN_SAMPLE_IDS = 20
 
 
@@ -27,20 +29,6 @@ class StepRecord:
     sample_ids: Int[Tensor, " batch"]
     values: Mapping[str, Float[Tensor, ""]]
     checked: tuple[str, ...]
-
-
-class NotFiniteError(RuntimeError):
-    """A loss or a gradient is nan or infinite.
-
-    Attributes:
-        step: index of the first such step.
-        sample_ids: all of its batch.
-    """
-
-    def __init__(self, message: str, *, step: int, sample_ids: Tensor) -> None:
-        super().__init__(message)
-        self.step = step
-        self.sample_ids = sample_ids
 
 
 def raise_if_not_finite(

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from drrho.files import write_atomically
+from drrho.runtime.files import write_atomically
 
 FILE_NAME = "metrics.jsonl"
 

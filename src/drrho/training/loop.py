@@ -15,9 +15,9 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
-from drrho.files import write_json
-from drrho.progress import Progress
-from drrho.randomness import preserved_generators
+from drrho.runtime.files import write_json
+from drrho.runtime.progress import Progress
+from drrho.runtime.randomness import preserved_generators
 from drrho.training.config import TrainingConfig, require_precision
 from drrho.training.finite import StepRecord, raise_if_not_finite
 from drrho.training.interruption import DeferredSignals, TrainingInterrupted

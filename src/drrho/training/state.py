@@ -1,26 +1,18 @@
 """All that a checkpoint holds: whatever the next step depends on, and what was counted so far."""
 
-import json
-import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drrho.distributed import Processes
-from drrho.training.checkpoint import (
-    CheckpointError,
-    CheckpointWriter,
-    latest_checkpoint,
-    read_latest_values,
-)
+from drrho.runtime.distributed import Processes
+from drrho.runtime.errors import CheckpointError
+from drrho.runtime.provenance import config_differences, differences, plain, versions
+from drrho.training.checkpoint import CheckpointWriter, latest_checkpoint, read_latest_values
 from drrho.training.optimizer import allocate_moments
 
 FORMAT = 3
@@ -30,7 +22,6 @@ COUNTED = (
     *("seconds", "metrics", "best"),
 )
 MOMENTS = "optimizer."  # before the name of a parameter, in that of its moments
-LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
 
 
 @dataclass(kw_only=True)
@@ -219,7 +210,7 @@ class TrainingState:
             for name, value in self._tensors().items()
             if name in saved or not name.startswith(MOMENTS)
         }
-        return _differences(_described(saved), _described(current))
+        return differences(_described(saved), _described(current))
 
 
 def _require_format(values: Mapping[str, Any], path: Path) -> None:
@@ -238,73 +229,5 @@ def _require_none(differences: list[str], path: Path) -> None:
         )
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as JSON would return it: tuples are lists, paths are text.
-
-    Raises:
-        TypeError: a value is neither plain data nor a path.
-    """
-    return json.loads(json.dumps(config, default=os.fspath))
-
-
-def config_differences(
-    saved: Mapping[str, Any],
-    current: Mapping[str, Any],
-    *,
-    may_change: Collection[str] = (),
-    defaults: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """One line for each value in which two plain configurations differ.
-
-    Args:
-        may_change: dotted names of values whose difference does not matter.
-        defaults: nested values that `saved` had where it does not name them.
-    """
-    before, now = _flat(saved), _flat(current)
-    added = {n: v for n, v in _flat(plain(defaults or {})).items() if n in now}
-    lines = _differences(added | before, now)
-    return [line for line in lines if line.split(":")[0] not in may_change]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def _described(shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
     return {name: f"shape {tuple(shape)}" for name, shape in shapes.items()}
-
-
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One line for every name that is missing on a side or differs in value."""
-    return [
-        f"{name}: {saved.get(name, 'absent')} before, {current.get(name, 'absent')} now"
-        for name in {**saved, **current}
-        if name not in saved or name not in current or saved[name] != current[name]
-    ]
-
-
-def versions() -> dict[str, str | None]:
-    """Of what computes the numbers, to be written beside them; a library that is absent is not."""
-    libraries = {name: _installed_version(name) for name in LIBRARIES}
-    return {
-        "drrho": _installed_version("drrho"),  # None in a source tree that is not installed
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: found for name, found in libraries.items() if found is not None},
-    }
-
-
-def _installed_version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from drrho.randomness import derived_seed, seed_all_generators
+from drrho.runtime.randomness import derived_seed, seed_all_generators
 from drrho.training.config import TrainingConfig
 from drrho.training.finite import StepRecord
 from drrho.training.schedules import Schedule

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from drrho.distributed import Processes
-from drrho.training.checkpoint import CheckpointError
+from drrho.runtime.distributed import Processes
+from drrho.runtime.errors import CheckpointError
 
 # All that the index of tensors is made of; it is a pickle, and nothing else in it is looked up.
 INDEX_CLASSES = {

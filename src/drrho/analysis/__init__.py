@@ -1,1 +1,0 @@
-"""Results, losses and risks -> laws, and what theory says of them. Trains nothing."""

@@ -1,0 +1,1 @@
+"""State per data-set sample: running averages and individual temperatures."""

@@ -1,0 +1,1 @@
+"""Contrastive objectives: configuration, loss and the module that combines them."""

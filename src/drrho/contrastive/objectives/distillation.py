@@ -1,0 +1,186 @@
+"""Distillation of teachers' matching probabilities, the way of MobileCLIP."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from drrho.contrastive.exact import clip_anchor_losses, pair_similarities
+from drrho.contrastive.pairs import PairEmbeddings, check_pairs
+from drrho.contrastive.tiles.log_sums import log_sums, tiled_log_gap_means
+from drrho.contrastive.tiles.strip import Strip, make_strip
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
+
+
+class Teacher(NamedTuple):
+    """A frozen model's view of the pairs.
+
+    Attributes:
+        pairs: its unit embeddings, (B, d_teacher).
+        temperature: the one it was trained with, in units of cosine similarity.
+    """
+
+    pairs: PairEmbeddings
+    temperature: float
+
+
+def distillation_anchor_losses(
+    target: PairEmbeddings, teachers: Sequence[Teacher], *, temperature: Float[Tensor, "..."]
+) -> Float[Tensor, "2 batch"]:
+    """Cross-entropy of the target's matching probabilities under the teachers', of each anchor.
+
+        q_i = mean over teachers k of softmax_j(R^k_ij / tau_k)
+        -sum_j q_ij log softmax_j(S_ij / tau)
+
+    for image anchors along the rows, and for text anchors along the columns. The positive is one
+    of the B candidates. Several teachers are averaged after their softmax. The loss is the mean
+    over anchors, in nats.
+
+    Args:
+        target: unit embeddings (B, d) of the model in training.
+        teachers: one or more; they get no gradient.
+        temperature: tau of the target, in units of cosine similarity; of any shape that expands to
+            (2, B).
+
+    Raises:
+        ValueError: there is no teacher, a teacher's temperature is not positive, or the shapes do
+            not fit.
+
+    Source: docs/mathematics.md, "Distillation"; MobileCLIP, arXiv 2311.17049.
+    """
+    _check_teachers(target, teachers)
+    similarities = pair_similarities(target)
+    of_anchors = temperature.to(similarities.dtype).expand(2, len(similarities))
+    with torch.no_grad():
+        logits = [
+            pair_similarities(t.pairs).to(similarities.dtype) / t.temperature for t in teachers
+        ]
+    losses = []
+    for side, transposed in enumerate((False, True)):
+        student = (similarities.T if transposed else similarities) / of_anchors[side][:, None]
+        seen = [(t.T if transposed else t).softmax(dim=1) for t in logits]
+        losses.append(-(torch.stack(seen).mean(dim=0) * student.log_softmax(dim=1)).sum(dim=1))
+    return torch.stack(losses)
+
+
+def distillation_loss(
+    target: PairEmbeddings, teachers: Sequence[Teacher], *, temperature: Float[Tensor, "..."]
+) -> Float[Tensor, ""]:
+    """The mean of `distillation_anchor_losses`: MobileCLIP's loss, in nats."""
+    return distillation_anchor_losses(target, teachers, temperature=temperature).mean()
+
+
+def tiled_distillation_anchor_losses(
+    target: PairEmbeddings,
+    teachers: Sequence[Teacher],
+    *,
+    temperature: Float[Tensor, "..."],
+    group: ProcessGroup | None = None,
+) -> Float[Tensor, "2 batch"]:
+    """`distillation_anchor_losses` without a B x B matrix, of the pairs of all processes.
+
+    The cross-entropy is `log sum_j exp((S_ij - S_ii) / tau) - (1/tau) sum_j q_ij (S_ij - S_ii)`.
+    The first term comes from `tiled_log_gap_means`; the second, the gap that the teachers expect,
+    is linear in S and has passes of its own over the tiles.
+
+    Args:
+        target, teachers, temperature: as there; of this process's pairs.
+        group: as for `tiled_log_gap_means`, with the same meaning of the gradient.
+    """
+    _check_teachers(target, teachers)
+    processes = partition(len(target.image), group=group, device=target.image.device)
+    log_means = tiled_log_gap_means(target, temperature=temperature, group=group)
+    expected = _ExpectedGaps.apply(*target, tuple(teachers), processes)
+    assert isinstance(expected, Tensor)
+    cross_entropy_of_positive = clip_anchor_losses(log_means, num_pairs=processes.num_rows)
+    return cross_entropy_of_positive - expected / temperature.to(expected.dtype)
+
+
+class _ExpectedGaps(torch.autograd.Function):
+    """`sum_j q_ij (S_ij - S_ii)` of image anchors; of text anchors, the same along the columns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, image: Tensor, text: Tensor, teachers: tuple[Teacher, ...], processes: Partition
+    ) -> Tensor:
+        strip = make_strip(PairEmbeddings(image, text), None, processes)
+        rows_of, columns_of = strip.new_anchors()
+        with torch.autocast(image.device.type, enabled=False):
+            positives = strip.positives()
+            of_all = processes.gather(positives)
+            views = [_TeacherStrip.make(teacher, processes, strip.dtype) for teacher in teachers]
+            for rows, columns in strip.tiles():
+                s = strip.similarities(rows, columns)
+                q_rows, q_columns = _probabilities(views, rows, columns)
+                rows_of[rows] += q_rows.mul_(s - positives[rows, None]).sum(dim=1)
+                columns_of[columns] += q_columns.mul_(s - of_all[columns]).sum(dim=0)
+        ctx.save_for_backward(*strip[:2])
+        ctx.start, ctx.dtype, ctx.processes, ctx.views = strip.start, strip.dtype, processes, views
+        return torch.stack([rows_of, processes.own_of_sum(columns_of)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        image, text = ctx.saved_tensors
+        of_rows, of_columns = upstream[0], ctx.processes.gather(upstream[1])
+        at_positives = upstream.sum(dim=0)  # the probabilities sum to one
+        of_image = torch.zeros_like(image, dtype=ctx.dtype)
+        of_text = torch.zeros_like(text, dtype=ctx.dtype)
+        strip = Strip(image, text, None, None, start=ctx.start, dtype=ctx.dtype)
+        with torch.autocast(image.device.type, enabled=False):
+            for rows, columns in strip.tiles():
+                q_rows, q_columns = _probabilities(ctx.views, rows, columns)
+                c = q_rows.mul_(of_rows[rows, None]).addcmul_(q_columns, of_columns[columns])
+                own_rows = strip.rows_on_diagonal(rows, columns)
+                strip.diagonal(c, rows, columns).sub_(at_positives[own_rows])
+                of_image[rows].addmm_(c, text[columns].to(ctx.dtype))
+                of_text[columns].addmm_(c.T, image[rows].to(ctx.dtype))
+        of_text = ctx.processes.own_of_sum(of_text)
+        return of_image.to(image.dtype), of_text.to(text.dtype), None, None
+
+
+class _TeacherStrip(NamedTuple):
+    """A teacher's similarities in tiles, with the normalisers of their softmaxes."""
+
+    strip: Strip
+    temperature: float
+    of_rows: Float[Tensor, " rows"]
+    of_columns: Float[Tensor, " columns"]
+
+    @classmethod
+    def make(cls, teacher: Teacher, processes: Partition, dtype: torch.dtype) -> "_TeacherStrip":
+        strip = make_strip(teacher.pairs, None, processes)._replace(dtype=dtype)
+        temperature = strip.new_anchors(fill=teacher.temperature)
+        sums, _ = log_sums(strip, temperature, with_positives=True)
+        return cls(strip, teacher.temperature, sums.rows, processes.log_sum_exp(sums.columns))
+
+    def probabilities(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        z = self.strip.similarities(rows, columns) / self.temperature
+        return (z - self.of_rows[rows, None]).exp_(), (z - self.of_columns[columns]).exp_()
+
+
+def _probabilities(
+    views: Sequence[_TeacherStrip], rows: slice, columns: slice
+) -> tuple[Tensor, Tensor]:
+    """`q` of the image anchors and of the text anchors in a tile."""
+    q_rows, q_columns = views[0].probabilities(rows, columns)
+    for view in views[1:]:
+        more_rows, more_columns = view.probabilities(rows, columns)
+        q_rows += more_rows
+        q_columns += more_columns
+    if len(views) > 1:
+        q_rows /= len(views)
+        q_columns /= len(views)
+    return q_rows, q_columns
+
+
+def _check_teachers(target: PairEmbeddings, teachers: Sequence[Teacher]) -> None:
+    if not teachers:
+        raise ValueError("distillation needs at least one teacher, got none")
+    for teacher in teachers:
+        if not teacher.temperature > 0:
+            raise ValueError(f"a teacher's temperature must be positive, got {teacher.temperature}")
+        check_pairs(target, teacher.pairs)

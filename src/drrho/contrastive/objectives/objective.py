@@ -1,0 +1,218 @@
+"""A contrastive objective with all that it remembers: one module for every method."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from drrho.contrastive.diagnostics import contrastive_diagnostics
+from drrho.contrastive.exact import clip_anchor_losses
+from drrho.contrastive.memory.temperature import (
+    SampleTemperatures,
+    Temperature,
+    warn_if_unreachable,
+)
+from drrho.contrastive.objectives.config import SIGLIP_BIAS, ObjectiveConfig, default_epsilon
+from drrho.contrastive.objectives.distillation import Teacher, tiled_distillation_anchor_losses
+from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
+
+
+class ObjectiveValue(NamedTuple):
+    """A differentiable loss and, where they were asked for, the metrics that explain it."""
+
+    loss: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+
+
+class ContrastiveObjective(nn.Module):
+    """An objective with temperature, bias and per-sample averages.
+
+    On K processes the batch is that of all, and every process returns the same loss. Gradients of
+    the model have to be averaged over processes, as DistributedDataParallel does; those of
+    temperature and bias are averaged here. So this module is not to be wrapped, which would
+    overwrite every process's share of the per-sample state with the first one's.
+
+    Args:
+        config: what is minimised.
+        num_samples: size of the data set, for what is remembered per sample.
+        group: whose pairs belong together; None is the default group, or this process alone
+            without one.
+    """
+
+    def __init__(
+        self, config: ObjectiveConfig, *, num_samples: int, group: ProcessGroup | None = None
+    ):
+        super().__init__()
+        self.config = config
+        self.group = group
+        if config.temperature.kind == "per_sample":
+            self.temperature = SampleTemperatures(
+                config.temperature, num_samples=num_samples, group=group
+            )
+        else:
+            self.temperature = Temperature(config.temperature)
+        self.bias, self.estimator = None, None
+        match config.method:
+            case "siglip":
+                initial = SIGLIP_BIAS if config.initial_bias is None else config.initial_bias
+                self.bias = nn.Parameter(torch.tensor(initial))
+            case "fastclip" | "drrho_clip":
+                self.estimator = GlobalContrastiveLoss(
+                    num_samples,
+                    epsilon=default_epsilon(config.method)
+                    if config.epsilon is None
+                    else config.epsilon,
+                    rho=config.rho or 0.0,
+                    group=group,
+                )
+            case "clip" | "distillation":
+                pass
+        self._checked_radius = config.rho is None
+
+    def forward(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None = None,
+        *,
+        sample_ids: Int[Tensor, " batch"],
+        gamma: float,
+        teachers: Sequence[PairEmbeddings] = (),
+        diagnose: bool = False,
+    ) -> ObjectiveValue:
+        """The loss of one batch; updates what is remembered of its samples.
+
+        Args:
+            target: unit embeddings (B, d) of the model in training; of this process's pairs, as
+                all that follows.
+            reference: those of the reference; for "drrho_clip", and for nothing else.
+            sample_ids: position of each pair in the data set.
+            gamma: weight of this batch in the averages, in (0, 1]; only "fastclip" and
+                "drrho_clip" have them.
+            teachers: embeddings by the models whose probabilities are imitated, as many as the
+                config has temperatures of teachers. A reference may be one of them.
+            diagnose: also compute `contrastive_diagnostics`.
+
+        Raises:
+            ValueError: reference or teachers are missing, or given to a method without them.
+        """
+        self._require_models(reference, teachers)
+        pairs = partition(len(target.image), group=self.group, device=target.image.device)
+        self._check_radius(pairs)
+        reference = self._scaled(reference, target)
+        if isinstance(self.temperature, SampleTemperatures):
+            wide = torch.promote_types(target.image.dtype, torch.float32)
+            tau = self.temperature(sample_ids, device=target.image.device, dtype=wide)
+        else:
+            tau = pairs.same_on_all(self.temperature())
+        loss = self._loss(
+            target, reference, tau=tau, sample_ids=sample_ids, gamma=gamma, pairs=pairs
+        )
+        if teachers:
+            distilled = self._distilled(target, teachers, tau=tau, pairs=pairs)
+            loss = distilled if loss is None else loss + distilled
+        assert loss is not None
+        if not diagnose:
+            return ObjectiveValue(loss, {})
+        return ObjectiveValue(loss, self._metrics(target, reference, tau.detach(), pairs))
+
+    def _loss(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None,
+        *,
+        tau: Tensor,
+        sample_ids: Tensor,
+        gamma: float,
+        pairs: Partition,
+    ) -> Tensor | None:
+        """The method's, without what is distilled."""
+        if self.bias is not None:
+            losses = tiled_siglip_anchor_losses(
+                target, temperature=tau, bias=pairs.same_on_all(self.bias), group=self.group
+            )
+            return pairs.mean(losses)
+        if self.estimator is not None:
+            return self.estimator(
+                target, reference, temperature=tau, sample_ids=sample_ids, gamma=gamma
+            )
+        if self.config.method == "distillation":
+            return None
+        log_means = tiled_log_gap_means(target, temperature=tau, group=self.group)
+        return pairs.mean(clip_anchor_losses(log_means, num_pairs=pairs.num_rows))
+
+    def _distilled(
+        self,
+        target: PairEmbeddings,
+        teachers: Sequence[PairEmbeddings],
+        *,
+        tau: Tensor,
+        pairs: Partition,
+    ) -> Tensor:
+        config = self.config.distillation
+        assert config is not None
+        losses = tiled_distillation_anchor_losses(
+            target,
+            [Teacher(*t) for t in zip(teachers, config.teacher_temperatures, strict=True)],
+            temperature=tau,
+            group=self.group,
+        )
+        weight: float | Tensor = 1.0 if config.weight is None else config.weight
+        if self.estimator is not None:
+            weight = weight * tau.detach()
+        return pairs.mean(weight * losses)
+
+    def _scaled(
+        self, reference: PairEmbeddings | None, target: PairEmbeddings
+    ) -> PairEmbeddings | None:
+        """The reference with similarities times `reference_scale`."""
+        scale = self.config.reference_scale
+        if reference is None or scale is None:
+            return reference
+        wide = torch.promote_types(target.image.dtype, torch.float32)
+        return PairEmbeddings(scale * reference.image.to(wide), reference.text)
+
+    def _metrics(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None,
+        tau: Tensor,
+        pairs: Partition,
+    ) -> dict[str, Tensor]:
+        epsilon = 1 / (pairs.num_rows - 1) if self.estimator is None else self.estimator.epsilon
+        metrics = contrastive_diagnostics(
+            target, reference, temperature=tau, epsilon=epsilon, group=self.group
+        )
+        match self.config.temperature.kind:
+            case "per_direction":
+                return metrics | {"temperature_image": tau[0, 0], "temperature_text": tau[1, 0]}
+            case "per_sample":
+                mean = pairs.mean(tau)
+                deviation = pairs.mean((tau - mean).square()).sqrt()
+                return metrics | {"temperature": mean, "temperature_deviation": deviation}
+            case _:
+                return metrics | {"temperature": tau}
+
+    def _require_models(
+        self, reference: PairEmbeddings | None, teachers: Sequence[PairEmbeddings]
+    ) -> None:
+        if self.config.needs_reference != (reference is not None):
+            raise ValueError(
+                "drrho_clip needs reference embeddings, and the other methods take none; "
+                f"got {'none' if reference is None else 'some'} for {self.config.method!r}"
+            )
+        if len(teachers) != self.config.num_teachers:
+            raise ValueError(
+                f"objective.distillation has temperatures of {self.config.num_teachers} teachers, "
+                f"got embeddings of {len(teachers)}"
+            )
+
+    def _check_radius(self, pairs: Partition) -> None:
+        if not self._checked_radius and self.config.rho is not None:
+            self._checked_radius = True
+            warn_if_unreachable(self.config.rho, num_pairs=pairs.num_rows)

@@ -1,0 +1,112 @@
+"""SigLIP: every pair of an image and a text is a binary question of its own."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+from drrho.contrastive.exact import pair_similarities
+from drrho.contrastive.pairs import PairEmbeddings, check_pairs
+from drrho.contrastive.tiles.strip import Strip, make_strip
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
+
+
+def siglip_anchor_losses(
+    target: PairEmbeddings, *, temperature: Float[Tensor, ""], bias: Float[Tensor, ""]
+) -> Float[Tensor, " batch"]:
+    """`-sum_j log sigmoid(y_ij (S_ij / tau + b))` of each image i, y_ij = 1 if i = j and else -1.
+
+    SigLIP's loss is the mean over the B images, in nats. It has no softmax, so that images and
+    texts are not anchors of two kinds, and the tiles of the matrix are independent.
+
+    Args:
+        target: unit embeddings (B, d) of the model in training.
+        temperature: tau in units of cosine similarity, positive.
+        bias: b, in nats; negative since most pairs do not match.
+
+    Raises:
+        ValueError: fewer than two pairs, or numbers of rows that differ.
+
+    Source: docs/mathematics.md, "SigLIP"; Zhai et al., arXiv 2303.15343.
+    """
+    z = pair_similarities(target) / temperature + bias
+    signs = 2 * torch.eye(len(z), dtype=z.dtype, device=z.device) - 1
+    return softplus(-signs * z).sum(dim=1)
+
+
+def tiled_siglip_anchor_losses(
+    target: PairEmbeddings,
+    *,
+    temperature: Float[Tensor, ""],
+    bias: Float[Tensor, ""],
+    group: ProcessGroup | None = None,
+) -> Float[Tensor, " batch"]:
+    """`siglip_anchor_losses` tile by tile, of this process's images against everyone's texts.
+
+    Args:
+        target, temperature, bias: as there; of this process's pairs.
+        group: as for `tiled_log_gap_means`, with the same meaning of the gradient.
+    """
+    check_pairs(target, None)
+    processes = partition(len(target.image), group=group, device=target.image.device)
+    result = _TiledSiglip.apply(*target, temperature, bias, processes)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _TiledSiglip(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        temperature: Tensor,
+        bias: Tensor,
+        processes: Partition,
+    ) -> Tensor:
+        strip = make_strip(PairEmbeddings(image, text), None, processes)
+        losses = strip.image.new_zeros(len(image), dtype=strip.dtype)
+        with torch.autocast(image.device.type, enabled=False):
+            for rows, columns in strip.tiles():
+                z = _logits(strip.similarities(rows, columns), temperature, bias)
+                # softplus(-z) of a positive is softplus(z) - z.
+                of_positives = strip.diagonal(z, rows, columns).clone()
+                losses[rows] += softplus(z).sum(dim=1)
+                losses[strip.rows_on_diagonal(rows, columns)] -= of_positives
+        ctx.save_for_backward(*strip[:2], temperature, bias)
+        ctx.start, ctx.dtype, ctx.processes = strip.start, strip.dtype, processes
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, temperature, bias = ctx.saved_tensors
+        strip = Strip(image, text, None, None, start=ctx.start, dtype=ctx.dtype)
+        of_image = torch.zeros_like(image, dtype=strip.dtype)
+        of_text = torch.zeros_like(text, dtype=strip.dtype)
+        of_scale, of_bias = of_image.new_zeros(2)
+        with torch.autocast(image.device.type, enabled=False):
+            for rows, columns in strip.tiles():
+                x = strip.similarities(rows, columns)
+                c = _logits(x, temperature, bias).sigmoid_()
+                strip.diagonal(c, rows, columns).sub_(1)
+                c *= upstream[rows, None]
+                of_bias += c.sum()
+                of_scale += (c * x).sum()
+                of_image[rows].addmm_(c, strip.text[columns].to(strip.dtype))
+                of_text[columns].addmm_(c.T, strip.image[rows].to(strip.dtype))
+        of_image, of_text = of_image / temperature, of_text / temperature
+        return (
+            of_image.to(image.dtype),
+            ctx.processes.own_of_sum(of_text).to(text.dtype),
+            (-of_scale / temperature.square()).to(temperature.dtype),
+            of_bias.to(bias.dtype),
+            None,
+        )
+
+
+def _logits(x: Tensor, temperature: Tensor, bias: Tensor) -> Tensor:
+    return x.div(temperature).add_(bias)

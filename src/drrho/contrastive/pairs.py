@@ -1,0 +1,36 @@
+"""Embeddings of image-text pairs, and the checks that every contrastive loss makes of them."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class PairEmbeddings(NamedTuple):
+    """Unit embeddings of the same B pairs by one model; row i of both is pair i."""
+
+    image: Float[Tensor, "batch dim"]
+    text: Float[Tensor, "batch dim"]
+
+
+def check_pairs(target: PairEmbeddings, reference: PairEmbeddings | None) -> None:
+    """Raise ValueError unless target and reference embed the same pairs."""
+    for pairs in (target, *(() if reference is None else (reference,))):
+        if pairs.image.shape != pairs.text.shape:
+            raise ValueError(
+                "image and text embeddings must have the same shape, got "
+                f"{tuple(pairs.image.shape)} and {tuple(pairs.text.shape)}"
+            )
+    if reference is not None and len(reference.image) != len(target.image):
+        raise ValueError(
+            "image, text and reference embeddings must have one row for each pair, got "
+            f"{len(target.image)} of the target and {len(reference.image)} of the reference"
+        )
+
+
+def check_negatives(num_pairs: int) -> None:
+    """Raise ValueError for a single pair."""
+    if num_pairs < 2:
+        raise ValueError(
+            f"a contrastive loss needs at least two pairs to have negatives, got {num_pairs}"
+        )

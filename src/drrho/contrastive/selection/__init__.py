@@ -1,0 +1,1 @@
+"""Selection of a batch from a super-batch."""

@@ -1,0 +1,1 @@
+"""The similarity matrix walked in tiles, without a B x B matrix."""

@@ -1,0 +1,179 @@
+"""The sums over negatives and their gradients for CUDA, in Triton.
+
+The same function as `drrho.contrastive.tiles.log_sums.tiled_log_gap_means`, whose passes over
+tiles become one kernel each: a tile of similarities stays on the chip while its sums, or its
+coefficients of the gradient, are made of it. The products of the coefficients with the embeddings
+are left to torch.
+
+It has been tested by Triton's interpreter only, and measured on no GPU: nothing uses it by itself.
+`benchmarks/kernels.py` is there to find out where it wins.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.log_sums import Gradient, Passes, log_gap_means_in_passes
+from drrho.contrastive.tiles.strip import Anchors, Strip
+from drrho.contrastive.tiles.triton import (
+    Blocks,
+    interpreted,
+    is_available,
+    launch_coefficients,
+    launch_log_sums,
+)
+from drrho.runtime.distributed import ProcessGroup
+
+# A program holds a tile in float32 on the chip; half precision has room for a larger one.
+HALF_BLOCKS = Blocks(rows=128, columns=128, inner=64, warps=8, stages=3)
+SINGLE_BLOCKS = Blocks(rows=64, columns=64, inner=32, warps=4, stages=2)
+# Bytes of coefficients, rows of them against all columns, between kernel and product.
+COEFFICIENT_BYTES = 2**28
+
+
+def fused_log_gap_means(
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None = None,
+    *,
+    temperature: Float[Tensor, "..."],
+    group: ProcessGroup | None = None,
+) -> Float[Tensor, "2 batch"]:
+    """`log g` of image and text anchors: `tiled_log_gap_means` for CUDA.
+
+    Products of half-precision embeddings are exact and added up in float32. The coefficients of
+    the gradient, but for the positives', are rounded to the embeddings' precision, scaled so that
+    none is lost, before they are multiplied with the embeddings (PyTorch 2.8 or newer). Memory
+    beyond arguments, result and gradients: partial sums of 8 B^2 / 128 bytes, and coefficients of
+    at most 2^28 bytes.
+
+    Args:
+        target, reference, temperature, group: as for `tiled_log_gap_means`; on a GPU, in float32,
+            bfloat16 or float16.
+
+    Raises:
+        RuntimeError: Triton is not installed.
+        TypeError: embeddings of another type.
+        ValueError: embeddings on the CPU (where Triton is not interpreted), or as
+            `tiled_log_gap_means`.
+
+    Source: docs/mathematics.md, "Tiles".
+    """
+    _check_device(target.image)
+    passes = Passes(_log_sums, _gradient)
+    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, group=group)
+
+
+def _check_device(image: Tensor) -> None:
+    if not is_available():
+        raise RuntimeError(
+            "fused_log_gap_means needs Triton, which comes with PyTorch for CUDA; elsewhere "
+            "`pip install triton`, or use drrho.contrastive.tiles.log_sums.tiled_log_gap_means"
+        )
+    if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"fused_log_gap_means takes float32, bfloat16 or float16 embeddings, got {image.dtype}"
+        )
+    if image.device.type != "cuda" and not interpreted():
+        raise ValueError(
+            f"fused_log_gap_means needs a GPU, got embeddings on {image.device}; use "
+            "drrho.contrastive.tiles.log_sums.tiled_log_gap_means"
+        )
+
+
+def _blocks(strip: Strip) -> Blocks:
+    return HALF_BLOCKS if strip.image.dtype.itemsize == 2 else SINGLE_BLOCKS
+
+
+def _log_sums(strip: Strip, temperature: Anchors) -> tuple[Anchors, None]:
+    """`log sum exp(x / tau)` over the negatives in each row and in each column of the strip."""
+    num_rows, num_columns = len(strip.image), len(strip.text)
+    if num_rows == 0:
+        return strip.new_anchors(fill=-math.inf), None
+    blocks = _blocks(strip)
+    row_blocks, column_blocks = blocks.counts(num_rows, num_columns)
+    of_rows = temperature.rows.new_empty(column_blocks, num_rows)
+    of_columns = temperature.columns.new_empty(row_blocks, num_columns)
+    launch_log_sums(strip, temperature, of_rows, of_columns, blocks=blocks)
+    return Anchors(of_rows.logsumexp(dim=0), of_columns.logsumexp(dim=0)), None
+
+
+def _gradient(
+    strip: Strip,
+    temperature: Anchors,
+    sums: Anchors,
+    arriving: Anchors,
+    *,
+    kept: None,
+    needs_temperature: bool,
+) -> Gradient:
+    del kept  # x is formed again
+    of_rows, of_columns = (a / tau for a, tau in zip(arriving, temperature, strict=True))
+    result = Gradient(
+        image=torch.zeros_like(strip.image, dtype=strip.dtype),
+        text=torch.zeros_like(strip.text, dtype=strip.dtype),
+        means=strip.new_anchors(),
+    )
+    if len(strip.image) == 0:
+        return result
+    scale = _power_of_two(of_rows, of_columns)
+    factors = Anchors(of_rows * scale, of_columns * scale)
+    blocks = _blocks(strip)
+    for rows in _parts(strip, blocks):
+        part = strip._replace(
+            image=strip.image[rows],
+            reference_image=None if strip.reference_image is None else strip.reference_image[rows],
+            start=strip.start + rows.start,
+        )
+        coefficients = part.image.new_empty(len(part.image), len(part.text))
+        means = launch_coefficients(
+            part,
+            Anchors(temperature.rows[rows], temperature.columns),
+            Anchors(sums.rows[rows], sums.columns),
+            Anchors(factors.rows[rows], factors.columns),
+            into=coefficients,
+            needs_means=needs_temperature,
+            blocks=blocks,
+        )
+        if means is not None:
+            result.means.rows[rows] = means.rows
+            result.means.columns.add_(means.columns)
+        result.image[rows] = _product(coefficients, part.text)
+        result.text.add_(_product(coefficients.T, part.image))
+    result.image.div_(scale)
+    result.text.div_(scale)
+    # A positive's coefficient is as large as all others of its row together and of the other
+    # sign: rounded with them it would leave its rounding in place of their difference.
+    of_positives = -(of_rows + of_columns[strip.own])[:, None]
+    result.image.addcmul_(of_positives, strip.text[strip.own].to(strip.dtype))
+    result.text[strip.own].addcmul_(of_positives, strip.image.to(strip.dtype))
+    return result
+
+
+def _product(coefficients: Tensor, embeddings: Tensor) -> Tensor:
+    """In float32, of factors in their own precision."""
+    if coefficients.dtype == torch.float32:
+        return coefficients @ embeddings
+    if coefficients.device.type == "cuda":
+        return torch.mm(coefficients, embeddings, out_dtype=torch.float32)
+    return coefficients.float() @ embeddings.float()
+
+
+def _power_of_two(of_rows: Tensor, of_columns: Tensor) -> Tensor:
+    """What brings the largest coefficient to between one and four, exactly and without waiting.
+
+    A coefficient is of the order of 1 / B times a weight, which float16 would lose.
+    """
+    largest = torch.maximum(of_rows.abs().max(), of_columns.abs().max())
+    exponent = torch.where(largest > 0, largest.log2().floor(), torch.zeros_like(largest))
+    return torch.exp2(-exponent)
+
+
+def _parts(strip: Strip, blocks: Blocks) -> list[slice]:
+    """Whole blocks of rows whose coefficients have at most COEFFICIENT_BYTES."""
+    row_bytes = len(strip.text) * strip.image.element_size()
+    height = max(1, COEFFICIENT_BYTES // (row_bytes * blocks.rows)) * blocks.rows
+    num_rows = len(strip.image)
+    return [slice(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]

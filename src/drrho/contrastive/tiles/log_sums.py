@@ -1,0 +1,227 @@
+"""The sums over negatives and their gradients, tile by tile and over processes.
+
+The same function as `drrho.contrastive.exact.log_gap_means`, without a B x B matrix. The
+contrastive objectives are made of its 2 B numbers, so this is the one place that has to be fast.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
+from drrho.contrastive.tiles.strip import Anchors, Strip, make_strip
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
+
+
+def tiled_log_gap_means(
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None = None,
+    *,
+    temperature: Float[Tensor, "..."],
+    group: ProcessGroup | None = None,
+) -> Float[Tensor, "2 batch"]:
+    """`log g` of image and text anchors: `log_gap_means`, with the pairs of all processes.
+
+    Two passes over tiles of x: the first accumulates the sums of rows and columns, the second,
+    for the gradient, forms each tile again. Memory beyond arguments, result and gradients is a
+    few tiles and O(B) numbers.
+
+    With K processes, whose pairs are each other's negatives, a process has the strip of its own
+    images against all texts. Sums of columns are combined between processes, and the gradient of
+    a text is added up where it lies. Numbers of pairs may differ.
+
+    Args:
+        target, reference, temperature: as for `log_gap_means`; of this process's pairs. The
+            gradient is exact; embeddings in half precision are used as float32 numbers.
+        group: whose pairs belong together; None is the default group, or this process alone
+            without one.
+
+    Returns:
+        Of this process's anchors. Going backward, from any losses of its own anchors on each
+        process, gives each the gradient of the sum of all processes' losses.
+
+    Raises:
+        ValueError: as `log_gap_means`.
+
+    Source: docs/mathematics.md, "Tiles".
+    """
+    passes = Passes(log_sums, _gradient)
+    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, group=group)
+
+
+class Gradient(NamedTuple):
+    """Of a strip; what is of columns is this process's part of a sum.
+
+    `means` are those of x over an anchor's negatives under its weights, empty unless a
+    temperature needs them.
+    """
+
+    image: Float[Tensor, "rows dim"]
+    text: Float[Tensor, "columns dim"]
+    means: Anchors
+
+
+class Passes(NamedTuple):
+    """How the strip is walked: by torch's operations here, or by kernels of another module.
+
+    Attributes:
+        log_sums: strip and temperatures to `log sum exp(x / tau)` over the negatives of each row
+            and column, and to what the second pass may use of the first.
+        gradient: strip, temperatures, those sums, and the gradient that arrives at them, to the
+            `Gradient`; what was kept, and whether the means are needed, by keyword.
+    """
+
+    log_sums: Callable[[Strip, Anchors], tuple[Anchors, list[Tensor] | None]]
+    gradient: Callable[..., Gradient]
+
+
+def log_gap_means_in_passes(
+    passes: Passes,
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None,
+    *,
+    temperature: Float[Tensor, "..."],
+    group: ProcessGroup | None,
+) -> Float[Tensor, "2 batch"]:
+    """`tiled_log_gap_means` by these passes: what is of processes and of autograd."""
+    check_pairs(target, reference)
+    processes = partition(len(target.image), group=group, device=target.image.device)
+    check_negatives(processes.num_rows)
+    images, texts = (None, None) if reference is None else reference
+    of_anchors = temperature.expand(2, len(target.image))
+    result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, processes)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _LogGapMeans(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0913 - autograd sees tensors only as arguments
+        ctx: Any,
+        passes: Passes,
+        image: Tensor,
+        text: Tensor,
+        reference_image: Tensor | None,
+        reference_text: Tensor | None,
+        temperature: Tensor,
+        processes: Partition,
+    ) -> Tensor:
+        reference = None
+        if reference_image is not None and reference_text is not None:
+            reference = PairEmbeddings(reference_image, reference_text)
+        strip = make_strip(PairEmbeddings(image, text), reference, processes)
+        of_rows, of_columns = temperature.to(strip.dtype)
+        anchors = Anchors(of_rows, processes.gather(of_columns))
+        with torch.autocast(image.device.type, enabled=False):
+            positives = strip.positives()
+            sums, ctx.kept = passes.log_sums(strip, anchors)
+        log_columns = processes.log_sum_exp(sums.columns)
+
+        ctx.save_for_backward(*strip[:4], *anchors, positives, sums.rows, log_columns)
+        ctx.processes, ctx.start, ctx.dtype = processes, strip.start, strip.dtype
+        ctx.passes = passes
+        log_negatives = math.log(processes.num_rows - 1)
+        rows = sums.rows - positives / of_rows - log_negatives
+        columns = processes.own(log_columns) - positives / of_columns - log_negatives
+        return torch.stack([rows, columns])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        *embeddings, of_rows, of_columns, positives, log_rows, log_columns = ctx.saved_tensors
+        processes = ctx.processes
+        strip = Strip(*embeddings, start=ctx.start, dtype=ctx.dtype)
+        temperature = Anchors(of_rows, of_columns)
+        sums = Anchors(log_rows, log_columns)
+        arriving = Anchors(upstream[0], processes.gather(upstream[1]))
+        needs_temperature = ctx.needs_input_grad[5]
+        with torch.autocast(strip.image.device.type, enabled=False):
+            gradient = ctx.passes.gradient(
+                strip,
+                temperature,
+                sums,
+                arriving,
+                kept=ctx.kept,
+                needs_temperature=needs_temperature,
+            )
+        ctx.kept = None
+        image = gradient.image.to(strip.image.dtype)
+        text = processes.own_of_sum(gradient.text).to(strip.text.dtype)
+        of_temperature = None
+        if needs_temperature:
+            means = [gradient.means.rows, processes.own_of_sum(gradient.means.columns)]
+            own = torch.stack([of_rows, processes.own(of_columns)])
+            of_temperature = upstream * (positives - torch.stack(means)) / own.square()
+        return None, image, text, None, None, of_temperature, None
+
+
+def log_sums(
+    strip: Strip, temperature: Anchors, *, with_positives: bool = False
+) -> tuple[Anchors, list[Tensor] | None]:
+    """`log sum exp(x / tau)` in each row and in each column of the strip, over the negatives or
+    over all; and the tiles of x, if they are few enough to be kept.
+    """
+    sums = strip.new_anchors(fill=-math.inf)
+    kept = [] if strip.keeps_tiles and not with_positives else None
+    tile, scaled = strip.scratch(), strip.scratch()
+    lowest = torch.finfo(strip.dtype).min
+    for rows, columns in strip.tiles():
+        x = strip.similarities(rows, columns, into=tile if kept is None else None)
+        if kept is not None:
+            kept.append(x)
+        for found, tau, part, dim in (
+            (sums.rows, temperature.rows, rows, 1),
+            (sums.columns, temperature.columns, columns, 0),
+        ):
+            z = torch.mul(x, 1 / tau[part].unsqueeze(dim), out=scaled.like(*x.shape))
+            if not with_positives:
+                strip.diagonal(z, rows, columns).fill_(-math.inf)
+            # torch.logsumexp would take fresh memory; a line may hold nothing but a positive.
+            largest = z.amax(dim=dim, keepdim=True).clamp_min_(lowest)
+            of_tile = z.sub_(largest).exp_().sum(dim=dim).log_().add_(largest.squeeze(dim))
+            found[part] = torch.logaddexp(found[part], of_tile)
+    return sums, kept
+
+
+def _gradient(
+    strip: Strip,
+    temperature: Anchors,
+    sums: Anchors,
+    arriving: Anchors,
+    *,
+    kept: list[Tensor] | None,
+    needs_temperature: bool,
+) -> Gradient:
+    of_rows, of_columns = (a / tau for a, tau in zip(arriving, temperature, strict=True))
+    at_positives = -(of_rows + of_columns[strip.own])
+    result = Gradient(
+        image=torch.zeros_like(strip.image, dtype=strip.dtype),
+        text=torch.zeros_like(strip.text, dtype=strip.dtype),
+        means=strip.new_anchors(),
+    )
+    tile, for_rows, for_columns = strip.scratch(), strip.scratch(), strip.scratch()
+    for number, (rows, columns) in enumerate(strip.tiles()):
+        x = strip.similarities(rows, columns, into=tile) if kept is None else kept[number]
+        c = for_rows.like(*x.shape)
+        p = for_columns.like(*x.shape)
+        sides = (
+            (c, of_rows, temperature.rows, sums.rows, result.means.rows, rows, 1),
+            (p, of_columns, temperature.columns, sums.columns, result.means.columns, columns, 0),
+        )
+        for weights, arriving_there, tau, total, means, part, dim in sides:
+            torch.mul(x, 1 / tau[part].unsqueeze(dim), out=weights)
+            weights.sub_(total[part].unsqueeze(dim)).exp_()
+            strip.diagonal(weights, rows, columns).zero_()
+            if needs_temperature:
+                means[part] += (weights * x).sum(dim=dim)
+            weights.mul_(arriving_there[part].unsqueeze(dim))
+        c.add_(p)
+        strip.diagonal(c, rows, columns).copy_(at_positives[strip.rows_on_diagonal(rows, columns)])
+        result.image[rows].addmm_(c, strip.text[columns].to(strip.dtype))
+        result.text[columns].addmm_(c.T, strip.image[rows].to(strip.dtype))
+    return result

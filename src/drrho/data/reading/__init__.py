@@ -1,0 +1,1 @@
+"""Reading of samples from shards, tables and folders, local or remote."""

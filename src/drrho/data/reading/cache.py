@@ -1,0 +1,111 @@
+"""Random access to samples by id: their bytes are read, checked and parsed, and nothing else."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from drrho.data.manifest import Manifest, Shard
+from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample
+from drrho.data.reading.sources import Layout, Rows, open_rows
+from drrho.data.reading.storage import OpenFiles, file_state
+
+Decoded = TypeVar("Decoded")
+OPEN_FILES = 64
+REMEDY = "run `drrho index` again, and compute its reference again"
+
+
+class OpenShards:
+    """The samples of a data set by id, as the manifest knows them.
+
+    A sample is read at its place in the shard, so memory holds no more than a batch (and of tables
+    the paths and captions), and processes that share out a batch share out the reading too.
+    """
+
+    def __init__(self, manifest: Manifest):
+        self._manifest = manifest
+        self._files = OpenFiles(capacity=OPEN_FILES)
+        self._checked: set[int] = set()
+        self._sources: dict[int, Rows] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"manifest": self._manifest}  # a worker opens files and tables of its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)
+
+    def read(self, sample_ids: list[int]) -> list[RawSample]:
+        """Some samples, in their order.
+
+        Raises:
+            FileNotFoundError: a shard is not there.
+            ValueError: a shard is not what it was when it was indexed, or its samples lie in no
+                file.
+        """
+        by_shard: dict[int, list[tuple[int, int]]] = {}
+        for place, sample_id in enumerate(sample_ids):
+            shard, row = self._manifest.locate(sample_id)
+            by_shard.setdefault(shard, []).append((row, place))
+        found: dict[int, RawSample] = {}
+        for shard, wanted in by_shard.items():
+            wanted.sort()  # in the order of the file
+            for (_, place), sample in zip(
+                wanted, self._rows(shard, [row for row, _ in wanted]), strict=True
+            ):
+                found[place] = sample
+        return [found[place] for place in range(len(sample_ids))]
+
+    def readable(
+        self,
+        sample_ids: list[int],
+        skipped: list[tuple[int, str]],
+        *,
+        decode: Callable[[RawSample], Decoded],
+    ) -> Iterator[tuple[int, Decoded]]:
+        """The samples that decode, with their ids; the others go to `skipped`."""
+        for sample_id, sample in zip(sample_ids, self.read(sample_ids), strict=True):
+            try:
+                decoded = decode(sample)
+            except UnusableSample as unusable:
+                skipped.append((sample_id, unusable.reason))
+            else:
+                yield sample_id, decoded
+
+    def _rows(self, index: int, rows: list[int]) -> Iterator[RawSample]:
+        shard = self._manifest.shards[index]
+        if shard.spans is None:
+            raise ValueError(f"the samples of {shard.url} lie in no file that could be read")
+        try:
+            samples = self._read(index, rows)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"shard {shard.url} does not exist. If the data moved, run `drrho index` again"
+            ) from None
+        for row, sample in zip(rows, samples, strict=True):
+            if sample is None or sample.checksum != int(shard.spans.checksum[row]):
+                raise ValueError(
+                    f"shard {shard.url} has another image, caption or key in row {row} than when "
+                    f"it was indexed; {REMEDY}"
+                )
+            yield sample
+
+    def _read(self, index: int, rows: list[int]) -> list[RawSample | None]:
+        shard = self._manifest.shards[index]
+        assert shard.spans is not None
+        if shard.layout is None:
+            if index not in self._checked:
+                _require_size(shard)
+                self._checked.add(index)
+            pieces = self._files.read(shard.url, [shard.spans.range(row) for row in rows])
+            return [parse_sample(c, row=row) for row, c in zip(rows, pieces, strict=True)]
+        if index not in self._sources:
+            self._sources[index] = open_rows(shard.url, Layout(**shard.layout))
+        source = self._sources[index]
+        return [source[row] if row < source.num_rows else None for row in rows]
+
+
+def _require_size(shard: Shard) -> None:
+    size = file_state(shard.url).size
+    if size != shard.size:
+        raise ValueError(
+            f"shard {shard.url} has {size:,} bytes, and had {shard.size:,} when it was indexed; "
+            f"{REMEDY}"
+        )

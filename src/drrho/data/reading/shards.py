@@ -1,0 +1,298 @@
+"""WebDataset shards: the samples of a tar file in order, and how their fields are decoded."""
+
+import io
+import json
+import os
+import re
+import tarfile
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+from PIL import Image, ImageFile
+from webdataset.tariterators import group_by_keys
+
+from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
+from drrho.data.reading.storage import Stream, open_file
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CAPTION_EXTENSION = "txt"
+CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
+META_FILE = re.compile(r"__[^/]*__($|/)")  # webdataset's, about the shard
+# Pillow's own bound, beyond which it only warns: a small file may hold gigabytes of pixels.
+MAX_PIXELS = 89_478_485
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """One sample of a shard, undecoded.
+
+    Attributes:
+        key: the name its files share in the tar.
+        row: its place in the shard, counting every sample, usable or not.
+        fields: the bytes of its files by lower-case extension, such as "jpg", "txt" or "cls".
+        span: where its files begin and end in the shard, in bytes.
+    """
+
+    key: str
+    row: int
+    fields: dict[str, bytes]
+    span: tuple[int, int] = (0, 0)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of key, caption and image, less 2^31: whether they have changed."""
+        checksum = zlib.crc32(self.key.encode(errors="surrogateescape"))
+        checksum = zlib.crc32(self.fields.get(CAPTION_EXTENSION, b""), checksum)
+        checksum = zlib.crc32(self.fields.get(CAPTIONS_EXTENSION, b""), checksum)
+        return zlib.crc32(image_bytes(self) or b"", checksum) - 2**31
+
+
+class UnusableSample(Exception):
+    """A sample lacks, or does not let decode, what was asked of it.
+
+    Attributes:
+        reason: a short phrase that is the same for every sample with this fault, to count by.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def read_shard(url: str) -> Iterator[RawSample]:
+    """Every sample of a shard in the order of the tar file.
+
+    Args:
+        url: of an uncompressed tar file in the WebDataset layout: a local path, or what fsspec
+            reads.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no tar, is truncated, or holds a file twice.
+    """
+    try:
+        # Opened here and not by webdataset, which would run a url "pipe:..." as a command.
+        with open_file(url) as stream:
+            yield from _samples(stream)
+            _require_end_of_archive(stream)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"shard {url} does not exist. If the data moved, run `drrho index` again"
+        ) from None
+    except Exception as error:  # tarfile, zlib, OSError, webdataset: all mean the same here
+        raise ValueError(
+            f"shard {url} cannot be read: {error.args[0] if error.args else error}. A shard is a "
+            "complete, uncompressed tar file that holds each file once; fetch or write it again"
+        ) from error
+
+
+def parse_sample(content: bytes, *, row: int) -> RawSample | None:
+    """The sample whose files lie in a piece of a tar file; None if it is not one whole sample."""
+    try:
+        samples = list(_samples(io.BytesIO(content + bytes(2 * tarfile.BLOCKSIZE))))
+    except (tarfile.TarError, ValueError, EOFError):
+        return None
+    return replace(samples[0], row=row) if len(samples) == 1 else None
+
+
+def _samples(stream: Stream) -> Iterator[RawSample]:
+    for row, sample in enumerate(group_by_keys(_files(stream))):
+        found = {name: file for name, file in sample.items() if name[:2] != "__"}
+        yield RawSample(
+            key=sample["__key__"],
+            row=row,
+            fields={name: file.content for name, file in found.items()},
+            span=(min(f.start for f in found.values()), max(f.end for f in found.values())),
+        )
+
+
+class _File(NamedTuple):
+    """A member of a tar file, and the bytes it takes there with its header."""
+
+    content: bytes
+    start: int
+    end: int
+
+
+def _files(stream: Stream) -> Iterator[dict[str, object]]:
+    """The regular files in a tar file, as webdataset groups them. Names are keys and no paths:
+    nothing is ever written under them.
+    """
+    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
+        for member in iter(tar.next, None):
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  or all headers stay
+            if not member.isreg() or META_FILE.match(member.name):
+                continue
+            file = tar.extractfile(member)
+            assert file is not None
+            content = file.read()
+            if len(content) < member.size:
+                raise ValueError(f"it ends within {member.name}")
+            blocks = -(-member.size // tarfile.BLOCKSIZE)
+            end = member.offset_data + blocks * tarfile.BLOCKSIZE
+            yield {
+                "__url__": "",
+                "fname": member.name,
+                "data": _File(content, member.offset, end),
+            }
+
+
+def image_bytes(sample: RawSample) -> bytes | None:
+    """The encoded image, or None if the sample has none."""
+    for extension in IMAGE_EXTENSIONS:
+        if extension in sample.fields:
+            return sample.fields[extension]
+    return None
+
+
+def find_fault(sample: RawSample) -> str | None:
+    """Why the sample is no image-caption pair, as far as one sees without decoding the image."""
+    content = image_bytes(sample)
+    if content is None:
+        return "no image"
+    if not content:
+        return "empty image"
+    try:
+        decode_caption(sample)
+    except UnusableSample as unusable:
+        return unusable.reason
+    return None
+
+
+def decode_image(sample: RawSample) -> Image.Image:
+    """The image in RGB; what is transparent shows white.
+
+    Raises:
+        UnusableSample: there is no image, its bytes do not decode to the last row, or it has
+            more than `MAX_PIXELS`, which is seen before they are decoded.
+    """
+    content = image_bytes(sample)
+    if content is None:
+        raise UnusableSample("no image")
+    # Pillow fills what a truncated file lacks with grey if any library has set this switch.
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise UnusableSample("image too large")
+        image.load()
+    except UnusableSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnusableSample("image too large") from error
+    except Exception as error:  # its decoders raise OSError, SyntaxError, struct.error, ...
+        raise UnusableSample("corrupt image") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    try:
+        return _to_rgb(image)
+    except (ValueError, OSError) as error:  # a palette or transparency that is none
+        raise UnusableSample("corrupt image") from error
+
+
+def decode_caption(sample: RawSample) -> str:
+    """The caption, the first of several, without white space around it.
+
+    Raises:
+        UnusableSample: there is none, it is empty, or it is not UTF-8.
+    """
+    if CAPTIONS_EXTENSION in sample.fields:
+        return decode_captions(sample)[0]
+    content = sample.fields.get(CAPTION_EXTENSION)
+    if content is None:
+        raise UnusableSample(NO_CAPTION)
+    try:
+        caption = content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UnusableSample(UNDECODABLE_CAPTION) from error
+    if not caption:
+        raise UnusableSample(EMPTY_CAPTION)
+    return caption
+
+
+def decode_captions(sample: RawSample) -> list[str]:
+    """All captions of the sample: those of its captions.json, or the one of its txt.
+
+    Raises:
+        UnusableSample: there is none, or captions.json is no list of texts.
+    """
+    if CAPTIONS_EXTENSION not in sample.fields:
+        return [decode_caption(sample)]
+    try:
+        captions = json.loads(sample.fields[CAPTIONS_EXTENSION])
+        if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise ValueError("captions.json must be a list of texts")
+        "".join(captions).encode()  # half of a surrogate pair is no text
+    except ValueError as error:
+        raise UnusableSample(UNDECODABLE_CAPTION) from error
+    captions = [caption.strip() for caption in captions if caption.strip()]
+    if not captions:
+        raise UnusableSample(EMPTY_CAPTION)
+    return captions
+
+
+def decode_metadata(sample: RawSample) -> dict:
+    """The object in the sample's json file, and under "cls" the class index of its cls file.
+
+    Under "npy" stands the list of numbers in its npy file, such as the groups it belongs to. A
+    sample without any gives an empty dict.
+
+    Raises:
+        UnusableSample: the json is no object, the cls no whole number, or the npy no row of
+            numbers.
+    """
+    metadata: dict[str, Any] = {}
+    if "json" in sample.fields:
+        try:
+            metadata = json.loads(sample.fields["json"])
+        except ValueError as error:
+            raise UnusableSample("corrupt json") from error
+        if not isinstance(metadata, dict):
+            raise UnusableSample("corrupt json")
+    if "cls" in sample.fields:
+        try:
+            metadata["cls"] = int(sample.fields["cls"])
+        except ValueError as error:
+            raise UnusableSample("corrupt class index") from error
+    if "npy" in sample.fields:
+        metadata["npy"] = _decode_numbers(sample.fields["npy"])
+    return metadata
+
+
+def _decode_numbers(content: bytes) -> list[int | float]:
+    """A row of numbers; nothing is unpickled."""
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UnusableSample("corrupt npy") from error
+    if array.ndim != 1 or array.dtype.kind not in "buif":
+        raise UnusableSample("corrupt npy")
+    return array.tolist()
+
+
+def _require_end_of_archive(stream: Stream) -> None:
+    """Catches a file cut between two members, which tarfile takes for a complete archive."""
+    stream.seek(0, os.SEEK_END)
+    stream.seek(-min(512, stream.tell()), os.SEEK_END)
+    if any(stream.read()):
+        raise ValueError("it does not end with the zero block that closes a tar file")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # 16-bit greyscale, which Pillow would clip to white above 255.
+        grey = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(ground, image).convert("RGB")
+    return image.convert("RGB")

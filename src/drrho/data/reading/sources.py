@@ -1,0 +1,251 @@
+"""Sources besides tar files, row by row: tables with image paths, folders of images, Hugging Face
+datasets on disk.
+"""
+
+import csv
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+from drrho.data.reading.parquet import column_names, read_columns
+from drrho.data.reading.shards import (
+    CAPTION_EXTENSION,
+    CAPTIONS_EXTENSION,
+    IMAGE_EXTENSIONS,
+    RawSample,
+)
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+DATASET_FILE = "dataset_info.json"
+Kind = Literal["table", "folder", "dataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the rows of a source become samples.
+
+    Attributes:
+        kind: "table" is a csv, tsv or parquet file, "folder" one of images with captions beside
+            them, "dataset" what Hugging Face's `save_to_disk` wrote.
+        image: column of the image, a path or (in a parquet file or dataset) its bytes; only of
+            tables and datasets. Of a dataset's list of images each is a sample.
+        caption: column of the caption, or of a list of several.
+        root: folder that paths of images are relative to; None is the table's own.
+    """
+
+    kind: Kind
+    image: str | None = None
+    caption: str | None = None
+    root: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of a source, one by one in any order.
+
+    Attributes:
+        num_rows: how many there are.
+        read: row -> its key, encoded image (None if it is missing), captions, and metadata.
+    """
+
+    num_rows: int
+    read: Callable[[int], tuple[str, bytes | None, list[str], dict]]
+
+    def __getitem__(self, row: int) -> RawSample:
+        key, image, captions, metadata = self.read(row)
+        fields: dict[str, bytes] = {}
+        if image is not None:
+            fields[IMAGE_EXTENSIONS[0]] = image
+        if captions:
+            fields[CAPTION_EXTENSION] = captions[0].encode(errors="surrogateescape")
+        if len(captions) > 1:
+            fields[CAPTIONS_EXTENSION] = json.dumps(captions).encode()
+        if metadata:
+            fields["json"] = json.dumps(metadata).encode()
+        return RawSample(key=key, row=row, fields=fields)
+
+
+def open_rows(url: str, layout: Layout) -> Rows:
+    """The rows of a source.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it lacks a column, or is damaged.
+        ModuleNotFoundError: the package that reads it is not installed.
+    """
+    match layout.kind:
+        case "table":
+            return _table_rows(url, layout)
+        case "folder":
+            return _folder_rows(url)
+        case "dataset":
+            return _dataset_rows(url, layout)
+
+
+def image_folders(folder: str) -> list[str]:
+    """The folders in a folder, itself included, that hold images, sorted."""
+    found = [path for path, _, names in os.walk(folder) if any(map(_is_image, names))]
+    return sorted(os.path.abspath(path) for path in found)
+
+
+def _folder_rows(folder: str) -> Rows:
+    names = sorted(name for name in os.listdir(folder) if _is_image(name))
+
+    def read(row: int) -> tuple[str, bytes | None, list[str], dict]:
+        path = Path(folder, names[row])
+        caption = path.with_suffix(f".{CAPTION_EXTENSION}")
+        text = [caption.read_text(errors="surrogateescape")] if caption.is_file() else []
+        return path.stem, path.read_bytes(), text, {"folder": path.parent.name}
+
+    return Rows(len(names), read)
+
+
+def _table_rows(url: str, layout: Layout) -> Rows:
+    assert layout.image is not None
+    wanted = [layout.image] + ([] if layout.caption is None else [layout.caption])
+    columns = _read_parquet(url, wanted) if url.endswith(".parquet") else _read_csv(url, wanted)
+    root = Path(url).parent if layout.root is None else Path(layout.root)
+    return Rows(len(columns[0]), partial(_read_cells, columns, root))
+
+
+def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
+    delimiter = "\t" if url.endswith(".tsv") else ","
+    # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
+    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        _require_columns(url, wanted, list(reader.fieldnames or ()))
+        rows = [[row[name] for name in wanted] for row in reader]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in wanted]
+
+
+def _read_parquet(url: str, wanted: list[str]) -> list[list[Any]]:
+    _require_columns(url, wanted, column_names(url))
+    return read_columns(url, wanted)
+
+
+def _read_cells(
+    columns: list[list[Any]], root: Path, row: int
+) -> tuple[str, bytes | None, list[str], dict]:
+    image, *captions = (column[row] for column in columns)
+    return str(row), _image_of(image, root), _captions_of(captions), {}
+
+
+def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
+    """Columns of what Hugging Face's `save_to_disk` wrote, whole: texts and numbers, not images.
+
+    Raises:
+        ValueError: it lacks a column, or holds several splits.
+        ModuleNotFoundError: `datasets` is not installed.
+    """
+    dataset = _open_dataset(url)
+    return [_column(dataset, name, url).to_pylist() for name in names]
+
+
+def list_lengths(url: str, name: str) -> list[int]:
+    """How many images are in each list of a column; errors as of `dataset_columns`, also if it is
+    no column of lists.
+    """
+    dataset = _open_dataset(url)
+    column = _column(dataset, name, url)
+    if not _holds_lists(column):
+        raise ValueError(f"{url}: the column {name!r} must hold lists, it holds {column.type}")
+    return _lengths(column)
+
+
+def _open_dataset(url: str) -> Any:
+    try:
+        import datasets  # noqa: PLC0415  optional, and slow to import
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; datasets on disk need: pip install 'drrho[tables]'", name=error.name
+        ) from error
+    dataset = datasets.load_from_disk(url)
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(f"{url} holds several splits; give the folder of one: {list(dataset)}")
+    return dataset
+
+
+def _dataset_rows(url: str, layout: Layout) -> Rows:
+    dataset = _open_dataset(url)
+    wanted = [name for name in (layout.image, layout.caption) if name is not None]
+    _require_columns(url, wanted, dataset.column_names)
+    dataset = dataset.select_columns(wanted).with_format("arrow")  # images stay encoded
+    if _holds_lists(dataset.data.column(layout.image)):
+        return _listed_rows(dataset, layout, Path(url))
+
+    def read(row: int) -> tuple[str, bytes | None, list[str], dict]:
+        cells = dataset[row]
+        image, *captions = (cells[name][0].as_py() for name in wanted)
+        return str(row), _image_of(image, Path(url)), _captions_of(captions), {}
+
+    return Rows(len(dataset), read)
+
+
+def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
+    """Each image of each row's list, with the row's captions."""
+    ends = list(accumulate(_lengths(dataset.data.column(layout.image))))
+
+    def read(sample: int) -> tuple[str, bytes | None, list[str], dict]:
+        row = bisect_right(ends, sample)
+        place = sample - (ends[row - 1] if row > 0 else 0)
+        cells = dataset[row]
+        image = cells[layout.image][0][place].as_py()  # of the list this one alone is copied
+        captions = [] if layout.caption is None else [cells[layout.caption][0].as_py()]
+        return f"{row}-{place}", _image_of(image, root), _captions_of(captions), {}
+
+    return Rows(ends[-1] if ends else 0, read)
+
+
+def _column(dataset: Any, name: str, url: str) -> Any:
+    if name not in dataset.column_names:
+        raise ValueError(f"{url} has no column {name!r}, it has {dataset.column_names}")
+    return dataset.data.column(name)
+
+
+def _holds_lists(column: Any) -> bool:
+    import pyarrow as pa  # noqa: PLC0415  comes with `datasets`
+
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+
+
+def _lengths(column: Any) -> list[int]:
+    import pyarrow.compute as pc  # noqa: PLC0415  comes with `datasets`
+
+    return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
+
+
+def _image_of(cell: Any, root: Path) -> bytes | None:
+    """Of a path, of bytes, or of both, as Hugging Face has them; None where there is none."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
+    try:
+        return (root / cell).read_bytes() if cell else None
+    except OSError:
+        return None
+
+
+def _captions_of(cells: list[Any]) -> list[str]:
+    found: list[str] = []
+    for cell in cells:
+        found += [cell] if isinstance(cell, str) else [c for c in cell or () if c is not None]
+    return found
+
+
+def _require_columns(url: str, wanted: list[str], present: list[str]) -> None:
+    if missing := [name for name in wanted if name not in present]:
+        raise ValueError(
+            f"{url} has no column {missing[0]!r}, it has {present}; say which hold images and "
+            "captions: --image-column NAME --caption-column NAME"
+        )
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))

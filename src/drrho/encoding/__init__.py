@@ -1,0 +1,1 @@
+"""A model over a data set: unit embeddings of images and texts."""

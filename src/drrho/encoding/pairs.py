@@ -1,0 +1,74 @@
+"""Some pairs of a data set under a model and under a stored reference."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from PIL import Image
+from torch import Tensor
+
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.manifest import Manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import RawSample, decode_caption, decode_image
+from drrho.encoding.encoder import ReferenceEncoder
+from drrho.runtime.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedPairs:
+    """Pairs that could be read, in host memory.
+
+    Attributes:
+        sample_ids: their places in the data set.
+        captions: their texts.
+        target: their embeddings.
+    """
+
+    sample_ids: Int64[Tensor, " pairs"]
+    captions: list[str]
+    target: PairEmbeddings
+
+
+def embed_pairs(
+    encoder: ReferenceEncoder,
+    manifest: Manifest,
+    sample_ids: Int64[Tensor, " wanted"],
+    *,
+    batch_size: int,
+    description: str,
+) -> EmbeddedPairs:
+    """Reads and encodes pairs by id; those that cannot be decoded are left out.
+
+    Raises:
+        FileNotFoundError: a shard is not there.
+        ValueError: a shard has changed, or not two pairs could be decoded.
+    """
+    shards = OpenShards(manifest)
+    skipped: list[tuple[int, str]] = []
+    ids: list[int] = []
+    captions: list[str] = []
+    images, texts = [], []
+    with Progress(description, total=len(sample_ids), unit="pairs") as progress:
+        for chunk in sample_ids.split(batch_size):
+            found = list(shards.readable(chunk.tolist(), skipped, decode=decode_pair))
+            if found:
+                pixels = torch.stack([encoder.transform(image) for _, (image, _) in found])
+                words = [caption for _, (_, caption) in found]
+                images.append(encoder.encode_image(pixels).cpu())
+                texts.append(encoder.encode_text(encoder.tokenizer(words)).cpu())
+                ids += [sample_id for sample_id, _ in found]
+                captions += words
+            progress.advance(len(chunk))
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} of {len(sample_ids)} pairs could be decoded; two are needed")
+    return EmbeddedPairs(
+        sample_ids=torch.tensor(ids),
+        captions=captions,
+        target=PairEmbeddings(torch.cat(images), torch.cat(texts)),
+    )
+
+
+def decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
+    """Image and first caption; raises UnusableSample as the decoders do."""
+    return decode_image(sample), decode_caption(sample)

@@ -1,0 +1,199 @@
+"""A model on data sets: retrieval where they have captions, zero-shot where they have tasks."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tyro.conf import Positional
+
+from drrho.encoding.shared import Encoder
+from drrho.evaluation.metrics.retrieval import (
+    distinct_texts,
+    reciprocal_rank_of_images,
+    summarise_ranks,
+)
+from drrho.evaluation.metrics.zero_shot import summarise_labels
+from drrho.evaluation.sets import (
+    EvaluationSet,
+    captions_of,
+    embedded_set,
+    ensemble_of,
+    label_ranks_of,
+    labels_of,
+    open_evaluation_set,
+    ranks_of_captions,
+)
+from drrho.evaluation.tasks.zero_shot_files import require_templates
+from drrho.models.build import ModelConfig, build_model
+from drrho.models.two_tower import TwoTower
+from drrho.runtime.distributed import Processes
+from drrho.runtime.files import require_no_folder
+from drrho.runtime.launch import Device, together
+
+__all__ = [
+    "EvaluateConfig",
+    "Evaluation",
+    "EvaluationSet",
+    "evaluate_encoder",
+    "evaluate_model",
+    "evaluate_named_model",
+    "named_encoder",
+    "open_evaluation_set",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The scores of a model on a set.
+
+    Attributes:
+        metrics: flat; `mrr`, `image_to_text/R@1`, ..., `zero_shot/TASK/top1`, ..., and how many
+            `images` were scored and `skipped`.
+        reciprocal_ranks: one value per image whose mean is `mrr`, for intervals and paired
+            differences; empty without captions.
+    """
+
+    metrics: dict[str, float]
+    reciprocal_ranks: Float[Tensor, " images"]
+
+
+def evaluate_model(
+    model: TwoTower,
+    evaluation_set: EvaluationSet,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int = 0,
+    processes: Processes | None = None,
+) -> Evaluation:
+    """All scores that the set allows. The model must be on `device` and in evaluation mode.
+
+    Samples that cannot be decoded are left out, counted in `skipped` and warned of. Of several
+    processes each encodes its share of images and texts and ranks its share of the queries, and
+    all have the result, which is that of one.
+    """
+    encoder = Encoder(
+        model=model,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        processes=Processes() if processes is None else processes,
+    )
+    return evaluate_encoder(encoder, evaluation_set)
+
+
+def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluation:
+    """As `evaluate_model`."""
+    images = embedded_set(encoder, evaluation_set)
+    metrics: dict[str, float] = {}
+    reciprocal_ranks = torch.empty(0)
+    if evaluation_set.with_captions:
+        texts, pairs = distinct_texts(captions_of(encoder, evaluation_set, images))
+        ranks = ranks_of_captions(
+            encoder, images, texts, pairs=pairs, templates=evaluation_set.caption_templates
+        )
+        metrics |= summarise_ranks(ranks)
+        reciprocal_ranks = reciprocal_rank_of_images(ranks, pairs)
+    for task in evaluation_set.tasks:
+        classes = ensemble_of(encoder, *task.all_prompts())
+        labels = labels_of(encoder, evaluation_set, images, task=task)
+        ranks_of_labels = label_ranks_of(encoder, images, classes, labels)
+        scores = summarise_labels(ranks_of_labels, labels, num_classes=len(classes))
+        metrics |= {f"zero_shot/{task.name}/{name}": value for name, value in scores.items()}
+    counts = {"images": float(len(images.embeddings)), "skipped": float(images.num_skipped)}
+    return Evaluation(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Retrieval where the data have captions, zero-shot classification where they have classes.
+
+    Attributes:
+        run: folder of a finished run, or a model as `drrho reference precompute` takes it.
+        data: one or more sets: shards, a manifest, or a folder in clip_benchmark's layout. With
+            `tasks`, the folder of the tasks' folders.
+        tasks: a task list as DataComp has it, or "datacomp" for its own; each task is scored by
+            its metrics.
+        pretrained: open_clip tag or checkpoint file of an architecture.
+        output: file to write as well: JSON, or with `tasks` DataComp's results in JSON lines,
+            where tasks that it holds already are not done again.
+        caption_templates: texts with {} where a caption goes, whose embeddings are averaged; none
+            take captions as they are. With `tasks`, of those that have captions.
+        batch_size: images embedded at once.
+        workers: processes that decode, for each that encodes.
+        device: where to compute.
+    """
+
+    run: Positional[str]
+    data: tuple[str, ...]
+    tasks: str | None = None
+    pretrained: str | None = None
+    output: str | None = None
+    caption_templates: tuple[str, ...] = ()
+    batch_size: int = 256
+    workers: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if not self.data:
+            raise ValueError("data must name at least one set")
+        if self.output is not None:  # before hours of scoring
+            require_no_folder("output", self.output)
+        if self.tasks is not None and len(self.data) > 1:
+            raise ValueError(f"with tasks, data is one folder of folders, got {list(self.data)}")
+        require_templates("caption_templates", self.caption_templates)
+
+
+def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
+    """Set name -> metrics of the model. Under torchrun or `srun` the processes share the work.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or a set is not there.
+        ValueError: no such model, or a set has nothing to evaluate.
+        ProcessFailed: with several processes, this one failed or lost another.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    with named_encoder(config) as encoder:
+        for source in config.data:
+            opened = partial(
+                open_evaluation_set, source, caption_templates=config.caption_templates
+            )
+            held_out = encoder.processes.on_first(opened)
+            label = held_out.name if held_out.name not in scores else source
+            scores[label] = evaluate_encoder(encoder, held_out).metrics
+    return scores
+
+
+@contextmanager
+def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
+    """The model, on the device of this process, together with the others.
+
+    Raises:
+        FileNotFoundError: the run is not finished.
+        ValueError: no such model.
+    """
+    is_run = Path(config.run).is_dir() and config.pretrained is None
+    name = f"run:{config.run}" if is_run else config.run
+    named = ModelConfig(name=name, pretrained=config.pretrained)
+    if not named.names_weights:
+        raise ValueError(
+            f"{name!r} is no folder of a run, and without --pretrained no model with weights; give "
+            "the folder of a finished run, --pretrained TAG_OR_FILE with an architecture, or a "
+            "model such as local-dir:PATH"
+        )
+    with together(config.device) as (processes, device):
+        model = build_model(named, seed=0)
+        model.module.to(device).eval()
+        yield Encoder(
+            model=model,
+            device=device,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            processes=processes,
+            progress=True,
+        )

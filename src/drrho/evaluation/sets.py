@@ -1,0 +1,243 @@
+"""A data set to evaluate on, and what the processes find in it together.
+
+A folder with `zero_shot.json`, or with clip_benchmark's `classnames.txt` and templates, has
+zero-shot tasks; shards with captions are scored by retrieval. What a set has decides.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from drrho.data.indexing import open_manifest
+from drrho.data.loading import Part
+from drrho.data.manifest import Manifest
+from drrho.encoding.shared import Encoder, SharedImages
+from drrho.evaluation.metrics.associations import Question
+from drrho.evaluation.metrics.ranks import PositiveRanks, positive_ranks
+from drrho.evaluation.metrics.retrieval import Pairs, RetrievalRanks
+from drrho.evaluation.metrics.zero_shot import PLACEHOLDER, ZeroShotTask, ensemble, label_ranks
+from drrho.evaluation.tasks.zero_shot_files import (
+    CLASS_NAMES_FILE,
+    is_class_folder,
+    is_retrieval_folder,
+    read_clip_benchmark_task,
+    read_objectives,
+    read_zero_shot_json,
+    require_templates,
+    shards_of_test,
+)
+from drrho.runtime.distributed import Processes, equal_partition
+
+ZERO_SHOT_FILE = "zero_shot.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Samples and what can be asked of them.
+
+    Attributes:
+        name: of the folder or file, for tables.
+        manifest: the samples.
+        tasks: zero-shot tasks, perhaps none.
+        with_captions: whether the samples have captions, for retrieval.
+        captions_in_lines: whether each line of a caption is one, as clip_benchmark writes several.
+        caption_templates: texts with `{}` where the caption goes, whose embeddings are averaged;
+            none are the captions as they are.
+        questions: cues, whose candidates one after the other are the samples; perhaps none.
+    """
+
+    name: str
+    manifest: Manifest
+    tasks: tuple[ZeroShotTask, ...]
+    with_captions: bool
+    captions_in_lines: bool = False
+    caption_templates: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the scores need beside the images."""
+        captions: tuple[Part, ...] = ("caption",) if self.with_captions else ()
+        return (*captions, "metadata") if self.tasks else captions
+
+
+def open_evaluation_set(
+    source: str | Path, *, caption_templates: tuple[str, ...] = (), objectives: bool = False
+) -> EvaluationSet:
+    """Finds shards and tasks.
+
+    Args:
+        source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
+            whose shards are in `test/`.
+        caption_templates: of the set.
+        objectives: whether an image has several labels, and `classnames.txt` says of each line
+            which of them it is of: each is a task.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a shard that `nshards.txt` counts is not.
+        ValueError: there are neither captions nor tasks, or a file of the layout is wrong.
+    """
+    require_templates("caption_templates", caption_templates)
+    path = Path(source).expanduser()
+    folder = path if path.is_dir() else path.parent
+    retrieval = is_retrieval_folder(path)
+    layout = retrieval or is_class_folder(path)
+    manifest = open_manifest(shards_of_test(path) if layout else path)
+    tasks: tuple[ZeroShotTask, ...] = ()
+    if (folder / ZERO_SHOT_FILE).is_file():
+        tasks = read_zero_shot_json(folder / ZERO_SHOT_FILE)
+    elif objectives:
+        tasks = read_objectives(folder)
+    elif (folder / CLASS_NAMES_FILE).is_file():
+        tasks = (read_clip_benchmark_task(folder),)
+    with_captions = len(manifest.usable_ids(with_captions=True)) > 0
+    if not with_captions and (retrieval or not tasks):
+        raise ValueError(
+            f"{source} has neither captions nor class names: retrieval needs a .txt in each "
+            f"sample, zero-shot classification {ZERO_SHOT_FILE} or {CLASS_NAMES_FILE} beside the "
+            "shards"
+        )
+    if caption_templates and not with_captions:
+        raise ValueError(f"caption_templates have no effect on {source}: it has no captions")
+    return EvaluationSet(
+        name=folder.name if path.suffix == ".json" or path.is_dir() else path.name,
+        manifest=manifest,
+        tasks=tasks,
+        with_captions=with_captions,
+        captions_in_lines=retrieval,
+        caption_templates=caption_templates,
+    )
+
+
+def embedded_set(encoder: Encoder, evaluation_set: EvaluationSet) -> SharedImages:
+    """The set's images, with captions and metadata as it has them."""
+    return encoder.images(
+        evaluation_set.manifest,
+        name=evaluation_set.name,
+        parts=evaluation_set.parts,
+    )
+
+
+def captions_of(
+    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages
+) -> list[Sequence[str]]:
+    """The captions of every image, of all processes."""
+    own: list[Sequence[str]] = images.own.captions
+    if evaluation_set.captions_in_lines:
+        own = [_lines(captions) for captions in own]
+    return [captions for part in encoder.processes.gather(own) for captions in part]
+
+
+def labels_of(
+    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages, *, task: ZeroShotTask
+) -> Int[Tensor, " images"]:
+    """The label of every image, as `of_each_image`."""
+    return of_each_image(encoder, evaluation_set, images, task.label)
+
+
+def of_each_image(
+    encoder: Encoder,
+    evaluation_set: EvaluationSet,
+    images: SharedImages,
+    read: Callable[[Mapping[str, object]], int],
+) -> Int[Tensor, " images"]:
+    """A number out of every image's metadata, of all processes.
+
+    Raises:
+        ValueError: on all processes, if `read` raised one; the message says where the sample is.
+    """
+
+    def of_own() -> list[int]:
+        numbers = []
+        for sample_id, metadata in zip(
+            images.own.sample_ids.tolist(), images.own.metadata, strict=True
+        ):
+            try:
+                numbers.append(read(metadata))
+            except ValueError as error:
+                shard, row = evaluation_set.manifest.locate(sample_id)
+                url = evaluation_set.manifest.shards[shard].url
+                raise ValueError(f"{url}, row {row}: {error}") from error
+        return numbers
+
+    parts = encoder.processes.gather(encoder.processes.on_each(of_own))
+    return torch.tensor([number for part in parts for number in part])
+
+
+def label_ranks_of(
+    encoder: Encoder,
+    images: SharedImages,
+    classes: Float[Tensor, "classes dim"],
+    labels: Int[Tensor, " images"],
+) -> PositiveRanks:
+    """Where each image's class stands, the images shared by the processes."""
+    return shared_ranks(
+        encoder.processes,
+        len(labels),
+        lambda rows: label_ranks(images.embeddings, classes, labels, rows=rows),
+    )
+
+
+def ensemble_of(
+    encoder: Encoder, texts: list[str], owners: Int[Tensor, " texts"]
+) -> Float[Tensor, "owners dim"]:
+    """Unit embeddings of what several texts each stand for: classes, captions in templates."""
+    return ensemble(encoder.texts(texts), owners)
+
+
+def ranks_of_captions(
+    encoder: Encoder,
+    images: SharedImages,
+    texts: list[str],
+    *,
+    pairs: Pairs,
+    templates: tuple[str, ...],
+) -> RetrievalRanks:
+    """Retrieval in both directions, the queries shared by the processes."""
+    if templates:
+        prompts = [template.replace(PLACEHOLDER, text) for text in texts for template in templates]
+        owners = torch.arange(len(texts)).repeat_interleave(len(templates))
+        embeddings = ensemble_of(encoder, prompts, owners)
+    else:
+        embeddings = encoder.texts(texts)
+
+    def ranks(queries: Tensor, candidates: Tensor, positives: Pairs):
+        return shared_ranks(
+            encoder.processes,
+            len(queries),
+            lambda rows: positive_ranks(queries, candidates, positives=positives, rows=rows),
+        )
+
+    return RetrievalRanks(
+        image_to_text=ranks(images.embeddings, embeddings, pairs),
+        text_to_image=ranks(embeddings, images.embeddings, pairs.flip(0)),
+    )
+
+
+def _lines(captions: Sequence[str]) -> list[str]:
+    return [line.strip() for text in captions for line in text.splitlines() if line.strip()]
+
+
+def shared_ranks(
+    processes: Processes, num_queries: int, rank: Callable[[tuple[int, int]], PositiveRanks]
+) -> PositiveRanks:
+    """Compute the ranks of all queries, of which each process computes its share; a collective.
+
+    Args:
+        processes: that share the work.
+        num_queries: of all processes.
+        rank: (first query, the one after the last) -> their ranks.
+    """
+    if processes.size == 1:
+        return rank((0, num_queries))
+    part = equal_partition(num_queries, group=processes.host)
+    own = rank((part.start, part.start + part.sizes[part.rank]))
+    return PositiveRanks(
+        ahead=part.gather(own.ahead),
+        tied_positives=part.gather(own.tied_positives),
+        tied_negatives=part.gather(own.tied_negatives),
+    )

@@ -1,0 +1,1 @@
+"""Evaluation tasks: how each kind is read and scored."""

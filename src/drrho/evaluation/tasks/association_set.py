@@ -1,0 +1,83 @@
+"""Cues and the images to choose from, as Hugging Face's `save_to_disk` wrote WinoGAViL."""
+
+from pathlib import Path
+
+import torch
+
+from drrho.data.indexing import Columns, index_shards
+from drrho.data.reading.sources import DATASET_FILE, dataset_columns, list_lengths
+from drrho.encoding.shared import Encoder, SharedImages
+from drrho.evaluation.metrics.associations import (
+    association_metrics,
+    jaccard_scores,
+    parse_question,
+)
+from drrho.evaluation.sets import EvaluationSet
+
+IMAGES = "candidate_images"
+COLUMNS = ["cue", "candidates", "associations"]
+
+
+def open_association_set(folder: Path) -> EvaluationSet:
+    """The questions of a dataset on disk; each image of a row's `candidate_images` is a sample.
+
+    Raises:
+        ValueError: it is no dataset of one split, lacks a column, or has a row that is no
+            question; names the row.
+        ModuleNotFoundError: `datasets` is not installed.
+    """
+    if not (folder / DATASET_FILE).is_file():
+        raise ValueError(
+            f"{folder} has no {DATASET_FILE}, so it is no dataset of one split; write it with "
+            f"`datasets.load_dataset(NAME, split='test').save_to_disk({str(folder)!r})`"
+        )
+    columns = dataset_columns(str(folder), COLUMNS)
+    lengths = list_lengths(str(folder), IMAGES)
+    questions = []
+    for row, (num_images, *cells) in enumerate(zip(lengths, *columns, strict=True)):
+        try:
+            question = parse_question(*cells)
+            if num_images != len(question.candidates):
+                raise ValueError(
+                    f"there are {num_images} {IMAGES} of {len(question.candidates)} candidates"
+                )
+        except ValueError as error:
+            raise ValueError(f"{folder}, row {row}: {error}") from error
+        questions.append(question)
+    return EvaluationSet(
+        name=folder.name,
+        manifest=index_shards(folder, columns=Columns(image=IMAGES, caption=None)),
+        tasks=(),
+        with_captions=False,
+        questions=tuple(questions),
+    )
+
+
+def association_scores(
+    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages
+) -> tuple[dict[str, float | None], int]:
+    """The metrics, and how many questions they are of: those whose images could all be decoded.
+
+    Every process scores all questions, which takes no time beside encoding their images.
+
+    Raises:
+        ValueError: there is no such question.
+    """
+    found = set(encoder.sample_ids(images).tolist())
+    questions, kept, start = [], [], 0
+    for question in evaluation_set.questions:
+        places = range(start, start + len(question.candidates))  # the ids of its images
+        start = places.stop
+        is_whole = found.issuperset(places)
+        if is_whole:
+            questions.append(question)
+        kept += [is_whole] * len(found.intersection(places))
+    if not questions:
+        raise ValueError(f"not one question of {evaluation_set.name} has all its images")
+    scores = jaccard_scores(
+        images.embeddings[torch.tensor(kept)],
+        encoder.texts([question.prompt for question in questions]),
+        questions,
+    )
+    sizes = [len(question.candidates) for question in questions]
+    return association_metrics(scores, sizes), len(questions)

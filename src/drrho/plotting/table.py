@@ -1,0 +1,53 @@
+"""Plain Markdown tables: legible in a terminal, rendered everywhere else."""
+
+from collections.abc import Sequence
+
+NAMES = {
+    "clip": "CLIP",
+    "openclip": "OpenCLIP",
+    "siglip": "SigLIP",
+    "fastclip": "FastCLIP",
+    "fastclip_v1": "FastCLIP v1",
+    "fastclip_v3": "FastCLIP v3",
+    "isogclr": "iSogCLR",
+    "jest": "JEST",
+    "jest_top_k": "JEST top-k",
+    "rho_top_k": "RHO top-k",
+    "filter": "filter by similarity",
+    "distillation": "distillation",
+    "fastclip_distillation": "FastCLIP + distillation",
+    "drrho_clip": "DRRho-CLIP",
+    "drrho_clip_equal": "DRRho-CLIP, equal reference",
+    "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
+    "drrho_clip_distillation": "DRRho-CLIP + distillation",
+}
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table with aligned columns: the first to the left, the others to the right.
+
+    Raises:
+        ValueError: a row has another length than the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"each row needs {len(header)} cells, got {len(row)}: {list(row)}")
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * width if column == 0 else "-" * (width - 1) + ":"
+        for column, width in enumerate(widths)
+    ]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def method_title(method: str) -> str:
+    """A method's name in print."""
+    return NAMES.get(method, method)

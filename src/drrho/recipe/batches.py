@@ -1,0 +1,110 @@
+"""Batches with what other models make of the same samples, looked up by sample id."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from drrho.data.batch import Batch
+from drrho.data.manifest import Manifest
+from drrho.recipe.recipe import MissingReference, Recipe
+from drrho.reference.ensemble import Reference, open_reference
+from drrho.reference.store import ReferenceEmbeddings
+from drrho.reference.views import ReferenceViews
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeredBatch:
+    """A batch with other models' embeddings of its samples, row for row."""
+
+    pairs: Batch
+    reference: ReferenceEmbeddings | None
+    teachers: tuple[ReferenceEmbeddings, ...] = ()
+
+    @property
+    def sample_ids(self) -> torch.Tensor:
+        return self.pairs.sample_ids
+
+    @property
+    def skipped(self) -> tuple[tuple[int, str], ...]:
+        return self.pairs.skipped
+
+    def to(self, device: torch.device) -> "SteeredBatch":
+        reference = None if self.reference is None else self.reference.to(device)
+        teachers = tuple(teacher.to(device) for teacher in self.teachers)
+        return SteeredBatch(pairs=self.pairs.to(device), reference=reference, teachers=teachers)
+
+    def take(self, rows: torch.Tensor) -> "SteeredBatch":
+        """Some of the samples, where they are."""
+        return SteeredBatch(
+            pairs=self.pairs.take(rows),
+            reference=None if self.reference is None else self.reference.keep(rows),
+            teachers=tuple(teacher.keep(rows) for teacher in self.teachers),
+        )
+
+
+class Stores(NamedTuple):
+    """Stored embeddings of the models that steer."""
+
+    reference: Reference | None
+    teachers: tuple[ReferenceViews, ...]
+    missing_reference: MissingReference = "leave_out"
+
+    @classmethod
+    def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
+        """Raises ValueError if one does not belong to the data."""
+        views = recipe.loading.views
+        reference = open_reference(
+            recipe.references, manifest, weights=recipe.reference_weights, views=views
+        )
+        teachers = [ReferenceViews.open(f, manifest, views=views) for f in recipe.teachers]
+        return cls(reference, tuple(teachers), recipe.missing_reference)
+
+    @property
+    def identities(self) -> dict[str, Any]:
+        """What they are, wherever they lie."""
+        reference = None if self.reference is None else self.reference.identity
+        return {"reference": reference, "teachers": [t.identity for t in self.teachers]}
+
+
+def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
+    """Attaches the other models' embeddings by sample id.
+
+    A pair that one of them could not encode has no excess loss: it leaves the batch and is
+    counted among the skipped. Or, of the reference and by choice, it stays with embeddings of
+    zero: R_ij - R_ii is 0 for it as an anchor, which leaves its plain loss, and as a negative of
+    others it is one that the reference finds unrelated.
+
+    Raises:
+        ValueError: nothing is left of a process's part of a batch.
+    """
+    for batch in batches:
+        yield _attached(batch, stores)
+
+
+def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
+    found = [
+        store.gather(pairs.sample_ids, pairs.views)
+        for store in (stores.reference, *stores.teachers)
+        if store is not None
+    ]
+    present = torch.ones(len(pairs.sample_ids), dtype=torch.bool)
+    stays = stores.reference is not None and stores.missing_reference == "plain"
+    for embeddings in found[1:] if stays else found:
+        present &= embeddings.present
+    if not present.all():
+        absent = pairs.sample_ids[~present].tolist()
+        if not present.any():
+            raise ValueError(
+                f"the reference has embeddings of none of {len(pairs.sample_ids)} pairs of a "
+                f"batch, samples {absent[:5]} ...; see what `drrho reference precompute` reported "
+                "as absent, or train on such pairs without it: missing_reference='plain'"
+            )
+        skipped = [(sample_id, "no reference embedding") for sample_id in absent]
+        pairs = pairs.keep(present, skipped=skipped)
+        found = [embeddings.keep(present) for embeddings in found]
+    if torch.cuda.is_available():
+        found = [embeddings.pin_memory() for embeddings in found]
+    reference = None if stores.reference is None else found.pop(0)
+    return SteeredBatch(pairs=pairs, reference=reference, teachers=tuple(found))

@@ -1,0 +1,94 @@
+"""A run's model, or that of one of its checkpoints, for other programs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from drrho.models.build import ModelConfig, build_model, load_model
+from drrho.models.export import export_hugging_face, export_open_clip
+from drrho.models.small import SmallConfig
+from drrho.models.two_tower import TwoTower
+from drrho.recipe.train import RECIPE_FILE
+from drrho.training.checkpoint import read_values
+
+PREFIX = "model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a trained model as another program loads it.
+
+    Attributes:
+        run: folder of a run.
+        format: "open-clip" writes a file for `create_model_and_transforms(NAME, pretrained=FILE)`,
+            "hugging-face" a folder for `transformers.AutoModel.from_pretrained`.
+        output: a .pt or .safetensors file, or a folder.
+        checkpoint: one of the run's checkpoints, such as runs/mine/checkpoints/step-00001000; by
+            default the finished model.
+    """
+
+    run: Positional[str]
+    format: Literal["open-clip", "hugging-face"]
+    output: str
+    checkpoint: str | None = None
+
+
+def export_model(config: ExportConfig) -> Path:
+    """Writes the model and returns where.
+
+    Raises:
+        FileNotFoundError: the run has no finished model, or is no run.
+        CheckpointError: the checkpoint is damaged.
+        ValueError: the model cannot be written in this format, or the checkpoint is of another.
+    """
+    output = Path(config.output).expanduser()
+    run = Path(config.run).expanduser()
+    if config.checkpoint is None:
+        model = load_model(run / "model")
+    else:
+        model = load_checkpoint_model(run, Path(config.checkpoint).expanduser())
+    match config.format:
+        case "open-clip":
+            export_open_clip(model, output)
+        case "hugging-face":
+            export_hugging_face(model, output)
+    return output
+
+
+def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
+    """The model of one of a run's checkpoints.
+
+    Raises:
+        FileNotFoundError: the folder is no run.
+        CheckpointError: the checkpoint is damaged.
+        ValueError: the checkpoint is of another model.
+    """
+    read_values(checkpoint)  # verifies the files
+    # Seconds of import, for those who export a checkpoint.
+    from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
+
+    model = build_model(recorded_model(run), seed=0)
+    weights = {
+        name.removeprefix(PREFIX): value
+        for name, value in read_tensors(checkpoint).items()
+        if name.startswith(PREFIX)
+    }
+    try:
+        model.module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {checkpoint} is not one of the model of {run}: {error}"
+        ) from error
+    return model
+
+
+def recorded_model(run: Path) -> ModelConfig:
+    """What a run's recipe says of its model; FileNotFoundError if the folder is no run."""
+    try:
+        fields = json.loads((run / RECIPE_FILE).read_bytes())["model"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
+    return ModelConfig(**fields | {"small": SmallConfig(**fields["small"])})

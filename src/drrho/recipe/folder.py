@@ -1,0 +1,175 @@
+"""What a run's folder says of it, finished or not, and its model at several stages."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from drrho.data.manifest import Manifest
+from drrho.models.build import build_model, load_model
+from drrho.models.two_tower import TwoTower
+from drrho.recipe.export import load_checkpoint_model, recorded_model
+from drrho.recipe.train import RECIPE_FILE, RESULTS_FILE
+from drrho.reference.ensemble import Reference, open_reference
+from drrho.training.checkpoint import list_checkpoints
+from drrho.training.log import read_metrics
+
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run as its folder tells it.
+
+    Attributes:
+        path: of the folder.
+        recipe: what `recipe.json` says.
+        rows: of its metrics log; none before the first is written.
+        results: of a finished run.
+    """
+
+    path: Path
+    recipe: dict[str, Any]
+    rows: list[Row]
+    results: dict[str, Any] | None
+
+    @property
+    def method(self) -> str:
+        return self.recipe["objective"]["method"]
+
+    @property
+    def step(self) -> int:
+        """The last step in the log."""
+        return int(self.rows[-1]["step"] or 0) if self.rows else 0
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs of a step that the model is trained on."""
+        selection = self.recipe.get("selection")
+        return (selection or self.recipe["loading"])["batch_size"]
+
+    def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
+        """The stored embeddings that steered it, or those in another folder; None if none did.
+
+        Raises:
+            FileNotFoundError, ValueError: as `open_reference`; or it was steered by embeddings
+                of views, which say nothing of the samples as they are.
+        """
+        if folder is None and self.recipe["loading"].get("views"):
+            raise ValueError(
+                f"{self.path} was trained on views; name stored embeddings of the samples as they "
+                "are (--reference)"
+            )
+        named = self.recipe.get("reference") if folder is None else folder
+        folders = [named] if isinstance(named, str) else named or []
+        return open_reference(folders, manifest, weights=self.recipe.get("reference_weights"))
+
+    def temperature_at(self, step: int) -> float:
+        """The one last logged by then, of several their mean; before the first row, as it began."""
+        names = ("temperature", "temperature_image", "temperature_text")
+        taken = [row for row in self.rows if (row["step"] or 0) <= step]
+        for row in reversed(taken):
+            if values := [value for name in names if (value := row.get(name)) is not None]:
+                return sum(values) / len(values)
+        return self.recipe["objective"]["temperature"]["initial"]
+
+
+@runtime_checkable
+class ModelLoader(Protocol):
+    """Builds a model when it is wanted."""
+
+    def __call__(self) -> TwoTower: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A run's model after some of its steps.
+
+    Attributes:
+        step: optimiser steps taken.
+        title: for people.
+        temperature: tau at that step.
+        load: the model.
+    """
+
+    step: int
+    title: str
+    temperature: float
+    load: ModelLoader
+
+
+def read_run(path: Path) -> RunFolder:
+    """Reads a run's folder.
+
+    Raises:
+        FileNotFoundError: it holds no run.
+        ValueError: a file of it is damaged.
+    """
+    recipe = _read_json(path / RECIPE_FILE)
+    if recipe is None:
+        raise FileNotFoundError(
+            f"{path} holds no run: it has no {RECIPE_FILE}. Give a folder that `drrho train` or "
+            "`drrho compare` wrote"
+        )
+    for name in ("objective", "loading", "model", "data"):
+        if name not in recipe:
+            raise ValueError(f"{path / RECIPE_FILE} is damaged: it has no {name!r}")
+    try:
+        rows = read_metrics(path)
+    except FileNotFoundError:
+        rows = []
+    return RunFolder(path=path, recipe=recipe, rows=rows, results=_read_json(path / RESULTS_FILE))
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The runs that folders name: themselves, or of a comparison's folder those in it, without
+    its references'.
+
+    Raises:
+        FileNotFoundError: a folder is not there, or holds no run.
+    """
+    return list(dict.fromkeys(run for path in paths for run in _runs_of(path)))
+
+
+def _runs_of(path: Path) -> Iterator[Path]:
+    if (path / RECIPE_FILE).is_file() or not path.is_dir():
+        yield path  # `read_run` says what is wrong with it
+        return
+    found = [f.parent for f in sorted(path.glob(f"*/{RECIPE_FILE}"))]
+    yield from found or [path]
+
+
+def stages_of(run: RunFolder) -> list[Stage]:
+    """The model before the first step, at the checkpoints that were kept, and at the end."""
+
+    def stage(step: int, title: str, load: ModelLoader) -> Stage:
+        return Stage(step=step, title=title, temperature=run.temperature_at(step), load=load)
+
+    start = partial(build_model, recorded_model(run.path), seed=run.recipe["seed"])
+    stages = [stage(0, "before training", start)]
+    finished = run.results is not None
+    for checkpoint in list_checkpoints(run.path / "checkpoints"):
+        step = int(checkpoint.name.removeprefix("step-"))
+        if not (finished and step == run.step):
+            title = f"step {step:,}"
+            stages.append(stage(step, title, partial(load_checkpoint_model, run.path, checkpoint)))
+    if finished:
+        title = f"step {run.step:,}, the end"
+        stages.append(stage(run.step, title, partial(load_model, run.path / "model")))
+    return stages
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is no JSON ({error}); it was damaged or is being written"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; it was damaged")
+    return content

@@ -1,0 +1,313 @@
+"""What a run is: one frozen configuration, written as a Python file."""
+
+import difflib
+import runpy
+import traceback
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.data.loading import LoadingConfig
+from drrho.models.build import ModelConfig
+from drrho.recipe.filtering import FilterConfig
+from drrho.recipe.selection import SelectionConfig
+from drrho.reference.ensemble import check_weights
+from drrho.runtime.launch import Device
+from drrho.training.config import TrainingConfig
+from drrho.training.parallel import Parallel
+
+Resume = Literal["latest", "never", "required"]
+MissingReference = Literal["leave_out", "plain"]
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What to evaluate on while training; a validation set, never the test set.
+
+    Attributes:
+        data: shards or a manifest with captions (retrieval) or labels (zero-shot), see
+            `drrho.evaluation.evaluate`; None evaluates nothing.
+        batch_size: images embedded at once.
+        references: folders of stored embeddings of `data`: the variance of the loss on it, and of
+            the excess loss over each, is logged as `evaluation/loss_variance` and
+            `evaluation/excess_loss_variance/FOLDER`. Nothing is trained with them.
+    """
+
+    data: str | None = None
+    batch_size: int = 256
+    references: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.references and self.data is None:
+            raise ValueError(
+                f"evaluation.references = {self.references} has no effect without evaluation.data"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run.
+
+    Attributes:
+        output: folder of the run. A run found there is continued, a finished one returned.
+        data: what to train on: a manifest written by `drrho index`, or what `drrho index`
+            takes (a folder of shards, a brace pattern), which is then indexed at every start.
+        loading: batch size, shuffling and worker processes.
+        model: the target.
+        objective: what is minimised.
+        training: for how long, and how.
+        reference: folder written by `drrho reference precompute`, or several such folders, which
+            steer as one (`drrho.reference.ensemble`); for the objectives and selections that have
+            a reference, and for no other.
+        reference_weights: of several references, what the similarities of each count; None takes
+            their mean. They need not add up to 1: `w tau / tau_ref` lets one enter as its own
+            logits.
+        missing_reference: what becomes of a pair of which the reference has no embeddings: it
+            leaves its batch and is counted as skipped, or it stays with its "plain" loss.
+        teachers: such folders, one for each teacher of `objective.distillation`; the reference
+            may be one of them.
+        selection: draw the batch out of what is loaded (JEST, RHO top-k); None trains on all.
+        filtering: leave pairs out before training by their similarity to a reference; None
+            leaves none out.
+        micro_batch_size: pairs that a process encodes at once. The loss is that of the whole
+            batch, but activations are held of a micro-batch only, for one more forward pass.
+            BatchNorm, where a model has it, normalises a micro-batch. None encodes all at once.
+        gradient_checkpointing: recompute the blocks of the towers going backward: a third more
+            time, activations of a block and the blocks' inputs in memory.
+        compile: torch.compile of the blocks of the towers.
+        parallel: on several processes, "replicated" (DistributedDataParallel) or "sharded"
+            (FSDP2: parameters, gradients and the optimiser's moments are shared out).
+        evaluation: what to evaluate on.
+        seed: of the initial weights, the order of the data and random transforms.
+        resume: a run in `output` is continued at its latest checkpoint, or returned if it is
+            finished ("latest"); "never" makes it an error that there is one, "required" that
+            there is none.
+        device: "auto" takes the GPU if there is one.
+    """
+
+    output: str
+    data: str
+    loading: LoadingConfig
+    model: ModelConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    reference: str | tuple[str, ...] | None = None
+    reference_weights: tuple[float, ...] | None = None
+    missing_reference: MissingReference = "leave_out"
+    teachers: tuple[str, ...] = ()
+    selection: SelectionConfig | None = None
+    filtering: FilterConfig | None = None
+    micro_batch_size: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    parallel: Parallel = "replicated"
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 0
+    resume: Resume = "latest"
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.loading.batch_size < 2:
+            raise ValueError(
+                f"loading.batch_size must be at least 2: pairs are each other's negatives, got "
+                f"{self.loading.batch_size}"
+            )
+        if self.micro_batch_size is not None and not (
+            1 <= self.micro_batch_size < self.loading.batch_size
+        ):
+            raise ValueError(
+                "micro_batch_size must be at least 1 and below loading.batch_size = "
+                f"{self.loading.batch_size}, got {self.micro_batch_size}; None encodes it at once"
+            )
+        self._check_references()
+        if self.selection is not None:
+            self._check_selection(self.selection)
+        if self.filtering is not None:
+            self._check_filtering(self.filtering)
+        for name in ("keep_best", "evaluate_every"):
+            value = getattr(self.training, name)
+            if value is not None and self.evaluation.data is None:
+                raise ValueError(
+                    f"training.{name} = {value!r} has no effect without evaluation.data"
+                )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether objective or selection reads the reference's embeddings."""
+        selects = self.selection is not None and self.selection.needs_reference
+        return self.objective.needs_reference or selects
+
+    @property
+    def trained_batch_size(self) -> int:
+        """Pairs of a step that the model is trained on."""
+        loaded = self.loading.batch_size
+        return loaded if self.selection is None else self.selection.batch_size
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Folders of the references; perhaps none."""
+        if self.reference is None:
+            return ()
+        return (self.reference,) if isinstance(self.reference, str) else self.reference
+
+    def _check_references(self) -> None:
+        method = f"objective.method = {self.objective.method!r}"
+        if self.needs_reference and self.reference is None:
+            needed_by = method
+            if not self.objective.needs_reference and self.selection is not None:
+                needed_by = f"selection.kind = {self.selection.kind!r}"
+            raise ValueError(
+                f"{needed_by} needs a reference: give the folder that `drrho reference "
+                "precompute` wrote as reference"
+            )
+        if self.reference is not None and not self.needs_reference:
+            raise ValueError(
+                f"reference = {self.reference!r} has no effect on {method}; leave it out"
+            )
+        if len(set(self.references)) < len(self.references) or self.reference == ():
+            raise ValueError(f"reference must name different folders, got {self.reference!r}")
+        if self.reference_weights is not None:
+            if len(self.references) < 2:
+                raise ValueError(
+                    f"reference_weights = {self.reference_weights} has no effect on "
+                    f"{len(self.references)} references; leave it out (objective.reference_scale "
+                    "scales a reference)"
+                )
+            check_weights(self.references, self.reference_weights)
+        if self.missing_reference == "plain" and not self.objective.needs_reference:
+            raise ValueError(f"missing_reference = 'plain' has no effect on {method}; leave it out")
+        if len(self.teachers) != self.objective.num_teachers:
+            raise ValueError(
+                f"objective.distillation has {self.objective.num_teachers} teachers, but teachers "
+                f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
+                "wrote for each"
+            )
+        if self.loading.captions == "random" and (self.reference or self.teachers):
+            raise ValueError(
+                "loading.captions = 'random' does not fit stored reference embeddings, which are "
+                "those of the first captions; use 'first', or store the reference for views with "
+                "`--views-captions random` and set loading.views"
+            )
+
+    def _check_filtering(self, filtering: FilterConfig) -> None:
+        if filtering.reference is None and self.reference is None:
+            raise ValueError(
+                "filtering needs the similarities of a reference: give the folder that `drrho "
+                "reference precompute` wrote as filtering.reference"
+            )
+        if filtering.reference is None and self.missing_reference == "plain":
+            raise ValueError(
+                "missing_reference = 'plain' has no effect with filtering, which leaves out pairs "
+                "without reference embeddings; leave one of them out"
+            )
+
+    def _check_selection(self, selection: SelectionConfig) -> None:
+        draw = selection.draw(self.objective)
+        if not 2 <= draw.batch_size < self.loading.batch_size:
+            raise ValueError(
+                "selection.batch_size must be at least 2 and below loading.batch_size = "
+                f"{self.loading.batch_size}, the super-batch, got {draw.batch_size}"
+            )
+        if selection.needs_reference and (selection.reference_bias is None) != (
+            draw.loss == "softmax"
+        ):
+            raise ValueError(
+                f"selection.reference_bias = {selection.reference_bias} does not fit "
+                f"objective.method = {self.objective.method!r}: 'siglip' needs it, and no other"
+            )
+
+
+# A run may be continued with other values of these: they change no number beyond its rounding.
+# Of data and reference the contents count, which are compared, and not where they lie.
+MAY_CHANGE = (
+    "output",
+    "data",
+    "reference",
+    "teachers",
+    "filtering.reference",
+    "loading.workers",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.keep_best",
+    "training.wandb_project",
+    "training.not_finite",
+    "parallel",
+    "gradient_checkpointing",
+    "compile",
+    "training.evaluate_every",
+    "evaluation.data",
+    "evaluation.batch_size",
+    "resume",
+    "evaluation.references",
+)
+
+
+def default_values(config: object) -> dict[str, Any]:
+    """The defaults of a configuration's fields and of those of its parts, nested as `asdict`.
+
+    A field that a later version adds is absent from what an earlier one wrote, and had its default.
+    """
+    assert is_dataclass(config)
+    found: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            found[part.name] = default_values(value)
+        elif part.default is not MISSING:
+            found[part.name] = part.default
+    return found
+
+
+def absent_part(recipe: object, option: str) -> str | None:
+    """The part that an option such as `--selection.batch-size` is of, where the recipe lacks it."""
+    names = option.partition("=")[0].removeprefix("--").replace("-", "_").split(".")
+    for depth, name in enumerate(names[:-1], start=1):
+        if not is_dataclass(recipe) or name not in {part.name for part in fields(recipe)}:
+            return None
+        recipe = getattr(recipe, name)
+        if recipe is None:
+            return ".".join(names[:depth])
+    return None
+
+
+def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
+    """The object called `recipe` of a Python file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it defines no `recipe`, or one of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")])
+        raise FileNotFoundError(
+            f"recipe {path} does not exist" + (f"; near it: {near}" if near else "")
+        )
+    try:
+        recipe = runpy.run_path(str(path)).get("recipe")
+    except Exception as error:  # it is a program of the user's
+        line = _line_in(path, error)
+        raise ValueError(f"recipe {path}{line}: {type(error).__name__}: {error}") from error
+    if not isinstance(recipe, kind):
+        remedy = {"Recipe": "`drrho train`", "Comparison": "`drrho compare`"}
+        other = remedy.get(type(recipe).__name__)
+        raise ValueError(
+            f"{path} must define `recipe = {kind.__name__}(...)`, it has {type(recipe).__name__}"
+            + (f"; that is for {other}" if other else "")
+        )
+    return recipe
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    """The last line of the file that the error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno]
+    return f", line {lines[-1]}" if lines else ""

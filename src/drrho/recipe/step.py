@@ -1,0 +1,114 @@
+"""The forward pass of both towers and the contrastive loss of a batch: what the loop minimises."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from drrho.contrastive.accumulation import encode_in_micro_batches
+from drrho.contrastive.objectives.config import GLOBAL_METHODS
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.batch import Batch
+from drrho.recipe.batches import SteeredBatch
+from drrho.recipe.clock import LossClock
+from drrho.recipe.selection import Selector
+from drrho.reference.store import ReferenceEmbeddings
+from drrho.training.schedules import Schedule
+from drrho.training.step import StepResult
+
+
+class Towers(nn.Module):
+    """Both towers behind one forward pass, as DistributedDataParallel wants it.
+
+    Args:
+        module: with open_clip's `encode_image` and `encode_text`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module: Any = module  # nn.Module does not say that its attributes are functions
+
+    def forward(
+        self, images: Shaped[Tensor, "batch ..."], tokens: Shaped[Tensor, "batch ..."]
+    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
+        """Embeddings of any length."""
+        return (
+            self.module.encode_image(images, normalize=False),
+            self.module.encode_text(tokens, normalize=False),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveStep:
+    """Forward pass of both towers and the contrastive loss of a batch.
+
+    Attributes:
+        towers: images and tokens to embeddings.
+        loss: what is minimised.
+        gamma: of the per-sample averages, by step.
+        micro_batch_size: pairs of this process that are encoded at once.
+        selector: which of the loaded pairs are trained on.
+        clock: of the loss.
+    """
+
+    towers: nn.Module
+    loss: ContrastiveObjective
+    gamma: Schedule
+    micro_batch_size: int | None = None
+    selector: Selector | None = None
+    clock: LossClock = field(default_factory=LossClock)
+
+    def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
+        if self.selector is not None:
+            loaded = batch
+            reference = None if loaded.reference is None else _pairs(loaded.reference)
+            rows = self.selector(lambda: self._embeddings(loaded.pairs), reference, step=step)
+            batch = loaded.take(rows)
+        subtracted = batch.reference if self.loss.config.needs_reference else None
+        embeddings = self._embeddings(batch.pairs)
+        arguments = {
+            "sample_ids": batch.sample_ids,
+            "gamma": self.gamma(step),
+            "teachers": [_pairs(teacher) for teacher in batch.teachers],
+            "diagnose": diagnose,
+        }
+        reference = None if subtracted is None else _pairs(subtracted)
+        if diagnose:
+            value = self.loss(embeddings, reference, **arguments)
+        else:  # the diagnostics of a logged step are not the loss's time
+            with self.clock.forward(embeddings):
+                value = self.loss(embeddings, reference, **arguments)
+            self.clock.backward(value.loss, embeddings)
+        metrics = value.metrics
+        if self.loss.config.method in GLOBAL_METHODS:
+            metrics = metrics | {"gamma": self.gamma(step)}
+        if diagnose and (seconds := self.clock.mean_seconds()) is not None:
+            metrics = metrics | {"time/loss": seconds}
+        return StepResult(loss=value.loss, num_samples=len(batch.sample_ids), metrics=metrics)
+
+    def _embeddings(self, pairs: Batch) -> PairEmbeddings:
+        num_pairs = len(pairs.sample_ids)
+        size = num_pairs if self.micro_batch_size is None else self.micro_batch_size
+        starts = range(0, num_pairs, size)
+        return encode_in_micro_batches(
+            self._encode, [pairs.take(slice(start, start + size)) for start in starts]
+        )
+
+    def _encode(self, pairs: Batch) -> PairEmbeddings:
+        image, text = self.towers(pairs.images, pairs.tokens)
+        return PairEmbeddings(image=_unit(image), text=_unit(text))
+
+
+def _pairs(stored: ReferenceEmbeddings) -> PairEmbeddings:
+    return PairEmbeddings(stored.image, stored.text)
+
+
+def _unit(embeddings: torch.Tensor) -> torch.Tensor:
+    """Normalised in float32: half precision would leave norms off by 0.3 %, and with them every
+    cosine of a row, which a small temperature blows up.
+    """
+    return normalize(embeddings.float(), dim=-1)

@@ -1,0 +1,311 @@
+"""A recipe -> a trained model in its run folder."""
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.data.batch import Batch
+from drrho.data.indexing import open_manifest_together
+from drrho.data.loading import Position, training_batches
+from drrho.data.manifest import Manifest
+from drrho.data.order import steps_per_epoch
+from drrho.encoding.shared import Encoder
+from drrho.evaluation.evaluate import evaluate_encoder, open_evaluation_set
+from drrho.models.build import build_model, save_model
+from drrho.models.two_tower import TwoTower
+from drrho.recipe.batches import Stores, steered
+from drrho.recipe.filtering import FilterReport, filtered
+from drrho.recipe.held_out import HeldOutVariances
+from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
+from drrho.recipe.selection import Selector
+from drrho.recipe.step import ContrastiveStep, Towers
+from drrho.reference.views import ReferenceViews
+from drrho.runtime.distributed import Processes
+from drrho.runtime.files import exclusive, write_json
+from drrho.runtime.launch import ProcessFailed, together
+from drrho.runtime.provenance import config_differences, plain, versions
+from drrho.training.checkpoint import list_checkpoints
+from drrho.training.interruption import TrainingInterrupted
+from drrho.training.loop import Evaluator, train
+from drrho.training.optimizer import build_optimizer, learning_rate_schedule
+from drrho.training.parallel import (
+    compile_blocks,
+    recompute_blocks,
+    replicate,
+    shard,
+    whole_weights,
+)
+from drrho.training.schedules import Schedule, averaging_rate
+from drrho.training.state import TrainingState
+
+__all__ = ["ProcessFailed", "TrainingInterrupted", "train_recipe"]
+
+RECIPE_FILE = "recipe.json"
+RESULTS_FILE = "results.json"
+
+
+def train_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Trains, or continues, or returns what was finished before.
+
+    Under torchrun or `srun` all processes call this and train together.
+
+    Returns:
+        The contents of the folder's `results.json`: recipe, metrics of the last step and
+        evaluation, samples seen, seconds, skipped samples, versions.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or the data, the reference or
+            the recipe do not fit each other. Found before the first step.
+        ProcessFailed: with several processes, this one failed or lost another.
+    """
+    with together(recipe.device) as (processes, device):
+        return _train_or_return(recipe, processes, device=device)
+
+
+def _train_or_return(
+    recipe: Recipe, processes: Processes, *, device: torch.device
+) -> dict[str, Any]:
+    folder = Path(recipe.output)
+    manifest = open_manifest_together(recipe.data, processes)
+    stores = Stores.open(recipe, manifest)
+    manifest, report = filter_manifest(recipe, manifest, stores, processes)
+    config = run_config(recipe, manifest, stores, report)
+    with exclusive(folder) if processes.is_first else nullcontext():
+        finished = processes.on_first(lambda: _finished_results(recipe, config))
+        if finished is not None:
+            return finished
+        return _Training(recipe, config, manifest, stores, processes, device).run()
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A run that is to be trained or continued."""
+
+    recipe: Recipe
+    config: dict[str, Any]
+    manifest: Manifest
+    stores: Stores
+    processes: Processes
+    device: torch.device
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end, writes the model and `results.json`, and returns the latter."""
+        recipe, folder = self.recipe, Path(self.recipe.output)
+        model = build_model(recipe.model, seed=recipe.seed)
+        self._prepare(model.module)
+        num_samples = self.manifest.num_samples
+        loss = ContrastiveObjective(recipe.objective, num_samples=num_samples).to(self.device)
+        state = self._state(model, loss)
+        state.resume(may_change=MAY_CHANGE, defaults=default_values(recipe))
+        if self.processes.is_first:
+            write_json(folder / RECIPE_FILE, self.config)
+        steps = steps_per_epoch(self.manifest, batch_size=recipe.trained_batch_size)
+        epochs = recipe.training.steps / steps
+        result = train(
+            self._objective(model, loss, epochs=epochs),
+            steered(self._batches(model, start_step=state.step), self.stores),
+            state=state,
+            config=recipe.training,
+            learning_rate=learning_rate_schedule(
+                recipe.training.optimizer, steps=recipe.training.steps
+            ),
+            evaluators=_evaluators(recipe, model, self.processes, device=self.device),
+        )
+        self._save(model, folder / "model")
+        results = {
+            "recipe": self.config,
+            "metrics": dict(result.metrics),
+            "samples_seen": result.samples_seen,
+            "epochs": epochs,
+            "seconds": result.seconds,
+            "skipped": dict(state.skipped),
+            "skipped_steps": state.skipped_steps,
+            "samples_without_reference": (
+                None if self.stores.reference is None else self.stores.reference.num_absent
+            ),
+            "filtering": self.config["contents"].get("filtering"),
+            "processes": self.processes.size,
+            **self.stores.identities,
+            "versions": versions(),
+        }
+        if self.processes.is_first:
+            write_json(folder / RESULTS_FILE, results)
+        return results
+
+    def _prepare(self, module: nn.Module) -> None:
+        """Where and how the towers compute; before there is an optimiser."""
+        module.to(self.device)
+        if self.recipe.gradient_checkpointing:
+            recompute_blocks(module)
+        if self.recipe.compile:
+            compile_blocks(module)
+        if self.recipe.parallel == "sharded":
+            if self.processes.size == 1:
+                raise ValueError(
+                    "parallel = 'sharded' has no effect on one process; start several with "
+                    "torchrun, or leave it out"
+                )
+            shard(module, methods=("encode_image", "encode_text"))
+
+    def _state(self, model: TwoTower, loss: ContrastiveObjective) -> TrainingState:
+        precision = self.recipe.training.precision
+        return TrainingState(
+            folder=Path(self.recipe.output),
+            model=model.module,
+            loss=loss,
+            optimizer=build_optimizer(model.module, self.recipe.training.optimizer, loss=loss),
+            config=self.config,
+            seed=self.recipe.seed,
+            processes=self.processes,
+            export=partial(self._save, model),
+            scaler=torch.amp.GradScaler(self.device.type) if precision == "float16" else None,
+        )
+
+    def _objective(
+        self, model: TwoTower, loss: ContrastiveObjective, *, epochs: float
+    ) -> ContrastiveStep:
+        recipe = self.recipe
+        selector = None
+        if recipe.selection is not None:
+            selector = Selector(
+                config=recipe.selection, module=model.module, loss=loss, seed=recipe.seed
+            )
+        towers: nn.Module = Towers(model.module)
+        if self.processes.size > 1 and recipe.parallel == "replicated":
+            towers = replicate(towers, self.device)
+        return ContrastiveStep(
+            towers=towers,
+            loss=loss,
+            gamma=gamma_schedule(recipe, epochs=epochs),
+            micro_batch_size=recipe.micro_batch_size,
+            selector=selector,
+        )
+
+    def _batches(self, model: TwoTower, *, start_step: int) -> Iterator[Batch]:
+        return training_batches(
+            self.manifest,
+            model.train_transform if self.recipe.loading.views is None else model.eval_transform,
+            tokenizer=model.tokenizer,
+            config=self.recipe.loading,
+            position=Position(
+                seed=self.recipe.seed,
+                step=start_step,
+                share=(self.processes.rank, self.processes.size),
+            ),
+        )
+
+    def _save(self, model: TwoTower, folder: Path) -> None:
+        weights = whole_weights(model.module)
+        if self.processes.is_first:
+            save_model(model, folder, weights=weights)
+
+
+def run_config(
+    recipe: Recipe, manifest: Manifest, stores: Stores, report: FilterReport | None
+) -> dict[str, Any]:
+    """What makes a run this run: the recipe, and the contents of what it names, as plain data."""
+    contents = {"data_sha256": manifest.contents_sha256, **stores.identities}
+    if report is not None:
+        contents["filtering"] = report.as_plain()
+    return plain(asdict(recipe)) | {"contents": contents}
+
+
+def filter_manifest(
+    recipe: Recipe, manifest: Manifest, stores: Stores, processes: Processes
+) -> tuple[Manifest, FilterReport | None]:
+    """What the recipe's filter leaves of the data, and its report; a collective.
+
+    Raises:
+        ValueError: the filter's reference does not belong to the data, or nothing is left.
+    """
+    config = recipe.filtering
+    if config is None:
+        return manifest, None
+    store = stores.reference
+    if config.reference is not None:
+        store = ReferenceViews.open(config.reference, manifest, views=recipe.loading.views)
+    assert store is not None
+    return filtered(manifest, store, config, processes)
+
+
+def _evaluators(
+    recipe: Recipe, model: TwoTower, processes: Processes, *, device: torch.device
+) -> dict[str, Evaluator]:
+    source = recipe.evaluation.data
+    if source is None:
+        return {}
+    held_out = processes.on_first(lambda: open_evaluation_set(source))
+    variances = None
+    if recipe.evaluation.references:
+        variances = HeldOutVariances(held_out.manifest, recipe.evaluation.references)
+
+    encoder = Encoder(
+        model=model,
+        device=device,
+        batch_size=recipe.evaluation.batch_size,
+        workers=recipe.loading.workers,
+        processes=processes,
+    )
+
+    def evaluator() -> dict[str, float]:
+        metrics = evaluate_encoder(encoder, held_out).metrics
+        return metrics if variances is None else metrics | variances(encoder)
+
+    return {"evaluation": evaluator}
+
+
+def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
+    """Of the per-sample averages, by step; 1 where there are none."""
+    return averaging_rate(
+        recipe.objective.final_gamma(epochs=epochs),
+        kind=recipe.objective.gamma_schedule,
+        steps=recipe.training.steps,
+    )
+
+
+def _finished_results(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any] | None:
+    folder = Path(recipe.output)
+    path = folder / RESULTS_FILE
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    _require_choice_of_resume(recipe, found=path.is_file() or len(checkpoints) > 0)
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    changed = config_differences(
+        results["recipe"], config, may_change=MAY_CHANGE, defaults=default_values(recipe)
+    )
+    if changed:
+        raise ValueError(
+            f"{folder} holds a finished run of another recipe; train in another folder, or remove "
+            "it:\n  " + "\n  ".join(changed)
+        )
+    before, now = (c["evaluation"]["data"] for c in (results["recipe"], config))
+    if now is not None and before != now:
+        done = "was not evaluated" if before is None else f"was evaluated on {before}"
+        raise ValueError(
+            f"{folder} is finished and {done}; for another set run "
+            f"`drrho evaluate {folder} --data {now}`"
+        )
+    return results
+
+
+def _require_choice_of_resume(recipe: Recipe, *, found: bool) -> None:
+    match recipe.resume:
+        case "never" if found:
+            raise ValueError(
+                f"{recipe.output} holds a run, and resume = 'never': choose another output, remove "
+                "it, or continue it with resume = 'latest'"
+            )
+        case "required" if not found:
+            raise ValueError(
+                f"{recipe.output} holds no run to continue, and resume = 'required'; to begin one "
+                "use resume = 'latest'"
+            )

@@ -1,1 +1,0 @@
-"""Recipes by name: the published runs and their counterparts, at any scale."""

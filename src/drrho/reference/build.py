@@ -1,0 +1,195 @@
+"""Naming a reference model -> its stored embeddings of a data set; naming losses -> a summary."""
+
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tyro.conf import Positional
+
+from drrho.data.indexing import open_manifest, open_manifest_together
+from drrho.data.manifest import Manifest
+from drrho.data.views import View, Views
+from drrho.encoding.encoder import Precision, ReferenceEncoder
+from drrho.models.build import ModelConfig, build_model
+from drrho.reference.precompute import PrecomputeReport, precompute
+from drrho.reference.store import FILE_NAME, ReferenceCard
+from drrho.reference.verify import Verification, verify
+from drrho.reference.views import view_folder
+from drrho.runtime.distributed import Processes
+from drrho.runtime.files import exclusive
+from drrho.runtime.launch import Device, resolve_device, together
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig:
+    """Store a reference model's embeddings of every pair, one file per shard; restartable.
+
+    Attributes:
+        data: a manifest, or what `drrho index` takes.
+        model: an open_clip architecture, local-dir:PATH, hf-hub:OWNER/NAME, or run:PATH, the
+            model of a finished run.
+        output: folder to write; an interrupted one is completed.
+        pretrained: open_clip tag or checkpoint file of an architecture.
+        precision: of the forward pass; embeddings are stored in float16 in any case.
+        batch_size: pairs encoded at once.
+        workers: processes that decode.
+        views: store so many augmented views of every sample, each in a folder of its own, for
+            training with loading.views; more can be added later. None stores samples as they are.
+        views_seed: of the views; None means 0.
+        views_scale: smallest and largest share of the image's area; None means 0.9 and 1.
+        views_captions: of a sample with several captions, the "first" (None) in every view, or a
+            "random" one in each.
+        device: where to compute.
+    """
+
+    data: str
+    model: str
+    output: str
+    pretrained: str | None = None
+    precision: Precision = "float32"
+    batch_size: int = 256
+    workers: int = 0
+    views: int | None = None
+    views_seed: int | None = None
+    views_scale: tuple[float, float] | None = None
+    views_captions: Literal["first", "random"] | None = None
+    device: Device = "auto"
+
+    def __post_init__(self):
+        ModelConfig(name=self.model, pretrained=self.pretrained).require_trained()
+        self.chosen_views()
+
+    def chosen_views(self) -> Views | None:
+        """The views to store.
+
+        Raises:
+            ValueError: a field of theirs is out of range, or given without `views`.
+        """
+        fields = {
+            "seed": self.views_seed,
+            "scale": self.views_scale,
+            "captions": self.views_captions,
+        }
+        given = {name: value for name, value in fields.items() if value is not None}
+        if self.views is None:
+            if given:
+                name, value = next(iter(given.items()))
+                raise ValueError(f"views_{name} = {value!r} has no effect without views")
+            return None
+        return Views(count=self.views, **given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesConfig:
+    """Summarise the stored losses of references: how many, mean and spread, correlations.
+
+    Attributes:
+        folder: what `LossWriter` wrote to, with a folder for each reference.
+    """
+
+    folder: Positional[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Check stored embeddings: every row, and some samples encoded again.
+
+    Attributes:
+        folder: of the embeddings.
+        data: the data set they should be of: a manifest, or what `drrho index` takes.
+        model: as for `precompute`; without it nothing is encoded again.
+        pretrained: open_clip tag or checkpoint file of an architecture.
+        precision: as when they were computed.
+        samples: how many to encode again.
+        seed: of which.
+        device: where to compute.
+    """
+
+    folder: Positional[str]
+    data: str
+    model: str | None = None
+    pretrained: str | None = None
+    precision: Precision = "float32"
+    samples: int = 64
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.model is None and self.pretrained is not None:
+            raise ValueError(f"pretrained = {self.pretrained!r} has no effect without model")
+
+
+def verify_reference(config: VerifyConfig) -> Verification:
+    """Builds the model, if one is given, and checks; see `drrho.reference.verify`."""
+    folder = Path(config.folder).expanduser()
+    if view_folder(folder, 0).exists():
+        raise ValueError(
+            f"{folder} holds a store for each view; verify them one by one, as "
+            f"{view_folder(folder, 0)}"
+        )
+    encoder = None
+    if config.model is not None:
+        model = ModelConfig(name=config.model, pretrained=config.pretrained)
+        encoder = _encoder(model, config.precision, resolve_device(config.device))
+        encoder.view = View.of_identity(ReferenceCard.load(folder).model)
+    return verify(
+        folder,
+        open_manifest(config.data),
+        encoder=encoder,
+        num_encoded=config.samples,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
+    """Builds the model and stores its embeddings; see `drrho.reference.precompute`.
+
+    Under torchrun or `srun` all processes call this and share out the shards.
+    """
+    with together(config.device) as (processes, device):
+        manifest = open_manifest_together(config.data, processes)
+        with exclusive(Path(config.output)) if processes.is_first else nullcontext():
+            model = ModelConfig(name=config.model, pretrained=config.pretrained)
+            encoder = _encoder(model, config.precision, device)
+            return _precomputed(config, encoder, manifest, processes)
+
+
+def _precomputed(
+    config: PrecomputeConfig, encoder: ReferenceEncoder, manifest: Manifest, processes: Processes
+) -> PrecomputeReport:
+    """Of all views together, where there are several."""
+    views, folder = config.chosen_views(), Path(config.output)
+    folders: list[tuple[View | None, Path]] = [(None, folder)]
+    if views is not None:
+        folders = [(views.view(n), view_folder(folder, n)) for n in range(views.count)]
+    if views is not None and (folder / FILE_NAME).exists():
+        raise ValueError(f"{folder} holds embeddings of samples as they are; choose another folder")
+    reports = []
+    for encoder.view, place in folders:
+        reports.append(
+            precompute(
+                encoder,
+                manifest,
+                place,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                processes=processes,
+            )
+        )
+    return PrecomputeReport(
+        num_samples=sum(report.num_samples for report in reports),
+        num_encoded=sum(report.num_encoded for report in reports),
+        absent=dict(sum((Counter(report.absent) for report in reports), Counter())),
+        shards_found=sum(report.shards_found for report in reports),
+    )
+
+
+def _encoder(model: ModelConfig, precision: Precision, device: torch.device) -> ReferenceEncoder:
+    """The reference model, frozen, on its device; raises ValueError if it names no weights."""
+    model.require_trained()
+    return ReferenceEncoder(build_model(model, seed=0), precision=precision, device=device)

@@ -1,1 +1,0 @@
-"""Embeddings that other programs stored: one module reads one of their formats."""

@@ -1,0 +1,1 @@
+"""Embeddings that other programs stored, read into a reference store."""

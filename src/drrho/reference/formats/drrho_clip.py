@@ -1,0 +1,130 @@
+"""Reference features as the published DRRho-CLIP code caches them.
+
+Source: `shard_features`, `cache_features` and `get_cached_data` of
+github.com/Optimization-AI/DRRho-CLIP, run with --cache_ref_model_features and
+--cached_ref_features_dir. The folder has files `00000012.pt`, each a tensor (rows, 2, d) in
+float32: images in [:, 0], texts in [:, 1]. The sample whose key is the number k has row k % n of
+file k // n, with n = --num_samples_per_shard, 10,000 by default. The keys of img2dataset, which
+number the rows of its list of urls, are such numbers. A row is zero where nothing was cached.
+
+Nothing in these files says which data they are of but these numbers, and those are alike in
+unrelated data sets: verify what was imported with the model.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from drrho.data.manifest import Shard
+from drrho.data.reading.shards import RawSample
+from drrho.reference.formats.source import (
+    ArrayFile,
+    ArrayPair,
+    ArrayTable,
+    one_dimension,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRRhoClipSource:
+    """The table of a folder of cached features, made by `open`; joined by the number of the key."""
+
+    table: ArrayTable
+    numbers: tuple[int, ...]
+    samples_per_file: int
+
+    @classmethod
+    def open(cls, folder: Path, *, samples_per_file: int) -> "DRRhoClipSource":
+        """Finds the files.
+
+        Args:
+            folder: what was given as --cached_ref_features_dir.
+            samples_per_file: what was given as --num_samples_per_shard.
+
+        Raises:
+            FileNotFoundError: there is no .pt file.
+            ValueError: a file has another name, is damaged, or holds something else.
+        """
+        if folder.is_file():
+            raise ValueError(
+                f"{folder} is a file: what DRRho-CLIP caches without --cached_ref_features_dir "
+                "does not say which samples its rows are; cache it with that option, into a folder"
+            )
+        paths = sorted(folder.glob("*.pt"))
+        if not paths:
+            raise FileNotFoundError(
+                f"{folder} holds no .pt file; give the folder that DRRho-CLIP was given as "
+                "--cached_ref_features_dir"
+            )
+        numbers = tuple(_number(path) for path in paths)
+        files = tuple(_file(path, samples_per_file=samples_per_file) for path in paths)
+        dim = one_dimension({file.name: file.open().image.shape[1] for file in files})
+        table = ArrayTable(files=files, embedding_dim=dim)
+        return cls(table=table, numbers=numbers, samples_per_file=samples_per_file)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"format": "drrho-clip", "samples_per_file": str(self.samples_per_file)}
+
+    @property
+    def key_noun(self) -> str:
+        return "numeric key"
+
+    def keys(self) -> Iterator[str]:
+        firsts = (number * self.samples_per_file for number in self.numbers)
+        rows = (
+            range(first, first + file.num_rows)
+            for first, file in zip(firsts, self.table.files, strict=True)
+        )
+        return map(str, chain.from_iterable(rows))
+
+    def key_of(self, shard: Shard, sample: RawSample) -> str | None:  # noqa: ARG002
+        return str(int(sample.key)) if re.fullmatch("[0-9]+", sample.key) else None
+
+
+def _number(path: Path) -> int:
+    if not re.fullmatch("[0-9]+", path.stem):
+        raise ValueError(
+            f"{path} is not named by a number, as the files of cached features are; give the "
+            "folder that holds those alone"
+        )
+    return int(path.stem)
+
+
+def _file(path: Path, *, samples_per_file: int) -> ArrayFile:
+    num_rows = len(_map_features(path))
+    if num_rows > samples_per_file:
+        raise ValueError(
+            f"{path} has {num_rows} rows, more than samples_per_file = {samples_per_file}; give "
+            "the --num_samples_per_shard that it was cached with"
+        )
+    return ArrayFile(
+        name=path.name, paths=(path,), num_rows=num_rows, open=partial(_map_arrays, path)
+    )
+
+
+def _map_arrays(path: Path) -> ArrayPair:
+    features = _map_features(path)
+    if features.dtype not in (torch.float16, torch.float32):
+        features = features.float()  # NumPy has no bfloat16
+    return ArrayPair(features[:, 0].numpy(), features[:, 1].numpy())
+
+
+def _map_features(path: Path) -> Tensor:
+    try:
+        features = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no file that torch.save wrote of a tensor ({error}); cache it again"
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 3 or features.shape[1] != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"{path} must hold a tensor (rows, 2, d), it holds {found}")
+    return features

@@ -1,0 +1,172 @@
+"""Embeddings that another program stored -> a store of a data set, joined by key."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drrho.data.manifest import Manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import RawSample
+from drrho.reference.formats.source import Source
+from drrho.reference.precompute import PrecomputeReport, require_space
+from drrho.reference.shard_files import entries_of
+from drrho.reference.store import FILE_NAME, ReferenceCard, ShardEmbeddings, save_shard
+from drrho.runtime.progress import Progress
+
+DIGEST_BYTES = 16  # of a key: two of a billion are alike with a chance of 1e-21
+ROWS_AT_ONCE = 1024
+SHOWN_KEYS = 3
+NOT_FINITE = "imported embedding is not finite"
+ZERO = "imported embedding is zero"
+
+
+def import_embeddings(
+    source: Source, manifest: Manifest, folder: str | Path, *, model: str
+) -> PrecomputeReport:
+    """Writes a store of a data set out of what another program stored.
+
+    Every sample is looked up by its key; what is found is brought to unit length. A sample without
+    a row, or whose row is zero or not finite, is marked as absent and counted. The card is
+    written last: a folder that was interrupted is no store.
+
+    Args:
+        source: keys and embeddings.
+        manifest: the data set.
+        folder: where to write; it must hold no store.
+        model: what the embeddings are of, for the card. With it go the format and a hash of the
+            imported files, so that two imports can be told apart.
+
+    Raises:
+        FileExistsError: there is a store in the folder.
+        ValueError: a key is there twice, no sample has a row, or a file is damaged.
+        OSError: the disk is too small.
+    """
+    folder = Path(folder)
+    if (folder / FILE_NAME).exists():
+        raise FileExistsError(f"{folder} holds embeddings already; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    require_space(folder, manifest.shards, source.table.embedding_dim)
+    rows_by_key = _rows_by_key(source)
+    card = ReferenceCard(
+        model=_identity(source, model),
+        embedding_dim=source.table.embedding_dim,
+        shards=entries_of(manifest.shards),
+    )
+    files = card.files(folder)
+    lookup = _Lookup(source, manifest, rows_by_key)
+    reasons: Counter[str] = Counter()
+    with Progress("import", total=manifest.num_samples) as progress:
+        for index, entry in enumerate(card.shards):
+            embeddings = lookup.of_shard(index)
+            save_shard(files, entry, embeddings)
+            reasons.update(embeddings.absent.values())
+            progress.advance(entry.num_samples, absent=reasons.total())
+    if reasons.total() == manifest.num_samples:
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        if not lookup.seen:
+            raise ValueError(
+                f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). "
+                f"They are joined by {source.key_noun}, and those of the imported rows are like "
+                f"{_first_keys(source)}"
+            )
+        raise ValueError(
+            f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). "
+            f"Their {source.key_noun}s are like {lookup.seen}, those of the imported rows like "
+            f"{_first_keys(source)}; is it of another data set?"
+        )
+    card.save(folder)
+    return PrecomputeReport(
+        num_samples=manifest.num_samples,
+        num_encoded=manifest.num_samples - reasons.total(),
+        absent=dict(reasons),
+        shards_found=0,
+    )
+
+
+@dataclass
+class _Lookup:
+    """Rows of a source for the samples of a data set."""
+
+    source: Source
+    manifest: Manifest
+    rows_by_key: dict[bytes, int]
+
+    def __post_init__(self) -> None:
+        self.samples = OpenShards(self.manifest)
+        self.seen: list[str] = []  # some keys, for messages
+
+    def of_shard(self, index: int) -> ShardEmbeddings:
+        shard = self.manifest.shards[index]
+        block = ShardEmbeddings.empty(
+            shard.num_samples, self.source.table.embedding_dim, absent=dict(shard.unusable)
+        )
+        usable = self.manifest.usable_ids_in(index)
+        for ids in usable.split(ROWS_AT_ONCE):
+            found = dict(self._found(index, self.samples.read(ids.tolist()), block.absent))
+            if found:
+                self._fill(block, found)
+        return block
+
+    def _found(
+        self, index: int, samples: list[RawSample], absent: dict[int, str]
+    ) -> Iterator[tuple[int, int]]:
+        """Row of the shard and row of the source, of the samples that have one."""
+        for sample in samples:
+            key = self.source.key_of(self.manifest.shards[index], sample)
+            if key is None:
+                absent[sample.row] = f"no {self.source.key_noun}"
+                continue
+            if len(self.seen) < SHOWN_KEYS:
+                self.seen.append(key)
+            row = self.rows_by_key.get(_digest(key))
+            if row is None:
+                absent[sample.row] = f"no imported row of its {self.source.key_noun}"
+            else:
+                yield sample.row, row
+
+    def _fill(self, block: ShardEmbeddings, found: dict[int, int]) -> None:
+        rows = torch.tensor(list(found))
+        pairs = self.source.table.read(list(found.values()))
+        norms = torch.stack([embeddings.norm(dim=1) for embeddings in pairs])
+        finite, positive = norms.isfinite().all(dim=0), (norms > 0).all(dim=0)
+        good = finite & positive
+        for into, embeddings, norm in zip((block.image, block.text), pairs, norms, strict=True):
+            into[rows[good]] = (embeddings[good] / norm[good, None]).half()
+        block.present[rows[good]] = True
+        block.absent.update(dict.fromkeys(_chosen(rows, ~finite), NOT_FINITE))
+        block.absent.update(dict.fromkeys(_chosen(rows, finite & ~positive), ZERO))
+
+
+def _rows_by_key(source: Source) -> dict[bytes, int]:
+    rows: dict[bytes, int] = {}
+    for row, key in enumerate(source.keys()):
+        first = rows.setdefault(_digest(key), row)
+        if first != row:
+            raise ValueError(
+                f"the {source.key_noun} {key!r} is there twice: {source.table.place(first)} and "
+                f"{source.table.place(row)}; which of them a sample has cannot be told"
+            )
+    return rows
+
+
+def _identity(source: Source, model: str) -> dict[str, str]:
+    digest = hashlib.sha256()
+    source.table.hash_into(digest)
+    return {"architecture": model, **source.settings, "files_sha256": digest.hexdigest()}
+
+
+def _first_keys(source: Source) -> list[str]:
+    return [key for key, _ in zip(source.keys(), range(SHOWN_KEYS), strict=False)]
+
+
+def _chosen(rows: Tensor, which: Tensor) -> list[int]:
+    return rows[which].tolist()
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=DIGEST_BYTES).digest()

@@ -1,0 +1,214 @@
+"""Embeddings inside tar files, a member for each sample, as in DataCompDR.
+
+Source: apple/DataCompDR-1B and -12M on Hugging Face; datasetio.py of
+github.com/apple/ml-mobileclip-dr and hf_dataset_example.py of github.com/apple/ml-mobileclip. A
+member `KEY.npz` (in the bfloat16 sets `KEY.pth.gz`, a gzip'd torch.save of a dictionary) has
+image_emb (augmentations, d), one row for each augmentation that `KEY.paug.json` describes, and
+text_emb (captions, d): the real caption first, then those of `KEY.syn.json`.
+
+DataCompDR has no embedding of an image that is not augmented, and each of its embeddings is those
+of two teachers, end to end. Of unit norm in all, their cosine is the mean of the teachers'.
+"""
+
+import gzip
+import io
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from drrho.data.indexing import resolve_shards
+from drrho.data.manifest import Manifest, Shard
+from drrho.data.reading.shards import RawSample
+from drrho.reference.formats.source import Digest, EmbeddingPairs, json_field
+
+SUFFIXES = (".npz", ".pth.gz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """Where the embeddings of a sample lie: so many bytes of a tar file."""
+
+    key: str
+    name: str
+    tar: Path
+    offset: int
+    size: int
+
+    def content(self) -> bytes:
+        with self.tar.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberRows:
+    """Which of a sample's embeddings to take.
+
+    Attributes:
+        image: which augmentation.
+        text: which caption; in DataCompDR 0 is the real one.
+    """
+
+    image: int
+    text: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberTable:
+    """The embeddings in some members, a row each.
+
+    Attributes:
+        members: in the order that gives the rows their numbers.
+        chosen: which of a member's embeddings.
+        embedding_dim: d.
+    """
+
+    members: tuple[Member, ...]
+    chosen: MemberRows
+    embedding_dim: int
+
+    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
+        found = torch.empty(2, len(rows), self.embedding_dim)
+        for place, row in enumerate(rows):
+            for into, embedding in zip(found, _decode(self.members[row], self.chosen), strict=True):
+                if len(embedding) != self.embedding_dim:
+                    raise ValueError(
+                        f"{self.place(row)} has {len(embedding)} dimensions, {self.place(0)} has "
+                        f"{self.embedding_dim}: they are of two models"
+                    )
+                into[place] = embedding
+        return EmbeddingPairs(*found)
+
+    def place(self, row: int) -> str:
+        member = self.members[row]
+        return f"{member.name} of {member.tar}"
+
+    def hash_into(self, digest: Digest) -> None:
+        for member in self.members:
+            digest.update(f"{member.tar.name} {member.name} {member.size}\n".encode())
+            digest.update(member.content())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembersSource:
+    """The members of tar files that hold embeddings, made by `open`.
+
+    Joined by the key within the tar file of the same name, where every shard of the data set has
+    one; else by the key; or by a field of the samples' json that the members are named by.
+    """
+
+    table: MemberTable
+    key_field: str | None
+    parallel: bool
+
+    @classmethod
+    def open(
+        cls, source: str, manifest: Manifest, *, rows: MemberRows, key_field: str | None = None
+    ) -> "MembersSource":
+        """Reads the table of contents of each tar file.
+
+        Args:
+            source: tar files, as `drrho index` takes them: the training shards or others.
+            manifest: the data set that is imported for.
+            rows: which embeddings.
+            key_field: field of the samples' json that names the members; None is their key.
+
+        Raises:
+            FileNotFoundError: no tar file is there.
+            ValueError: one cannot be read, or there are no embeddings in any.
+        """
+        tars = [Path(path) for path in resolve_shards(source)]
+        names = {path.name for path in tars}
+        parallel = key_field is None and len(names) == len(tars)
+        parallel = parallel and all(Path(shard.url).name in names for shard in manifest.shards)
+        members = tuple(member for tar in tars for member in _members(tar))
+        if not members:
+            raise ValueError(
+                f"the {len(tars)} tar files of {source} have no members KEY.npz or KEY.pth.gz"
+            )
+        image, _ = _decode(members[0], rows)
+        table = MemberTable(members=members, chosen=rows, embedding_dim=len(image))
+        return cls(table=table, key_field=key_field, parallel=parallel)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "format": "members",
+            "image_row": str(self.table.chosen.image),
+            "text_row": str(self.table.chosen.text),
+        }
+
+    @property
+    def key_noun(self) -> str:
+        return self.key_field or "key"
+
+    def keys(self) -> Iterator[str]:
+        return (self._full_key(member.tar, member.key) for member in self.table.members)
+
+    def key_of(self, shard: Shard, sample: RawSample) -> str | None:
+        if self.key_field is not None:
+            return json_field(sample, self.key_field)
+        return self._full_key(Path(shard.url), sample.key)
+
+    def _full_key(self, tar: Path, key: str) -> str:
+        return f"{tar.name}/{key}" if self.parallel else key
+
+
+def _members(path: Path) -> Iterator[Member]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                suffix = next((s for s in SUFFIXES if info.name.lower().endswith(s)), None)
+                if info.isfile() and suffix is not None:
+                    yield Member(
+                        key=info.name[: -len(suffix)],
+                        name=info.name,
+                        tar=path,
+                        offset=info.offset_data,
+                        size=info.size,
+                    )
+                tar.members = []  # type: ignore[reportAttributeAccessIssue] # or all are kept
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
+
+
+def _decode(
+    member: Member, rows: MemberRows
+) -> tuple[Float32[Tensor, " dim"], Float32[Tensor, " dim"]]:
+    """The chosen embeddings of image and text."""
+    where = f"{member.name} of {member.tar}"
+    try:
+        content = member.content()
+        if member.name.lower().endswith(".npz"):
+            arrays: Any = np.load(io.BytesIO(content), allow_pickle=False)
+        else:
+            arrays = torch.load(io.BytesIO(gzip.decompress(content)), weights_only=True)
+        image, text = (torch.as_tensor(arrays[name]).float() for name in ("image_emb", "text_emb"))
+    except KeyError:
+        raise ValueError(f"{where} lacks image_emb or text_emb") from None
+    except (
+        *(zipfile.BadZipFile, zlib.error, UnpicklingError),
+        *(ValueError, TypeError, OSError, EOFError, RuntimeError),
+    ) as error:
+        raise ValueError(f"{where} cannot be read ({error}); fetch its tar file again") from error
+    return _row(image, rows.image, f"image_emb of {where}"), _row(
+        text, rows.text, f"text_emb of {where}"
+    )
+
+
+def _row(embeddings: Tensor, row: int, where: str) -> Float32[Tensor, " dim"]:
+    """One of several embeddings; a single one may be without the dimension that counts them."""
+    table = embeddings[None] if embeddings.ndim == 1 else embeddings
+    if table.ndim != 2 or not 0 <= row < len(table):
+        raise ValueError(f"{where} has the shape {tuple(embeddings.shape)} and no row {row}")
+    return table[row]

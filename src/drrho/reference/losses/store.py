@@ -1,0 +1,252 @@
+"""Losses of reference models on disk, computed once, looked up by sample id during training.
+
+A folder holds several references, each in a folder of its own that bears its name, so that they
+can be written at the same time: `losses.json` and one safetensors file per shard. Losses are in
+float32, as their difference to the target's losses counts.
+
+    store = LossStore.open("losses", manifest, reference="resnet50")
+    steered = drrho_loss(losses, store.gather(sample_ids), index=sample_ids)
+
+`drrho.reference.losses.writer` writes them; `drrho.data.items` makes the manifest of data that are
+no tar files. They need no more than `pip install drrho`.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from drrho.data.manifest import Manifest
+from drrho.reference.rows import RowsOfShard, locate, select
+from drrho.reference.shard_files import ShardEntry, ShardFiles, load_card
+from drrho.runtime.files import write_json
+
+LossUnit = Literal["sample", "token"]
+
+FILE_NAME = "losses.json"
+KIND = {"format": "drrho losses", "version": 1, "dtype": "float32"}
+REMEDY = "write them with `LossWriter`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCard:
+    """What `losses.json` says: whose losses, of what, and the shards they belong to.
+
+    Attributes:
+        identity: what computed them: the model, its weights and its loss.
+        unit: whether a sample has one loss, or each of its tokens.
+        shards: in the order in which their losses were begun.
+    """
+
+    identity: str
+    unit: LossUnit
+    shards: tuple[ShardEntry, ...]
+
+    def __post_init__(self):
+        if not self.identity:
+            raise ValueError("identity must say what computed the losses, got an empty string")
+        if self.unit not in get_args(LossUnit):
+            raise ValueError(f"unit must be 'sample' or 'token', got {self.unit!r}")
+
+    def save(self, folder: Path) -> None:
+        """Writes `losses.json`, atomically."""
+        write_json(folder / FILE_NAME, KIND | asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "LossCard":
+        """Reads `losses.json`; errors as `load_card`."""
+        return load_card(folder / FILE_NAME, expected=KIND, parse=cls._parse, remedy=REMEDY)
+
+    @classmethod
+    def _parse(cls, document: dict) -> "LossCard":
+        return cls(
+            identity=document["identity"],
+            unit=document["unit"],
+            shards=tuple(ShardEntry(**shard) for shard in document["shards"]),
+        )
+
+    def files(self, folder: Path) -> ShardFiles:
+        """The files of the shards in the card's folder."""
+        model = {"identity": self.identity, "unit": self.unit}
+        return ShardFiles(
+            folder=folder, entries=self.shards, model=model, noun="losses", remedy=REMEDY
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardLosses:
+    """The losses of one shard.
+
+    Attributes:
+        losses: of row after row, in nats or what else the reference's loss is in. One for each
+            row, NaN where there is none; or one for each token of each row.
+        written: which rows have theirs; also true where what was computed is not finite.
+        offsets: of tokens: those of row r are `losses[offsets[r]:offsets[r + 1]]`. None where
+            a sample has one loss.
+    """
+
+    losses: Float32[Tensor, " losses"]
+    written: Bool[Tensor, " rows"]
+    offsets: Int64[Tensor, " bounds"] | None
+
+    @classmethod
+    def none_of(cls, num_rows: int, *, unit: LossUnit) -> "ShardLosses":
+        """A shard before anything was written."""
+        tokens = unit == "token"
+        return cls(
+            losses=torch.empty(0) if tokens else torch.full((num_rows,), math.nan),
+            written=torch.zeros(num_rows, dtype=torch.bool),
+            offsets=torch.zeros(num_rows + 1, dtype=torch.int64) if tokens else None,
+        )
+
+
+def save_losses(files: ShardFiles, entry: ShardEntry, losses: ShardLosses) -> None:
+    """Writes the losses of one shard, as `ShardFiles.save`."""
+    tensors = {"losses": losses.losses, "written": losses.written}
+    if losses.offsets is not None:
+        tensors["offsets"] = losses.offsets
+    files.save(entry, tensors, notes={})
+
+
+def load_losses(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
+    """The losses of one shard; errors as `ShardFiles.load`."""
+    names = ("losses", "written") if unit == "sample" else ("losses", "written", "offsets")
+    tensors, _ = files.load(entry, names)
+    rows, offsets = entry.num_samples, tensors.get("offsets")
+    expected = {"losses": (rows,), "written": (rows,)}
+    if offsets is not None:
+        num_losses = int(offsets[-1]) if len(offsets) > 0 else 0
+        expected = {"losses": (num_losses,), "written": (rows,), "offsets": (rows + 1,)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if shapes != expected:
+        raise files.damaged(entry, f"it has the shapes {shapes}, not {expected}")
+    if offsets is not None and (offsets[0] != 0 or (offsets.diff() < 0).any()):
+        raise files.damaged(entry, "its offsets do not ascend from 0")
+    return ShardLosses(losses=tensors["losses"], written=tensors["written"], offsets=offsets)
+
+
+def load_losses_so_far(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
+    """As `load_losses`, but a file that was not written yet is a shard without losses."""
+    if not files.exists(entry):
+        return ShardLosses.none_of(entry.num_samples, unit=unit)
+    return load_losses(files, entry, unit=unit)
+
+
+def references_in(folder: str | Path) -> list[str]:
+    """The names of the references whose losses a folder holds."""
+    return sorted(card.parent.name for card in Path(folder).glob(f"*/{FILE_NAME}"))
+
+
+class LossStore:
+    """One reference's losses of a data set by sample id. Made by `LossStore.open`.
+
+    Attributes:
+        identity: what computed them.
+        unit: whether `gather` gives them or `gather_tokens`.
+    """
+
+    def __init__(self, card: LossCard, offsets: list[int], shards: list[ShardLosses]) -> None:
+        self.identity = card.identity
+        self.unit: LossUnit = card.unit
+        self._offsets = torch.tensor(offsets)
+        self._shards = shards
+
+    @classmethod
+    def open(cls, folder: str | Path, manifest: Manifest, *, reference: str) -> "LossStore":
+        """Attaches the losses of a reference to the samples of a manifest.
+
+        They serve every data set made of some of their shards. A sample without a loss is no
+        error here.
+
+        Raises:
+            FileNotFoundError: there is no such reference, or the file of a shard is missing.
+            ValueError: there are no losses of a shard, it was changed since they were computed,
+                or a file is not what `losses.json` says.
+        """
+        path = Path(folder) / reference
+        if not (path / FILE_NAME).exists():
+            known = ", ".join(references_in(folder)) or "none"
+            raise FileNotFoundError(
+                f"{folder} holds no losses of a reference {reference!r}; it holds those of: "
+                f"{known}. Take one of these, or {REMEDY}"
+            )
+        card = LossCard.load(path)
+        files = card.files(path)
+        shards = [load_losses(files, files.find(s), unit=card.unit) for s in manifest.shards]
+        return cls(card, manifest.offsets, shards)
+
+    def gather(self, sample_ids: Int64[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
+        """The losses of some samples, on the device of the ids; NaN where there is none.
+
+        The lookup is on the CPU: ids that lie there, as a loader gives them, wait for nothing.
+
+        Raises:
+            IndexError: an id is not in the manifest.
+            ValueError: what is stored are losses of tokens.
+        """
+        self._require("sample", "gather_tokens(sample_ids, mask)")
+        if len(sample_ids) == 0:
+            return torch.empty(0, device=sample_ids.device)
+        located = locate(sample_ids, self._offsets)
+        return select(located, lambda shard: self._shards[shard].losses).to(sample_ids.device)
+
+    def gather_tokens(
+        self, sample_ids: Int64[Tensor, " batch"], mask: Bool[Tensor, "samples length"]
+    ) -> Float32[Tensor, "samples length"]:
+        """The losses of the tokens of some samples, on the device of the mask.
+
+        The k-th stored loss of a sample goes where the k-th True of its row is; all else is
+        NaN. So the padding, to either side and any length, may differ from that of the batch
+        in which the losses were computed.
+
+        Args:
+            sample_ids: one for each row of the mask.
+            mask: which tokens count; they must be those that counted when it was written.
+
+        Raises:
+            IndexError: an id is not in the manifest.
+            ValueError: a sample has another number of losses than tokens that count, ids and
+                mask are of another number of samples, or what is stored are losses of samples.
+        """
+        self._require("token", "gather(sample_ids)")
+        if len(mask) != len(sample_ids):
+            raise ValueError(f"mask has {len(mask)} rows for {len(sample_ids)} sample ids")
+        selected = mask.cpu()
+        counts = selected.sum(dim=1).tolist()
+        pieces = [torch.full((count,), math.nan) for count in counts]
+        for part in locate(sample_ids, self._offsets):
+            for place, stored in zip(part.places.tolist(), self._tokens(part), strict=True):
+                if stored is None:
+                    continue
+                if len(stored) != counts[place]:
+                    raise ValueError(
+                        f"sample {int(sample_ids[place])} has {len(stored)} stored losses of "
+                        f"tokens, but the mask counts {counts[place]}; tokenize, truncate and "
+                        "mask it as when they were stored, or store them anew"
+                    )
+                pieces[place] = stored
+        losses = torch.full(mask.shape, math.nan)
+        losses[selected] = torch.cat([torch.empty(0), *pieces])
+        return losses.to(mask.device)
+
+    def _tokens(self, part: RowsOfShard) -> list[Tensor | None]:
+        """The losses of the tokens of each sample of the part; None where none were written."""
+        shard = self._shards[part.shard]
+        assert shard.offsets is not None
+        starts, ends = shard.offsets[part.rows].tolist(), shard.offsets[part.rows + 1].tolist()
+        written = shard.written[part.rows].tolist()
+        return [
+            shard.losses[start:end] if found else None
+            for start, end, found in zip(starts, ends, written, strict=True)
+        ]
+
+    def _require(self, unit: LossUnit, other: str) -> None:
+        if self.unit != unit:
+            raise ValueError(
+                f"the losses of {self.identity} are one for each {self.unit}, not for each {unit}; "
+                f"look them up with {other}"
+            )

@@ -1,0 +1,36 @@
+"""Pairs of a data set that a stored reference knows, drawn and read."""
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.manifest import Manifest
+from drrho.reference.ensemble import Reference
+
+
+def drawn_ids(
+    manifest: Manifest, store: Reference | None, *, count: int, generator: torch.Generator
+) -> Int64[Tensor, " pairs"]:
+    """The ids of at most `count` usable pairs, ascending, drawn without replacement; where there
+    is a store, of those that it has.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    usable = manifest.usable_ids()
+    drawn = usable[torch.randperm(len(usable), generator=generator)[:count]]
+    if store is not None and len(drawn) > 0:
+        drawn = drawn[store.gather(drawn).present]
+    if len(drawn) < 2:
+        raise ValueError(
+            f"the data set has {len(usable)} usable pairs, of which the reference knows "
+            f"{len(drawn)}; two are needed"
+        )
+    return drawn.sort().values
+
+
+def stored_pairs(store: Reference, sample_ids: Int64[Tensor, " pairs"]) -> PairEmbeddings:
+    """The reference's embeddings; zero for a pair it has none of."""
+    found = store.gather(sample_ids)
+    return PairEmbeddings(found.image, found.text)

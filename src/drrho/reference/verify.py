@@ -1,0 +1,207 @@
+"""Whether stored embeddings are those of a data set: files, norms, and a sample encoded again."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from drrho.data.manifest import Manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import RawSample, UnusableSample, decode_captions, decode_image
+from drrho.encoding.encoder import ReferenceEncoder
+from drrho.reference.store import (
+    ReferenceCard,
+    ShardEmbeddings,
+    has_unit_norm,
+    identity_differences,
+    load_shard,
+)
+
+Rows = Float32[Tensor, "rows dim"]
+Vector = Float32[Tensor, " dim"]
+# Float16 moves a cosine by 2^-23 at most; the rest is for other hardware and libraries. Under
+# bfloat16 the forward pass itself keeps eight bits.
+FLOORS = {"bfloat16": 0.99}
+FLOOR = 0.999
+SHOWN = 5
+
+
+@dataclass(kw_only=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        num_samples: rows of the data set.
+        num_stored: of them, with embeddings.
+        absent: how many have none, by reason.
+        num_encoded: samples that were encoded again.
+        lowest: smallest cosine between what is stored and what was encoded, of images and texts.
+        mean: the means.
+        faults: what is wrong, in words; empty if nothing is.
+    """
+
+    num_samples: int
+    num_stored: int = 0
+    absent: Counter[str] = field(default_factory=Counter)
+    num_encoded: int = 0
+    lowest: tuple[float, float] | None = None
+    mean: tuple[float, float] | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    encoder: ReferenceEncoder | None,
+    num_encoded: int,
+    generator: torch.Generator,
+) -> Verification:
+    """Looks at every stored row, and encodes some of the samples again.
+
+    A row must be finite and of unit length; an encoded sample's cosine with its row at least
+    `FLOOR`, or what `FLOORS` says of the encoder's precision. A sample whose embedding lies closer
+    to another row of its shard is named with that row: rows in another order show in this, even
+    where all embeddings are alike.
+
+    Args:
+        folder: of the store.
+        manifest: the data set that it should be of.
+        encoder: the model; None encodes nothing.
+        num_encoded: how many samples to encode again.
+        generator: draws them.
+
+    Raises:
+        FileNotFoundError: the folder is no store.
+        ValueError: its card is damaged.
+    """
+    card = ReferenceCard.load(folder)
+    found = Verification(num_samples=manifest.num_samples)
+    shards = dict(_readable_shards(card, folder, manifest, found))
+    for index, embeddings in shards.items():
+        _check_rows(embeddings, manifest.shards[index].url, found)
+    if encoder is None:
+        return found
+    # The card of an import names a model in words; whether it is this one, the cosines tell.
+    if "weights_sha256" in card.model and encoder.identity != card.model:
+        differing = "; ".join(identity_differences(card.model, encoder.identity))
+        found.faults.append(f"the model is not the one that was stored: {differing}")
+        return found
+    ids = _drawn(shards, manifest, num_encoded, generator)
+    if len(ids) > 0:
+        floor = FLOORS.get(card.model.get("precision", ""), FLOOR)
+        _encode_again(encoder, manifest, shards, ids=ids, floor=floor, found=found)
+    return found
+
+
+def _readable_shards(
+    card: ReferenceCard, folder: Path, manifest: Manifest, found: Verification
+) -> Iterator[tuple[int, ShardEmbeddings]]:
+    """The stored embeddings of each shard; where there are none that can be read, a fault."""
+    files = card.files(folder)
+    for index, shard in enumerate(manifest.shards):
+        try:
+            yield index, load_shard(files, files.find(shard), embedding_dim=card.embedding_dim)
+        except (ValueError, FileNotFoundError) as error:
+            found.faults.append(str(error))
+
+
+def _check_rows(embeddings: ShardEmbeddings, url: str, found: Verification) -> None:
+    present = embeddings.present
+    found.num_stored += int(present.sum())
+    found.absent.update(embeddings.absent.values())
+    absent_rows = set((~present).nonzero().squeeze(1).tolist())
+    if absent_rows != embeddings.absent.keys():
+        found.faults.append(f"shard {url}: the rows marked as absent are not those with a reason")
+    for name, stored in (("image", embeddings.image), ("text", embeddings.text)):
+        wrong = (present & ~has_unit_norm(stored)).nonzero().squeeze(1).tolist()
+        if wrong:
+            found.faults.append(
+                f"shard {url}: {len(wrong)} {name} embeddings are not finite or not of unit "
+                f"length, rows {wrong[:SHOWN]}"
+            )
+
+
+def _drawn(
+    shards: dict[int, ShardEmbeddings],
+    manifest: Manifest,
+    num_drawn: int,
+    generator: torch.Generator,
+) -> Int64[Tensor, " drawn"]:
+    """Ids of samples with embeddings, at random, ascending."""
+    stored = [
+        shards[index].present.nonzero().squeeze(1) + manifest.offsets[index] for index in shards
+    ]
+    ids = torch.cat(stored) if stored else torch.empty(0, dtype=torch.int64)
+    return ids[torch.randperm(len(ids), generator=generator)[:num_drawn]].sort().values
+
+
+def _encode_again(
+    encoder: ReferenceEncoder,
+    manifest: Manifest,
+    shards: dict[int, ShardEmbeddings],
+    *,
+    ids: Int64[Tensor, " drawn"],
+    floor: float,
+    found: Verification,
+) -> None:
+    cosines = []
+    below: list[str] = []
+    samples = OpenShards(manifest).read(ids.tolist())
+    current, units = None, ()
+    for sample_id, sample in zip(ids.tolist(), samples, strict=True):
+        index, row = manifest.locate(sample_id)
+        if index != current:  # the ids ascend, so each shard is normalised once
+            current, units = index, _unit_rows(shards[index])
+        try:
+            encoded = _encoded(encoder, sample)
+        except UnusableSample as unusable:
+            below.append(f"sample {sample_id} has embeddings and cannot be decoded: {unusable}")
+            continue
+        own, nearest = _compared(units, encoded, row)
+        cosines.append(own)
+        if float(own.min()) < floor:
+            hint = "" if nearest == row else f", and row {nearest} of its shard is closest"
+            below.append(f"sample {sample_id}: {float(own.min()):.4f}{hint}")
+    if below:
+        found.faults.append(
+            f"{len(below)} of {len(ids)} samples are not what the model makes of them (cosine "
+            f"below {floor}): " + "; ".join(below[:SHOWN])
+        )
+    if cosines:
+        table = torch.stack(cosines)
+        found.num_encoded = len(cosines)
+        found.lowest = tuple(table.min(dim=0).values.tolist())
+        found.mean = tuple(table.mean(dim=0).tolist())
+
+
+def _encoded(encoder: ReferenceEncoder, sample: RawSample) -> tuple[Vector, Vector]:
+    """Embeddings of image and caption, or of the view of them that is stored."""
+    image, captions = decode_image(sample), decode_captions(sample)
+    caption = captions[0]
+    if encoder.view is not None:
+        image, caption = encoder.view.image(image, sample), encoder.view.caption(captions, sample)
+    images, tokens = encoder.transform(image)[None], encoder.tokenizer([caption])
+    return encoder.encode_image(images).cpu()[0], encoder.encode_text(tokens).cpu()[0]
+
+
+def _unit_rows(embeddings: ShardEmbeddings) -> tuple[Rows, Rows]:
+    return (
+        normalize(embeddings.image.float(), dim=1),
+        normalize(embeddings.text.float(), dim=1),
+    )
+
+
+def _compared(
+    units: tuple[Rows, ...], encoded: tuple[Vector, Vector], row: int
+) -> tuple[Float32[Tensor, "2"], int]:
+    """Cosines of image and text with their row, and the row of the shard that is closest."""
+    both = torch.stack(
+        [unit @ vector for unit, vector in zip(units, encoded, strict=True)]
+    ).nan_to_num(-1.0)
+    return both[:, row], int(both.sum(dim=0).argmax())

@@ -1,1 +1,0 @@
-"""Results -> what people look at. Reads results; trains nothing."""

@@ -1,0 +1,1 @@
+"""Bounds and learning curves that the theory of DRRho risk minimisation predicts."""

@@ -1,0 +1,1 @@
+"""What every run needs: processes, files, progress, randomness, provenance, errors."""

@@ -1,0 +1,25 @@
+"""Errors that several rooms raise and the command line reports in one line."""
+
+from torch import Tensor
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read, or belongs to another run."""
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a gradient is nan or infinite.
+
+    Attributes:
+        step: index of the first such step.
+        sample_ids: all of its batch.
+    """
+
+    def __init__(self, message: str, *, step: int, sample_ids: Tensor) -> None:
+        super().__init__(message)
+        self.step = step
+        self.sample_ids = sample_ids
+
+
+class ProcessFailed(RuntimeError):
+    """One of several processes cannot go on."""

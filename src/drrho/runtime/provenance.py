@@ -1,0 +1,81 @@
+"""What a run was made of: its configuration as plain data, and the versions of the libraries."""
+
+import json
+import os
+import platform
+from collections.abc import Collection, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+
+LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as JSON would return it: tuples are lists, paths are text.
+
+    Raises:
+        TypeError: a value is neither plain data nor a path.
+    """
+    return json.loads(json.dumps(config, default=os.fspath))
+
+
+def config_differences(
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """One line for each value in which two plain configurations differ.
+
+    Args:
+        may_change: dotted names of values whose difference does not matter.
+        defaults: nested values that `saved` had where it does not name them.
+    """
+    before, now = _flat(saved), _flat(current)
+    added = {n: v for n, v in _flat(plain(defaults or {})).items() if n in now}
+    lines = differences(added | before, now)
+    return [line for line in lines if line.split(":")[0] not in may_change]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """One line for every name that is missing on a side or differs in value."""
+    return [
+        f"{name}: {saved.get(name, 'absent')} before, {current.get(name, 'absent')} now"
+        for name in {**saved, **current}
+        if name not in saved or name not in current or saved[name] != current[name]
+    ]
+
+
+def versions() -> dict[str, str | None]:
+    """Of what computes the numbers, to be written beside them; a library that is absent is not."""
+    libraries = {name: _installed_version(name) for name in LIBRARIES}
+    return {
+        "drrho": _installed_version("drrho"),  # None in a source tree that is not installed
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: found for name, found in libraries.items() if found is not None},
+    }
+
+
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Studies of runs: comparisons, scaling laws, probes, curation, reports."""

@@ -1,0 +1,220 @@
+"""The runs of a comparison, one after another or several processes at once on one folder.
+
+Every piece of work is claimed by a lock that the operating system ends with its process, so that
+no two processes do the same, and a killed one leaves nothing that is taken. What a run needs,
+references and choices of settings, is waited for; a run that another process has is left to it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from drrho.models.build import ModelConfig
+from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
+from drrho.recipe.train import RESULTS_FILE, train_recipe
+from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.runtime.errors import NotFiniteError
+from drrho.runtime.files import exclusive, write_json
+from drrho.runtime.provenance import config_differences, plain
+from drrho.studies.compare.costs import read_precompute_cost, timed
+from drrho.studies.compare.scores import TestSets, score
+from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
+
+FAILURE_FILE = "failure.json"
+CHOICE_FILE = "choice.json"
+
+
+class PartFailed(RuntimeError):
+    """A run, or what it needs, cannot be finished."""
+
+
+def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
+    """Does what is missing of some runs; those that fail are noted and the others go on.
+
+    Raises:
+        FileNotFoundError: a test set is not there. That is said before anything is trained.
+        ValueError: a test set has nothing to evaluate; the same.
+        TrainingInterrupted: a signal came; what was finished is kept, and the run continues.
+    """
+    tests = TestSets(comparison.tests)
+    tests.contents()  # opens them: a missing one would show when all is trained
+    for part in parts:
+        folder = Path(comparison.recipe(part).output)
+        try:
+            with _claimed(comparison, f"{part.method}-seed{part.seed}"), _failures_noted(folder):
+                _run_part(comparison, part, tests)
+        except (PartFailed, BlockingIOError):  # noted in its folder, or another process has it
+            continue
+
+
+def chosen_setting(comparison: Comparison, method: str) -> dict[str, Any] | None:
+    """`setting`, the place of the chosen one, and `scores` of all; None before it is chosen."""
+    if comparison.tuning is None:
+        return {"setting": 0, "scores": []}
+    runs = [
+        finished(comparison.tuning_recipe(method, setting))
+        for setting in range(len(comparison.settings(method)))
+    ]
+    scores = [None if run is None else run["metrics"].get(comparison.tuning.metric) for run in runs]
+    failed = [
+        failure(Path(comparison.tuning_recipe(method, setting).output)) is not None
+        for setting in range(len(runs))
+    ]
+    judged = [(value, -place) for place, value in enumerate(scores) if value is not None]
+    undecided = any(run is None and not lost for run, lost in zip(runs, failed, strict=True))
+    if undecided or not judged:
+        return None
+    _, place = max(judged)
+    return {"setting": -place, "scores": scores}
+
+
+def finished(recipe: Recipe) -> dict[str, Any] | None:
+    """The results of a recipe's run; None if it is not finished, or the folder has another's."""
+    path = Path(recipe.output) / RESULTS_FILE
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    saved = {name: value for name, value in results["recipe"].items() if name != "contents"}
+    changed = config_differences(
+        saved, plain(asdict(recipe)), may_change=MAY_CHANGE, defaults=default_values(recipe)
+    )
+    return None if changed else results
+
+
+def failure(folder: Path) -> str | None:
+    """Why the run of a folder failed; None if it did not."""
+    path = folder / FAILURE_FILE
+    return json.loads(path.read_text())["reason"] if path.is_file() else None
+
+
+def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
+    setting = _choose_setting(comparison, part.method)
+    recipe = comparison.recipe(part, setting=setting)
+    _prepare_references(comparison, comparison.settings(part.method)[setting])
+    train_recipe(recipe)
+    score(
+        ModelConfig(name=f"run:{recipe.output}"),
+        Path(recipe.output),
+        tests,
+        batch_size=recipe.evaluation.batch_size,
+        device=recipe.device,
+    )
+    for name in comparison.references:  # at the end, when all that use them are at work
+        if name in references_of(comparison.settings(part.method)[setting]):
+            score_reference(comparison, name, recipe, tests)
+
+
+def score_reference(comparison: Comparison, name: str, like: Recipe, tests: TestSets) -> None:
+    """Evaluates a reference on the test sets, once."""
+    folder = Path(comparison.output) / "references" / name
+    with _claimed(comparison, f"scores-of-{name}", wait=True):
+        score(
+            comparison.reference_model(name),
+            folder,
+            tests,
+            batch_size=like.evaluation.batch_size,
+            device=like.device,
+        )
+
+
+def _choose_setting(comparison: Comparison, method: str) -> int:
+    """Trains what is missing of the runs that judge; processes share them out."""
+    choice = chosen_setting(comparison, method)
+    settings = range(len(comparison.settings(method)))
+    for wait in (False, True):
+        for setting in settings if choice is None else ():
+            _tune(comparison, method, setting, wait=wait)
+    choice = chosen_setting(comparison, method)
+    if choice is None:
+        reasons = [
+            failure(Path(comparison.tuning_recipe(method, setting).output)) for setting in settings
+        ]
+        raise PartFailed(
+            f"no setting of {method} could be chosen by {comparison.tuning}: {reasons}"
+        )
+    return choice["setting"]
+
+
+def _tune(comparison: Comparison, method: str, setting: int, *, wait: bool) -> None:
+    recipe = comparison.tuning_recipe(method, setting)
+    if finished(recipe) is not None:
+        return
+    try:
+        with (
+            _claimed(comparison, f"tuning-{method}-{setting}", wait=wait),
+            _failures_noted(Path(recipe.output)),
+        ):
+            _prepare_references(comparison, comparison.settings(method)[setting])
+            train_recipe(recipe)
+    except (PartFailed, BlockingIOError):
+        return
+
+
+def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
+    """Trains the references that a recipe names and stores their embeddings of its data."""
+    for stored in stored_of(recipe):
+        name = stored.reference
+        with _claimed(comparison, f"reference-{name}", wait=True):
+            wanted = comparison.reference_recipe(name)
+            if wanted is not None and finished(wanted) is None:
+                with _failures_noted(Path(wanted.output), what=f"reference {name}"):
+                    reference = comparison.references[name]
+                    assert isinstance(reference, Recipe)
+                    _prepare_references(comparison, reference)
+                    train_recipe(wanted)
+            _store_embeddings(comparison, stored, recipe)
+
+
+def _store_embeddings(comparison: Comparison, stored: Stored, like: Recipe) -> None:
+    folder = comparison.embeddings(stored)
+    cost = read_precompute_cost(folder)
+    if cost is not None and "samples" in cost:
+        return
+    model, views = comparison.reference_model(stored.reference), stored.views
+    with timed(folder) as noted:
+        report = precompute_reference(
+            PrecomputeConfig(
+                model=model.name,
+                pretrained=model.pretrained,
+                data=stored.data,
+                output=str(folder),
+                batch_size=like.evaluation.batch_size,
+                workers=like.loading.workers,
+                views=None if views is None else views.count,
+                views_seed=None if views is None else views.seed,
+                views_scale=None if views is None else views.scale,
+                views_captions=None if views is None else views.captions,
+                device=like.device,
+            )
+        )
+        noted |= {"samples": report.num_encoded, "without_embeddings": sum(report.absent.values())}
+
+
+def _claimed(comparison: Comparison, name: str, *, wait: bool = False):
+    return exclusive(Path(comparison.output) / "claims" / name, wait=wait)
+
+
+@contextmanager
+def _failures_noted(folder: Path, *, what: str = "") -> Iterator[None]:
+    """Writes down why the block failed, and raises PartFailed.
+
+    A run whose numbers stopped being finite would do so again: it is not repeated until its
+    folder is removed. Other failures (a full disk, a missing file) are tried again.
+    """
+    path = folder / FAILURE_FILE
+    if path.is_file() and json.loads(path.read_text())["diverged"]:
+        raise PartFailed(failure(folder))
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error) if isinstance(error, PartFailed | NotFiniteError) else repr(error)
+        reason = f"{what}: {reason}" if what else reason
+        diverged = isinstance(error, NotFiniteError)
+        write_json(path, {"reason": reason, "diverged": diverged})
+        raise PartFailed(reason) from error
+    path.unlink(missing_ok=True)

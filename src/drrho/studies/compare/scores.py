@@ -1,0 +1,114 @@
+"""The scores of a finished run on test sets, kept in its folder."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from drrho.data.loading import evaluation_batches
+from drrho.evaluation.evaluate import EvaluationSet, evaluate_model, open_evaluation_set
+from drrho.models.build import ModelConfig, build_model
+from drrho.models.flops import forward_flops
+from drrho.models.two_tower import TwoTower
+from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.launch import Device, resolve_device
+
+SCORES_FILE = "scores.json"
+RANKS_FILE = "scores.safetensors"
+COUNTED_SAMPLES = 32  # whose forward pass is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A model on test sets.
+
+    Attributes:
+        metrics: set -> metric -> value.
+        reciprocal_ranks: set -> one value per image whose mean is `mrr`; sets with captions alone.
+        gflop: forward GFLOP of a sample, image and text; None without captions.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    reciprocal_ranks: Mapping[str, Float[Tensor, " images"]]
+    gflop: Mapping[str, float] | None
+
+
+class TestSets:
+    """Evaluation sets by name, opened when first read."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self.sources = sources
+        self._opened: dict[str, EvaluationSet] = {}
+
+    def open(self, name: str) -> EvaluationSet:
+        if name not in self._opened:
+            self._opened[name] = open_evaluation_set(self.sources[name])
+        return self._opened[name]
+
+    def contents(self) -> dict[str, str]:
+        """Name -> hash of what the set holds, wherever it lies."""
+        return {name: self.open(name).manifest.contents_sha256 for name in self.sources}
+
+
+def score(
+    model: ModelConfig, folder: Path, tests: TestSets, *, batch_size: int, device: Device
+) -> None:
+    """Evaluates a model on all test sets and writes the scores to the folder, if they are not
+    there yet.
+    """
+    if read_scores(folder, tests) is not None:
+        return
+    two_tower = build_model(model, seed=0)
+    place = resolve_device(device)
+    two_tower.module.to(place).eval()
+    metrics, ranks = {}, {}
+    for name in tests.sources:
+        evaluation = evaluate_model(
+            two_tower, tests.open(name), device=place, batch_size=batch_size
+        )
+        metrics[name] = evaluation.metrics
+        if len(evaluation.reciprocal_ranks):
+            ranks[name] = evaluation.reciprocal_ranks.cpu().contiguous()
+    content = {
+        "contents": tests.contents(),
+        "metrics": metrics,
+        "gflop": _gflop(two_tower, tests),
+    }
+    write_atomically(folder / RANKS_FILE, save(ranks))
+    write_json(folder / SCORES_FILE, content)  # last: it says that both are there
+
+
+def read_scores(folder: Path, tests: TestSets) -> Scores | None:
+    """What `score` wrote; None if there is nothing, or if it is of other test sets."""
+    path = folder / SCORES_FILE
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    if content["contents"] != tests.contents():
+        return None
+    return Scores(
+        metrics=content["metrics"],
+        reciprocal_ranks=load_file(folder / RANKS_FILE),
+        gflop=content["gflop"],
+    )
+
+
+def _gflop(model: TwoTower, tests: TestSets) -> dict[str, float] | None:
+    """Of the first samples of the first set that has captions."""
+    for name in tests.sources:
+        if tests.open(name).with_captions:
+            batches = evaluation_batches(
+                tests.open(name).manifest,
+                model.eval_transform,
+                batch_size=COUNTED_SAMPLES,
+                parts=("caption",),
+            )
+            batch = next(iter(batches))
+            flops = forward_flops(model, batch.images, batch.captions)
+            return {"image": flops.image / 1e9, "text": flops.text / 1e9}
+    return None

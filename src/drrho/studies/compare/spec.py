@@ -1,0 +1,264 @@
+"""What a comparison is: references, methods, seeds and test sets, written as a Python file."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from drrho.data.views import Views
+from drrho.models.build import ModelConfig
+from drrho.recipe.recipe import Recipe
+
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+class Stored(NamedTuple):
+    """Embeddings that a recipe reads: of which reference, of which data and views of them."""
+
+    reference: str
+    data: str
+    views: Views | None
+
+
+class Part(NamedTuple):
+    """One run of a comparison."""
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}:{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How one of a method's settings is chosen: by a run of each, on the validation set.
+
+    Attributes:
+        seed: of these runs, none of the comparison's own.
+        metric: of the recipe's evaluation; the setting with its highest value is taken.
+    """
+
+    seed: int = 1000
+    metric: str = "evaluation/mrr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapConfig:
+    """Between which scores the performance gap recovered is reported, (m - weak)/(ceiling - weak).
+
+    Attributes:
+        weak: a reference, weaker than what the target can become.
+        ceiling: a method that trains the target on what the weak one stands in for.
+    """
+
+    weak: str
+    ceiling: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Methods on the same test sets, each trained with the same seeds.
+
+    Runs of one seed start from the same weights and are given the same data in the same order,
+    where their recipes have the same model and data.
+
+    Attributes:
+        output: folder of everything; finished parts found there are kept.
+        methods: name -> recipe, in the order of the table; the first is what the others are
+            compared with. Its `reference`, `teachers`, `filtering.reference` and
+            `evaluation.references` are names of `references`; its `output` and `seed` are set
+            here. Several recipes are settings of one method, of which
+            `tuning` chooses one; then all methods have as many.
+        test: evaluation sets that are read once, at the end: one, or name -> set.
+        references: name -> recipe to train first, or an existing model. A recipe may be steered
+            by references that stand before it. A reference's embeddings are stored once for each
+            data set that a method trains on with it.
+        seeds: each method is trained once per seed.
+        tuning: how settings are chosen; exactly where methods have several.
+        gap: where a reference is weaker than the target: the gap to report.
+    """
+
+    output: str
+    methods: Mapping[str, Recipe | tuple[Recipe, ...]]
+    test: str | Mapping[str, str]
+    references: Mapping[str, Recipe | ModelConfig] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    tuning: TuningConfig | None = None
+    gap: GapConfig | None = None
+
+    def __post_init__(self):
+        if not self.methods or not self.seeds or not self.tests:
+            raise ValueError("a comparison needs at least one method, one seed and one test set")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(
+                f"seeds must not be negative and differ from each other, got {self.seeds}"
+            )
+        for kind, names in (
+            ("method", self.methods),
+            ("reference", self.references),
+            ("test set", self.tests),
+        ):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{name!r} does not do as the name of a {kind}, which is that of a folder "
+                        "too: use letters, digits and _ . + -"
+                    )
+        self._check_tuning()
+        self._check_references()
+        self._check_test_sets()
+        if self.gap is not None:
+            if self.gap.weak not in self.references:
+                raise ValueError(f"gap.weak = {self.gap.weak!r} is none of the references")
+            if self.gap.ceiling not in self.methods:
+                raise ValueError(f"gap.ceiling = {self.gap.ceiling!r} is none of the methods")
+
+    @property
+    def tests(self) -> Mapping[str, str]:
+        """Name -> set."""
+        return {"test": self.test} if isinstance(self.test, str) else self.test
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All runs: seed after seed, so that an interrupted comparison has whole seeds."""
+        return tuple(Part(method, seed) for seed in self.seeds for method in self.methods)
+
+    def settings(self, method: str) -> tuple[Recipe, ...]:
+        """The recipes to choose from, as they stand in `methods`."""
+        recipes = self.methods[method]
+        return recipes if isinstance(recipes, tuple) else (recipes,)
+
+    def recipe(self, part: Part, *, setting: int = 0) -> Recipe:
+        """The run of one method and seed."""
+        folder = Path(self.output) / f"{part.method}-seed{part.seed}"
+        return self._located(self.settings(part.method)[setting], folder, seed=part.seed)
+
+    def tuning_recipe(self, method: str, setting: int) -> Recipe:
+        """The run that judges one setting of a method."""
+        assert self.tuning is not None
+        folder = Path(self.output) / "tuning" / f"{method}-setting{setting}"
+        return self._located(self.settings(method)[setting], folder, seed=self.tuning.seed)
+
+    def reference_recipe(self, name: str) -> Recipe | None:
+        """The run that makes a reference; None for an existing model."""
+        reference = self.references[name]
+        if isinstance(reference, ModelConfig):
+            return None
+        folder = Path(self.output) / "references" / name / "run"
+        return self._located(reference, folder, seed=reference.seed)
+
+    def reference_model(self, name: str) -> ModelConfig:
+        """The reference as a model that can be built, once it is trained."""
+        reference = self.references[name]
+        if isinstance(reference, ModelConfig):
+            return reference
+        return ModelConfig(name=f"run:{Path(self.output) / 'references' / name / 'run'}")
+
+    def embeddings(self, stored: Stored) -> Path:
+        """Folder of a reference's stored embeddings of a data set."""
+        views = "" if stored.views is None else repr(stored.views)
+        digest = hashlib.sha256(f"{stored.data}{views}".encode()).hexdigest()[:8]
+        return Path(self.output) / "references" / stored.reference / f"embeddings-{digest}"
+
+    def _located(self, recipe: Recipe, folder: Path, *, seed: int) -> Recipe:
+        """The recipe with folders in place of the names of references."""
+
+        def located(name: str) -> str:
+            return str(self.embeddings(Stored(name, recipe.data, recipe.loading.views)))
+
+        def on_held_out(name: str) -> str:
+            return str(self.embeddings(Stored(name, str(recipe.evaluation.data), None)))
+
+        reference, filtering = recipe.reference, recipe.filtering
+        if isinstance(reference, tuple):
+            reference = tuple(map(located, reference))
+        elif reference is not None:
+            reference = located(reference)
+        if filtering is not None and filtering.reference is not None:
+            filtering = replace(filtering, reference=located(filtering.reference))
+        return replace(
+            recipe,
+            output=str(folder),
+            seed=seed,
+            reference=reference,
+            teachers=tuple(map(located, recipe.teachers)),
+            filtering=filtering,
+            evaluation=replace(
+                recipe.evaluation,
+                references=tuple(map(on_held_out, recipe.evaluation.references)),
+            ),
+        )
+
+    def _check_tuning(self) -> None:
+        numbers = {method: len(self.settings(method)) for method in self.methods}
+        if len(set(numbers.values())) > 1 or 0 in numbers.values():
+            raise ValueError(
+                f"every method must have the same number of settings to choose from, got {numbers}"
+            )
+        several = max(numbers.values()) > 1
+        if several != (self.tuning is not None):
+            raise ValueError(
+                "tuning must be given exactly where methods have several settings; they have "
+                f"{max(numbers.values())}, and tuning = {self.tuning}"
+            )
+        if self.tuning is None:
+            return
+        if self.tuning.seed in self.seeds:
+            raise ValueError(f"tuning.seed = {self.tuning.seed} must be none of the seeds")
+        for method in self.methods:
+            if any(recipe.evaluation.data is None for recipe in self.settings(method)):
+                raise ValueError(f"method {method!r} has no evaluation.data to choose a setting by")
+
+    def _check_references(self) -> None:
+        known: list[str] = []
+        for name, reference in self.references.items():
+            if isinstance(reference, ModelConfig):
+                reference.require_trained()
+            else:
+                _require_known(reference, known, whose=f"reference {name!r}")
+            known.append(name)
+        for method in self.methods:
+            for recipe in self.settings(method):
+                _require_known(recipe, known, whose=f"method {method!r}")
+
+    def _check_test_sets(self) -> None:
+        seen = {
+            source: f"method {method!r}"
+            for method in self.methods
+            for recipe in self.settings(method)
+            for source in (recipe.data, recipe.evaluation.data)
+        }
+        for name, source in self.tests.items():
+            if source in seen:
+                raise ValueError(
+                    f"the test set {name!r}, {source}, is also what {seen[source]} is trained or "
+                    "validated on; take another"
+                )
+
+
+def stored_of(recipe: Recipe) -> tuple[Stored, ...]:
+    """What a recipe reads of references, by name, each once."""
+    names = [*recipe.references, *recipe.teachers]
+    if recipe.filtering is not None and recipe.filtering.reference is not None:
+        names.append(recipe.filtering.reference)
+    read = [Stored(name, recipe.data, recipe.loading.views) for name in names]
+    held_out = str(recipe.evaluation.data)
+    read += [Stored(name, held_out, None) for name in recipe.evaluation.references]
+    return tuple(dict.fromkeys(read))
+
+
+def references_of(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the references that a recipe reads, each once."""
+    return tuple(dict.fromkeys(stored.reference for stored in stored_of(recipe)))
+
+
+def _require_known(recipe: Recipe, known: list[str], *, whose: str) -> None:
+    for name in references_of(recipe):
+        if name not in known:
+            raise ValueError(
+                f"{whose} names the reference {name!r}; there is none before it of that name, "
+                f"only {', '.join(known) or 'no reference at all'}"
+            )

@@ -1,0 +1,373 @@
+"""A trained run and its reference -> what they say of every pair, and manifests without some."""
+
+import csv
+import importlib
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from tyro.conf import Positional
+
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.indexing import open_manifest
+from drrho.data.loading import evaluation_batches
+from drrho.data.manifest import CURATED, Manifest
+from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.pairs import embed_pairs
+from drrho.models.build import load_model
+from drrho.recipe.folder import RunFolder, read_run
+from drrho.reference.ensemble import Reference
+from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.launch import Device, resolve_device
+from drrho.runtime.progress import Progress
+from drrho.studies.curate.pair_quality import mismatched_share, nearest_earlier, pair_scores
+
+Label = Literal["mismatched", "redundant", "learned", "learnable"]
+Dropped = Literal["mismatched", "redundant", "learned"]
+TILE = 1024
+COLUMNS = (
+    *("sample_id", "shard", "row", "label"),
+    *("mismatched_rank", "learnable_rank", "repeats"),
+    *("target_similarity", "reference_similarity"),
+    *("target_loss", "reference_loss", "excess_loss", "log_rank"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurateConfig:
+    """Rank the pairs of a data set: mismatched, redundant, learned, learnable; drop some of them.
+
+    Attributes:
+        run: a finished, steered run.
+        output: folder for the table of pairs, `summary.json` and the filtered `manifest.json`.
+        data: a manifest, or what `drrho index` takes; by default the run's.
+        reference: stored embeddings of these data; by default the run's.
+        drop: what the filtered manifest leaves out.
+        keep: of what is left, the share to keep, those of the largest excess loss; None keeps all.
+        mismatched_share: of all pairs; None estimates it.
+        duplicate_similarity: cosine of images and of captions, by the reference, from which on a
+            pair repeats an earlier one; None does not look, which on large data saves the most
+            time (every pair is compared with every other).
+        negatives: pairs, drawn by `seed`, that every pair is held against.
+        format: of the table.
+        batch_size: pairs encoded at once.
+        workers: processes that decode.
+        seed: of the draw.
+        device: where to compute.
+    """
+
+    run: Positional[str]
+    output: str
+    data: str | None = None
+    reference: str | None = None
+    drop: tuple[Dropped, ...] = ("mismatched", "redundant")
+    keep: float | None = None
+    mismatched_share: float | None = None
+    duplicate_similarity: float | None = 0.99
+    negatives: int = 1024
+    format: Literal["csv", "parquet"] = "csv"
+    batch_size: int = 256
+    workers: int = 0
+    seed: int = 0
+    device: Device = "auto"
+
+    def __post_init__(self):
+        for name in ("keep", "mismatched_share", "duplicate_similarity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if self.keep == 0:
+            raise ValueError("keep = 0 would leave no pair")
+        if self.negatives < 2 or self.batch_size < 2:
+            raise ValueError(
+                f"negatives and batch_size must be at least 2, got {self.negatives} and "
+                f"{self.batch_size}"
+            )
+        if self.duplicate_similarity is None and self.drop.count("redundant"):
+            raise ValueError(
+                "drop = 'redundant' has no effect with duplicate_similarity = None; leave it out"
+            )
+
+
+class Quality(NamedTuple):
+    """Of the pairs that could be read and that the reference has, in the order of their ids."""
+
+    sample_ids: Int64[Tensor, " pairs"]
+    similarity: Float[Tensor, "pairs 2"]
+    loss: Float[Tensor, "pairs 3"]
+    rank: Float[Tensor, " pairs"]
+    chance_rank: Float[Tensor, " pairs"]
+
+    @property
+    def excess_loss(self) -> Float[Tensor, " pairs"]:
+        return self.loss[:, 2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curation:
+    """What was found and written.
+
+    Attributes:
+        table, manifest: where.
+        summary: as in `summary.json`: counts of labels, estimated share of mismatched pairs, kept.
+    """
+
+    table: Path
+    manifest: Path
+    summary: dict[str, Any]
+
+
+def curate(config: CurateConfig) -> Curation:
+    """Ranks, writes the table and the filtered manifest.
+
+    Raises:
+        FileNotFoundError: there is no run or no finished model, or a shard is missing.
+        ValueError: run, data and reference do not fit each other, or no pair would be left.
+        ModuleNotFoundError: a parquet file is asked for, and pyarrow is not installed.
+    """
+    run = read_run(Path(config.run).expanduser())
+    if config.reference is None and not run.recipe.get("reference"):
+        raise ValueError(
+            f"{config.run} was trained without a reference; give stored embeddings as --reference"
+        )
+    if config.format == "parquet":
+        _pyarrow()  # before the work, not after it
+    manifest = open_manifest(run.recipe["data"] if config.data is None else config.data)
+    store = run.open_reference(manifest, config.reference)
+    assert store is not None
+    model = load_model(run.path / "model")
+    encoder = ReferenceEncoder(model, precision="float32", device=resolve_device(config.device))
+    quality = score_pairs(encoder, manifest, store, run=run, config=config)
+    repeats = torch.full_like(quality.sample_ids, -1)
+    if config.duplicate_similarity is not None:
+        repeats = find_repeats(store, quality.sample_ids, similarity=config.duplicate_similarity)
+    share = config.mismatched_share
+    if share is None:
+        share = mismatched_share(quality.rank, quality.chance_rank)
+    labels = label_pairs(quality, repeats, share=share)
+    kept = _kept(quality, labels, config)
+    output = Path(config.output).expanduser()
+    table = output / f"pairs.{config.format}"
+    _write_table(table, _rows(manifest, quality, repeats, labels))
+    reasons = _reasons(manifest, quality, labels, kept)
+    filtered = output / "manifest.json"
+    manifest.without(reasons).save(filtered)
+    summary = {
+        "pairs": manifest.num_samples,
+        "labels": dict(Counter(labels)),
+        "mismatched_share": share,
+        "kept": int(kept.sum()),
+        "left_out": dict(Counter(reasons.values())),
+        "run": str(run.path),
+        "reference": store.identity,
+        "seed": config.seed,
+    }
+    write_json(output / "summary.json", summary)
+    return Curation(table=table, manifest=filtered, summary=summary)
+
+
+def score_pairs(
+    encoder: ReferenceEncoder,
+    manifest: Manifest,
+    store: Reference,
+    *,
+    run: RunFolder,
+    config: CurateConfig,
+) -> Quality:
+    """Every pair against the same negatives, in one pass over the data; see `pair_scores`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    drawn = drawn_ids(manifest, store, count=config.negatives, generator=generator)
+    others = embed_pairs(
+        encoder, manifest, drawn, batch_size=config.batch_size, description="negatives"
+    )
+    negatives = (others.target, stored_pairs(store, others.sample_ids))
+    parts = []
+    for ids, target in _encoded(encoder, manifest, store, config):
+        scores = pair_scores(
+            target,
+            stored_pairs(store, ids),
+            negatives=negatives,
+            same=ids[:, None] == others.sample_ids,
+            temperature=run.temperature_at(run.step),
+        )
+        parts.append(Quality(ids, *scores))
+    if not parts:
+        raise ValueError("no pair could be read that the reference has embeddings of")
+    return Quality(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def find_repeats(
+    store: Reference, sample_ids: Int64[Tensor, " pairs"], *, similarity: float
+) -> Int64[Tensor, " pairs"]:
+    """Of each pair the id of the first earlier one that it repeats, or -1; all against all, in
+    tiles.
+    """
+    found = torch.full_like(sample_ids, -1)
+    starts = range(0, len(sample_ids), TILE)
+    with Progress("repetitions", total=len(starts), unit="tiles of rows") as progress:
+        for top in starts:
+            ids = sample_ids[top : top + TILE]
+            pairs = stored_pairs(store, ids)
+            for left in range(0, top + 1, TILE):
+                earlier_ids = sample_ids[left : left + TILE]
+                place = _first_earlier(
+                    pairs, ids, stored_pairs(store, earlier_ids), earlier_ids, similarity=similarity
+                )
+                new = (found[top : top + TILE] < 0) & (place >= 0)
+                found[top : top + TILE][new] = earlier_ids[place[new]]
+            progress.advance(1)
+    return found
+
+
+def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: float) -> list[Label]:
+    """One word for each pair; the first that fits of mismatched, redundant, learned, learnable.
+
+    The `share` of the pairs that rank lowest is mismatched; learned is what the target does at
+    least as well as the reference.
+    """
+    mismatched = torch.zeros(len(quality.rank), dtype=torch.bool)
+    mismatched[_descending(quality.rank)[: round(share * len(quality.rank))]] = True
+
+    def label(is_mismatched: bool, repeated: int, excess: float) -> Label:
+        if is_mismatched:
+            return "mismatched"
+        if repeated >= 0:
+            return "redundant"
+        return "learnable" if excess > 0 else "learned"
+
+    columns = (mismatched.tolist(), repeats.tolist(), quality.excess_loss.tolist())
+    return [label(*pair) for pair in zip(*columns, strict=True)]
+
+
+def _encoded(
+    encoder: ReferenceEncoder, manifest: Manifest, store: Reference, config: CurateConfig
+) -> Iterator[tuple[Int64[Tensor, " pairs"], PairEmbeddings]]:
+    """Ids and target embeddings, at least two at a time, of what the reference has."""
+    held: tuple[Tensor, PairEmbeddings] | None = None
+    batches = evaluation_batches(
+        manifest,
+        encoder.transform,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        parts=("caption",),
+    )
+    with Progress("pairs", total=manifest.num_samples, unit="pairs") as progress:
+        for batch in batches:
+            ids = batch.sample_ids
+            present = store.gather(ids).present
+            progress.advance(len(ids))
+            if not present.any():
+                continue
+            image = encoder.encode_image(batch.images).cpu()[present]
+            text = encoder.encode_text(encoder.tokenizer(batch.captions)).cpu()[present]
+            ids = ids[present]
+            if held is not None:  # a single pair, of the end of a shard
+                ids = torch.cat([held[0], ids])
+                image = torch.cat([held[1].image, image])
+                text = torch.cat([held[1].text, text])
+                held = None
+            if len(ids) < 2:
+                held = (ids, PairEmbeddings(image, text))
+                continue
+            yield ids, PairEmbeddings(image, text)
+
+
+def _first_earlier(
+    pairs: PairEmbeddings,
+    ids: Tensor,
+    earlier: PairEmbeddings,
+    earlier_ids: Tensor,
+    *,
+    similarity: float,
+) -> Int64[Tensor, " pairs"]:
+    """`nearest_earlier` of what is earlier; in the tile on the diagonal some of it is not."""
+    place = nearest_earlier(pairs, earlier, similarity=similarity)
+    # The first that is alike is the pair itself if none before it is.
+    return place.where((place >= 0) & (earlier_ids[place.clamp_min(0)] < ids), -1)
+
+
+def _kept(quality: Quality, labels: list[Label], config: CurateConfig) -> Tensor:
+    kept = torch.tensor([label not in config.drop for label in labels])
+    if config.keep is not None:
+        order = _descending(quality.excess_loss.where(kept, -torch.inf))
+        kept = torch.zeros_like(kept).scatter(
+            0, order[: round(config.keep * int(kept.sum()))], True
+        )
+    if not kept.any():
+        raise ValueError("no pair would be left; drop less, or keep more")
+    return kept
+
+
+def _descending(values: Tensor) -> Tensor:
+    return values.argsort(descending=True, stable=True)
+
+
+def _reasons(
+    manifest: Manifest, quality: Quality, labels: list[Label], kept: Tensor
+) -> dict[int, str]:
+    """Sample id -> why it is left out; pairs that nothing is known of are left out too."""
+    reasons = dict.fromkeys(manifest.usable_ids().tolist(), f"{CURATED}not scored")
+    for sample_id, label, keep in zip(
+        quality.sample_ids.tolist(), labels, kept.tolist(), strict=True
+    ):
+        reasons[sample_id] = f"{CURATED}{label}"
+        if keep:
+            del reasons[sample_id]
+    return reasons
+
+
+def _rows(
+    manifest: Manifest, quality: Quality, repeats: Tensor, labels: list[Label]
+) -> list[tuple]:
+    """Of the table, in the order of the ids; ranks count from 1."""
+    ranks = [_ranks(quality.rank).tolist(), _ranks(quality.excess_loss).tolist()]
+    rows = []
+    for i, sample_id in enumerate(quality.sample_ids.tolist()):
+        shard, row = manifest.locate(sample_id)
+        repeated = int(repeats[i])
+        rows.append(
+            (
+                *(sample_id, Path(manifest.shards[shard].url).name, row, labels[i]),
+                *(ranks[0][i], ranks[1][i], repeated if repeated >= 0 else None),
+                *(round(value, 6) for value in quality.similarity[i].tolist()),
+                *(round(value, 6) for value in quality.loss[i].tolist()),
+                round(float(quality.rank[i]), 6),
+            )
+        )
+    return rows
+
+
+def _ranks(values: Tensor) -> Int64[Tensor, " pairs"]:
+    order = _descending(values)
+    return torch.empty_like(order).scatter(0, order, torch.arange(1, len(order) + 1))
+
+
+def _write_table(path: Path, rows: list[tuple]) -> None:
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+        write_atomically(path, text.getvalue().encode())
+        return
+    pyarrow, parquet = _pyarrow()
+    columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; parquet files need: pip install 'drrho[tables]'", name=error.name
+        ) from error

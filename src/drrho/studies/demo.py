@@ -1,0 +1,120 @@
+"""The demonstration: the whole way on captioned scenes, in minutes on a laptop's CPU."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.data.indexing import index_shards
+from drrho.data.loading import LoadingConfig
+from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.models.build import ModelConfig
+from drrho.models.small import SmallConfig
+from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.studies.compare.compare import compare
+from drrho.studies.compare.spec import Comparison
+from drrho.training.config import TrainingConfig
+from drrho.training.optimizer import OptimizerConfig
+
+MODEL = ModelConfig(name="small", small=SmallConfig(text_width=96, text_heads=3))
+METHODS = {method: ObjectiveConfig(method=method) for method in ("clip", "fastclip", "drrho_clip")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The demonstration's size.
+
+    Attributes:
+        output: folder of everything; finished parts found there are kept.
+        mismatch_rate: share of the target's training pairs with another scene's caption.
+        train_pairs: scenes to train on, for the reference and, others, for the targets.
+        test_pairs: clean scenes of the test set; half as many are for validation.
+        steps: optimiser steps of each of the four runs, of `batch_size` pairs.
+        batch_size: pairs in a step.
+        seed: of scenes, weights and order.
+    """
+
+    output: str = "runs/demo"
+    mismatch_rate: float = 0.3
+    train_pairs: int = 5000
+    test_pairs: int = 1000
+    steps: int = 200
+    batch_size: int = 256
+    seed: int = 0
+
+
+def demo(config: DemoConfig) -> dict[str, Any]:
+    """Draws the scenes and compares CLIP, FastCLIP and DRRho-CLIP on them; see `compare`.
+
+    Raises:
+        ValueError: `output` holds scenes of another configuration.
+    """
+    draw_demo_scenes(config)
+    return compare(demo_comparison(config))
+
+
+def draw_demo_scenes(config: DemoConfig) -> None:
+    """Writes the four sets of scenes with their manifests; what is there already is kept.
+
+    The sets have seeds of their own, so no scene of one is in another but by chance.
+    """
+    sets = {
+        "reference": ScenesConfig(num_samples=config.train_pairs, seed=4 * config.seed),
+        "train": ScenesConfig(
+            num_samples=config.train_pairs,
+            seed=4 * config.seed + 1,
+            mismatch_rate=config.mismatch_rate,
+        ),
+        "validation": ScenesConfig(
+            num_samples=max(2, config.test_pairs // 2), seed=4 * config.seed + 2
+        ),
+        "test": ScenesConfig(num_samples=config.test_pairs, seed=4 * config.seed + 3),
+    }
+    for name, scenes in sets.items():
+        folder = _scenes_folder(config) / name
+        write_scenes(folder, scenes)
+        if not (folder / "manifest.json").exists():
+            index_shards(folder).save(folder / "manifest.json")
+
+
+def demo_comparison(config: DemoConfig) -> Comparison:
+    """The comparison on scenes that `draw_demo_scenes` wrote."""
+    training = TrainingConfig(
+        steps=config.steps,
+        optimizer=OptimizerConfig(
+            learning_rate=1e-3, warmup_steps=min(20, config.steps // 4), weight_decay=0.1
+        ),
+        log_every=max(1, config.steps // 40),
+        evaluate_every=max(1, config.steps // 5),
+        checkpoint_every=max(1, config.steps // 2),
+    )
+    scenes = _scenes_folder(config)
+    target = Recipe(
+        output=f"{config.output}/target",
+        data=f"{scenes}/train/manifest.json",
+        loading=LoadingConfig(batch_size=config.batch_size),
+        model=MODEL,
+        objective=METHODS["clip"],
+        training=training,
+        evaluation=EvaluationConfig(data=f"{scenes}/validation/manifest.json"),
+        seed=config.seed,
+    )
+    reference = replace(target, data=f"{scenes}/reference/manifest.json", seed=config.seed + 1)
+    return Comparison(
+        output=config.output,
+        references={"reference": reference},
+        methods={
+            name: replace(
+                target,
+                objective=objective,
+                reference="reference" if objective.needs_reference else None,
+            )
+            for name, objective in METHODS.items()
+        },
+        test=f"{scenes}/test/manifest.json",
+        seeds=(config.seed,),
+    )
+
+
+def _scenes_folder(config: DemoConfig) -> Path:
+    return Path(config.output) / "scenes"

@@ -1,0 +1,284 @@
+"""Probing references of contrastive training: pilots, embeddings of held-out pairs, moments."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.data.manifest import Manifest
+from drrho.data.subset import disjoint_halves, restricted
+from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.pairs import embed_pairs
+from drrho.evaluation.metrics.ranks import ranks_of_similarities
+from drrho.models.build import ModelConfig, build_model
+from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.train import train_recipe
+from drrho.reference.store import FILE_NAME as STORE_FILE
+from drrho.reference.store import ReferenceStore
+from drrho.runtime.launch import resolve_device
+from drrho.studies.probe.contamination import Contamination, contamination
+from drrho.studies.probe.negatives import NegativeWeights, anchor_losses, gap_moments
+from drrho.studies.probe.steerability import (
+    Steerability,
+    bootstrap_weights,
+    loss_moments,
+    rank_references,
+)
+
+Cosines = Float64[Tensor, "pairs pairs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Embedded pairs, in float64 on the CPU.
+
+    Attributes:
+        ids: of the samples, ascending.
+        cosines: of images (rows) and texts.
+        rate: pairs encoded in a second; None if they were stored.
+    """
+
+    ids: Int64[Tensor, " pairs"]
+    cosines: Cosines
+    rate: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How the target will be trained with a reference.
+
+    Attributes:
+        temperature: in units of cosine similarity.
+        reference_scale: what the reference's cosines are multiplied by.
+    """
+
+    temperature: float
+    reference_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsProbe:
+    """What is known of the references.
+
+    Attributes:
+        ranked: name -> steerability over the negatives of an anchor, best first.
+        by_anchor: name -> steerability of the anchors' losses.
+        weights: name -> the adversary's weights at the pilots.
+        contamination: name -> whether it has seen the training pairs; None if not measured.
+        held_out_losses: name -> mean of the anchors' losses, in units of cosine similarity.
+        reciprocal_ranks: name -> of each held-out pair, the mean of both directions.
+        num_held_out: pairs.
+    """
+
+    ranked: dict[str, Steerability]
+    by_anchor: dict[str, Steerability]
+    weights: dict[str, NegativeWeights]
+    contamination: dict[str, Contamination | None]
+    held_out_losses: dict[str, float]
+    reciprocal_ranks: dict[str, Float64[Tensor, " pairs"]]
+    num_held_out: int
+
+
+def train_pilots(recipe: Recipe, manifest: Manifest, *, output: Path, steps: int) -> list[str]:
+    """Trains two pilots on disjoint halves; finished ones found there are kept.
+
+    They have the recipe's model, batches and temperature, no reference, and different seeds:
+    initial weights in common would be a noise that both share, and would count against every
+    reference.
+
+    Returns:
+        The pilots as `run:PATH`.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed)
+    names = []
+    for k, half in enumerate(disjoint_halves(manifest, generator=generator), start=1):
+        folder = output / f"pilot-{k}"
+        half.save(folder / "half.json")
+        train_recipe(pilot_recipe(recipe, folder, steps=steps, seed=recipe.seed + k))
+        names.append(f"run:{folder}")
+    return names
+
+
+def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Recipe:
+    """The recipe without reference, teachers, selection, filter and evaluation, for some steps."""
+    objective = recipe.objective
+    if objective.method == "drrho_clip":
+        objective = replace(objective, method="fastclip", reference_scale=None)
+    elif objective.method == "distillation":
+        objective = ObjectiveConfig(method="clip", temperature=objective.temperature)
+    warmup = min(recipe.training.optimizer.warmup_steps, steps // 4)
+    optimizer = replace(recipe.training.optimizer, warmup_steps=warmup)
+    training = replace(
+        recipe.training, steps=steps, optimizer=optimizer, evaluate_every=None, keep_best=None
+    )
+    return replace(
+        recipe,
+        output=str(folder),
+        data=str(folder / "half.json"),
+        objective=replace(objective, distillation=None),
+        training=training,
+        loading=replace(
+            recipe.loading,
+            batch_size=recipe.trained_batch_size,
+        ),
+        reference=None,
+        reference_weights=None,
+        missing_reference="leave_out",
+        teachers=(),
+        selection=None,
+        filtering=None,
+        evaluation=EvaluationConfig(),
+        seed=seed,
+    )
+
+
+def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: int = 256) -> Pairs:
+    """The usable pairs of a data set under a model, or out of its stored embeddings.
+
+    Args:
+        name: a folder of stored embeddings, a model as `drrho reference precompute` takes it, or
+            ARCHITECTURE@PRETRAINED.
+
+    Raises:
+        FileNotFoundError, ValueError: no such model, or its embeddings are of other data.
+    """
+    if (Path(name) / STORE_FILE).is_file():
+        stored = ReferenceStore.open(name, manifest)
+        ids = manifest.usable_ids()
+        rows = stored.gather(ids)
+        kept = rows.keep(rows.present)
+        return Pairs(ids=ids[rows.present], cosines=_cosines(kept.image, kept.text), rate=None)
+    architecture, _, pretrained = name.partition("@")
+    config = ModelConfig(name=architecture, pretrained=pretrained or None)
+    config.require_trained()
+    encoder = ReferenceEncoder(build_model(config, seed=0), precision="float32", device=device)
+    began = time.monotonic()
+    found = embed_pairs(
+        encoder,
+        manifest,
+        manifest.usable_ids(),
+        batch_size=batch_size,
+        description=f"pairs by {name}",
+    )
+    rate = len(found.sample_ids) / (time.monotonic() - began)
+    return Pairs(ids=found.sample_ids, cosines=_cosines(*found.target), rate=rate)
+
+
+def common_pairs(models: Mapping[str, Pairs]) -> dict[str, Pairs]:
+    """The pairs that all models have embeddings of, in the same order.
+
+    Of pairs with the same caption, as the first model sees it, the first stays: another image of
+    a caption is no negative.
+    """
+    ids = [set(pairs.ids.tolist()) for pairs in models.values()]
+    ids.append(set(with_distinct_texts(next(iter(models.values()))).ids.tolist()))
+    common = torch.tensor(sorted(set.intersection(*ids)), dtype=torch.int64)
+    return {name: _only(pairs, common) for name, pairs in models.items()}
+
+
+def with_distinct_texts(pairs: Pairs) -> Pairs:
+    """Without the pairs whose text has the embedding of an earlier pair's."""
+    # The same caption in another batch is padded differently: equal up to rounding.
+    columns = (pairs.cosines.T * 1e5).round().to(torch.int64)
+    _, group = columns.unique(dim=0, return_inverse=True)
+    first = torch.full((int(group.max()) + 1,), len(group))
+    first.scatter_reduce_(0, group, torch.arange(len(group)), reduce="amin")
+    return _only(pairs, pairs.ids[first.sort().values])
+
+
+def probe_pairs(
+    pilots: list[Pairs],
+    references: Mapping[str, Pairs],
+    *,
+    trained: Trained,
+    seen: Mapping[str, Pairs | None],
+    generator: torch.Generator,
+    resamples: int = 400,
+) -> PairsProbe:
+    """Ranks references by embeddings of the same held-out pairs.
+
+    Args:
+        pilots: two, of the same pairs as the references.
+        references: name -> held-out pairs.
+        trained: temperature and scale.
+        seen: name -> embedded training pairs, as many as there are held out; None where there
+            are none.
+        generator: of the bootstrap.
+    """
+    names, temperature = list(references), trained.temperature
+    targets = (pilots[0].cosines, pilots[1].cosines)
+    cosines = [trained.reference_scale * references[name].cosines for name in names]
+    weights = bootstrap_weights(len(targets[0]), resamples=resamples, generator=generator)
+    losses = [anchor_losses(x, temperature) for x in (*targets, *cosines)]
+    losses_of = dict(zip(names, losses[2:], strict=True))
+    anchors = loss_moments(torch.stack(losses[:2]), torch.stack(losses[2:]), weights=weights)
+    middle = (targets[0] + targets[1]) / 2
+    return PairsProbe(
+        ranked=rank_references(gap_moments(targets, cosines, weights=weights), names),
+        by_anchor=rank_references(anchors, names),
+        weights={
+            name: NegativeWeights(middle - x, temperature)
+            for name, x in zip(names, cosines, strict=True)
+        },
+        contamination={
+            name: None
+            if (training := seen.get(name)) is None
+            else contamination(
+                anchor_losses(trained.reference_scale * training.cosines, temperature),
+                losses_of[name],
+                resamples=1000,
+                generator=generator,
+            )
+            for name in names
+        },
+        held_out_losses={name: float(losses_of[name].mean()) for name in names},
+        reciprocal_ranks={name: reciprocal_ranks(references[name].cosines) for name in names},
+        num_held_out=len(middle),
+    )
+
+
+def reciprocal_ranks(cosines: Cosines) -> Float64[Tensor, " pairs"]:
+    """1 / rank of the right text of an image and of the right image of a text, their mean."""
+    right = torch.eye(len(cosines), dtype=torch.bool)
+    directions = [ranks_of_similarities(x, right).reciprocal() for x in (cosines, cosines.T)]
+    return (directions[0] + directions[1]) / 2
+
+
+def training_subset(manifest: Manifest, size: int, *, generator: torch.Generator) -> Manifest:
+    """Some training pairs, to look for contamination."""
+    ids = manifest.usable_ids()
+    drawn = ids[torch.randperm(len(ids), generator=generator)[:size]]
+    return restricted(manifest, drawn, reason="not looked at")
+
+
+def embed_all(
+    names: tuple[str, ...], manifest: Manifest, train: Manifest, *, recipe: Recipe
+) -> Iterator[tuple[str, Pairs, Pairs | None]]:
+    """Each reference with its held-out pairs and, where it can embed them, training pairs.
+
+    Embeddings that were stored of the held-out data alone say nothing of the training data.
+    """
+    device = resolve_device(recipe.device)
+    for name in names:
+        held_out, seen = embed(name, manifest, device=device), None
+        if held_out.rate is not None:
+            seen = embed(name, train, device=device)
+        else:
+            with suppress(ValueError, FileNotFoundError):
+                seen = embed(name, train, device=device)
+        yield name, held_out, None if seen is None else with_distinct_texts(seen)
+
+
+def _cosines(image: Tensor, text: Tensor) -> Cosines:
+    return image.double() @ text.double().T
+
+
+def _only(pairs: Pairs, ids: Int64[Tensor, " kept"]) -> Pairs:
+    rows = torch.searchsorted(pairs.ids, ids)
+    return replace(pairs, ids=ids, cosines=pairs.cosines[rows][:, rows])

@@ -1,0 +1,278 @@
+"""Before training: which reference will steer best? Losses, or a recipe and pairs -> a ranking."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from tyro.conf import Positional, UseAppendAction
+
+from drrho.data.indexing import open_manifest
+from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.recipe.recipe import Recipe
+from drrho.reference.losses.table import read_loss_table
+from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.launch import resolve_device
+from drrho.studies.probe.contamination import Contamination, contamination
+from drrho.studies.probe.pairs import (
+    PairsProbe,
+    Trained,
+    common_pairs,
+    embed,
+    embed_all,
+    probe_pairs,
+    train_pilots,
+    training_subset,
+)
+from drrho.studies.probe.steerability import (
+    Steerability,
+    bootstrap_weights,
+    effective_share,
+    loss_moments,
+    rank_references,
+)
+
+References = Annotated[tuple[str, ...], UseAppendAction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesProbeConfig:
+    """Rank references by losses that any training loop has written.
+
+    Attributes:
+        losses: on held-out samples, of both pilots and all references: a folder of stored losses,
+            or an .npz or .csv with a column for each model.
+        pilots: names of the two pilots: the target's architecture, trained on disjoint halves of
+            its data. Given twice.
+        reference: a candidate's name; may be given several times. None given means all others.
+        train_losses: the same references' losses on training samples, to find one that has seen
+            them.
+        pilot_share: what a pilot was trained on, as a share of the target's samples.
+        output: folder for probe.json, probe.md and probe.png; None writes nothing.
+        resamples: of the bootstrap.
+        seed: of the resamples.
+    """
+
+    losses: Positional[str]
+    pilots: tuple[str, str]
+    reference: References = ()
+    train_losses: str | None = None
+    pilot_share: float = 0.5
+    output: str | None = None
+    resamples: int = 400
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Train two short pilots and rank references of a contrastive recipe.
+
+    Attributes:
+        held_out: pairs of the training distribution that training does not see.
+        reference: a candidate: a folder of stored embeddings of the held-out pairs, a model as
+            `drrho reference precompute` takes it, or ARCHITECTURE@PRETRAINED; may be given
+            several times.
+        data: training pairs; None takes the recipe's.
+        output: folder of the pilots and of probe.json, probe.md and probe.png.
+        pilot_steps: of each pilot; None takes a quarter of the recipe's.
+        max_pairs: held-out pairs looked at; memory is 8 bytes times their square, for each model.
+        resamples: of the bootstrap.
+        seed: of the resamples and of the pairs that are looked at.
+    """
+
+    held_out: str
+    reference: References
+    data: str | None = None
+    output: str = "runs/probe"
+    pilot_steps: int | None = None
+    max_pairs: int = 1000
+    resamples: int = 400
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.reference:
+            raise ValueError("name at least one --reference")
+        if len(set(self.reference)) < len(self.reference):
+            raise ValueError(f"each reference once, got {self.reference}")
+        if self.pilot_steps is not None and self.pilot_steps < 1:
+            raise ValueError(f"pilot_steps must be at least 1, got {self.pilot_steps}")
+
+
+def probe_losses(config: LossesProbeConfig) -> dict[str, Any]:
+    """Ranks by stored losses.
+
+    Returns:
+        What `probe.json` holds: `kind`, `held_out` (samples), `references`, best first.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it lacks a model, has too few finite losses, or the pilots are identical.
+    """
+    table = read_loss_table(config.losses, needed=(*config.pilots, *config.reference))
+    names = config.reference or tuple(name for name in table if name not in config.pilots)
+    if not names:
+        raise ValueError(f"{config.losses} has losses of the pilots alone; add references")
+    if config.pilots[0] == config.pilots[1] or set(config.pilots) & set(names):
+        raise ValueError(
+            f"the pilots {config.pilots} must be two models, and no reference one of them"
+        )
+    losses, num_dropped = _finite({name: table[name] for name in (*config.pilots, *names)})
+    pilots, references = losses[:2], losses[2:]
+    generator = torch.Generator().manual_seed(config.seed)
+    weights = bootstrap_weights(losses.shape[1], resamples=config.resamples, generator=generator)
+    ranked = rank_references(
+        loss_moments(pilots, references, weights=weights), names, pilot_share=config.pilot_share
+    )
+    held_out = dict(zip(names, references, strict=True))
+    seen = _contaminations(config, held_out, generator)
+    middle = pilots.mean(dim=0)
+    rows = {
+        name: _entry(found, seen[name])
+        | {
+            "held_out_loss": float(held_out[name].mean()),
+            "temperature": found.temperature,
+            "radius": found.radius,
+            "effective_share": effective_share(middle - held_out[name], found.temperature),
+        }
+        for name, found in ranked.items()
+    }
+    document = {
+        "kind": "losses",
+        "held_out": losses.shape[1],
+        "left_out": num_dropped,
+        "references": rows,
+    }
+    return _written(document, config.output)
+
+
+def probe_recipe(recipe: Recipe, config: ProbeConfig) -> dict[str, Any]:
+    """Trains the pilots, embeds the held-out pairs by every model, and ranks.
+
+    Raises:
+        ValueError: a reference cannot be found, or does not fit the data.
+    """
+    if recipe.objective.method == "siglip":
+        raise ValueError("a probe compares gaps to the positive, which 'siglip' does not train on")
+    train = open_manifest(recipe.data if config.data is None else config.data)
+    held_out = open_manifest(config.held_out)
+    generator = torch.Generator().manual_seed(config.seed)
+    if len(held_out.usable_ids()) > config.max_pairs:
+        held_out = training_subset(held_out, config.max_pairs, generator=generator)
+    size = min(len(held_out.usable_ids()), len(train.usable_ids()))
+    subset = training_subset(train, size, generator=generator)
+    embedded = list(embed_all(config.reference, held_out, subset, recipe=recipe))  # fail early
+    output = Path(config.output)
+    steps = config.pilot_steps or max(1, recipe.training.steps // 4)
+    pilots = train_pilots(recipe, train, output=output, steps=steps)
+    device = resolve_device(recipe.device)
+    pairs = common_pairs(
+        {name: embed(name, held_out, device=device) for name in pilots}
+        | {name: found for name, found, _ in embedded}
+    )
+    found = probe_pairs(
+        [pairs[name] for name in pilots],
+        {name: pairs[name] for name in config.reference},
+        trained=Trained(
+            temperature=recipe.objective.temperature.initial,
+            reference_scale=recipe.objective.reference_scale or 1.0,
+        ),
+        seen={name: training for name, _, training in embedded},
+        generator=generator,
+        resamples=config.resamples,
+    )
+    rates = {name: held.rate for name, held, _ in embedded}
+    document = {
+        "kind": "pairs",
+        "held_out": found.num_held_out,
+        "pilot_steps": steps,
+        "temperature": recipe.objective.temperature.initial,
+        "references": _pair_rows(
+            found, rates, num_pairs=len(train.usable_ids()), generator=generator
+        ),
+    }
+    return _written(document, config.output)
+
+
+def _pair_rows(
+    found: PairsProbe,
+    rates: dict[str, float | None],
+    *,
+    num_pairs: int,
+    generator: torch.Generator,
+) -> dict[str, dict[str, Any]]:
+    """By held-out mean reciprocal rank: of what was tried for pairs it foretells gains best."""
+    ranks = found.reciprocal_ranks
+    ordered = sorted(ranks, key=lambda name: -float(ranks[name].mean()))
+    rows = {}
+    for name, following in zip(ordered, [*ordered[1:], None], strict=True):
+        steerability, rate = found.ranked[name], rates[name]
+        ahead = None
+        if following is not None:
+            ahead = bootstrap_interval(ranks[name] - ranks[following], generator=generator)[0] > 0
+        rows[name] = _entry(steerability, found.contamination[name]) | {
+            "mrr": [
+                float(ranks[name].mean()),
+                *bootstrap_interval(ranks[name], generator=generator),
+            ],
+            "resolved": ahead,
+            "held_out_loss": found.held_out_losses[name],
+            "by_anchor": found.by_anchor[name].steerability.value,
+            "effective_share": found.weights[name].effective_share,
+            "divergence": found.weights[name].divergence,
+            "precompute_seconds": None if rate is None else num_pairs / rate,
+        }
+    return rows
+
+
+def _entry(found: Steerability, seen: Contamination | None) -> dict[str, Any]:
+    fields = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(found).items()
+        if name not in {"temperature", "radius"}
+    }
+    return fields | {
+        "contamination": None if seen is None else seen._asdict(),
+        "alarm": found.too_close or (seen is not None and seen.alarm),
+    }
+
+
+def _contaminations(
+    config: LossesProbeConfig, held_out: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, Contamination | None]:
+    if config.train_losses is None:
+        return dict.fromkeys(held_out)
+    table = read_loss_table(config.train_losses, needed=tuple(held_out))
+    return {
+        name: contamination(
+            table[name][table[name].isfinite()],
+            losses,
+            resamples=max(1000, config.resamples),
+            generator=generator,
+        )
+        for name, losses in held_out.items()
+    }
+
+
+def _finite(losses: dict[str, Tensor]) -> tuple[Float64[Tensor, "models samples"], int]:
+    """The samples that all models have finite losses of, and how many others there are."""
+    stacked = torch.stack(list(losses.values()))
+    finite = stacked.isfinite().all(dim=0)
+    return stacked[:, finite], int((~finite).sum())
+
+
+def _written(document: dict[str, Any], output: str | None) -> dict[str, Any]:
+    # The best that may be taken is first.
+    ranked = sorted(document["references"].items(), key=lambda item: item[1]["alarm"])
+    document = document | {"references": dict(ranked)}
+    if output is not None:
+        # Plots take a second to import, and not every probe is drawn.
+        from drrho.studies.probe.tables import draw_probe, probe_table  # noqa: PLC0415
+
+        folder = Path(os.path.expanduser(output))
+        write_json(folder / "probe.json", document)
+        write_atomically(folder / "probe.md", (probe_table(document) + "\n").encode())
+        draw_probe(document, folder / "probe.png")
+    return document

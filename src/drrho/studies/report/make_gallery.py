@@ -1,0 +1,296 @@
+"""A run's models and the data -> what steering sees, by stage of training."""
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from drrho.contrastive.objectives.config import GLOBAL_METHODS, default_epsilon
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.manifest import Manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.pairs import decode_pair, embed_pairs
+from drrho.recipe.folder import RunFolder, Stage, stages_of
+from drrho.reference.ensemble import Reference
+from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.runtime.errors import CheckpointError
+from drrho.studies.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
+from drrho.studies.report.pair_weights import (
+    HISTOGRAM_EDGES,
+    AnchorWeights,
+    Negatives,
+    exchanged,
+    image_anchor_weights,
+)
+
+THUMBNAIL = 128  # pixels of the longer side
+MOST_STAGES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryConfig:
+    """How much of the data set is looked at, and how much of that is shown.
+
+    Attributes:
+        pairs: drawn from the data set; each is the others' negative.
+        shown: pairs of each kind at each stage.
+        anchors: whose hardest negatives are shown.
+        negatives: of each of those anchors.
+        batch_size: pairs encoded at once.
+        seed: of the draw.
+    """
+
+    pairs: int = 1024
+    shown: int = 12
+    anchors: int = 8
+    negatives: int = 4
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if value < (0 if name == "seed" else 1):
+                raise ValueError(f"gallery.{name} must not be below 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """The same pairs at a stage: both directions' weights, and what they were computed from."""
+
+    stage: Stage
+    target: PairEmbeddings
+    reference: PairEmbeddings | None
+    directions: dict[Side, AnchorWeights]
+
+    @property
+    def log_gap_mean(self) -> Tensor:
+        """Mean of a pair's two anchors: its excess loss over tau."""
+        return torch.stack([d.log_gap_mean for d in self.directions.values()]).mean(dim=0)
+
+
+def make_gallery(
+    run: RunFolder,
+    manifest: Manifest,
+    store: Reference | None,
+    *,
+    config: GalleryConfig,
+    device: torch.device,
+) -> Gallery:
+    """Embeds the same pairs at every stage of a run and picks what to show.
+
+    Args:
+        run: the run.
+        manifest: its training data.
+        store: the reference's embeddings of them; None shows what the target sees alone.
+        config: how much.
+        device: where to compute.
+
+    Raises:
+        ValueError: no stage's model can be had, or the data do not have two usable pairs.
+        FileNotFoundError: a shard is not there.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    ids = drawn_ids(manifest, store, count=config.pairs, generator=generator)
+    looks, notes = [], []
+    for stage in _spread(stages_of(run)):
+        try:
+            model = stage.load()
+        except (OSError, ValueError, CheckpointError) as error:
+            notes.append(f"{stage.title}: the model cannot be had: {error}")
+            continue
+        encoder = ReferenceEncoder(model, precision="float32", device=device)
+        name = f"gallery of {run.path.name}, {stage.title}"
+        embedded = embed_pairs(
+            encoder, manifest, ids, batch_size=config.batch_size, description=name
+        )
+        # What one stage could not decode no other can.
+        ids, captions = embedded.sample_ids, embedded.captions
+        reference = None if store is None else _scaled(stored_pairs(store, ids), run)
+        looks.append(
+            _Look(
+                stage=stage,
+                target=embedded.target,
+                reference=reference,
+                directions=_directions(embedded.target, reference, stage, run, config),
+            )
+        )
+    if not looks:
+        raise ValueError("; ".join(notes))
+    if len(looks) < 3:
+        notes.append(
+            "Only these stages are left of the run: it kept no checkpoint of others. More of them "
+            "are kept with training.checkpoint_every and training.keep_checkpoints."
+        )
+    order = looks[-1].log_gap_mean.argsort(descending=True)
+    places = torch.linspace(0, len(order) - 1, min(config.anchors, len(order))).round().long()
+    anchors = order[places.unique()].tolist()
+    stages = tuple(_shown(look, anchors, config) for look in looks)
+    used = _used(stages, anchors)
+    # The partners' captions and images are those of the anchors themselves.
+    pictures = _thumbnails(manifest, {place: int(ids[place]) for place in used})
+    return Gallery(
+        run=run.path.name,
+        num_pairs=len(ids),
+        with_reference=store is not None,
+        stages=stages,
+        samples={
+            place: ShownSample(
+                sample_id=int(ids[place]), caption=captions[place], image=pictures[place]
+            )
+            for place in used
+        },
+        edges=HISTOGRAM_EDGES,
+        notes=tuple(notes),
+    )
+
+
+def _spread(stages: list[Stage]) -> list[Stage]:
+    """At most MOST_STAGES, the first and the last among them."""
+    if len(stages) <= MOST_STAGES:
+        return stages
+    return [stages[round(i * (len(stages) - 1) / (MOST_STAGES - 1))] for i in range(MOST_STAGES)]
+
+
+def _scaled(reference: PairEmbeddings, run: RunFolder) -> PairEmbeddings:
+    scale = run.recipe["objective"].get("reference_scale")
+    return reference if scale is None else PairEmbeddings(scale * reference.image, reference.text)
+
+
+def epsilon_of(run: RunFolder, *, num_pairs: int) -> float:
+    """The floor of the run's sums; of a method without one, the positive's own term."""
+    objective = run.recipe["objective"]
+    if objective.get("epsilon") is not None:
+        return objective["epsilon"]
+    if run.method in GLOBAL_METHODS:
+        return default_epsilon(objective["method"])
+    return 1 / (num_pairs - 1)
+
+
+def _directions(
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None,
+    stage: Stage,
+    run: RunFolder,
+    config: GalleryConfig,
+) -> dict[Side, AnchorWeights]:
+    def weights(target: PairEmbeddings, reference: PairEmbeddings | None) -> AnchorWeights:
+        return image_anchor_weights(
+            target,
+            reference,
+            temperature=stage.temperature,
+            epsilon=epsilon_of(run, num_pairs=run.batch_size),
+            num_hardest=config.negatives,
+        )
+
+    turned = PairEmbeddings(target.text, target.image)
+    return {"image": weights(target, reference), "text": weights(turned, exchanged(reference))}
+
+
+def _shown(look: _Look, anchors: list[int], config: GalleryConfig) -> ShownStage:
+    raised, lowered = [], []
+    for side, found in look.directions.items():
+        raised += _negatives(look, side, found.raised, range(len(found.weight)))
+        lowered += _negatives(look, side, found.lowered, range(len(found.weight)))
+    if look.reference is None:
+        raised.sort(key=lambda pair: -pair.weight)
+        lowered = []
+    else:
+        raised = [pair for pair in raised if pair.weight > pair.plain_weight]
+        raised.sort(key=lambda pair: pair.plain_weight - pair.weight)
+        lowered = [pair for pair in lowered if pair.weight < pair.plain_weight]
+        lowered.sort(key=lambda pair: pair.weight - pair.plain_weight)
+    histogram = torch.stack([d.histogram for d in look.directions.values()]).sum(dim=0)
+    return ShownStage(
+        title=look.stage.title,
+        temperature=look.stage.temperature,
+        changed={
+            "raised": tuple(_distinct(raised)[: config.shown]),
+            "lowered": tuple(_distinct(lowered)[: config.shown]),
+        },
+        hardest={
+            anchor: tuple(
+                negative
+                for side, found in look.directions.items()
+                for negative in _negatives(look, side, found.hardest, [anchor])
+            )
+            for anchor in anchors
+        },
+        anchor_weights={
+            anchor: (
+                float(look.directions["image"].weight[anchor]),
+                float(look.directions["text"].weight[anchor]),
+            )
+            for anchor in anchors
+        },
+        histogram=tuple((histogram.double() / histogram.sum()).tolist()),
+    )
+
+
+def _negatives(
+    look: _Look, side: Side, found: Negatives, anchors: Iterable[int]
+) -> list[ShownNegative]:
+    """The found negatives of some anchors, with their similarities."""
+    shown = []
+    for anchor in anchors:
+        columns = (column[anchor].tolist() for column in found)
+        for other, weight, plain_weight in zip(*columns, strict=True):
+            image, text = (anchor, other) if side == "image" else (other, anchor)
+            target = float(look.target.image[image] @ look.target.text[text])
+            gap = target - float(look.target.image[anchor] @ look.target.text[anchor])
+            reference = None
+            if look.reference is not None:
+                reference = float(look.reference.image[image] @ look.reference.text[text])
+                gap -= reference - float(look.reference.image[anchor] @ look.reference.text[anchor])
+            shown.append(
+                ShownNegative(
+                    anchor=side,
+                    image=image,
+                    text=text,
+                    target=target,
+                    reference=reference,
+                    gap=gap,
+                    weight=weight,
+                    plain_weight=plain_weight,
+                )
+            )
+    return shown
+
+
+def _distinct(pairs: list[ShownNegative]) -> list[ShownNegative]:
+    """The first of those with the same image or text: a few samples would fill the page."""
+    images, texts, kept = set(), set(), []
+    for pair in pairs:
+        if pair.image not in images and pair.text not in texts:
+            kept.append(pair)
+            images.add(pair.image)
+            texts.add(pair.text)
+    return kept
+
+
+def _used(stages: tuple[ShownStage, ...], anchors: list[int]) -> list[int]:
+    used = set(anchors)
+    for stage in stages:
+        for pairs in (*stage.changed.values(), *stage.hardest.values()):
+            for pair in pairs:
+                used |= {pair.image, pair.text}
+    return sorted(used)
+
+
+def _thumbnails(manifest: Manifest, sample_ids: dict[int, int]) -> dict[int, str]:
+    """Place -> small picture of the sample, as a data: URL."""
+    shards, skipped = OpenShards(manifest), []
+    found = dict(shards.readable(list(sample_ids.values()), skipped, decode=decode_pair))
+    return {place: _data_url(found[sample_id][0]) for place, sample_id in sample_ids.items()}
+
+
+def _data_url(image: Image.Image) -> str:
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,61 @@
+"""Variances on held-out pairs along training: a table and a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from drrho.plotting.curves import Panel, Row, draw_curves
+from drrho.plotting.table import markdown_table
+
+LOSS = "evaluation/loss_variance"
+EXCESS = "evaluation/excess_loss_variance/"
+
+
+def variance_table(runs: Mapping[str, Sequence[Row]]) -> str:
+    """First and last values, a row for each run and loss or reference.
+
+    Raises:
+        ValueError: a run has none.
+    """
+    rows = []
+    for run, log in runs.items():
+        for metric in _metrics(run, log):
+            values = [(row["samples"], row[metric]) for row in log if row.get(metric) is not None]
+            name = "loss" if metric == LOSS else f"excess over {metric.removeprefix(EXCESS)}"
+            ends = [f"{value:.4g}" for _, value in (values[0], values[-1])]
+            rows.append([run, name, *ends, f"{values[-1][0]:,.0f}"])
+    return markdown_table(["run", "variance of", "first", "last", "samples"], rows)
+
+
+def draw_variances(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """One panel for the loss and one for each reference, a colour per run. Writes a PNG.
+
+    Raises:
+        ValueError: there is no run, or one has no variances.
+    """
+    metrics = dict.fromkeys(metric for run, log in runs.items() for metric in _metrics(run, log))
+    panels = [
+        Panel(
+            title="Held-out variance of the "
+            + ("loss" if metric == LOSS else f"excess loss over {metric.removeprefix(EXCESS)}"),
+            unit="squared cosine",
+            metrics={metric: "-"},
+            logarithmic=True,
+        )
+        for metric in metrics
+    ]
+    draw_curves({name: [rows] for name, rows in runs.items()}, path, panels=panels)
+
+
+def _metrics(run: str, log: Sequence[Row]) -> list[str]:
+    found = dict.fromkeys(
+        name
+        for row in log
+        for name, value in row.items()
+        if value is not None and (name == LOSS or name.startswith(EXCESS))
+    )
+    if not found:
+        raise ValueError(
+            f"run {run!r} has logged no variances on held-out pairs; train it with "
+            "evaluation.references"
+        )
+    return list(found)

@@ -1,0 +1,280 @@
+"""Finished and unfinished runs -> one HTML page about them."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tyro.conf import Positional, arg
+
+from drrho import __version__
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.indexing import open_manifest
+from drrho.data.manifest import Manifest
+from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.pairs import embed_pairs
+from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.evaluation.metrics.retrieval import (
+    reciprocal_rank_of_images,
+    retrieval_ranks,
+)
+from drrho.models.build import ModelConfig, build_model
+from drrho.recipe.folder import RunFolder, find_runs, read_run
+from drrho.recipe.train import RESULTS_FILE
+from drrho.reference.ensemble import Reference
+from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.runtime.errors import CheckpointError
+from drrho.runtime.files import require_no_folder, write_atomically
+from drrho.runtime.launch import Device, resolve_device
+from drrho.studies.report.alerts import ReferenceCheck, find_alerts
+from drrho.studies.report.gallery import Gallery
+from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
+from drrho.studies.report.page import Report, ReportedRun, render
+from drrho.studies.report.scaling_chart import MethodLaw, read_scaling
+
+SCALING_FILE = "scaling.json"
+MOST_GALLERIES = 3  # a page is to open on a phone
+# What keeps a part from the page, which then says so.
+PART_ERRORS = (OSError, ValueError, IndexError, CheckpointError, ModuleNotFoundError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Write one page about runs: curves, comparisons, what steering sees, alerts.
+
+    Attributes:
+        runs: folders of runs, finished or not, or of comparisons, which stand for their runs.
+        output: HTML file to write.
+        reference: stored embeddings of the training data, where they are not (or no longer) what
+            the runs say; also for runs that were trained without.
+        reference_model: the model that made them, as `drrho reference precompute` takes it, to
+            look for training pairs that it knows by heart; in a comparison's folder it is found.
+        data: the training data, where they are no longer at the place that the runs say.
+        gallery: how many pairs are looked at and shown.
+        galleries: whether to look at pairs at all.
+        device: where to compute.
+    """
+
+    runs: Positional[tuple[str, ...]]
+    output: Annotated[str, arg(aliases=["-o"])] = "report.html"
+    reference: str | None = None
+    reference_model: str | None = None
+    data: str | None = None
+    gallery: GalleryConfig = field(default_factory=GalleryConfig)
+    galleries: bool = True
+    device: Device = "auto"
+
+    def __post_init__(self):
+        if not self.runs:
+            raise ValueError("report needs at least one run")
+        require_no_folder("output", self.output)
+        if not self.galleries and self.gallery != GalleryConfig():
+            raise ValueError("gallery has no effect with galleries = False; leave it out")
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Writes the page and returns where it is.
+
+    What a run's folder lacks (the model of an unfinished run, data that moved) is left out of the
+    page, which says so.
+
+    Raises:
+        FileNotFoundError: a folder holds no run.
+        ValueError: a file of a run is damaged.
+    """
+    folders = [Path(path).expanduser() for path in config.runs]
+    runs = [read_run(path) for path in find_runs(folders)]
+    names = _names(runs)
+    device = resolve_device(config.device)
+    with_galleries = _with_galleries(runs, config)
+    reported = [
+        _reported(run, names[run.path], config, device, gallery=run.path in with_galleries)
+        for run in runs
+    ]
+    page = render(
+        Report(
+            title=" and ".join(folder.resolve().name for folder in folders),
+            runs=reported,
+            comparisons=_comparisons(folders),
+            scaling=_scaling(folders),
+            version=__version__,
+        )
+    )
+    output = Path(config.output).expanduser()
+    write_atomically(output, page.encode())
+    return output
+
+
+def _names(runs: list[RunFolder]) -> dict[Path, str]:
+    """The folders' names, with those of the folders above where two are alike."""
+    short = [run.path.resolve().name for run in runs]
+    return {
+        run.path: name if short.count(name) == 1 else f"{run.path.resolve().parent.name}/{name}"
+        for run, name in zip(runs, short, strict=True)
+    }
+
+
+def _with_galleries(runs: list[RunFolder], config: ReportConfig) -> list[Path]:
+    """Which runs get one: those that were steered, and of a method's seeds the first."""
+    if not config.galleries:
+        return []
+    steered = [r for r in runs if config.reference is not None or r.recipe.get("reference")]
+    first = {(run.path.parent, run.method): run.path for run in reversed(steered or runs)}
+    return [run.path for run in runs if run.path in first.values()][:MOST_GALLERIES]
+
+
+def _reported(
+    run: RunFolder, name: str, config: ReportConfig, device: torch.device, *, gallery: bool
+) -> ReportedRun:
+    found: Gallery | None = None
+    check: ReferenceCheck | None = None
+    missing = []
+    if not run.rows:
+        missing.append("no curves: its log has no row yet.")
+    if run.results is None:
+        missing.append("it is not finished; what is shown is of the steps so far.")
+    if gallery:
+        try:
+            manifest, store = _data_and_reference(run, config)
+            found = make_gallery(run, manifest, store, config=config.gallery, device=device)
+        except PART_ERRORS as error:
+            missing.append(f"no gallery: {error}")
+        else:
+            if store is not None:
+                check = _check_reference(run, manifest, store, config, device, missing)
+    elif config.galleries:
+        missing.append("no gallery: it is made of steered runs, one for each method.")
+    return ReportedRun(
+        name=name,
+        recipe=run.recipe,
+        rows=run.rows,
+        results=run.results,
+        gallery=found,
+        alerts=find_alerts(name, run.recipe, run.rows, run.results, reference=check),
+        missing=missing,
+    )
+
+
+def _data_and_reference(run: RunFolder, config: ReportConfig) -> tuple[Manifest, Reference | None]:
+    manifest = open_manifest(run.recipe["data"] if config.data is None else config.data)
+    return manifest, run.open_reference(manifest, config.reference)
+
+
+def _check_reference(
+    run: RunFolder,
+    manifest: Manifest,
+    store: Reference,
+    config: ReportConfig,
+    device: torch.device,
+    missing: list[str],
+) -> ReferenceCheck:
+    """How the reference does on training pairs, and where its model is known on held-out ones."""
+    generator = torch.Generator().manual_seed(config.gallery.seed)
+    ids = drawn_ids(manifest, store, count=config.gallery.pairs, generator=generator)
+    train = stored_pairs(store, ids)
+    model = _reference_model(run, config)
+    held_out_data = run.recipe.get("evaluation", {}).get("data")
+    if model is None or held_out_data is None:
+        ranks = _reciprocal_ranks(train)
+        return ReferenceCheck(train=float(ranks.mean()), num_pairs=len(ids))
+    try:
+        held_out = open_manifest(held_out_data)
+        encoder = ReferenceEncoder(
+            build_model(ModelConfig(name=model), seed=0), precision="float32", device=device
+        )
+        others = drawn_ids(held_out, None, count=len(ids), generator=generator)
+        embedded = embed_pairs(
+            encoder,
+            held_out,
+            others,
+            batch_size=config.gallery.batch_size,
+            description="held-out pairs by the reference",
+        )
+    except PART_ERRORS as error:
+        missing.append(f"the reference was not looked at on held-out pairs: {error}")
+        return ReferenceCheck(train=float(_reciprocal_ranks(train).mean()), num_pairs=len(ids))
+    # Of equally many, since a rank is one among so many.
+    count = min(len(ids), len(embedded.sample_ids))
+    rows = torch.randperm(len(ids), generator=generator)[:count]
+    train_ranks = _reciprocal_ranks(PairEmbeddings(train.image[rows], train.text[rows]))
+    ranks = _reciprocal_ranks(PairEmbeddings(*(e[:count] for e in embedded.target)))
+    return ReferenceCheck(
+        train=float(train_ranks.mean()),
+        held_out=float(ranks.mean()),
+        interval=_interval_of_difference(train_ranks, ranks),
+        common_shards=_common_shards(manifest, model),
+        num_pairs=count,
+    )
+
+
+def _interval_of_difference(
+    first: Float[Tensor, " n"], second: Float[Tensor, " n"]
+) -> tuple[float, float]:
+    """Of independent samples of equal size; pairing at random keeps the variance of both."""
+    return bootstrap_interval(first - second, generator=torch.Generator().manual_seed(0))
+
+
+def _reciprocal_ranks(pairs: PairEmbeddings) -> Float[Tensor, " pairs"]:
+    """Of each pair's partner among all, the mean of both directions."""
+    place = torch.arange(len(pairs.image)).expand(2, -1)
+    ranks = retrieval_ranks(pairs.image, pairs.text, place)
+    return reciprocal_rank_of_images(ranks, place)
+
+
+def _reference_model(run: RunFolder, config: ReportConfig) -> str | None:
+    if config.reference_model is not None:
+        return config.reference_model
+    stored = run.recipe.get("reference")
+    if not isinstance(stored, str):
+        return None
+    beside = Path(stored).parent / "run"  # where `drrho compare` trains what it stores
+    return f"run:{beside}" if (beside / "model").is_dir() else None
+
+
+def _common_shards(manifest: Manifest, model: str) -> int | None:
+    """Shards of the data that the reference, a run's model, was trained on as well."""
+    if not model.startswith("run:"):
+        return None
+    try:
+        recipe = read_run(Path(model.removeprefix("run:")).expanduser()).recipe
+        own = {shard.contents for shard in open_manifest(recipe["data"]).shards}
+    except PART_ERRORS:
+        return None
+    return sum(shard.contents in own for shard in manifest.shards)
+
+
+def _comparisons(folders: list[Path]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for folder in folders:
+        document = _document(folder / RESULTS_FILE)
+        if isinstance(document.get("methods"), dict):
+            found[folder.resolve().name] = document
+    return found
+
+
+def _scaling(folders: list[Path]) -> dict[str, dict[str, MethodLaw]]:
+    """Of the folders themselves, and of those directly in them."""
+    found = {}
+    for folder in folders:
+        for path in [folder / SCALING_FILE, *sorted(folder.glob(f"*/{SCALING_FILE}"))]:
+            if laws := read_scaling(_document(path)):
+                found[path.parent.resolve().name] = laws
+    return found
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """What a JSON file says; nothing if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); it was damaged") from error
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,1 @@
+"""Scaling laws and data efficiency, fitted to finished runs."""
