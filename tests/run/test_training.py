@@ -85,7 +85,10 @@ def test_killed_and_continued_is_uninterrupted(steered_recipe, tmp_path):
         for name in ("whole", "killed")
     )
     train_recipe(whole)
-    code = f"from drrho.recipe.recipe import *; from drrho.recipe.train import train_recipe\n{_imports()}"
+    code = (
+        "from drrho.recipe.recipe import *\nfrom drrho.recipe.train import train_recipe\n"
+        f"{_imports()}"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}\ntorch.set_num_threads(1)\ntrain_recipe({killed!r})"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
