@@ -30,7 +30,7 @@ from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
 from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 
 BATCHES = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
 TAU, EPSILON = 0.05, 1e-4
@@ -248,7 +248,7 @@ def steering_seconds(folder: Path, dim: int) -> float:
 
 def training_seconds() -> float:
     """Of forward and backward of open_clip's ViT-S-16 for STEP_BATCH pairs."""
-    model = build_model(ModelConfig(name="ViT-S-16"), seed=0).module
+    model = build_model(Model(name="ViT-S-16"), seed=0).module
     images = torch.randn(STEP_MICRO_BATCH, 3, 224, 224)
     tokens = torch.randint(1, 49_000, (STEP_MICRO_BATCH, 77))
 

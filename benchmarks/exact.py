@@ -6,7 +6,7 @@ nothing.
 
 import numpy as np
 
-from drrho.risk import ChiSquareBall, CVaR, KLBall, KLPenalized, RiskMeasure
+from drrho.risk import KL, ChiSquareBall, CVaR, KLBall, RiskMeasure
 
 # A dual objective is flat at its minimum: its error is the square of the dual variable's, which
 # is 2^-45 of the first bracket.
@@ -24,7 +24,7 @@ def exact_value(risk: RiskMeasure, losses: np.ndarray) -> np.longdouble:
             whole = int(kept + np.longdouble(1e-9))  # 0.29 * 100 is below 29 in binary
             largest = np.sort(f)[::-1][: whole + 1]
             return (largest[:whole].sum() + (kept - whole) * largest[-1]) / kept
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return f.max() + temperature * np.log(np.exp((f - f.max()) / temperature).mean())
         case KLBall(radius=radius):
             return _kl_ball(f, np.longdouble(radius))
@@ -75,7 +75,7 @@ def beyond_limit(risk: RiskMeasure, weights: np.ndarray) -> np.longdouble:
         case KLBall(radius=radius):
             divergence = (p * np.log(np.where(p > 0, density, 1))).sum()
             return max(off_one, divergence / radius - 1)
-        case KLPenalized():
+        case KL():
             return off_one
         case _:
             raise ValueError(f"no limit known for {risk!r}")

@@ -39,22 +39,22 @@ MODEL = {
 RECIPE = """
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 recipe = Recipe(
     output="{output}",
     data="{folder}/data/manifest.json",
-    loading=LoadingConfig(batch_size=8),
-    model=ModelConfig(name="local-dir:{folder}/model"),
+    loading=Loading(batch_size=8),
+    model=Model(name="local-dir:{folder}/model"),
     objective=ObjectiveConfig(
         method="fastclip", temperature=TemperatureConfig(kind="learned"), rho=1.0
     ),
-    training=TrainingConfig(
-        steps={steps}, optimizer=OptimizerConfig(learning_rate=1e-3), log_every=50,
+    training=Training(
+        steps={steps}, optimizer=Optimizer(learning_rate=1e-3), log_every=50,
         checkpoint_every=10,
     ),
     seed={seed},

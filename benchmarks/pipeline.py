@@ -30,12 +30,12 @@ from torch.nn.functional import normalize
 
 import drrho
 from drrho.data.indexing import open_manifest
-from drrho.data.loading import LoadingConfig, Position, training_batches
+from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import decode_caption, decode_image
 from drrho.encoding.encoder import ReferenceEncoder
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.two_tower import TwoTower
 from drrho.reference.precompute import precompute
 
@@ -108,7 +108,7 @@ def read_by_drrho(model: TwoTower, manifest: Manifest, *, workers: int) -> float
         manifest,
         model.train_transform,
         tokenizer=model.tokenizer,
-        config=LoadingConfig(batch_size=BATCH, workers=workers),
+        config=Loading(batch_size=BATCH, workers=workers),
         position=Position(seed=0),
     )
     list(islice(batches, WARM_UP))
@@ -130,7 +130,7 @@ def read_by_open_clip(python: str, folder: Path, *, workers: int) -> float:
 def readers(folder: Path, python: str, *, turns: int) -> Iterator[str]:
     """Rows of the first table; ratios are taken within a turn."""
     manifest = open_manifest(str(folder / "data"))
-    model = build_model(ModelConfig(name=f"local-dir:{folder}/model"), seed=0)
+    model = build_model(Model(name=f"local-dir:{folder}/model"), seed=0)
     for workers in (1, 2):
         rates = np.array(
             [
@@ -170,7 +170,7 @@ def precomputing(folder: Path, *, turns: int) -> str:
     """The row of the second table."""
     manifest = open_manifest(str(folder / "data"))
     manifest = Manifest(shards=manifest.shards[:2])
-    model = build_model(ModelConfig(name=f"local-dir:{folder}/model"), seed=0)
+    model = build_model(Model(name=f"local-dir:{folder}/model"), seed=0)
     encoder = ReferenceEncoder(model, precision="float32", device="cpu")
     bare = bare_loop(encoder, manifest)
 

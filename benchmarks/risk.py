@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
     RiskMeasure,
 )
@@ -38,17 +38,17 @@ COMPARED = [
     ChiSquareBall(radius=0.1),
     ChiSquareBall(radius=1.0),
     CVaR(fraction=0.1),
-    KLPenalized(temperature=1.0),
+    KL(temperature=1.0),
     KLBall(radius=0.1),
 ]
 IN_TRAINING = [
     Mean(),
     CVaR(fraction=0.1),
-    KLPenalized(temperature=1.0),
-    KLPenalizedCVaR(temperature=1.0, fraction=0.1),
+    KL(temperature=1.0),
+    KLCVaR(temperature=1.0, fraction=0.1),
     KLBall(radius=0.1),
     ChiSquareBall(radius=0.1),
-    ChiSquarePenalized(strength=1.0),
+    ChiSquare(strength=1.0),
 ]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from drrho.risk import ChiSquareBall, CVaR, KLBall, KLPenalized, RiskMeasure
+from drrho.risk import KL, ChiSquareBall, CVaR, KLBall, RiskMeasure
 
 try:
     from dro.neural_model.fdro_utils import BISECTION_TOL, RobustLoss
@@ -47,7 +47,7 @@ def rivals(risk: RiskMeasure) -> dict[str, Solver]:
             if DRO_VERSION is not None:
                 solvers["dro"] = dro("cvar", fraction, BISECTION_TOL)  # sorts; no tolerance
             return solvers
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return {"logsumexp, softmax": lambda losses: kl_closed_form(losses, temperature)}
         case KLBall(radius=radius):
             return {"bisection": lambda losses: kl_ball_bisection(losses, radius)}

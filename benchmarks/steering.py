@@ -29,18 +29,18 @@ from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import index_shards, open_manifest
-from drrho.data.loading import LoadingConfig, Position, training_batches
+from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import SteeredBatch, Stores, steered
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.ensemble import open_reference
 from drrho.runtime.distributed import Processes
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig, build_optimizer
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer, build_optimizer
 from drrho.training.state import TrainingState
 from drrho.training.step import take_step
 
@@ -60,7 +60,7 @@ def whole_step(
     loss: ContrastiveObjective, model: TwoTower, stream: Iterator[SteeredBatch], folder: Path
 ) -> Call:
     """Takes the next step of a run whenever it is called, the look-up included."""
-    optimizer = OptimizerConfig(learning_rate=1e-4)
+    optimizer = Optimizer(learning_rate=1e-4)
     state = TrainingState(
         folder=folder,
         model=model.module,
@@ -71,7 +71,7 @@ def whole_step(
         processes=Processes(),
     )
     objective = ContrastiveStep(towers=Towers(model.module), loss=loss, gamma=lambda _: 0.9)
-    config = TrainingConfig(steps=1_000_000, optimizer=optimizer)
+    config = Training(steps=1_000_000, optimizer=optimizer)
 
     def call() -> None:
         take_step(
@@ -150,12 +150,12 @@ def difference(seconds: np.ndarray) -> str:
 def measured(folder: Path, data: Manifest, batch_size: int, *, rounds: int) -> str:
     """A row of the table."""
     name = f"local-dir:{folder}/model"
-    model = build_model(ModelConfig(name=name), seed=0)
+    model = build_model(Model(name=name), seed=0)
     decoded = training_batches(
         data,
         model.train_transform,
         tokenizer=model.tokenizer,
-        config=LoadingConfig(batch_size=batch_size),
+        config=Loading(batch_size=batch_size),
         position=Position(seed=0),
     )
     batches = list(islice(decoded, 4))
@@ -164,7 +164,7 @@ def measured(folder: Path, data: Manifest, batch_size: int, *, rounds: int) -> s
         stored = open_reference([str(folder / "reference")] if is_steered else [], data)
         stream = steered(cycle(batches), Stores(reference=stored, teachers=()))
         loss = ContrastiveObjective(objective, num_samples=SAMPLES)
-        target = build_model(ModelConfig(name=name), seed=0)
+        target = build_model(Model(name=name), seed=0)
         steps.append(whole_step(loss, target, stream, folder / str(is_steered)))
         losses.append(loss_alone(loss, next(stream)))
         lookups.append(partial(next, stream))

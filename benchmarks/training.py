@@ -43,21 +43,21 @@ SAMPLES = 4_096
 RECIPE = """
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 recipe = Recipe(
     output="{output}",
     data="{folder}/data/manifest.json",
-    loading=LoadingConfig(batch_size={batch}, workers={workers}),
-    model=ModelConfig(name="local-dir:{folder}/model"),
+    loading=Loading(batch_size={batch}, workers={workers}),
+    model=Model(name="local-dir:{folder}/model"),
     objective={objective},
-    training=TrainingConfig(
+    training=Training(
         steps={steps},
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=10),
         log_every={log_every},
         checkpoint_every=100_000,
     ),

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from drrho.plotting.table import markdown_table
-from drrho.risk import CVaR, KLPenalized, Mean, RiskMeasure
+from drrho.risk import KL, CVaR, Mean, RiskMeasure
 from drrho.steering import DRRhoLoss
 from drrho.steering.selection import select_top_k, selection_scores
 
@@ -69,20 +69,20 @@ class Method(NamedTuple):
 METHODS = {
     "plain": Method(Mean()),
     "DRO, CVaR": Method(CVaR(fraction=0.8)),
-    "DRO, KL": Method(KLPenalized(temperature=16.0)),
+    "DRO, KL": Method(KL(temperature=16.0)),
     "RHO-LOSS": Method(Mean(), super_batch=4),
     "DRRho, CVaR": Method(CVaR(fraction=0.5), excess=True),
-    "DRRho, KL": Method(KLPenalized(temperature=4.0), excess=True),
+    "DRRho, KL": Method(KL(temperature=4.0), excess=True),
     "plain, clean too": Method(Mean(), clean_too=True, learning_rate=1e-3),
 }
 RATES, FRACTIONS, TEMPERATURES = (1e-3, 2e-3, 4e-3), (0.3, 0.5, 0.8), (1.0, 4.0, 16.0)
 CANDIDATES = {
     **{f"plain, rate {r}": Method(Mean(), learning_rate=r) for r in RATES},
     **{f"DRO, CVaR {a}": Method(CVaR(fraction=a)) for a in FRACTIONS},
-    **{f"DRO, KL {t}": Method(KLPenalized(temperature=t)) for t in TEMPERATURES},
+    **{f"DRO, KL {t}": Method(KL(temperature=t)) for t in TEMPERATURES},
     **{f"RHO-LOSS {k}": Method(Mean(), super_batch=k) for k in (2, 3, 4)},
     **{f"DRRho, CVaR {a}": Method(CVaR(fraction=a), excess=True) for a in FRACTIONS},
-    **{f"DRRho, KL {t}": Method(KLPenalized(temperature=t), excess=True) for t in TEMPERATURES},
+    **{f"DRRho, KL {t}": Method(KL(temperature=t), excess=True) for t in TEMPERATURES},
     **{f"clean too, rate {r}": Method(Mean(), clean_too=True, learning_rate=r) for r in RATES},
 }
 

@@ -57,7 +57,7 @@ from torch import Tensor
 
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
 from drrho.plotting.table import markdown_table
-from drrho.risk import CVaR, KLPenalized, Mean, RiskMeasure
+from drrho.risk import KL, CVaR, Mean, RiskMeasure
 from drrho.runtime.randomness import derived_seed
 
 VOCABULARY, LENGTH, BATCH = 512, 64, 16
@@ -103,7 +103,7 @@ def cvar(fraction: float) -> RiskMeasure:
 
 
 def kl(temperature: float) -> RiskMeasure:
-    return KLPenalized(temperature=temperature)
+    return KL(temperature=temperature)
 
 
 METHODS = {

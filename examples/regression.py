@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from drrho.plotting.table import markdown_table
-from drrho.risk import ChiSquareBall, KLPenalized, RiskMeasure, excess_loss
+from drrho.risk import KL, ChiSquareBall, RiskMeasure, excess_loss
 
 DIMENSIONS = 20
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)
@@ -156,7 +156,7 @@ def compare(*, seeds: int, n: int, m: int) -> dict[str, list[Estimate]]:
     for s in STRENGTHS:
         g = s / (1 + kappa)
         kl, chi_square = (
-            KLPenalized(temperature=kappa / s),
+            KL(temperature=kappa / s),
             ChiSquareBall(radius=g * DIMENSIONS / (2 * n)),
         )
         found["reference"].append(risk_of(reference))

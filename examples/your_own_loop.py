@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from drrho.plotting.table import markdown_table
-from drrho.risk import KLPenalized, Mean
+from drrho.risk import KL, Mean
 from drrho.steering import DRRhoLoss, Losses, MovingAverage, accumulate_gradients
 from drrho.steering.selection import select_top_k, selection_scores
 
@@ -134,7 +134,7 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
 
 
 def averaged_kl(temperature: float) -> DRRhoLoss:
-    return DRRhoLoss(KLPenalized(temperature=temperature), MovingAverage(rate=0.1))
+    return DRRhoLoss(KL(temperature=temperature), MovingAverage(rate=0.1))
 
 
 def compare_once(seed: int, *, epochs: int) -> dict[str, float]:

@@ -23,15 +23,15 @@ import os
 from dataclasses import replace
 
 from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.filtering import FilterConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
-from drrho.recipe.selection import SelectionConfig
+from drrho.recipe.filtering import Filtering
+from drrho.recipe.recipe import Evaluation, Recipe
+from drrho.recipe.selection import Selection
 from drrho.studies.compare.spec import Comparison, GapConfig, TuningConfig
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 STUDY = os.environ.get("DRRHO_STUDY", "scenes-30")
 DATA = os.environ.get("DRRHO_DATA", "../shared/data")
@@ -61,16 +61,14 @@ match kind:
         raise ValueError(f"DRRHO_STUDY = {STUDY!r} is no study; see {__file__}")
 
 
-def small(image_width: int, text_width: int) -> ModelConfig:
+def small(image_width: int, text_width: int) -> Model:
     widths = SmallConfig(image_width=image_width, text_width=text_width, text_heads=2)
-    return ModelConfig(name="small", small=widths)
+    return Model(name="small", small=widths)
 
 
-def steps(number: int, learning_rate: float = 1e-3) -> TrainingConfig:
-    optimizer = OptimizerConfig(
-        learning_rate=learning_rate, warmup_steps=number // 10, weight_decay=0.1
-    )
-    return TrainingConfig(
+def steps(number: int, learning_rate: float = 1e-3) -> Training:
+    optimizer = Optimizer(learning_rate=learning_rate, warmup_steps=number // 10, weight_decay=0.1)
+    return Training(
         steps=number,
         optimizer=optimizer,
         log_every=10,
@@ -88,11 +86,11 @@ def settings(recipe: Recipe) -> tuple[Recipe, ...]:
 openclip = Recipe(
     output="",
     data=train,
-    loading=LoadingConfig(batch_size=BATCH_SIZE),
+    loading=Loading(batch_size=BATCH_SIZE),
     model=small(8, 64),
     objective=named_objective("openclip", temperature=TEMPERATURE),
     training=steps(STEPS),
-    evaluation=EvaluationConfig(data=validation),
+    evaluation=Evaluation(data=validation),
 )
 # A constant temperature, so that selection and distillation know what it was trained with.
 equal = replace(openclip, objective=ObjectiveConfig(method="clip"), data=reference_data, seed=100)
@@ -104,9 +102,7 @@ teacher = DistillationConfig(teacher_temperatures=(TEMPERATURE,))
 siglip = replace(named_objective("siglip", temperature=0.1), initial_bias=-math.log(BATCH_SIZE - 1))
 fastclip = named_objective("fastclip_v1", temperature=TEMPERATURE)
 drrho_clip = ObjectiveConfig(method="drrho_clip")
-top_k = SelectionConfig(
-    batch_size=BATCH_SIZE // 2, selection="top_k", reference_temperature=TEMPERATURE
-)
+top_k = Selection(batch_size=BATCH_SIZE // 2, selection="top_k", reference_temperature=TEMPERATURE)
 
 
 def taught(recipe: Recipe, objective: ObjectiveConfig) -> Recipe:
@@ -130,7 +126,7 @@ methods = {
     "jest": replace(selected, selection=replace(top_k, selection="sample")),
     "jest_top_k": selected,
     "rho_top_k": replace(selected, selection=replace(top_k, selection="rho_top_k")),
-    "filter": replace(openclip, filtering=FilterConfig(kept_fraction=0.7, reference="stronger")),
+    "filter": replace(openclip, filtering=Filtering(kept_fraction=0.7, reference="stronger")),
     "distillation": taught(openclip, ObjectiveConfig(method="distillation", distillation=teacher)),
     "fastclip_distillation": taught(openclip, replace(fastclip, distillation=teacher)),
     "drrho_clip": steered,

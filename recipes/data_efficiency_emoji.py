@@ -13,12 +13,12 @@ import os
 from dataclasses import replace
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.data.loading import Loading
+from drrho.models.build import Model
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.studies.compare.spec import Comparison
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 DATA = os.environ.get("DRRHO_DATA", "../shared/data") + "/emoji-pictograms"
 OUTPUT = "runs/data-efficiency-emoji"
@@ -29,17 +29,17 @@ def run(method: str, shards: int) -> Recipe:
     return Recipe(
         output=OUTPUT,
         data=f"{DATA}/train-{{0002..{shards + 1:04d}}}.tar",
-        loading=LoadingConfig(batch_size=128),
-        model=ModelConfig(name="small"),
+        loading=Loading(batch_size=128),
+        model=Model(name="small"),
         objective=ObjectiveConfig(method=method),
         reference="emoji" if method == "drrho_clip" else None,
-        training=TrainingConfig(
+        training=Training(
             steps=STEPS,
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
             log_every=10,
             checkpoint_every=STEPS,
         ),
-        evaluation=EvaluationConfig(data=f"{DATA}/val-0000.tar"),
+        evaluation=Evaluation(data=f"{DATA}/val-0000.tar"),
     )
 
 

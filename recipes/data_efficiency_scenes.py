@@ -16,13 +16,13 @@ trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of
 from dataclasses import replace
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.studies.compare.spec import Comparison
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 OUTPUT = "runs/data-efficiency-scenes"
 STEPS = 120  # of 128 pairs
@@ -32,17 +32,17 @@ def run(method: str, shards: int) -> Recipe:
     return Recipe(
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train/scenes-{{0000..{shards - 1:04d}}}.tar",
-        loading=LoadingConfig(batch_size=128),
-        model=ModelConfig(name="small", small=SmallConfig(text_width=96, text_heads=3)),
+        loading=Loading(batch_size=128),
+        model=Model(name="small", small=SmallConfig(text_width=96, text_heads=3)),
         objective=ObjectiveConfig(method=method),
         reference="scenes" if method == "drrho_clip" else None,
-        training=TrainingConfig(
+        training=Training(
             steps=STEPS,
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
             log_every=10,
             checkpoint_every=STEPS,
         ),
-        evaluation=EvaluationConfig(data=f"{OUTPUT}/scenes/validation"),
+        evaluation=Evaluation(data=f"{OUTPUT}/scenes/validation"),
     )
 
 

@@ -15,12 +15,12 @@ import os
 from dataclasses import replace
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.data.loading import Loading
+from drrho.models.build import Model
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.studies.compare.spec import Comparison
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 DATA = os.environ.get("DRRHO_DATA", "../shared/data") + "/emoji-pictograms"
 OUTPUT = "runs/emoji-pictograms"
@@ -29,17 +29,17 @@ STEPS = 420  # 12 epochs of 9,135 pairs in batches of 256
 target = Recipe(
     output=f"{OUTPUT}/target",
     data=f"{DATA}/train-{{0005..0009}}.tar",
-    loading=LoadingConfig(batch_size=256),
-    model=ModelConfig(name="small"),
+    loading=Loading(batch_size=256),
+    model=Model(name="small"),
     objective=ObjectiveConfig(method="clip"),
-    training=TrainingConfig(
+    training=Training(
         steps=STEPS,
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=40, weight_decay=0.1),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=40, weight_decay=0.1),
         log_every=10,
         evaluate_every=84,
         checkpoint_every=84,
     ),
-    evaluation=EvaluationConfig(data=f"{DATA}/val-0000.tar"),
+    evaluation=Evaluation(data=f"{DATA}/val-0000.tar"),
 )
 
 recipe = Comparison(

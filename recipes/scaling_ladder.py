@@ -17,13 +17,13 @@ run that was stopped early would be judged before its learning rate had fallen.
 from dataclasses import replace
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.studies.compare.spec import Comparison
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 OUTPUT = "runs/scaling-ladder"
 SIZES = {
@@ -38,19 +38,17 @@ def run(method: str, size: str, steps: int) -> Recipe:
     return Recipe(
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train",
-        loading=LoadingConfig(batch_size=128),
-        model=ModelConfig(name="small", small=SIZES[size]),
+        loading=Loading(batch_size=128),
+        model=Model(name="small", small=SIZES[size]),
         objective=ObjectiveConfig(method=method),
         reference="scenes" if method == "drrho_clip" else None,
-        training=TrainingConfig(
+        training=Training(
             steps=steps,
-            optimizer=OptimizerConfig(
-                learning_rate=1e-3, warmup_steps=steps // 10, weight_decay=0.1
-            ),
+            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=steps // 10, weight_decay=0.1),
             log_every=max(1, steps // 20),
             checkpoint_every=steps,
         ),
-        evaluation=EvaluationConfig(data=f"{OUTPUT}/scenes/validation"),
+        evaluation=Evaluation(data=f"{OUTPUT}/scenes/validation"),
     )
 
 

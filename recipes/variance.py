@@ -17,12 +17,12 @@ The scenes and the references are those of recipes/comparison.py with DRRHO_STUD
 """
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.recipe.recipe import Evaluation, Recipe
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 SCENES, STORED = "runs/comparison/scenes", "runs/variance"
 STEPS = 200  # of 128 pairs
@@ -30,18 +30,18 @@ STEPS = 200  # of 128 pairs
 recipe = Recipe(
     output=f"{STORED}/drrho_clip",
     data=f"{SCENES}/train-30",
-    loading=LoadingConfig(batch_size=128),
-    model=ModelConfig(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
+    loading=Loading(batch_size=128),
+    model=Model(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
     objective=ObjectiveConfig(method="drrho_clip"),
     reference=f"{STORED}/train-stronger",
-    training=TrainingConfig(
+    training=Training(
         steps=STEPS,
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
         log_every=10,
         evaluate_every=10,
         checkpoint_every=STEPS,
     ),
-    evaluation=EvaluationConfig(
+    evaluation=Evaluation(
         data=f"{SCENES}/validation",
         references=tuple(f"{STORED}/validation-{it}" for it in ("stronger", "equal", "weaker")),
     ),

@@ -13,28 +13,28 @@ smaller learning rate is in place.
 
 from drrho.contrastive.memory.temperature import TemperatureConfig
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 recipe = Recipe(
     output="runs/mine",
     data="train.json",
     reference="reference",
-    loading=LoadingConfig(batch_size=512, workers=4),
-    model=ModelConfig(name="ViT-B-16"),
+    loading=Loading(batch_size=512, workers=4),
+    model=Model(name="ViT-B-16"),
     objective=ObjectiveConfig(
         method="drrho_clip",
         temperature=TemperatureConfig(initial=0.01),
         epsilon=1e-4,
         gamma_min=1.0,
     ),
-    training=TrainingConfig(
+    training=Training(
         steps=20_000,
         precision="bfloat16",
-        optimizer=OptimizerConfig(
+        optimizer=Optimizer(
             learning_rate=1e-4,
             warmup_steps=500,
             betas=(0.9, 0.98),

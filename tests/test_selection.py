@@ -1,4 +1,4 @@
-"""Selection: which risk's gradient each draw follows, what counts, and what it never does."""
+"""Selected: which risk's gradient each draw follows, what counts, and what it never does."""
 
 import importlib.util
 import itertools
@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrho.steering.selection
-from drrho.risk import CVaR, KLPenalized, entropic_risk
+from drrho.risk import KL, CVaR, kl_risk
 from drrho.steering.selection import (
-    Selection,
+    Selected,
     sample_uniformly,
     sample_with_replacement,
     sample_without_replacement,
@@ -212,7 +212,7 @@ def test_top_k_follows_a_permutation_of_the_candidates():
 )
 def test_mean_gradient_is_that_of_the_kl_penalty(select, k, temperature):
     losses = SCORES.clone().requires_grad_()
-    KLPenalized(temperature=temperature)(losses).value.backward()
+    KL(temperature=temperature)(losses).value.backward()
     samples = draws(select, SCORES, k, temperature=temperature)
     assert errors_of_the_mean(samples, losses.grad.double()) < STANDARD_ERRORS
 
@@ -220,7 +220,7 @@ def test_mean_gradient_is_that_of_the_kl_penalty(select, k, temperature):
 @pytest.mark.parametrize("select", [corrected, with_replacement])
 def test_mean_gradient_with_a_mask_is_that_of_the_masked_risk(select):
     mask = torch.tensor([True, False, True, True, False, True, True])
-    weights = KLPenalized(temperature=1.0)(SCORES, base_measure=mask).weights.double()
+    weights = KL(temperature=1.0)(SCORES, base_measure=mask).weights.double()
     samples = draws(select, SCORES, 3, mask=mask)
     assert not samples[:, ~mask].any()
     assert errors_of_the_mean(samples[:, mask], weights[mask]) < STANDARD_ERRORS
@@ -291,7 +291,7 @@ def test_corrected_weights_vary_as_stated():
 def test_all_candidates_kept_have_the_weights_of_the_kl_penalty(masked, temperature):
     mask = torch.tensor([True, False, True, True, False, True, True]) if masked else None
     selection = corrected(SCORES, 7, generator=seeded(), temperature=temperature, mask=mask)
-    weights = entropic_risk(SCORES, temperature=temperature, base_measure=mask).weights
+    weights = kl_risk(SCORES, temperature=temperature, base_measure=mask).weights
     assert_close(scattered(selection, 7).float(), weights)
 
 
@@ -351,7 +351,7 @@ def test_the_generator_decides_the_draw_and_moves_on(select):
 def test_weights_are_detached_and_in_float32_at_least(select, dtype):
     scores = SCORES.to(dtype).requires_grad_()
     selection = select(scores, 3, generator=seeded())
-    assert isinstance(selection, Selection)
+    assert isinstance(selection, Selected)
     assert selection.index.shape == selection.weights.shape == (3,)
     assert not selection.weights.requires_grad
     if select is not uniformly:  # it knows no scores
@@ -378,7 +378,7 @@ def test_masking_is_absence(select):
     if select is not with_replacement:
         alone = select(SCORES[mask], 5, generator=seeded())
         positions = mask.nonzero().squeeze(1)
-        expected = scattered(Selection(positions[alone.index], alone.weights), 7)
+        expected = scattered(Selected(positions[alone.index], alone.weights), 7)
         assert_close(scattered(selection, 7), expected)
     assert mask[selection.index].all()
 

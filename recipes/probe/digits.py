@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import Probe, report
 
-from drrho.risk import KLPenalized, Mean
+from drrho.risk import KL, Mean
 from drrho.steering import DRRhoLoss
 from drrho.studies.probe.contamination import contamination
 from drrho.studies.probe.steerability import bootstrap_weights, loss_moments, rank_references
@@ -84,7 +84,7 @@ def train(
     torch.manual_seed(seed)
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    risk_measure = Mean() if reference is None else KLPenalized(temperature=reference[1])
+    risk_measure = Mean() if reference is None else KL(temperature=reference[1])
     steering = DRRhoLoss(risk_measure)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

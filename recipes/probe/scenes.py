@@ -18,11 +18,11 @@ from scoring import Probe, report
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.indexing import index_shards, open_manifest
-from drrho.data.loading import LoadingConfig
+from drrho.data.loading import Loading
 from drrho.data.manifest import Manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.evaluation.evaluate import EvaluationSet, evaluate_model, open_evaluation_set
-from drrho.models.build import ModelConfig, load_model, save_model
+from drrho.models.build import Model, load_model, save_model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import train_recipe
@@ -37,8 +37,8 @@ from drrho.studies.probe.pairs import (
     training_subset,
     with_distinct_texts,
 )
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 BATCH, TEMPERATURE = 128, 0.07
 PAIRS, HELD_OUT = 2000, 500
@@ -85,12 +85,12 @@ class Plan:
         return Recipe(
             output=str(self.runs / name),
             data=data,
-            loading=LoadingConfig(batch_size=BATCH),
-            model=ModelConfig(name="small", small=small),
+            loading=Loading(batch_size=BATCH),
+            model=Model(name="small", small=small),
             objective=ObjectiveConfig(method="fastclip"),
-            training=TrainingConfig(
+            training=Training(
                 steps=steps,
-                optimizer=OptimizerConfig(
+                optimizer=Optimizer(
                     learning_rate=self.learning_rate, warmup_steps=warmup_steps, weight_decay=0.1
                 ),
                 log_every=20,

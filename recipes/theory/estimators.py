@@ -23,7 +23,7 @@ from study import Estimate, Table, generator_of, mean_of, parser_of, publish
 from torch import Tensor
 
 from drrho.plotting.png import Chart, Series
-from drrho.risk import ChiSquareBall, CVaR, KLPenalized, RiskMeasure
+from drrho.risk import KL, ChiSquareBall, CVaR, RiskMeasure
 from drrho.runtime.progress import Progress
 from drrho.steering import AdaptiveRate, BatchEstimator, Estimator, LearnedDual, MovingAverage
 
@@ -39,7 +39,7 @@ def truth_of(risk: RiskMeasure) -> float:
     match risk:
         case CVaR(fraction=fraction):
             return _density_at_quantile(fraction) / fraction
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return 1 / (2 * temperature)
         case _:
             return _chi_square_of_normal(risk)
@@ -50,7 +50,7 @@ def predicted_bias(risk: RiskMeasure, size: int) -> float:
     match risk:
         case CVaR(fraction=fraction):
             return -(1 - fraction) / (2 * size * _density_at_quantile(fraction))
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return -temperature / (2 * size) * math.expm1(temperature**-2)
         case ChiSquareBall(radius=radius):
             return -math.sqrt(2 * radius) * 6 / (8 * size)
@@ -72,8 +72,8 @@ def _chi_square_of_normal(risk: RiskMeasure) -> float:
 
 RISKS: dict[str, RiskMeasure] = {
     "CVaR 0.1": CVaR(fraction=0.1),
-    "KL 1": KLPenalized(temperature=1.0),
-    "KL 0.5": KLPenalized(temperature=0.5),
+    "KL 1": KL(temperature=1.0),
+    "KL 0.5": KL(temperature=0.5),
     "chi-square 0.1": ChiSquareBall(radius=0.1),
 }
 
@@ -123,7 +123,7 @@ def gradient_of(make: Any, steps: int, generator: torch.Generator) -> dict[str, 
     The error of its mean is that of stretches of steps, for the estimators have memory.
     """
     estimator: Estimator = make()
-    risk = KLPenalized(temperature=TEMPERATURE)
+    risk = KL(temperature=TEMPERATURE)
     measure = torch.ones(BATCH, dtype=torch.float64)
     found = []
     for _ in range(BURN_IN + steps):
@@ -157,7 +157,7 @@ def drift(*, falls: Sequence[float] = FALLS, steps: int = DRIFT_STEPS) -> list[d
         for fall in falls:
             average = MovingAverage(rate=rate)
             normalised = MovingAverage(rate=rate, normalise=True)
-            risk = KLPenalized(temperature=1.0)
+            risk = KL(temperature=1.0)
             for step in range(steps):
                 f = torch.full((4,), -fall * step, dtype=torch.float64)
                 plain = average(risk, f, base_measure=measure, index=None).weights.sum().item()

@@ -25,7 +25,7 @@ from study import Estimate, Table, generator_of, mean_of, parser_of, publish, ra
 from torch import Tensor
 
 from drrho.plotting.png import Chart, Series
-from drrho.risk import ChiSquareBall, KLPenalized, Mean
+from drrho.risk import KL, ChiSquareBall, Mean
 from drrho.risk.theory.laws import best_rho, chi_square_law, parallel_sum, soft_threshold
 from drrho.runtime.progress import Progress
 
@@ -119,7 +119,7 @@ def compare_at(n: int, replicates: int, generator: torch.Generator) -> dict[str,
     erm_risk, reference_risk = expected_erm_risk(n), expected_erm_risk(REFERENCE_SAMPLES)
     kappa = reference_risk / erm_risk
     ball = ChiSquareBall(radius=best_rho(kappa, num_parameters=DIMENSIONS) / n)
-    penalty = KLPenalized(temperature=kappa)
+    penalty = KL(temperature=kappa)
     steered: dict[str, Minimum] = {
         "DRRho, chi-square": minimise_from_reference(ball, problem, reference, start=erm),
         "DRRho, KL": minimise(penalty, problem.against(reference), start=reference),

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from drrho.plotting.png import Chart, Series
-from drrho.risk import ChiSquareBall, CVaR, KLPenalized, Mean
+from drrho.risk import KL, ChiSquareBall, CVaR, Mean
 from drrho.risk.theory.laws import best_rho, kl_law, parallel_sum
 from drrho.runtime.progress import Progress
 
@@ -123,9 +123,7 @@ def weak_to_strong(
             kappa = (weak.mean() / plain.mean()).item()
             ball = ChiSquareBall(radius=best_rho(kappa, num_parameters=DIMENSIONS) / SAMPLES)
             found = {
-                "DRRho, KL": minimise(
-                    KLPenalized(temperature=kappa), problem.against(reference), start=erm
-                ),
+                "DRRho, KL": minimise(KL(temperature=kappa), problem.against(reference), start=erm),
                 "DRRho, chi-square": minimise_from_reference(ball, problem, reference, start=erm),
             }
             risks = {key: excess_risk(minimum.w) for key, minimum in found.items()}
@@ -171,7 +169,7 @@ def sweep_temperature(
     ratios = []
     with Progress("E4, temperature", total=len(factors), unit="temperatures") as progress:
         for factor in factors:
-            risk = KLPenalized(temperature=factor * kappa)
+            risk = KL(temperature=factor * kappa)
             w = minimise(risk, steered, start=erm).w
             ratios.append(ratio_of(excess_risk(w, flips=flips), plain))
             progress.advance(1)
@@ -205,7 +203,7 @@ def memorised(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, losses in kinds.items():
         steered = Problem(x=problem.x, y=problem.y, loss="logistic", reference_losses=losses)
-        w = minimise(KLPenalized(temperature=1.0), steered, start=erm).w
+        w = minimise(KL(temperature=1.0), steered, start=erm).w
         rows.append(
             {
                 "reference": name,
@@ -252,7 +250,7 @@ def fixed_adversaries(
                 row[name] = ratio_of(excess_risk(found.w), weak)
                 row[f"{name} returns it"] = (found.w == reference).all(dim=1).double().mean().item()
                 row[f"{name} gap"] = found.gap.max().item()
-            penalty = KLPenalized(temperature=kappa)
+            penalty = KL(temperature=kappa)
             found = minimise(penalty, problem.against(reference), start=erm)
             row["KL, kappa"] = ratio_of(excess_risk(found.w), weak)
             rows.append(row)

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from drrho.risk import (
+    KL,
     ChiSquareBall,
     CVaR,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
     RiskMeasure,
     excess_loss,
@@ -116,8 +116,8 @@ def minimise(risk: RiskMeasure, problem: Problem, *, start: Tensor | None = None
     """The least risk over all linear models, with its duality gap.
 
     Args:
-        risk: `Mean`, `KLPenalized`, `KLPenalizedCVaR`, `ChiSquareBall` or `CVaR`. The last has no
-            second derivative and is approached by `KLPenalizedCVaR` at falling temperatures.
+        risk: `Mean`, `KL`, `KLCVaR`, `ChiSquareBall` or `CVaR`. The last has no
+            second derivative and is approached by `KLCVaR` at falling temperatures.
         problem: the data sets.
         start: parameters (sets, d); zero if not given.
 
@@ -127,7 +127,7 @@ def minimise(risk: RiskMeasure, problem: Problem, *, start: Tensor | None = None
     w = problem.zeros if start is None else start
     if isinstance(risk, CVaR):
         for temperature in SMOOTHING:
-            smooth = KLPenalizedCVaR(temperature=temperature, fraction=risk.fraction)
+            smooth = KLCVaR(temperature=temperature, fraction=risk.fraction)
             w = _newton(smooth, problem, w)
         weights = smooth(problem.excess(w)).weights  # allowed to CVaR's adversary too
     else:
@@ -243,9 +243,9 @@ def risk_curvature(risk: RiskMeasure, losses: Tensor) -> _Curvature:
     match risk:
         case Mean():
             return _Curvature(torch.zeros_like(p), ())
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return _Curvature(p / temperature, (p / math.sqrt(temperature),))
-        case KLPenalizedCVaR(temperature=temperature, fraction=fraction):
+        case KLCVaR(temperature=temperature, fraction=fraction):
             limit = 1 / (fraction * p.shape[-1])
             free = torch.where(p < limit * (1 - 1e-9), p, 0.0)
             share = free.sum(dim=-1, keepdim=True)

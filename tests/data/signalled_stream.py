@@ -13,14 +13,14 @@ from functools import partial
 from tests.data.tar_files import to_tensor, to_tokens
 
 from drrho.data.indexing import index_shards
-from drrho.data.loading import LoadingConfig, Position, training_batches
+from drrho.data.loading import Loading, Position, training_batches
 
 say = partial(print, flush=True)
 batches = training_batches(
     index_shards(sys.argv[1]),
     to_tensor,
     tokenizer=to_tokens,
-    config=LoadingConfig(batch_size=4, workers=2),
+    config=Loading(batch_size=4, workers=2),
     position=Position(seed=0),
 )
 for _ in range(4):  # two from each: both workers are past their start

@@ -32,7 +32,7 @@ from drrho.data import loading
 from drrho.data.batch import Batch
 from drrho.data.indexing import index_shards
 from drrho.data.loading import (
-    LoadingConfig,
+    Loading,
     NothingReadable,
     Position,
     epoch_order,
@@ -69,7 +69,7 @@ def train(
         manifest,
         transform,
         tokenizer=to_tokens,
-        config=LoadingConfig(batch_size=batch_size, shuffle_window=window, workers=workers),
+        config=Loading(batch_size=batch_size, shuffle_window=window, workers=workers),
         position=Position(seed=seed, step=start_step, share=share),
     )
 
@@ -219,9 +219,9 @@ def test_arguments_are_checked_before_anything_is_read(manifest):
         train(manifest, start_step=-1)
     for name in ("batch_size", "shuffle_window"):
         with pytest.raises(ValueError, match=name):
-            LoadingConfig(**{"batch_size": 1, name: 0})
+            Loading(**{"batch_size": 1, name: 0})
     with pytest.raises(ValueError, match="workers"):
-        LoadingConfig(batch_size=1, workers=-1)
+        Loading(batch_size=1, workers=-1)
     with pytest.raises(ValueError, match="batch_size"):
         evaluation_batches(manifest, to_tensor, batch_size=0)
 
@@ -362,7 +362,7 @@ def test_real_images_and_captions_load():
         manifest,
         resized,
         tokenizer=lengths,
-        config=LoadingConfig(batch_size=128),
+        config=Loading(batch_size=128),
         position=Position(seed=0),
     )
     batch = next(batches)

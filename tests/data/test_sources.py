@@ -12,7 +12,7 @@ from tests.data.tar_files import numbers_shown, pair, picture, to_tensor, to_tok
 
 from drrho.data.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.data.indexing import Columns, index_shards
-from drrho.data.loading import LoadingConfig, Position, evaluation_batches, training_batches
+from drrho.data.loading import Loading, Position, evaluation_batches, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
@@ -199,7 +199,7 @@ def train(manifest, *, captions, seed=0, batch_size=COUNT):
         manifest,
         to_tensor,
         tokenizer=to_tokens,
-        config=LoadingConfig(batch_size=batch_size, captions=captions),
+        config=Loading(batch_size=batch_size, captions=captions),
         position=Position(seed=seed),
     )
 

@@ -20,14 +20,14 @@ from tokenizers.models import WordLevel
 from torch.testing import assert_close
 
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
-from drrho.risk import CVaR, KLPenalized, Mean
+from drrho.risk import KL, CVaR, Mean
 from drrho.steering import LearnedDual, LossTable, MovingAverage
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 24
 LENGTH = 8
 CVAR = CVaR(fraction=0.4)
-KL = KLPenalized(temperature=0.5)
+KL = KL(temperature=0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -456,7 +456,7 @@ def test_options_without_effect_are_errors(tmp_path):
         steered(tmp_path, model, reference=model)
     with pytest.raises(ValueError, match="LossTable needs ids"):
         steered(tmp_path, estimator=LossTable(8))
-    with pytest.raises(ValueError, match="KLPenalized"):
+    with pytest.raises(ValueError, match="KL"):
         steered(tmp_path, estimator=MovingAverage())
     config = transformers.T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1)
     with pytest.raises(ValueError, match="encoder-decoder"):

@@ -40,7 +40,7 @@ def encode(both, images, texts):
     return PairEmbeddings(*(torch.nn.functional.normalize(x, dim=-1) for x in pairs))
 
 
-class Model(lightning.LightningModule):
+class TinyModule(lightning.LightningModule):
     def __init__(self):
         super().__init__()
         self.towers = towers()
@@ -72,7 +72,7 @@ def options(folder):
 
 
 def trained(folder, *, epochs, ckpt_path=None, **others):
-    model = Model()
+    model = TinyModule()
     trainer = lightning.Trainer(max_epochs=epochs, **options(folder), **others)
     trainer.fit(model, DataLoader(DATA, 8), ckpt_path=ckpt_path)
     return model, trainer
@@ -80,7 +80,7 @@ def trained(folder, *, epochs, ckpt_path=None, **others):
 
 def share_of_two_processes(folder, *, rank):
     """What test_hugging_face.py's two processes run: one start for all trainers."""
-    model = Model()
+    model = TinyModule()
     trainer = lightning.Trainer(
         devices=2, strategy="ddp", use_distributed_sampler=False, max_epochs=2, **options(folder)
     )
@@ -129,4 +129,4 @@ def test_what_it_refuses(tmp_path):
     with pytest.raises(ValueError, match="accumulate_grad_batches must be 1"):
         trained(tmp_path, epochs=1, accumulate_grad_batches=2)
     with pytest.raises(RuntimeError, match="when the Trainer sets up"):
-        _ = Model().steering.pairs
+        _ = TinyModule().steering.pairs

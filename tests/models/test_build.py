@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from drrho.models.build import ModelConfig, build_model, load_model, save_model
+from drrho.models.build import Model, build_model, load_model, save_model
 from drrho.models.open_clip import import_open_clip
 from drrho.models.small import SmallConfig
 
-SMALL = ModelConfig(
+SMALL = Model(
     name="small", small=SmallConfig(embed_dim=8, image_width=2, text_width=8, text_heads=1)
 )
 # A CLIP of open_clip's own architecture, small enough to build in a test.
@@ -64,7 +64,7 @@ def test_a_saved_model_is_loaded_whole(tmp_path):
     with torch.no_grad():
         model.module.text_projection.weight.mul_(2)
     save_model(model, tmp_path / "run" / "model")
-    loaded = build_model(ModelConfig(name=f"run:{tmp_path / 'run'}"), seed=0)
+    loaded = build_model(Model(name=f"run:{tmp_path / 'run'}"), seed=0)
     assert same_weights(loaded.module, model.module)
     image = Image.new("RGB", (80, 70), "red")
     assert_close(loaded.eval_transform(image), model.eval_transform(image))
@@ -73,7 +73,7 @@ def test_a_saved_model_is_loaded_whole(tmp_path):
 
 def test_a_local_folder_is_loaded_with_its_own_transform_and_tokenizer(local_dir):
     folder, module = local_dir
-    model = build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+    model = build_model(Model(name=f"local-dir:{folder}"), seed=0)
     assert same_weights(model.module, module)
     image = model.eval_transform(Image.new("RGB", (50, 40), (102, 102, 102)))
     assert image.shape == (3, 32, 32)
@@ -86,12 +86,12 @@ def test_a_local_folder_is_loaded_with_its_own_transform_and_tokenizer(local_dir
 def test_an_open_clip_model_trained_here_needs_nothing_but_its_folder(local_dir, tmp_path):
     """Weights, transform and tokenizer survive, for us and for open_clip itself."""
     folder, _ = local_dir
-    model = build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+    model = build_model(Model(name=f"local-dir:{folder}"), seed=0)
     with torch.no_grad():
         model.module.text_projection.mul_(2)
     save_model(model, tmp_path / "run" / "model")
     (folder / "open_clip_config.json").unlink()  # the place it came from is gone
-    loaded = build_model(ModelConfig(name=f"run:{tmp_path / 'run'}"), seed=0)
+    loaded = build_model(Model(name=f"run:{tmp_path / 'run'}"), seed=0)
     assert same_weights(loaded.module, model.module)
     for part in ("eval_transform", "tokenizer"):
         assert loaded.identity[part] == model.identity[part]
@@ -102,7 +102,7 @@ def test_an_open_clip_model_trained_here_needs_nothing_but_its_folder(local_dir,
 
 
 def test_an_architecture_of_open_clip_gets_random_weights_from_the_seed():
-    config = ModelConfig(name="RN50")
+    config = Model(name="RN50")
     with pytest.raises(ValueError, match="random weights"):
         config.require_trained()
     models = [build_model(config, seed=seed) for seed in (0, 0)]
@@ -110,9 +110,9 @@ def test_an_architecture_of_open_clip_gets_random_weights_from_the_seed():
 
 
 def test_a_checkpoint_file_is_a_pretrained_model(tmp_path):
-    module = build_model(ModelConfig(name="RN50"), seed=4).module
+    module = build_model(Model(name="RN50"), seed=4).module
     save_file(module.state_dict(), tmp_path / "mine.safetensors")
-    config = ModelConfig(name="RN50", pretrained=str(tmp_path / "mine.safetensors"))
+    config = Model(name="RN50", pretrained=str(tmp_path / "mine.safetensors"))
     config.require_trained()
     assert same_weights(build_model(config, seed=0).module, module)
 
@@ -131,19 +131,19 @@ def test_a_checkpoint_file_is_a_pretrained_model(tmp_path):
 )
 def test_errors_say_what_there_is(config, message):
     with pytest.raises(ValueError, match=message):
-        build_model(ModelConfig(**config), seed=0)
+        build_model(Model(**config), seed=0)
 
 
 def test_an_unfinished_run_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="Finish the run"):
-        build_model(ModelConfig(name=f"run:{tmp_path}"), seed=0)
+        build_model(Model(name=f"run:{tmp_path}"), seed=0)
 
 
 def test_a_folder_without_weights_is_no_trained_model(local_dir):
     folder, _ = local_dir
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ValueError, match="no weights"):
-        build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+        build_model(Model(name=f"local-dir:{folder}"), seed=0)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):

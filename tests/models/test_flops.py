@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.flops import forward_flops
 from drrho.models.small import SmallConfig
 
@@ -13,7 +13,7 @@ def test_it_is_the_count_by_hand():
     config = SmallConfig(
         embed_dim=dim, image_width=width, text_width=text, text_layers=layers, text_heads=2
     )
-    model = build_model(ModelConfig(name="small", small=config), seed=0)
+    model = build_model(Model(name="small", small=config), seed=0)
     captions = ["a red box", "a red box"]
     flops = forward_flops(model, torch.zeros(3, 3, 64, 64), captions)
     channels = [(3, 2, 32), (2, 4, 16), (4, 4, 16), (4, 8, 8), (8, 8, 8), (8, 16, 4)]
@@ -27,6 +27,6 @@ def test_it_is_the_count_by_hand():
 
 
 def test_nothing_to_count_is_refused():
-    model = build_model(ModelConfig(name="small", small=SmallConfig(image_width=1)), seed=0)
+    model = build_model(Model(name="small", small=SmallConfig(image_width=1)), seed=0)
     with pytest.raises(ValueError, match="at least one image"):
         forward_flops(model, torch.zeros(0, 3, 64, 64), [])

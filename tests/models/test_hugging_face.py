@@ -9,7 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.testing import assert_close
 
-from drrho.models.build import ModelConfig, build_model, load_model, save_model
+from drrho.models.build import Model, build_model, load_model, save_model
 from drrho.models.hugging_face import import_transformers
 
 transformers = import_transformers()
@@ -121,7 +121,7 @@ def features(found):
 
 
 def test_embeddings_are_those_of_transformers(folder):
-    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    model = build_model(Model(name=f"transformers:{folder}"), seed=0)
     theirs = transformers.AutoModel.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -146,7 +146,7 @@ def test_embeddings_are_those_of_transformers(folder):
 
 
 def test_it_trains_and_is_written_as_transformers_reads_it(folder, tmp_path):
-    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    model = build_model(Model(name=f"transformers:{folder}"), seed=0)
     trainable = [p for p in model.module.parameters() if p.requires_grad]
     assert all(p.ndim > 0 for p in trainable), "its temperature is not trained"
     model.module.encode_text(model.tokenizer(TEXTS)).sum().backward()
@@ -167,7 +167,7 @@ def test_it_trains_and_is_written_as_transformers_reads_it(folder, tmp_path):
 
 
 def test_workers_can_have_its_transform_and_tokenizer(folder):
-    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    model = build_model(Model(name=f"transformers:{folder}"), seed=0)
     transform, tokens = pickle.loads(pickle.dumps((model.eval_transform, model.tokenizer)))
     assert torch.equal(transform(picture()), model.eval_transform(picture()))
     assert torch.equal(tokens(TEXTS), model.tokenizer(TEXTS))
@@ -175,14 +175,14 @@ def test_workers_can_have_its_transform_and_tokenizer(folder):
 
 def test_what_is_no_dual_encoder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"it has no config\.json.*save_pretrained"):
-        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+        build_model(Model(name=f"transformers:{tmp_path}"), seed=0)
     transformers.BertModel(transformers.BertConfig(vocab_size=9, **TOWER)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="cannot be loaded.*preprocessor_config"):
-        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+        build_model(Model(name=f"transformers:{tmp_path}"), seed=0)
     transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
     tokenizer(pad="<pad>").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a BertModel, which does not embed images"):
-        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+        build_model(Model(name=f"transformers:{tmp_path}"), seed=0)
 
 
 def test_a_pickle_is_not_read(folder):
@@ -190,7 +190,7 @@ def test_a_pickle_is_not_read(folder):
     torch.save({"weight": torch.ones(3)}, folder / "pytorch_model.bin")
     weights.unlink()
     with pytest.raises(ValueError, match="a .bin is a pickle, which is not read"):
-        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+        build_model(Model(name=f"transformers:{folder}"), seed=0)
 
 
 def test_weights_of_one_tower_are_no_dual_encoder(folder):
@@ -198,7 +198,7 @@ def test_weights_of_one_tower_are_no_dual_encoder(folder):
     config = clip().config
     transformers.CLIPForImageClassification(config).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"lack \d+ parameters of a CLIPModel.*another class"):
-        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+        build_model(Model(name=f"transformers:{folder}"), seed=0)
 
 
 def test_a_tokenizer_that_cannot_fill_up_is_refused(folder):
@@ -206,12 +206,12 @@ def test_a_tokenizer_that_cannot_fill_up_is_refused(folder):
     words.pad_token = None
     words.save_pretrained(folder)
     with pytest.raises(ValueError, match=r"no padding token; set the one"):
-        build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+        build_model(Model(name=f"transformers:{folder}"), seed=0)
 
 
 def test_half_precision_weights_are_computed_with_in_float32(tmp_path, folder):
     transformers.AutoModel.from_pretrained(folder).half().save_pretrained(folder)
-    model = build_model(ModelConfig(name=f"transformers:{folder}"), seed=0)
+    model = build_model(Model(name=f"transformers:{folder}"), seed=0)
     floating = [p for p in model.module.state_dict().values() if p.is_floating_point()]
     assert {p.dtype for p in floating} == {torch.float32}
 
@@ -224,4 +224,4 @@ def test_one_that_embeds_every_token_is_refused(tmp_path):
     transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
     tokenizer(pad="<pad>").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a FlavaModel, which does not embed"):
-        build_model(ModelConfig(name=f"transformers:{tmp_path}"), seed=0)
+        build_model(Model(name=f"transformers:{tmp_path}"), seed=0)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drrho.models.build import ModelConfig, build_model, load_model, save_model
+from drrho.models.build import Model, build_model, load_model, save_model
 
 PROGRAM = """
 from dataclasses import replace
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 
 def build():
-    model = build_model(ModelConfig(name="small"), seed=5)
+    model = build_model(Model(name="small"), seed=5)
     return replace(model, identity=model.identity | {"architecture": "mine"})
 """
 
@@ -19,9 +19,7 @@ def build():
 def test_a_program_builds_a_model(tmp_path):
     path = tmp_path / "encoder.py"
     path.write_text(PROGRAM)
-    assert (
-        build_model(ModelConfig(name=f"python:{path}"), seed=0).identity["architecture"] == "mine"
-    )
+    assert build_model(Model(name=f"python:{path}"), seed=0).identity["architecture"] == "mine"
     for text, message in (
         ("build = 3", "must define build()"),
         ("def build(): return 3", "got int"),
@@ -29,9 +27,9 @@ def test_a_program_builds_a_model(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
-            build_model(ModelConfig(name=f"python:{path}"), seed=0)
+            build_model(Model(name=f"python:{path}"), seed=0)
     with pytest.raises(FileNotFoundError, match="there is no such file"):
-        build_model(ModelConfig(name=f"python:{tmp_path}/absent.py"), seed=0)
+        build_model(Model(name=f"python:{tmp_path}/absent.py"), seed=0)
 
 
 TIED = """
@@ -60,7 +58,7 @@ def saved(request, tmp_path):
     """The program, and the folder of the model that was trained with it."""
     path, folder = tmp_path / "encoder.py", tmp_path / "run" / "model"
     path.write_text(request.param)
-    model = build_model(ModelConfig(name=f"python:{path}"), seed=0)
+    model = build_model(Model(name=f"python:{path}"), seed=0)
     with torch.no_grad():
         for parameter in model.module.parameters():
             parameter.add_(1)
@@ -70,7 +68,7 @@ def saved(request, tmp_path):
 
 def test_a_trained_one_is_loaded_with_its_program(saved):
     _, folder, model = saved
-    loaded = build_model(ModelConfig(name=f"run:{folder.parent}"), seed=0)
+    loaded = build_model(Model(name=f"run:{folder.parent}"), seed=0)
     theirs = loaded.module.state_dict()
     assert all(torch.equal(theirs[k], v) for k, v in model.module.state_dict().items())
     assert loaded.identity["architecture"] == model.identity["architecture"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.risk import ChiSquareBall, CVaR, KLPenalized, KLPenalizedCVaR, Mean
+from drrho.risk import KL, ChiSquareBall, CVaR, KLCVaR, Mean
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "recipes" / "theory"))
@@ -167,8 +167,8 @@ def test_e5_falling_losses_leave_the_average_behind_as_predicted():
     "risk",
     [
         Mean(),
-        KLPenalized(temperature=0.7),
-        KLPenalizedCVaR(temperature=0.5, fraction=0.4),
+        KL(temperature=0.7),
+        KLCVaR(temperature=0.5, fraction=0.4),
         ChiSquareBall(radius=0.05),
         ChiSquareBall(radius=1.0),
     ],
@@ -199,7 +199,7 @@ def test_the_solver_refuses_what_it_cannot_differentiate():
 def test_the_duality_gap_shows_a_minimum_that_was_missed():
     generator = torch.Generator().manual_seed(0)
     problem = logistic_regression.draw(2, 200, generator)
-    risk = KLPenalized(temperature=1.0)
+    risk = KL(temperature=1.0)
     right = newton.minimise(risk, problem)
     assert right.gap.max() < 1e-10
     wrong = right.w + 0.1

@@ -10,7 +10,7 @@ from tests.reference.small_reference import small_encoder
 from torch.testing import assert_close
 
 from drrho.data.indexing import index_shards
-from drrho.data.loading import LoadingConfig, Position, training_batches
+from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
 from drrho.reference.ensemble import ReferenceEnsemble
@@ -60,7 +60,7 @@ def batches(manifest, *, views=VIEWS, steps=6):
         manifest,
         to_tensor_of_size,
         tokenizer=to_tokens,
-        config=LoadingConfig(batch_size=4, views=views),
+        config=Loading(batch_size=4, views=views),
         position=Position(seed=0),
     )
     return [next(stream) for _ in range(steps)]

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
     RiskMeasure,
 )
@@ -57,8 +57,8 @@ CASES = {
     "cvar .3": Case(CVaR(fraction=0.3), cost=lambda q, b: (q / b).amax(-1), budget=1 / 0.3),
     "cvar .9": Case(CVaR(fraction=0.9), cost=lambda q, b: (q / b).amax(-1), budget=1 / 0.9),
     "cvar .01": Case(CVaR(fraction=0.01)),
-    "kl .2": Case(KLPenalized(temperature=0.2), cost=kl, price=0.2),
-    "kl 20": Case(KLPenalized(temperature=20.0), cost=kl, price=20.0),
+    "kl .2": Case(KL(temperature=0.2), cost=kl, price=0.2),
+    "kl 20": Case(KL(temperature=20.0), cost=kl, price=20.0),
     "kl ball .05": Case(KLBall(radius=0.05), cost=kl, budget=0.05),
     "kl ball 1": Case(KLBall(radius=1.0), cost=kl, budget=1.0),
     "kl ball 9": Case(KLBall(radius=9.0)),
@@ -66,25 +66,23 @@ CASES = {
     # Not 1, where one sample in three is exactly at reach and its threshold is not unique.
     "chi2 1.1": Case(ChiSquareBall(radius=1.1), cost=chi_square, budget=1.1),
     "chi2 99": Case(ChiSquareBall(radius=99.0)),
-    "chi2 penalty .5": Case(ChiSquarePenalized(strength=0.5), cost=chi_square, price=0.5),
-    "chi2 penalty 30": Case(ChiSquarePenalized(strength=30.0), cost=chi_square, price=30.0),
+    "chi2 penalty .5": Case(ChiSquare(strength=0.5), cost=chi_square, price=0.5),
+    "chi2 penalty 30": Case(ChiSquare(strength=30.0), cost=chi_square, price=30.0),
     "kl .5 in cvar .4": Case(
-        KLPenalizedCVaR(temperature=0.5, fraction=0.4), cost=kl, price=0.5, cap=1 / 0.4
+        KLCVaR(temperature=0.5, fraction=0.4), cost=kl, price=0.5, cap=1 / 0.4
     ),
-    "kl 3 in cvar .7": Case(
-        KLPenalizedCVaR(temperature=3.0, fraction=0.7), cost=kl, price=3.0, cap=1 / 0.7
-    ),
+    "kl 3 in cvar .7": Case(KLCVaR(temperature=3.0, fraction=0.7), cost=kl, price=3.0, cap=1 / 0.7),
 }
 
 # From the mean to the maximum, each step more pessimistic.
 LADDERS = {
     "cvar": [CVaR(fraction=a) for a in (1.0, 0.8, 0.5, 0.21, 0.2, 1e-3)],
-    "kl": [KLPenalized(temperature=t) for t in (1e9, 10.0, 1.0, 0.1, 1e-9)],
+    "kl": [KL(temperature=t) for t in (1e9, 10.0, 1.0, 0.1, 1e-9)],
     "kl in cvar": [
-        KLPenalizedCVaR(temperature=t, fraction=a)
+        KLCVaR(temperature=t, fraction=a)
         for t, a in ((1.0, 1.0), (1.0, 0.6), (0.5, 0.6), (0.1, 0.2), (1e-9, 1e-3))
     ],
-    "chi2 penalty": [ChiSquarePenalized(strength=s) for s in (1e9, 10.0, 1.0, 0.1, 1e-9)],
+    "chi2 penalty": [ChiSquare(strength=s) for s in (1e9, 10.0, 1.0, 0.1, 1e-9)],
     "kl ball": [KLBall(radius=r) for r in (0.0, 1e-6, 0.01, 0.3, 1.5, 50.0)],
     "chi2": [ChiSquareBall(radius=r) for r in (0.0, 1e-6, 0.01, 0.3, 1.5, 50.0)],
 }

@@ -7,12 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
 )
 from drrho.risk.duality import (
@@ -27,13 +27,13 @@ from drrho.risk.duality import (
 
 RISKS = [
     CVaR(fraction=0.3),
-    KLPenalized(temperature=0.5),
-    KLPenalizedCVaR(temperature=0.5, fraction=0.3),
+    KL(temperature=0.5),
+    KLCVaR(temperature=0.5, fraction=0.3),
     KLBall(radius=0.3),
     ChiSquareBall(radius=0.1),
     ChiSquareBall(radius=0.8),
-    ChiSquarePenalized(strength=4.0),
-    ChiSquarePenalized(strength=0.3),
+    ChiSquare(strength=4.0),
+    ChiSquare(strength=0.3),
 ]
 
 

@@ -5,12 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
     excess_loss,
 )
@@ -18,11 +18,11 @@ from drrho.risk import (
 RISKS = [
     Mean(),
     CVaR(fraction=0.4),
-    KLPenalized(temperature=0.5),
-    KLPenalizedCVaR(temperature=0.5, fraction=0.4),
+    KL(temperature=0.5),
+    KLCVaR(temperature=0.5, fraction=0.4),
     KLBall(radius=0.3),
     ChiSquareBall(radius=0.3),
-    ChiSquarePenalized(strength=0.3),
+    ChiSquare(strength=0.3),
 ]
 
 

@@ -5,12 +5,12 @@ import torch
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
 )
 
 cp = pytest.importorskip("cvxpy", reason="cvxpy, of the dev extra, solves the programs")
@@ -25,12 +25,12 @@ ROUNDING = 1e-11
 
 RISKS = [
     *(CVaR(fraction=fraction) for fraction in (1.0, 0.95, 0.5, 0.3, 0.1, 0.01)),
-    *(KLPenalized(temperature=temperature) for temperature in (100.0, 1.0, 0.1, 0.01)),
+    *(KL(temperature=temperature) for temperature in (100.0, 1.0, 0.1, 0.01)),
     *(KLBall(radius=radius) for radius in (1e-4, 0.01, 0.3, 1.0, 10.0)),
     *(ChiSquareBall(radius=radius) for radius in (1e-4, 0.01, 0.3, 1.0, 10.0)),
-    *(ChiSquarePenalized(strength=strength) for strength in (100.0, 1.0, 0.1, 0.01)),
+    *(ChiSquare(strength=strength) for strength in (100.0, 1.0, 0.1, 0.01)),
     *(
-        KLPenalizedCVaR(temperature=temperature, fraction=fraction)
+        KLCVaR(temperature=temperature, fraction=fraction)
         for temperature in (100.0, 1.0, 0.1, 0.01)
         for fraction in (0.95, 0.3, 0.01)
     ),
@@ -42,15 +42,15 @@ def program(risk, p, q):
     match risk:
         case CVaR(fraction=fraction):
             return 0, [p <= q / fraction]
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return temperature * kl(p, q), []
         case KLBall(radius=radius):
             return 0, [kl(p, q) <= radius]
         case ChiSquareBall(radius=radius):
             return 0, [chi_square(p, q) <= radius]
-        case ChiSquarePenalized(strength=strength):
+        case ChiSquare(strength=strength):
             return strength * chi_square(p, q), []
-        case KLPenalizedCVaR(temperature=temperature, fraction=fraction):
+        case KLCVaR(temperature=temperature, fraction=fraction):
             return temperature * kl(p, q), [p <= q / fraction]
 
 

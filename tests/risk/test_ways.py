@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
     chi_square,
     kl,
 )
@@ -22,9 +22,9 @@ MANY = 40_003  # enough to begin with a sample of the samples
 
 RISKS = [
     *(ChiSquareBall(radius=radius) for radius in (0.0, 1e-12, 1e-3, 0.3, 2.0, 1e4)),
-    *(ChiSquarePenalized(strength=strength) for strength in (1e-30, 1e-3, 0.3, 5.0, 1e30)),
+    *(ChiSquare(strength=strength) for strength in (1e-30, 1e-3, 0.3, 5.0, 1e30)),
     *(KLBall(radius=radius) for radius in (1e-12, 1e-4, 0.3, 2.0, 10.0)),
-    *(KLPenalized(temperature=temperature) for temperature in (1e-3, 0.3, 1e4)),
+    *(KL(temperature=temperature) for temperature in (1e-3, 0.3, 1e4)),
     *(CVaR(fraction=fraction) for fraction in (1e-6, 0.01, 0.3, 0.999, 1.0)),
 ]
 

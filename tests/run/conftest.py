@@ -7,17 +7,17 @@ import pytest
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.index import IndexConfig, write_manifest
-from drrho.data.loading import LoadingConfig
+from drrho.data.loading import Loading
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.models.build import ModelConfig
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
-TINY = ModelConfig(
+TINY = Model(
     name="small",
     small=SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1),
 )
@@ -43,17 +43,17 @@ def plain_recipe(scenes) -> Recipe:
     return Recipe(
         output="nowhere",
         data=str(scenes / "train" / "manifest.json"),
-        loading=LoadingConfig(batch_size=8),
+        loading=Loading(batch_size=8),
         model=TINY,
         objective=ObjectiveConfig(method="clip"),
-        training=TrainingConfig(
+        training=Training(
             steps=6,
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
             log_every=1,
             checkpoint_every=2,
             evaluate_every=3,
         ),
-        evaluation=EvaluationConfig(data=str(scenes / "test" / "manifest.json")),
+        evaluation=Evaluation(data=str(scenes / "test" / "manifest.json")),
         device="cpu",
     )
 

@@ -13,7 +13,7 @@ from drrho.evaluation.evaluate import evaluate_encoder
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.evaluation.tasks.listing import ListedTask
 from drrho.evaluation.tasks.scores import open_task_set, score_task
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.small import SmallConfig
 from drrho.runtime.launch import Launch, joined
 
@@ -27,7 +27,7 @@ OTHER_KINDS = (
 
 
 def encoder(processes):
-    model = build_model(ModelConfig(name="small", small=SMALL), seed=0)
+    model = build_model(Model(name="small", small=SMALL), seed=0)
     model.module.eval()
     return Encoder(model=model, device=torch.device("cpu"), batch_size=5, processes=processes)
 

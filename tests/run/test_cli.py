@@ -21,19 +21,19 @@ DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
 
 RECIPE = """
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 recipe = Recipe(
     output="run", data="train.json", reference="reference",
-    loading=LoadingConfig(batch_size=8),
-    model=ModelConfig(name="small", small=SmallConfig(image_width=2, text_width=8, text_heads=1)),
+    loading=Loading(batch_size=8),
+    model=Model(name="small", small=SmallConfig(image_width=2, text_width=8, text_heads=1)),
     objective=ObjectiveConfig(method="drrho_clip"),
-    training=TrainingConfig(steps=100, optimizer=OptimizerConfig(learning_rate=1e-3)),
+    training=Training(steps=100, optimizer=Optimizer(learning_rate=1e-3)),
 )
 """
 
@@ -71,7 +71,7 @@ def test_what_a_recipe_selects_and_distils_can_be_overridden(workplace, referenc
     text += f"""
 from dataclasses import replace
 from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
-from drrho.recipe.selection import SelectionConfig
+from drrho.recipe.selection import Selection
 recipe = replace(
     recipe,
     reference={str(reference)!r},
@@ -79,7 +79,7 @@ recipe = replace(
     objective=ObjectiveConfig(
         method="clip", distillation=DistillationConfig(teacher_temperatures=(0.07,))
     ),
-    selection=SelectionConfig(batch_size=4, num_chunks=2, reference_temperature=0.07),
+    selection=Selection(batch_size=4, num_chunks=2, reference_temperature=0.07),
 )
 """
     Path("jest.py").write_text(text)

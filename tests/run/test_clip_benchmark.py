@@ -14,7 +14,7 @@ from drrho.encoding.shared import Encoder
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.evaluation.tasks.listing import ListedTask
 from drrho.evaluation.tasks.scores import score_task
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.small import SmallConfig
 from drrho.runtime.torchvision import import_torchvision
 
@@ -29,7 +29,7 @@ COUNT = 40
 @pytest.fixture(scope="module")
 def model():
     small = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)
-    two_tower = build_model(ModelConfig(name="small", small=small), seed=0)
+    two_tower = build_model(Model(name="small", small=small), seed=0)
     two_tower.module.eval()
     return two_tower
 

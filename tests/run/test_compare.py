@@ -10,14 +10,14 @@ import pytest
 from drrho.commands import CompareConfig, run_compare
 from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
 from drrho.data.views import Views
-from drrho.models.build import ModelConfig
-from drrho.recipe.filtering import FilterConfig
-from drrho.recipe.selection import SelectionConfig
+from drrho.models.build import Model
+from drrho.recipe.filtering import Filtering
+from drrho.recipe.selection import Selection
 from drrho.runtime.files import exclusive
 from drrho.studies.compare.compare import compare
 from drrho.studies.compare.spec import Comparison, GapConfig, Part, Stored, TuningConfig
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 
 def rates(recipe, *values):
@@ -39,21 +39,19 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
     target = replace(
         plain_recipe,
         evaluation=replace(plain_recipe.evaluation, data=str(scenes / "train")),
-        training=TrainingConfig(
-            steps=2, optimizer=OptimizerConfig(learning_rate=1e-3), log_every=1
-        ),
+        training=Training(steps=2, optimizer=Optimizer(learning_rate=1e-3), log_every=1),
     )
     weak = replace(target, seed=7)
     jest = replace(
         target,
-        selection=SelectionConfig(batch_size=4, num_chunks=2, reference_temperature=0.07),
+        selection=Selection(batch_size=4, num_chunks=2, reference_temperature=0.07),
         reference="weak",
     )
     steered = replace(
         target,
         objective=ObjectiveConfig(method="drrho_clip"),
         reference=("weak", "given"),
-        filtering=FilterConfig(kept_fraction=0.5, reference="weak"),
+        filtering=Filtering(kept_fraction=0.5, reference="weak"),
         evaluation=replace(target.evaluation, references=("weak",)),
     )
     distilled = replace(
@@ -66,7 +64,7 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
     return Comparison(
         output=str(tmp_path_factory.mktemp("compare") / "out"),
         references={
-            "given": ModelConfig(name=f"run:{reference.parent / 'run'}"),
+            "given": Model(name=f"run:{reference.parent / 'run'}"),
             "weak": weak,
         },
         methods={"clip": target, "jest": jest, "steered": steered, "distilled": distilled},

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from drrho.cli import main
-from drrho.models.build import ModelConfig, build_model, load_model, save_model
+from drrho.models.build import Model, build_model, load_model, save_model
 from drrho.models.export import export_hugging_face
 from drrho.models.hugging_face import as_tensor, import_transformers
 from drrho.models.open_clip import import_open_clip
@@ -33,7 +33,7 @@ def run(plain_recipe, tmp_path_factory):
     (folder / f"{NAME}.json").write_text(json.dumps(ARCHITECTURE))
     open_clip.add_model_config(folder)
     output = tmp_path_factory.mktemp("run")
-    train_recipe(replace(plain_recipe, model=ModelConfig(name=NAME), output=str(output)))
+    train_recipe(replace(plain_recipe, model=Model(name=NAME), output=str(output)))
     return output
 
 
@@ -81,7 +81,7 @@ def test_transformers_loads_it(run, tmp_path, quick_gelu):
         config = ARCHITECTURE | {"quick_gelu": True}
         (architectures / f"{NAME}-quick.json").write_text(json.dumps(config))
         open_clip.add_model_config(architectures)
-        model = build_model(ModelConfig(name=f"{NAME}-quick"), seed=1)
+        model = build_model(Model(name=f"{NAME}-quick"), seed=1)
         folder = tmp_path / "run"
         save_model(model, folder / "model")
     output = tmp_path / "hf"
@@ -116,7 +116,7 @@ def local_model(folder, *, architecture=ARCHITECTURE, preprocess):
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": architecture, "preprocess_cfg": preprocess})
     )
-    return build_model(ModelConfig(name=f"local-dir:{folder}"), seed=0)
+    return build_model(Model(name=f"local-dir:{folder}"), seed=0)
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
@@ -168,6 +168,6 @@ def test_what_cannot_be_expressed_is_refused(run, plain_recipe, tmp_path, capsys
     assert "is none of open_clip's" in capsys.readouterr().err
     assert main(["export", str(run), "--format", "open-clip", "--output", "x.bin"]) == 1
     assert "must end in .safetensors or .pt" in capsys.readouterr().err
-    resnet = build_model(ModelConfig(name="RN50"), seed=0)
+    resnet = build_model(Model(name="RN50"), seed=0)
     with pytest.raises(ValueError, match="cannot be written as a Hugging Face CLIPModel"):
         export_hugging_face(resnet, tmp_path / "hf")

@@ -8,8 +8,8 @@ import torch
 
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
-from drrho.recipe.filtering import FilterConfig, filtered
-from drrho.recipe.recipe import EvaluationConfig
+from drrho.recipe.filtering import Filtering, filtered
+from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
 from drrho.reference.views import ReferenceViews
 from drrho.runtime.distributed import Processes
@@ -31,7 +31,7 @@ def similarities(store, manifest):
 
 def test_the_most_alike_fraction_is_kept_and_ids_stay(stored):
     manifest, store = stored
-    left, report = filtered(manifest, store, FilterConfig(kept_fraction=0.3), ALONE)
+    left, report = filtered(manifest, store, Filtering(kept_fraction=0.3), ALONE)
     expected = similarities(store, manifest).topk(12).indices.sort().values
     assert left.usable_ids().tolist() == expected.tolist()
     assert (report.num_pairs, report.num_kept, report.num_below) == (40, 12, 28)
@@ -45,16 +45,16 @@ def test_a_threshold_keeps_what_reaches_it(stored):
     manifest, store = stored
     values = similarities(store, manifest)
     threshold = float(values.median())
-    left, report = filtered(manifest, store, FilterConfig(threshold=threshold), ALONE)
+    left, report = filtered(manifest, store, Filtering(threshold=threshold), ALONE)
     assert left.usable_ids().tolist() == (values >= threshold).nonzero().flatten().tolist()
     assert report.threshold == threshold
     with pytest.raises(ValueError, match="leaves none of 40 pairs.*highest similarity"):
-        filtered(manifest, store, FilterConfig(threshold=1.5), ALONE)
+        filtered(manifest, store, Filtering(threshold=1.5), ALONE)
 
 
 def test_processes_share_the_reading_and_decide_alike(stored, monkeypatch):
     manifest, store = stored
-    config = FilterConfig(kept_fraction=0.5)
+    config = Filtering(kept_fraction=0.5)
     alone, report = filtered(manifest, store, config, ALONE)
     parts = []
     for turn in range(2):  # first what each process reads, then what all of them know
@@ -76,7 +76,7 @@ def test_processes_share_the_reading_and_decide_alike(stored, monkeypatch):
 
 def test_a_saved_index_holds_no_filter(stored, tmp_path):
     manifest, store = stored
-    left, _ = filtered(manifest, store, FilterConfig(kept_fraction=0.5), ALONE)
+    left, _ = filtered(manifest, store, Filtering(kept_fraction=0.5), ALONE)
     left.save(tmp_path / "left.json")
     assert len(Manifest.load(tmp_path / "left.json").usable_ids()) == 40
 
@@ -85,8 +85,8 @@ def test_a_run_trains_on_what_is_left_and_goes_on(plain_recipe, reference, tmp_p
     recipe = replace(
         plain_recipe,
         output=str(tmp_path / "run"),
-        filtering=FilterConfig(kept_fraction=0.4, reference=str(reference)),
-        evaluation=EvaluationConfig(),
+        filtering=Filtering(kept_fraction=0.4, reference=str(reference)),
+        evaluation=Evaluation(),
         training=replace(plain_recipe.training, evaluate_every=None),
     )
     results = train_recipe(recipe)
@@ -106,10 +106,10 @@ def test_a_run_trains_on_what_is_left_and_goes_on(plain_recipe, reference, tmp_p
 
 def test_filters_that_make_no_sense_are_refused(plain_recipe, steered_recipe):
     with pytest.raises(ValueError, match="one of kept_fraction and threshold"):
-        FilterConfig()
+        Filtering()
     with pytest.raises(ValueError, match="must be in"):
-        FilterConfig(kept_fraction=1.0)
-    config = FilterConfig(threshold=0.2)
+        Filtering(kept_fraction=1.0)
+    config = Filtering(threshold=0.2)
     with pytest.raises(ValueError, match="filtering needs the similarities of a reference"):
         replace(plain_recipe, filtering=config)
     with pytest.raises(ValueError, match="'plain' has no effect with filtering"):
@@ -122,7 +122,7 @@ def test_an_ensemble_steers_as_one_reference(steered_recipe, reference, tmp_path
     copy.symlink_to(reference)
     recipe = replace(
         steered_recipe,
-        evaluation=EvaluationConfig(),
+        evaluation=Evaluation(),
         training=replace(steered_recipe.training, steps=2, evaluate_every=None),
     )
     one = train_recipe(replace(recipe, output=str(tmp_path / "one")))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from drrho.cli import main
-from drrho.recipe.recipe import EvaluationConfig
+from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.training.log import read_metrics
@@ -60,7 +60,7 @@ def test_a_reference_of_other_data_is_refused(plain_recipe, reference, tmp_path)
 
 def test_references_without_effect_or_of_one_name_are_refused(plain_recipe, stored, tmp_path):
     with pytest.raises(ValueError, match="no effect without evaluation.data"):
-        EvaluationConfig(references=("a",))
+        Evaluation(references=("a",))
     recipe = with_references(plain_recipe, stored / "one", stored / "one")
     with pytest.raises(ValueError, match="must differ"):
         train_recipe(replace(recipe, output=str(tmp_path)))

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from drrho.cli import main
-from drrho.models.build import ModelConfig, load_model
+from drrho.models.build import Model, load_model
 from drrho.models.hugging_face import import_transformers
 from drrho.recipe.train import train_recipe
 
@@ -96,9 +96,7 @@ def hugging_face(folder):
 
 @pytest.mark.parametrize("target", [program, hugging_face])
 def test_it_is_trained_and_the_run_is_evaluated(target, plain_recipe, tmp_path, capsys):
-    recipe = replace(
-        plain_recipe, model=ModelConfig(name=target(tmp_path)), output=str(tmp_path / "run")
-    )
+    recipe = replace(plain_recipe, model=Model(name=target(tmp_path)), output=str(tmp_path / "run"))
     results = train_recipe(recipe)
     assert main(["evaluate", recipe.output, "--data", str(recipe.evaluation.data)]) == 0
     mrr = results["metrics"]["evaluation/mrr"]
@@ -109,7 +107,7 @@ def test_a_checkpoint_of_one_of_hugging_face_is_exported(plain_recipe, tmp_path,
     source, run, output = tmp_path / "source", tmp_path / "run", tmp_path / "exported"
     source.mkdir()
     name = hugging_face(source)
-    train_recipe(replace(plain_recipe, model=ModelConfig(name=name), output=str(run)))
+    train_recipe(replace(plain_recipe, model=Model(name=name), output=str(run)))
     checkpoint = str(run / "checkpoints" / "step-00000004")
     arguments = ["export", str(run), "--format", "hugging-face", "--output", str(output)]
     assert main([*arguments, "--checkpoint", checkpoint]) == 0

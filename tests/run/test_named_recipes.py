@@ -8,8 +8,8 @@ from tests.run.conftest import TINY
 
 from drrho.recipe.published import Name, Scale, named_recipe
 from drrho.recipe.train import train_recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 
 @pytest.mark.parametrize("name", get_args(Name))
@@ -29,9 +29,9 @@ def test_every_recipe_trains_in_small(name, plain_recipe, reference, tmp_path):
         model=TINY,
         objective=objective,
         loading=replace(recipe.loading, workers=0),
-        training=TrainingConfig(
+        training=Training(
             steps=1,
-            optimizer=OptimizerConfig(
+            optimizer=Optimizer(
                 learning_rate=1e-3,
                 temperature_lr_scale=recipe.training.optimizer.temperature_lr_scale,
             ),

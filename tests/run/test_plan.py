@@ -10,8 +10,8 @@ from tests.run.conftest import TINY
 
 from drrho.cli import main
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.models.build import ModelConfig, build_model
-from drrho.recipe.filtering import FilterConfig
+from drrho.models.build import Model, build_model
+from drrho.recipe.filtering import Filtering
 from drrho.recipe.plan import plan_run
 from drrho.recipe.sizes import activation_bytes, sizes_of
 from drrho.recipe.train import train_recipe
@@ -21,7 +21,7 @@ def test_a_plan_says_what_the_run_does_and_writes_nothing(steered_recipe, refere
     recipe = replace(
         steered_recipe,
         output=str(tmp_path / "run"),
-        filtering=FilterConfig(kept_fraction=0.5),
+        filtering=Filtering(kept_fraction=0.5),
     )
     plan = plan_run(recipe)
     assert list(tmp_path.iterdir()) == []
@@ -48,7 +48,7 @@ def test_what_a_run_would_fail_on_is_found(plain_recipe, steered_recipe, tmp_pat
     for recipe, error, message in (
         (replace(plain_recipe, data="none.json"), FileNotFoundError, "none.json"),
         (replace(steered_recipe, reference="nowhere"), FileNotFoundError, "nowhere"),
-        (replace(plain_recipe, model=ModelConfig(name="ViT-B-99")), ValueError, "ViT-B-99"),
+        (replace(plain_recipe, model=Model(name="ViT-B-99")), ValueError, "ViT-B-99"),
         (
             replace(plain_recipe, evaluation=replace(plain_recipe.evaluation, data="nothing")),
             FileNotFoundError,

@@ -18,20 +18,20 @@ from drrho.studies.probe.pairs import Pairs, common_pairs, reciprocal_ranks, wit
 RECIPE = """
 from dataclasses import replace
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Recipe
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 recipe = Recipe(
     output="run", data={data!r}, reference="reference",
-    loading=LoadingConfig(batch_size=8),
-    model=ModelConfig(name="small", small=SmallConfig(
+    loading=Loading(batch_size=8),
+    model=Model(name="small", small=SmallConfig(
         embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)),
     objective=ObjectiveConfig(method="drrho_clip", reference_scale=0.5),
-    training=TrainingConfig(steps=8, optimizer=OptimizerConfig(learning_rate=1e-3)),
+    training=Training(steps=8, optimizer=Optimizer(learning_rate=1e-3)),
     device="cpu",
 )
 """

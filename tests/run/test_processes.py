@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from drrho.models.build import ModelConfig
+from drrho.models.build import Model
 from drrho.models.open_clip import import_open_clip
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
@@ -44,7 +44,7 @@ def transformer(tmp_path_factory):
     torch.save(module.state_dict(), folder / "open_clip_pytorch_model.bin")
     config = {"model_cfg": TINY_CLIP, "preprocess_cfg": {"size": 64}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    return ModelConfig(name=f"local-dir:{folder}")
+    return Model(name=f"local-dir:{folder}")
 
 
 @pytest.fixture(scope="module")

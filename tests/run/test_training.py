@@ -26,8 +26,8 @@ from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.data.views import Views
 from drrho.recipe.batches import SteeredBatch
-from drrho.recipe.recipe import EvaluationConfig
-from drrho.recipe.selection import SelectionConfig
+from drrho.recipe.recipe import Evaluation
+from drrho.recipe.selection import Selection
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
@@ -124,11 +124,11 @@ def _imports() -> str:
     modules = {
         "drrho.contrastive.objectives.config": "ObjectiveConfig",
         "drrho.contrastive.memory.temperature": "TemperatureConfig",
-        "drrho.data.loading": "LoadingConfig",
-        "drrho.models.build": "ModelConfig",
+        "drrho.data.loading": "Loading",
+        "drrho.models.build": "Model",
         "drrho.models.small": "SmallConfig",
-        "drrho.training.config": "TrainingConfig",
-        "drrho.training.optimizer": "OptimizerConfig",
+        "drrho.training.config": "Training",
+        "drrho.training.optimizer": "Optimizer",
     }
     lines = [f"from {module} import {name}" for module, name in modules.items()]
     return "\n".join(["import torch", *lines])
@@ -277,7 +277,7 @@ def test_every_kind_of_objective_trains_and_resumes(objective, plain_recipe, ref
         reference=str(reference) if objective.needs_reference else None,
         teachers=(str(reference),) * objective.num_teachers,
         micro_batch_size=3,
-        evaluation=EvaluationConfig(),
+        evaluation=Evaluation(),
         training=replace(
             plain_recipe.training, steps=4, log_every=4, checkpoint_every=2, evaluate_every=None
         ),
@@ -312,13 +312,13 @@ def test_joint_selection_trains_on_exactly_its_batch_and_resumes(
     method, options, plain_recipe, reference, tmp_path
 ):
     num_chunks = None if options.get("selection") == "rho_top_k" else 2
-    selection = SelectionConfig(batch_size=4, num_chunks=num_chunks, **options)
+    selection = Selection(batch_size=4, num_chunks=num_chunks, **options)
     recipe = replace(
         plain_recipe,
         objective=ObjectiveConfig(method=method),
         selection=selection,
         reference=str(reference) if selection.needs_reference else None,
-        evaluation=EvaluationConfig(),
+        evaluation=Evaluation(),
         training=replace(
             plain_recipe.training, steps=4, log_every=1, checkpoint_every=2, evaluate_every=None
         ),
@@ -332,7 +332,7 @@ def test_joint_selection_trains_on_exactly_its_batch_and_resumes(
 
 
 def test_selections_that_do_not_fit_are_refused(plain_recipe, reference):
-    by_loss = SelectionConfig(batch_size=4, num_chunks=2, kind="loss")
+    by_loss = Selection(batch_size=4, num_chunks=2, kind="loss")
     excess = replace(by_loss, kind="excess", reference_temperature=0.07)
     with pytest.raises(ValueError, match="selection.kind = 'excess' needs a reference"):
         replace(plain_recipe, selection=excess)
@@ -356,11 +356,11 @@ def test_selections_that_do_not_fit_are_refused(plain_recipe, reference):
             ),
         )
     with pytest.raises(ValueError, match="needs selection.reference_temperature"):
-        SelectionConfig(batch_size=4)
+        Selection(batch_size=4)
     with pytest.raises(ValueError, match="num_chunks = 2 has no effect on selection 'rho_top_k'"):
         replace(by_loss, selection="rho_top_k")
     with pytest.raises(ValueError, match="no effect on kind 'loss'"):
-        SelectionConfig(batch_size=4, kind="loss", reference_temperature=0.1)
+        Selection(batch_size=4, kind="loss", reference_temperature=0.1)
 
 
 class LinearTowers(torch.nn.Module):

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
 )
 from drrho.runtime.distributed import partition
@@ -38,14 +38,14 @@ NUM_SAMPLES, BATCH, STEPS = 40, 16, 4
 CASES = {
     "mean": lambda: DRRhoLoss(Mean()),
     "cvar": lambda: DRRhoLoss(CVaR(fraction=0.3), BatchEstimator()),
-    "kl": lambda: DRRhoLoss(KLPenalized(temperature=0.5)),
+    "kl": lambda: DRRhoLoss(KL(temperature=0.5)),
     "kl ball": lambda: DRRhoLoss(KLBall(radius=0.3)),
-    "kl in cvar": lambda: DRRhoLoss(KLPenalizedCVaR(temperature=0.5, fraction=0.2)),
+    "kl in cvar": lambda: DRRhoLoss(KLCVaR(temperature=0.5, fraction=0.2)),
     "chi2 ball": lambda: DRRhoLoss(ChiSquareBall(radius=0.3)),
-    "chi2 penalty": lambda: DRRhoLoss(ChiSquarePenalized(strength=0.5)),
-    "moving average": lambda: DRRhoLoss(KLPenalized(temperature=0.5), MovingAverage(rate=0.2)),
+    "chi2 penalty": lambda: DRRhoLoss(ChiSquare(strength=0.5)),
+    "moving average": lambda: DRRhoLoss(KL(temperature=0.5), MovingAverage(rate=0.2)),
     "scent": lambda: DRRhoLoss(
-        KLPenalized(temperature=0.5),
+        KL(temperature=0.5),
         MovingAverage(rate=AdaptiveRate(log_step=-1.0), normalise=True),
     ),
     "learned dual": lambda: DRRhoLoss(KLBall(radius=0.3), LearnedDual(rate=0.2)),
@@ -54,7 +54,7 @@ CASES = {
         ChiSquareBall(radius=0.3), MultiLevelMonteCarlo(smallest=4, levels=2)
     ),
     "plain where missing": lambda: DRRhoLoss(
-        KLPenalized(temperature=0.5), missing="plain", nonfinite="drop"
+        KL(temperature=0.5), missing="plain", nonfinite="drop"
     ),
 }
 
@@ -136,7 +136,7 @@ def weights_and_ids_on_one(rank):
     """Sample weights that only the first process gives count there; ids must be given by all."""
     losses = torch.arange(3.0) + rank
     weight = {"sample_weight": torch.tensor([1.0, 5.0, 2.0])} if rank == 0 else {}
-    weighted = DRRhoLoss(KLPenalized(temperature=1.0), MovingAverage())(losses, **weight)
+    weighted = DRRhoLoss(KL(temperature=1.0), MovingAverage())(losses, **weight)
     try:
         DRRhoLoss(Mean())(losses, index=torch.arange(3) if rank == 0 else None)
     except ValueError as error:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from drrho.risk import ChiSquareBall, CVaR, KLPenalized
+from drrho.risk import KL, ChiSquareBall, CVaR
 from drrho.steering import (
     BatchEstimator,
     DRRhoLoss,
@@ -21,7 +21,7 @@ from drrho.steering import (
 
 MAKE_LOSS = {
     "batch": lambda: DRRhoLoss(CVaR(fraction=0.3), BatchEstimator()),
-    "average": lambda: DRRhoLoss(KLPenalized(temperature=0.5), MovingAverage(rate=0.2)),
+    "average": lambda: DRRhoLoss(KL(temperature=0.5), MovingAverage(rate=0.2)),
     "learned": lambda: DRRhoLoss(ChiSquareBall(radius=0.3), LearnedDual(rate=0.2)),
     "table": lambda: DRRhoLoss(CVaR(fraction=0.3), LossTable(30)),
 }

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.risk import ChiSquareBall, CVaR, KLBall, KLPenalized
+from drrho.risk import KL, ChiSquareBall, CVaR, KLBall
 from drrho.steering import (
     AdaptiveRate,
     BatchEstimator,
@@ -23,7 +23,7 @@ from drrho.steering import (
 )
 
 BATCH = 64
-KL = KLPenalized(temperature=1.0)
+KL = KL(temperature=1.0)
 BATCH_BIAS = -(2 * math.e - math.e) / BATCH
 
 

@@ -9,12 +9,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
+    ChiSquare,
     ChiSquareBall,
-    ChiSquarePenalized,
     CVaR,
     KLBall,
-    KLPenalized,
-    KLPenalizedCVaR,
+    KLCVaR,
     Mean,
     excess_loss,
 )
@@ -33,11 +33,11 @@ NUM_SAMPLES, BATCH = 40, 8
 RISKS = {
     "mean": Mean(),
     "cvar": CVaR(fraction=0.3),
-    "kl": KLPenalized(temperature=0.7),
-    "kl in cvar": KLPenalizedCVaR(temperature=0.7, fraction=0.3),
+    "kl": KL(temperature=0.7),
+    "kl in cvar": KLCVaR(temperature=0.7, fraction=0.3),
     "kl ball": KLBall(radius=0.2),
     "chi2 ball": ChiSquareBall(radius=0.2),
-    "chi2 penalty": ChiSquarePenalized(strength=0.8),
+    "chi2 penalty": ChiSquare(strength=0.8),
 }
 ESTIMATORS = {
     "batch": BatchEstimator,

@@ -5,7 +5,7 @@ import torch
 from tests.steering import processes
 from torch.testing import assert_close
 
-from drrho.risk import KLPenalized
+from drrho.risk import KL
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_weights_given_by_one_process_count_and_ids_must_be_given_by_all(answers
     world = len(answers)
     losses = torch.cat([torch.arange(3.0) + rank for rank in range(world)])
     measure = torch.cat([torch.tensor([1.0, 5.0, 2.0]), torch.ones(3 * (world - 1))])
-    expected = KLPenalized(temperature=1.0)(losses, base_measure=measure).weights
+    expected = KL(temperature=1.0)(losses, base_measure=measure).weights
     assert_close(torch.cat([answer["given on one"][0] for answer in answers]), expected)
     assert all("some have none" in answer["given on one"][1] for answer in answers)
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
     CVaR,
     KLBall,
-    KLPenalized,
     Mean,
     effective_sample_size,
     excess_loss,
@@ -27,7 +27,7 @@ from drrho.steering import (
     MultiLevelMonteCarlo,
 )
 
-KL = KLPenalized(temperature=0.5)
+KL = KL(temperature=0.5)
 
 
 @pytest.fixture

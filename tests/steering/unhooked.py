@@ -4,7 +4,7 @@ our own errors, which users see, can; and which cannot be compiled."""
 import pytest
 import torch
 
-from drrho.risk import CVaR, KLPenalized, Mean
+from drrho.risk import KL, CVaR, Mean
 from drrho.steering import (
     BatchEstimator,
     DRRhoLoss,
@@ -51,8 +51,8 @@ def test_loss_compiles_into_one_graph(estimator):
     """With policies that do not have to look at the numbers; the others wait for the device."""
     torch.compiler.reset()
     options = {"nonfinite": "drop", "missing": "drop"}
-    plain = DRRhoLoss(KLPenalized(temperature=0.5), estimator(), **options)
-    compiled = DRRhoLoss(KLPenalized(temperature=0.5), estimator(), **options)
+    plain = DRRhoLoss(KL(temperature=0.5), estimator(), **options)
+    compiled = DRRhoLoss(KL(temperature=0.5), estimator(), **options)
     compiled.compile(backend="eager", fullgraph=True)
     for _ in range(3):
         losses, reference = torch.rand(2, 8)

@@ -18,10 +18,10 @@ from torch import nn
 
 from drrho.runtime.errors import NotFiniteError
 from drrho.training.checkpoint import latest_checkpoint, list_checkpoints
-from drrho.training.config import TrainingConfig, require_precision
+from drrho.training.config import Training, require_precision
 from drrho.training.log import read_metrics
 from drrho.training.loop import evaluate
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.optimizer import Optimizer
 from drrho.training.schedules import constant
 from drrho.training.state import TrainingState
 from drrho.training.step import StepResult
@@ -81,9 +81,7 @@ def linear_run(folder, *, max_grad_norm, slope):
         loss = slope * model.weight.sum() / 2  # gradient of norm `slope`
         return StepResult(loss=loss, num_samples=1, metrics={})
 
-    config = TrainingConfig(
-        steps=1, optimizer=OptimizerConfig(learning_rate=1.0), max_grad_norm=max_grad_norm
-    )
+    config = Training(steps=1, optimizer=Optimizer(learning_rate=1.0), max_grad_norm=max_grad_norm)
     result = tiny_train(state, objective, config=config, learning_rate=constant(1.0))  # type: ignore[arg-type]
     return (model.weight.detach() - start).norm().item(), result.metrics["gradient_norm"]
 

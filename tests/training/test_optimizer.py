@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from drrho.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
+from drrho.training.optimizer import Optimizer, build_optimizer, learning_rate_schedule
 
-CONFIG = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+CONFIG = Optimizer(learning_rate=0.1, weight_decay=0.5)
 
 
 class Tower(nn.Module):

@@ -223,7 +223,7 @@ def test_batches_may_draw_from_the_generators(tmp_path, uninterrupted):
 
 
 def test_evaluation_does_not_change_training(tmp_path, uninterrupted):
-    config = tiny_run.TrainingConfig(
+    config = tiny_run.Training(
         steps=CONFIG.steps, optimizer=CONFIG.optimizer, max_grad_norm=1.0, log_every=3
     )
     tiny_train(tiny_state(tmp_path, config), config=config)

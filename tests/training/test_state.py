@@ -11,7 +11,7 @@ from drrho.runtime import provenance
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.provenance import plain, versions
 from drrho.training.checkpoint import read_values
-from drrho.training.optimizer import OptimizerConfig, build_optimizer
+from drrho.training.optimizer import Optimizer, build_optimizer
 from drrho.training.state import TrainingState
 
 
@@ -22,7 +22,7 @@ def state(folder, *, config=None, width=3, with_loss=True):
         folder=folder,
         model=model,
         loss=loss,
-        optimizer=build_optimizer(model, OptimizerConfig(learning_rate=0.1)),
+        optimizer=build_optimizer(model, Optimizer(learning_rate=0.1)),
         config={"a": {"b": 1, "c": (1, 2)}, "data": {"workers": 4}} if config is None else config,
     )
 
@@ -121,7 +121,7 @@ def after_a_step(folder, *, frozen=()):
     stepped = state(folder)
     for name in frozen:
         stepped.model.get_parameter(name).requires_grad_(False)
-    stepped.optimizer = build_optimizer(stepped.model, OptimizerConfig(learning_rate=0.1))
+    stepped.optimizer = build_optimizer(stepped.model, Optimizer(learning_rate=0.1))
     stepped.model(torch.ones(2, 4)).sum().backward()
     stepped.optimizer.step()
     return stepped

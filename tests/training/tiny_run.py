@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drrho.training.config import TrainingConfig
+from drrho.training.config import Training
 from drrho.training.loop import TrainingResult, train
-from drrho.training.optimizer import OptimizerConfig, build_optimizer, learning_rate_schedule
+from drrho.training.optimizer import Optimizer, build_optimizer, learning_rate_schedule
 from drrho.training.state import TrainingState
 from drrho.training.step import StepResult
 
 SAMPLES = 64
 BATCH_SIZE = 6
-CONFIG = TrainingConfig(
+CONFIG = Training(
     steps=40,
-    optimizer=OptimizerConfig(
+    optimizer=Optimizer(
         learning_rate=0.05, warmup_steps=4, weight_decay=0.1, temperature_lr_scale=0.25
     ),
     max_grad_norm=1.0,
@@ -95,7 +95,7 @@ def tiny_batches(start_step: int) -> Iterator[TinyBatch]:
         step += 1
 
 
-def tiny_state(folder: Path, config: TrainingConfig = CONFIG) -> TrainingState:
+def tiny_state(folder: Path, config: Training = CONFIG) -> TrainingState:
     torch.manual_seed(0)
     np.random.seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.LayerNorm(8), nn.Linear(8, 3))
@@ -124,7 +124,7 @@ def tiny_train(
     state: TrainingState,
     objective: TinyObjective | None = None,
     *,
-    config: TrainingConfig = CONFIG,
+    config: Training = CONFIG,
     **changed,
 ) -> TrainingResult:
     arguments = {

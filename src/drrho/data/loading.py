@@ -40,7 +40,7 @@ Part = Literal["caption", "metadata"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingConfig:
+class Loading:
     """How training reads its data.
 
     Attributes:
@@ -119,7 +119,7 @@ def training_batches(
     transform: Transform,
     *,
     tokenizer: Tokenizer,
-    config: LoadingConfig,
+    config: Loading,
     position: Position,
 ) -> Iterator[Batch]:
     """Batches without end from a position on; each epoch in the order of `epoch_order`.
@@ -292,7 +292,7 @@ def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:
 
 
 def _training_plan(
-    manifest: Manifest, config: LoadingConfig, position: Position
+    manifest: Manifest, config: Loading, position: Position
 ) -> Iterator[tuple[int, list[int]]]:
     """The epoch and the sample ids of each batch from a position on, without end."""
     batch_size, window, seed = config.batch_size, config.shuffle_window, position.seed

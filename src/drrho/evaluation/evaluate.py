@@ -29,7 +29,7 @@ from drrho.evaluation.sets import (
     ranks_of_captions,
 )
 from drrho.evaluation.tasks.zero_shot_files import require_templates
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import require_no_folder
@@ -37,7 +37,7 @@ from drrho.runtime.launch import Device, together
 
 __all__ = [
     "EvaluateConfig",
-    "Evaluation",
+    "EvaluationResult",
     "EvaluationSet",
     "evaluate_encoder",
     "evaluate_model",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationResult:
     """The scores of a model on a set.
 
     Attributes:
@@ -70,7 +70,7 @@ def evaluate_model(
     batch_size: int,
     workers: int = 0,
     processes: Processes | None = None,
-) -> Evaluation:
+) -> EvaluationResult:
     """All scores that the set allows. The model must be on `device` and in evaluation mode.
 
     Samples that cannot be decoded are left out, counted in `skipped` and warned of. Of several
@@ -87,7 +87,7 @@ def evaluate_model(
     return evaluate_encoder(encoder, evaluation_set)
 
 
-def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluation:
+def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> EvaluationResult:
     """As `evaluate_model`."""
     images = embedded_set(encoder, evaluation_set)
     metrics: dict[str, float] = {}
@@ -106,7 +106,7 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
         scores = summarise_labels(ranks_of_labels, labels, num_classes=len(classes))
         metrics |= {f"zero_shot/{task.name}/{name}": value for name, value in scores.items()}
     counts = {"images": float(len(images.embeddings)), "skipped": float(images.num_skipped)}
-    return Evaluation(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
+    return EvaluationResult(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
     """
     is_run = Path(config.run).is_dir() and config.pretrained is None
     name = f"run:{config.run}" if is_run else config.run
-    named = ModelConfig(name=name, pretrained=config.pretrained)
+    named = Model(name=name, pretrained=config.pretrained)
     if not named.names_weights:
         raise ValueError(
             f"{name!r} is no folder of a run, and without --pretrained no model with weights; give "

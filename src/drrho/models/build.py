@@ -32,7 +32,7 @@ WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks fo
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class Model:
     """Which model.
 
     Attributes:
@@ -75,7 +75,7 @@ class ModelConfig:
             )
 
 
-def build_model(config: ModelConfig, *, seed: int) -> TwoTower:
+def build_model(config: Model, *, seed: int) -> TwoTower:
     """The model, on the CPU, in float32.
 
     Args:
@@ -156,7 +156,7 @@ def load_model(folder: Path) -> TwoTower:
             "(`drrho train` with the same recipe continues it), or give the folder of one"
         )
     fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
-    model = build_model(ModelConfig(name="small", small=SmallConfig(**fields)), seed=0)
+    model = build_model(Model(name="small", small=SmallConfig(**fields)), seed=0)
     return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from drrho.models.build import ModelConfig, build_model, load_model
+from drrho.models.build import Model, build_model, load_model
 from drrho.models.export import export_hugging_face, export_open_clip
 from drrho.models.small import SmallConfig
 from drrho.models.two_tower import TwoTower
@@ -85,10 +85,10 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
     return model
 
 
-def recorded_model(run: Path) -> ModelConfig:
+def recorded_model(run: Path) -> Model:
     """What a run's recipe says of its model; FileNotFoundError if the folder is no run."""
     try:
         fields = json.loads((run / RECIPE_FILE).read_bytes())["model"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
-    return ModelConfig(**fields | {"small": SmallConfig(**fields["small"])})
+    return Model(**fields | {"small": SmallConfig(**fields["small"])})

@@ -20,7 +20,7 @@ from drrho.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterConfig:
+class Filtering:
     """Train on the pairs whose image and text are alike to a reference, as DFN filters.
 
     A pair of which the reference has no embeddings is left out too.
@@ -85,7 +85,7 @@ class FilterReport:
 def filtered(
     manifest: Manifest,
     store: Reference,
-    config: FilterConfig,
+    config: Filtering,
     processes: Processes,
 ) -> tuple[Manifest, FilterReport]:
     """The manifest with the rows marked that the filter leaves out; a collective.
@@ -145,7 +145,7 @@ def _similarities(
     return [of_all[shard] for shard in range(len(manifest.shards))]
 
 
-def _threshold(values: Float32[Tensor, " pairs"], config: FilterConfig) -> float:
+def _threshold(values: Float32[Tensor, " pairs"], config: Filtering) -> float:
     if config.threshold is not None:
         return config.threshold
     assert config.kept_fraction is not None

@@ -12,13 +12,13 @@ from typing import Literal, get_args
 
 from drrho.contrastive.memory.temperature import TemperatureConfig
 from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
-from drrho.recipe.filtering import FilterConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
+from drrho.recipe.filtering import Filtering
 from drrho.recipe.recipe import Recipe
-from drrho.recipe.selection import SelectionConfig
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.recipe.selection import Selection
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 Name = Literal[
     "openclip",
@@ -120,15 +120,15 @@ def named_recipe(name: Name, scale: Scale | None = None) -> Recipe:
     return Recipe(
         output=f"runs/{name}",
         data="train.json",
-        loading=LoadingConfig(
+        loading=Loading(
             batch_size=scale.batch_size * (1 if selection is None else SUPER_BATCH), workers=6
         ),
-        model=ModelConfig(name="ViT-B-16"),
+        model=Model(name="ViT-B-16"),
         objective=objective,
-        training=TrainingConfig(
+        training=Training(
             steps=scale.steps,
             precision="bfloat16",
-            optimizer=OptimizerConfig(
+            optimizer=Optimizer(
                 learning_rate=scale.learning_rate,
                 warmup_steps=scale.warmup_steps,
                 betas=(0.9, 0.98),
@@ -141,7 +141,7 @@ def named_recipe(name: Name, scale: Scale | None = None) -> Recipe:
         teachers=("reference",) * objective.num_teachers,
         selection=selection,
         filtering=(
-            FilterConfig(kept_fraction=DATACOMP_FRACTION, reference="reference")
+            Filtering(kept_fraction=DATACOMP_FRACTION, reference="reference")
             if name == "openclip_filtered"
             else None
         ),
@@ -185,7 +185,7 @@ def _objective(name: Name) -> ObjectiveConfig:
             return ObjectiveConfig(method="clip", temperature=learned)
 
 
-def _selection(name: Name, scale: Scale) -> SelectionConfig | None:
+def _selection(name: Name, scale: Scale) -> Selection | None:
     rules: dict[str, Literal["sample", "top_k", "rho_top_k"]] = {
         "jest": "sample",
         "jest_top_k": "top_k",
@@ -193,7 +193,7 @@ def _selection(name: Name, scale: Scale) -> SelectionConfig | None:
     }
     if name not in rules:
         return None
-    return SelectionConfig(
+    return Selection(
         batch_size=scale.batch_size,
         selection=rules[name],
         reference_temperature=OPENAI_TEMPERATURE,

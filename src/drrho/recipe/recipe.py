@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.data.loading import LoadingConfig
-from drrho.models.build import ModelConfig
-from drrho.recipe.filtering import FilterConfig
-from drrho.recipe.selection import SelectionConfig
+from drrho.data.loading import Loading
+from drrho.models.build import Model
+from drrho.recipe.filtering import Filtering
+from drrho.recipe.selection import Selection
 from drrho.reference.ensemble import check_weights
 from drrho.runtime.launch import Device
-from drrho.training.config import TrainingConfig
+from drrho.training.config import Training
 from drrho.training.parallel import Parallel
 
 Resume = Literal["latest", "never", "required"]
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class Evaluation:
     """What to evaluate on while training; a validation set, never the test set.
 
     Attributes:
@@ -89,21 +89,21 @@ class Recipe:
 
     output: str
     data: str
-    loading: LoadingConfig
-    model: ModelConfig
+    loading: Loading
+    model: Model
     objective: ObjectiveConfig
-    training: TrainingConfig
+    training: Training
     reference: str | tuple[str, ...] | None = None
     reference_weights: tuple[float, ...] | None = None
     missing_reference: MissingReference = "leave_out"
     teachers: tuple[str, ...] = ()
-    selection: SelectionConfig | None = None
-    filtering: FilterConfig | None = None
+    selection: Selection | None = None
+    filtering: Filtering | None = None
     micro_batch_size: int | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     parallel: Parallel = "replicated"
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
     resume: Resume = "latest"
     device: Device = "auto"
@@ -193,7 +193,7 @@ class Recipe:
                 "`--views-captions random` and set loading.views"
             )
 
-    def _check_filtering(self, filtering: FilterConfig) -> None:
+    def _check_filtering(self, filtering: Filtering) -> None:
         if filtering.reference is None and self.reference is None:
             raise ValueError(
                 "filtering needs the similarities of a reference: give the folder that `drrho "
@@ -205,7 +205,7 @@ class Recipe:
                 "without reference embeddings; leave one of them out"
             )
 
-    def _check_selection(self, selection: SelectionConfig) -> None:
+    def _check_selection(self, selection: Selection) -> None:
         draw = selection.draw(self.objective)
         if not 2 <= draw.batch_size < self.loading.batch_size:
             raise ValueError(

@@ -20,7 +20,7 @@ NUM_CHUNKS = 16  # as published
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionConfig:
+class Selection:
     """Train on part of what is loaded: `loading.batch_size` is the super-batch.
 
     Attributes:
@@ -95,7 +95,7 @@ class SelectionConfig:
 class Selector:
     """Which pairs of a super-batch to train on, as a function of the step."""
 
-    config: SelectionConfig
+    config: Selection
     module: nn.Module
     loss: ContrastiveObjective
     seed: int

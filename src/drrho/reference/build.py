@@ -13,7 +13,7 @@ from drrho.data.indexing import open_manifest, open_manifest_together
 from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
 from drrho.encoding.encoder import Precision, ReferenceEncoder
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.reference.precompute import PrecomputeReport, precompute
 from drrho.reference.store import FILE_NAME, ReferenceCard
 from drrho.reference.verify import Verification, verify
@@ -59,7 +59,7 @@ class PrecomputeConfig:
     device: Device = "auto"
 
     def __post_init__(self):
-        ModelConfig(name=self.model, pretrained=self.pretrained).require_trained()
+        Model(name=self.model, pretrained=self.pretrained).require_trained()
         self.chosen_views()
 
     def chosen_views(self) -> Views | None:
@@ -134,7 +134,7 @@ def verify_reference(config: VerifyConfig) -> Verification:
         )
     encoder = None
     if config.model is not None:
-        model = ModelConfig(name=config.model, pretrained=config.pretrained)
+        model = Model(name=config.model, pretrained=config.pretrained)
         encoder = _encoder(model, config.precision, resolve_device(config.device))
         encoder.view = View.of_identity(ReferenceCard.load(folder).model)
     return verify(
@@ -154,7 +154,7 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
     with together(config.device) as (processes, device):
         manifest = open_manifest_together(config.data, processes)
         with exclusive(Path(config.output)) if processes.is_first else nullcontext():
-            model = ModelConfig(name=config.model, pretrained=config.pretrained)
+            model = Model(name=config.model, pretrained=config.pretrained)
             encoder = _encoder(model, config.precision, device)
             return _precomputed(config, encoder, manifest, processes)
 
@@ -189,7 +189,7 @@ def _precomputed(
     )
 
 
-def _encoder(model: ModelConfig, precision: Precision, device: torch.device) -> ReferenceEncoder:
+def _encoder(model: Model, precision: Precision, device: torch.device) -> ReferenceEncoder:
     """The reference model, frozen, on its device; raises ValueError if it names no weights."""
     model.require_trained()
     return ReferenceEncoder(build_model(model, seed=0), precision=precision, device=device)

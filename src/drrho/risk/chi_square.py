@@ -86,7 +86,7 @@ def chi_square_ball_risk(
     return as_risk(samples, value=value, weights=weights, dual=eta)
 
 
-def chi_square_penalized_risk(
+def chi_square_risk(
     losses: Float[Tensor, "*batch n"],
     *,
     strength: float,
@@ -291,8 +291,8 @@ class ChiSquareBall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChiSquarePenalized:
-    """`chi_square_penalized_risk` as a configuration.
+class ChiSquare:
+    """`chi_square_risk` as a configuration.
 
     Attributes:
         strength: the adversary's price for a unit of divergence, in units of loss; positive.
@@ -309,4 +309,4 @@ class ChiSquarePenalized:
         *,
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
-        return chi_square_penalized_risk(losses, strength=self.strength, base_measure=base_measure)
+        return chi_square_risk(losses, strength=self.strength, base_measure=base_measure)

@@ -17,10 +17,10 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from drrho.risk.base import RiskMeasure
-from drrho.risk.chi_square import ChiSquareBall, ChiSquarePenalized
+from drrho.risk.chi_square import ChiSquare, ChiSquareBall
 from drrho.risk.cvar import CVaR
-from drrho.risk.kl import KLBall, KLPenalized
-from drrho.risk.kl_cvar import KLPenalizedCVaR
+from drrho.risk.kl import KL, KLBall
+from drrho.risk.kl_cvar import KLCVaR
 from drrho.risk.samples import normalised
 
 # Where a ball's scale is zero or infinite (nothing or everything within reach), a number of
@@ -48,7 +48,7 @@ def has_dual_form(risk: RiskMeasure) -> bool:
     match risk:
         case KLBall(radius=radius) | ChiSquareBall(radius=radius):
             return radius > 0
-        case CVaR() | KLPenalized() | KLPenalizedCVaR() | ChiSquarePenalized():
+        case CVaR() | KL() | KLCVaR() | ChiSquare():
             return True
         case _:
             return False
@@ -75,14 +75,14 @@ def solve_dual(
     match risk:
         case CVaR():
             return Dual(dual, spread)
-        case KLPenalized(temperature=temperature):
+        case KL(temperature=temperature):
             return Dual(value, torch.full_like(value, temperature))
-        case KLPenalizedCVaR(temperature=temperature):
+        case KLCVaR(temperature=temperature):
             return Dual(dual, torch.full_like(value, temperature))
         case KLBall():
             temperature = dual.clamp(low, high)
             return Dual(temperature * (q.log() + f / temperature).logsumexp(dim=-1), temperature)
-        case ChiSquarePenalized(strength=strength):
+        case ChiSquare(strength=strength):
             return Dual(dual + strength, torch.full_like(value, strength))
         case ChiSquareBall():
             scale = (q * (f - dual).clamp_min(0)).sum().clamp(low, high)
@@ -106,9 +106,9 @@ def standard_deviation(
 def dual_variable(risk: RiskMeasure, dual: Dual) -> Float64[Tensor, ""]:
     """The one that `drrho.risk.Risk.dual` shows: threshold or temperature."""
     match risk:
-        case KLPenalized() | KLBall():
+        case KL() | KLBall():
             return dual.scale
-        case ChiSquarePenalized() | ChiSquareBall():
+        case ChiSquare() | ChiSquareBall():
             return dual.location - dual.scale
         case _:
             return dual.location
@@ -120,11 +120,11 @@ def density(risk: RiskMeasure, losses: Float[Tensor, " n"], dual: Dual) -> Float
     match risk:
         case CVaR(fraction=fraction):
             return (above > 0).double() / fraction
-        case KLPenalized() | KLBall():
+        case KL() | KLBall():
             return (above / dual.scale).exp()
-        case KLPenalizedCVaR(fraction=fraction):
+        case KLCVaR(fraction=fraction):
             return (above / dual.scale).clamp(max=-math.log(fraction)).exp()
-        case ChiSquarePenalized() | ChiSquareBall():
+        case ChiSquare() | ChiSquareBall():
             return (1 + above / dual.scale).clamp_min(0)
         case _:
             raise ValueError(f"{risk} has no dual variables")
@@ -137,9 +137,9 @@ def divergence_generator(
     match risk:
         case CVaR():
             return torch.zeros_like(density)
-        case KLPenalized() | KLBall() | KLPenalizedCVaR():
+        case KL() | KLBall() | KLCVaR():
             return torch.special.xlogy(density, density) - density + 1
-        case ChiSquarePenalized() | ChiSquareBall():
+        case ChiSquare() | ChiSquareBall():
             return (density - 1).square() / 2
         case _:
             raise ValueError(f"{risk} has no dual variables")

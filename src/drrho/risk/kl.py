@@ -25,7 +25,7 @@ LAST_STEP = 1e-8
 SMALL_RADIUS = 1e-3
 
 
-def entropic_risk(
+def kl_risk(
     losses: Float[Tensor, "*batch n"],
     *,
     temperature: float,
@@ -239,8 +239,8 @@ class _Divergence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLPenalized:
-    """`entropic_risk` as a configuration.
+class KL:
+    """`kl_risk` as a configuration.
 
     Attributes:
         temperature: the adversary's price per nat, in units of loss; positive.
@@ -257,7 +257,7 @@ class KLPenalized:
         *,
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
-        return entropic_risk(losses, temperature=self.temperature, base_measure=base_measure)
+        return kl_risk(losses, temperature=self.temperature, base_measure=base_measure)
 
 
 @dataclass(frozen=True, kw_only=True)

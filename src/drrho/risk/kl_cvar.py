@@ -13,7 +13,7 @@ from drrho.risk.limits import check_fraction, check_price
 from drrho.risk.samples import as_risk, normalised, weigh
 
 
-def entropic_cvar_risk(
+def kl_cvar_risk(
     losses: Float[Tensor, "*batch n"],
     *,
     temperature: float,
@@ -83,8 +83,8 @@ def entropic_cvar_risk(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLPenalizedCVaR:
-    """`entropic_cvar_risk` as a configuration.
+class KLCVaR:
+    """`kl_cvar_risk` as a configuration.
 
     Attributes:
         temperature: the adversary's price per nat, in units of loss; positive.
@@ -104,7 +104,7 @@ class KLPenalizedCVaR:
         *,
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
-        return entropic_cvar_risk(
+        return kl_cvar_risk(
             losses,
             temperature=self.temperature,
             fraction=self.fraction,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
-from drrho.risk import ChiSquareBall, CVaR, KLBall, KLPenalizedCVaR, RiskMeasure
+from drrho.risk import ChiSquareBall, CVaR, KLBall, KLCVaR, RiskMeasure
 from drrho.risk.duality import (
     Dual,
     density,
@@ -138,7 +138,7 @@ def _mean_densities(risk: RiskMeasure) -> tuple[float, float]:
     match risk:
         case CVaR(fraction=fraction):
             return 0.0, (1 + 1 / fraction) / 2
-        case KLPenalizedCVaR(fraction=fraction):
+        case KLCVaR(fraction=fraction):
             return LEAST_MEAN_DENSITY, (1 + 1 / fraction) / 2
         case _:
             return LEAST_MEAN_DENSITY, LARGEST_MEAN_DENSITY

@@ -106,7 +106,7 @@ class Weighed(NamedTuple):
 class DRRhoLoss(nn.Module):
     """The DRRho risk of a data set, estimated and differentiated batch by batch.
 
-        loss = DRRhoLoss(KLPenalized(temperature=1.0), MovingAverage(rate=0.1))
+        loss = DRRhoLoss(KL(temperature=1.0), MovingAverage(rate=0.1))
         result = loss(losses, reference_losses)     # one of each for every sample
         result.loss.backward()
 
@@ -121,8 +121,8 @@ class DRRhoLoss(nn.Module):
     in float64: on a device without (Apple's MPS), keep it on the CPU and pass `losses.cpu()`.
 
     Args:
-        risk: `Mean()`, `CVaR(...)`, `KLPenalized(...)`, `KLPenalizedCVaR(...)`, `KLBall(...)`,
-            `ChiSquareBall(...)` or `ChiSquarePenalized(...)`.
+        risk: `Mean()`, `CVaR(...)`, `KL(...)`, `KLCVaR(...)`, `KLBall(...)`,
+            `ChiSquareBall(...)` or `ChiSquare(...)`.
         estimator: of the data set's risk from batches; None is `BatchEstimator()`.
         process_group: the processes whose batches belong together. None: the default group if
             `torch.distributed` is initialised, and otherwise this process alone. All of its

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from drrho.risk import KLPenalized, RiskMeasure
+from drrho.risk import KL, RiskMeasure
 from drrho.steering.base import Estimate
 
 
@@ -86,15 +86,15 @@ class MovingAverage(nn.Module):
 
     def check(self, risk: RiskMeasure) -> None:
         """Only the KL penalty has a normaliser that is a mean of known numbers."""
-        if not isinstance(risk, KLPenalized):
+        if not isinstance(risk, KL):
             raise ValueError(
-                f"a moving average needs the risk KLPenalized, got {risk}; LearnedDual and "
+                f"a moving average needs the risk KL, got {risk}; LearnedDual and "
                 "LossTable estimate the other risks over batches"
             )
 
     def forward(
         self,
-        risk: KLPenalized,
+        risk: KL,
         excess: Float[Tensor, " n"],
         *,
         base_measure: Shaped[Tensor, " n"],

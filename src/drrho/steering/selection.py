@@ -9,7 +9,7 @@ Score a super-batch without gradient, select, and train on what was selected:
 | selection | weights | gradient on average: that of |
 |---|---|---|
 | `select_top_k` | 1/k | `CVaR(fraction=k / n)` over the super-batch, in every draw |
-| `sample_with_replacement` | 1/k | `KLPenalized(temperature=...)` over the super-batch |
+| `sample_with_replacement` | 1/k | `KL(temperature=...)` over the super-batch |
 | `sample_without_replacement`, corrected | by threshold | the same |
 | `sample_without_replacement`, uncorrected | 1/k | no risk of this package |
 | `sample_uniformly` | 1/k | `Mean()` |
@@ -34,7 +34,7 @@ from drrho.risk import excess_loss
 from drrho.risk.limits import HIGHEST_PRICE, LOWEST_PRICE
 
 
-class Selection(NamedTuple):
+class Selected(NamedTuple):
     """Candidates to train on: `(selection.weights * losses[selection.index]).sum()`.
 
     Attributes:
@@ -90,7 +90,7 @@ def selection_scores(
 
 def select_top_k(
     scores: Float[Tensor, " n"], k: int, *, mask: Bool[Tensor, " n"] | None = None
-) -> Selection:
+) -> Selected:
     """The k largest scores, 1/k each: the weights of `CVaR(fraction=k / n)`, n those that count.
 
     Of candidates tied with the k-th largest score, an unspecified choice enters, with the same
@@ -119,7 +119,7 @@ def sample_without_replacement(
     generator: torch.Generator,
     correction: bool,
     mask: Bool[Tensor, " n"] | None = None,
-) -> Selection:
+) -> Selected:
     """Draw k different candidates, one after another, by `p = softmax(scores / temperature)`.
 
     The draw is the Gumbel top-k: the k largest `log p + Gumbel noise`. Small temperatures give
@@ -178,7 +178,7 @@ def sample_with_replacement(
     temperature: float,
     generator: torch.Generator,
     mask: Bool[Tensor, " n"] | None = None,
-) -> Selection:
+) -> Selected:
     """Draw k times, independently, by `p = softmax(scores / temperature)`, 1/k each.
 
     `sum(weights * x[index])` is an unbiased estimate of `sum(p * x)` with variance `(sum(p x^2) -
@@ -209,7 +209,7 @@ def sample_uniformly(
     *,
     generator: torch.Generator,
     mask: Bool[Tensor, " n"] | None = None,
-) -> Selection:
+) -> Selected:
     """Draw k different candidates, all equally likely, 1/k each: the baseline.
 
     Args:
@@ -266,16 +266,16 @@ def _log_probabilities(
 
 def _equal_weights(
     index: Int64[Tensor, " k"], valid: Bool[Tensor, " n"], *, dtype: torch.dtype
-) -> Selection:
+) -> Selected:
     chosen = valid[index]
     return _selection(index, chosen, chosen.to(dtype) / chosen.sum().clamp_min(1))
 
 
 def _selection(
     index: Int64[Tensor, " k"], chosen: Bool[Tensor, " k"], weights: Float[Tensor, " k"]
-) -> Selection:
+) -> Selected:
     # Zero times the loss of a masked candidate would be NaN if that loss is.
-    return Selection(torch.where(chosen, index, index[:1]), weights)
+    return Selected(torch.where(chosen, index, index[:1]), weights)
 
 
 def _needed(losses: Tensor | None, name: str, kind: str) -> Tensor:

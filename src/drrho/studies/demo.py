@@ -6,17 +6,17 @@ from typing import Any
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.indexing import index_shards
-from drrho.data.loading import LoadingConfig
+from drrho.data.loading import Loading
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.models.build import ModelConfig
+from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.studies.compare.compare import compare
 from drrho.studies.compare.spec import Comparison
-from drrho.training.config import TrainingConfig
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
-MODEL = ModelConfig(name="small", small=SmallConfig(text_width=96, text_heads=3))
+MODEL = Model(name="small", small=SmallConfig(text_width=96, text_heads=3))
 METHODS = {method: ObjectiveConfig(method=method) for method in ("clip", "fastclip", "drrho_clip")}
 
 
@@ -79,9 +79,9 @@ def draw_demo_scenes(config: DemoConfig) -> None:
 
 def demo_comparison(config: DemoConfig) -> Comparison:
     """The comparison on scenes that `draw_demo_scenes` wrote."""
-    training = TrainingConfig(
+    training = Training(
         steps=config.steps,
-        optimizer=OptimizerConfig(
+        optimizer=Optimizer(
             learning_rate=1e-3, warmup_steps=min(20, config.steps // 4), weight_decay=0.1
         ),
         log_every=max(1, config.steps // 40),
@@ -92,11 +92,11 @@ def demo_comparison(config: DemoConfig) -> Comparison:
     target = Recipe(
         output=f"{config.output}/target",
         data=f"{scenes}/train/manifest.json",
-        loading=LoadingConfig(batch_size=config.batch_size),
+        loading=Loading(batch_size=config.batch_size),
         model=MODEL,
         objective=METHODS["clip"],
         training=training,
-        evaluation=EvaluationConfig(data=f"{scenes}/validation/manifest.json"),
+        evaluation=Evaluation(data=f"{scenes}/validation/manifest.json"),
         seed=config.seed,
     )
     reference = replace(target, data=f"{scenes}/reference/manifest.json", seed=config.seed + 1)

@@ -5,14 +5,14 @@ from typing import Literal
 
 import torch
 
-from drrho.training.optimizer import OptimizerConfig
+from drrho.training.optimizer import Optimizer
 
 Precision = Literal["float32", "bfloat16", "float16"]
 NotFinite = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class Training:
     """The options of `drrho.training.loop.train`.
 
     Attributes:
@@ -37,7 +37,7 @@ class TrainingConfig:
     """
 
     steps: int
-    optimizer: OptimizerConfig
+    optimizer: Optimizer
     precision: Precision = "float32"
     max_grad_norm: float | None = None
     not_finite: NotFinite = "stop"

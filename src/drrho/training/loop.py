@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from drrho.runtime.files import write_json
 from drrho.runtime.progress import Progress
 from drrho.runtime.randomness import preserved_generators
-from drrho.training.config import TrainingConfig, require_precision
+from drrho.training.config import Training, require_precision
 from drrho.training.finite import StepRecord, raise_if_not_finite
 from drrho.training.interruption import DeferredSignals, TrainingInterrupted
 from drrho.training.log import MetricsLog
@@ -49,7 +49,7 @@ def train(
     batches: Iterator[AnyBatch],
     *,
     state: TrainingState,
-    config: TrainingConfig,
+    config: Training,
     learning_rate: Schedule,
     evaluators: Mapping[str, Evaluator],
 ) -> TrainingResult:
@@ -117,7 +117,7 @@ class _Run(Generic[AnyBatch]):
     objective: Objective[AnyBatch]
     batches: Iterator[AnyBatch]
     state: TrainingState
-    config: TrainingConfig
+    config: Training
     learning_rate: Schedule
     evaluators: Mapping[str, Evaluator]
 
@@ -191,9 +191,7 @@ def _log_and_evaluate(
     return row, received
 
 
-def _keep_best(
-    evaluation: Mapping[str, float], state: TrainingState, config: TrainingConfig
-) -> None:
+def _keep_best(evaluation: Mapping[str, float], state: TrainingState, config: Training) -> None:
     """Writes the model into `folder/best` if no evaluation before was better."""
     if config.keep_best is None:
         return
@@ -251,7 +249,7 @@ def evaluate(evaluators: Mapping[str, Evaluator], model: nn.Module) -> dict[str,
 
 
 def _require_consistent(
-    state: TrainingState, config: TrainingConfig, *, evaluators: Mapping[str, Evaluator]
+    state: TrainingState, config: Training, *, evaluators: Mapping[str, Evaluator]
 ) -> None:
     require_precision(config.precision, next(state.model.parameters()).device)
     if config.evaluate_every is not None and not evaluators:
@@ -270,7 +268,7 @@ def _require_consistent(
         )
 
 
-def _is_due(step: int, every: int | None, config: TrainingConfig) -> bool:
+def _is_due(step: int, every: int | None, config: Training) -> bool:
     """Whether something done every so many steps, and at the end, is done after `step` steps."""
     return step == config.steps or (every is not None and step > 0 and step % every == 0)
 

@@ -11,7 +11,7 @@ from drrho.training.schedules import Schedule, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class Optimizer:
     """AdamW and its learning rate; the defaults are the published settings for CLIP.
 
     Attributes:
@@ -47,14 +47,12 @@ class OptimizerConfig:
             raise ValueError(f"temperature_lr_scale must be positive and finite, got {scale}")
 
 
-def learning_rate_schedule(config: OptimizerConfig, *, steps: int) -> Schedule:
+def learning_rate_schedule(config: Optimizer, *, steps: int) -> Schedule:
     """Linear warm-up, then a cosine to 0 over a run of `steps`."""
     return warmup_cosine(config.learning_rate, warmup_steps=config.warmup_steps, total_steps=steps)
 
 
-def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, loss: nn.Module | None = None
-) -> AdamW:
+def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | None = None) -> AdamW:
     """AdamW over the trainable parameters of a model and of its loss.
 
     Every group carries an `lr_scale`; whoever steps the optimiser sets

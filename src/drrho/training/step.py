@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from drrho.runtime.randomness import derived_seed, seed_all_generators
-from drrho.training.config import TrainingConfig
+from drrho.training.config import Training
 from drrho.training.finite import StepRecord
 from drrho.training.schedules import Schedule
 from drrho.training.state import TrainingState
@@ -75,7 +75,7 @@ def take_step(
     batch: AnyBatch,
     *,
     state: TrainingState,
-    config: TrainingConfig,
+    config: Training,
     learning_rate: Schedule,
     diagnose: bool,
 ) -> tuple[StepResult, StepRecord]:
@@ -120,7 +120,7 @@ def take_step(
 
 
 def _checked(
-    values: Mapping[str, Tensor], state: TrainingState, config: TrainingConfig
+    values: Mapping[str, Tensor], state: TrainingState, config: Training
 ) -> tuple[str, ...]:
     match config.not_finite:
         case "skip":

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drrho.models.build import ModelConfig
+from drrho.models.build import Model
 from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
 from drrho.recipe.train import RESULTS_FILE, train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
@@ -96,7 +96,7 @@ def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
     _prepare_references(comparison, comparison.settings(part.method)[setting])
     train_recipe(recipe)
     score(
-        ModelConfig(name=f"run:{recipe.output}"),
+        Model(name=f"run:{recipe.output}"),
         Path(recipe.output),
         tests,
         batch_size=recipe.evaluation.batch_size,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from drrho.data.loading import evaluation_batches
 from drrho.evaluation.evaluate import EvaluationSet, evaluate_model, open_evaluation_set
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.models.flops import forward_flops
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import write_atomically, write_json
@@ -55,9 +55,7 @@ class TestSets:
         return {name: self.open(name).manifest.contents_sha256 for name in self.sources}
 
 
-def score(
-    model: ModelConfig, folder: Path, tests: TestSets, *, batch_size: int, device: Device
-) -> None:
+def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, device: Device) -> None:
     """Evaluates a model on all test sets and writes the scores to the folder, if they are not
     there yet.
     """

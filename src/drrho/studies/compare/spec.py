@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drrho.data.views import Views
-from drrho.models.build import ModelConfig
+from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -84,7 +84,7 @@ class Comparison:
     output: str
     methods: Mapping[str, Recipe | tuple[Recipe, ...]]
     test: str | Mapping[str, str]
-    references: Mapping[str, Recipe | ModelConfig] = field(default_factory=dict)
+    references: Mapping[str, Recipe | Model] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     tuning: TuningConfig | None = None
     gap: GapConfig | None = None
@@ -145,17 +145,17 @@ class Comparison:
     def reference_recipe(self, name: str) -> Recipe | None:
         """The run that makes a reference; None for an existing model."""
         reference = self.references[name]
-        if isinstance(reference, ModelConfig):
+        if isinstance(reference, Model):
             return None
         folder = Path(self.output) / "references" / name / "run"
         return self._located(reference, folder, seed=reference.seed)
 
-    def reference_model(self, name: str) -> ModelConfig:
+    def reference_model(self, name: str) -> Model:
         """The reference as a model that can be built, once it is trained."""
         reference = self.references[name]
-        if isinstance(reference, ModelConfig):
+        if isinstance(reference, Model):
             return reference
-        return ModelConfig(name=f"run:{Path(self.output) / 'references' / name / 'run'}")
+        return Model(name=f"run:{Path(self.output) / 'references' / name / 'run'}")
 
     def embeddings(self, stored: Stored) -> Path:
         """Folder of a reference's stored embeddings of a data set."""
@@ -215,7 +215,7 @@ class Comparison:
     def _check_references(self) -> None:
         known: list[str] = []
         for name, reference in self.references.items():
-            if isinstance(reference, ModelConfig):
+            if isinstance(reference, Model):
                 reference.require_trained()
             else:
                 _require_known(reference, known, whose=f"reference {name!r}")

@@ -16,8 +16,8 @@ from drrho.data.subset import disjoint_halves, restricted
 from drrho.encoding.encoder import ReferenceEncoder
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
-from drrho.models.build import ModelConfig, build_model
-from drrho.recipe.recipe import EvaluationConfig, Recipe
+from drrho.models.build import Model, build_model
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.store import FILE_NAME as STORE_FILE
 from drrho.reference.store import ReferenceStore
@@ -133,7 +133,7 @@ def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Reci
         teachers=(),
         selection=None,
         filtering=None,
-        evaluation=EvaluationConfig(),
+        evaluation=Evaluation(),
         seed=seed,
     )
 
@@ -155,7 +155,7 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
         kept = rows.keep(rows.present)
         return Pairs(ids=ids[rows.present], cosines=_cosines(kept.image, kept.text), rate=None)
     architecture, _, pretrained = name.partition("@")
-    config = ModelConfig(name=architecture, pretrained=pretrained or None)
+    config = Model(name=architecture, pretrained=pretrained or None)
     config.require_trained()
     encoder = ReferenceEncoder(build_model(config, seed=0), precision="float32", device=device)
     began = time.monotonic()

@@ -21,7 +21,7 @@ from drrho.evaluation.metrics.retrieval import (
     reciprocal_rank_of_images,
     retrieval_ranks,
 )
-from drrho.models.build import ModelConfig, build_model
+from drrho.models.build import Model, build_model
 from drrho.recipe.folder import RunFolder, find_runs, read_run
 from drrho.recipe.train import RESULTS_FILE
 from drrho.reference.ensemble import Reference
@@ -183,7 +183,7 @@ def _check_reference(
     try:
         held_out = open_manifest(held_out_data)
         encoder = ReferenceEncoder(
-            build_model(ModelConfig(name=model), seed=0), precision="float32", device=device
+            build_model(Model(name=model), seed=0), precision="float32", device=device
         )
         others = drawn_ids(held_out, None, count=len(ids), generator=generator)
         embedded = embed_pairs(

@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from drrho.risk import (
+    KL,
     KLBall,
-    KLPenalized,
-    entropic_risk,
     kl_ball_risk,
     kl_divergence,
+    kl_risk,
 )
 
 
@@ -26,7 +26,7 @@ def exact_entropic_risk(losses, temperature):
 @pytest.mark.parametrize("temperature", [10.0**k for k in range(-6, 7)])
 def test_float32_is_exact_at_every_temperature(temperature):
     losses = 3 + torch.randn(4096)
-    value = entropic_risk(losses, temperature=temperature).value
+    value = kl_risk(losses, temperature=temperature).value
     assert value.item() == pytest.approx(exact_entropic_risk(losses, temperature), rel=2e-7)
 
 
@@ -42,14 +42,14 @@ def test_textbook_formulas_fail_where_this_one_does_not():
 
 def test_high_temperature_is_mean_plus_variance_over_twice_the_temperature(losses):
     for temperature in (1e3, 1e4):
-        value = entropic_risk(losses, temperature=temperature).value
+        value = kl_risk(losses, temperature=temperature).value
         pessimism = losses.var(-1, correction=0) / (2 * temperature)
         assert_close(value - losses.mean(-1), pessimism, rtol=5 / temperature, atol=0)
 
 
 def test_a_sample_of_almost_no_weight_still_counts_when_it_is_the_worst():
     losses, base = torch.tensor([100.0, 0.0]), torch.tensor([1e-60, 1.0], dtype=torch.float64)
-    value, weights, _ = entropic_risk(losses, temperature=0.5, base_measure=base)
+    value, weights, _ = kl_risk(losses, temperature=0.5, base_measure=base)
     assert value.item() == pytest.approx(100 + 0.5 * math.log(1e-60), rel=1e-6)
     assert_close(weights, torch.tensor([1.0, 0.0]))
 
@@ -59,7 +59,7 @@ def test_batches_are_biased_down():
     at tau = 0.5 the batch is smaller than the e^4 the expansion needs."""
     losses = torch.randn(100_000, 64)
     for temperature, bias, margin in [(1.0, -0.0132, 0.002), (0.5, -0.080, 0.003)]:
-        value = entropic_risk(losses, temperature=temperature).value.mean().item()
+        value = kl_risk(losses, temperature=temperature).value.mean().item()
         assert value - 0.5 / temperature == pytest.approx(bias, abs=margin)
 
 
@@ -104,7 +104,7 @@ def test_ball_is_the_cheapest_penalty_over_all_temperatures(radius, losses):
     ball = kl_ball_risk(losses, radius=radius)
 
     def bound(row, temperature):
-        return temperature * radius + entropic_risk(losses[row], temperature=temperature).value
+        return temperature * radius + kl_risk(losses[row], temperature=temperature).value
 
     for row, (value, temperature) in enumerate(zip(ball.value, ball.dual.tolist(), strict=True)):
         if temperature > 0:
@@ -147,9 +147,9 @@ def test_ball_that_holds_every_distribution_says_so(losses):
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_temperature_must_be_positive_and_finite(temperature):
     with pytest.raises(ValueError, match=rf"temperature .* got {temperature}.*Mean\(\)"):
-        KLPenalized(temperature=temperature)
+        KL(temperature=temperature)
     with pytest.raises(ValueError, match="temperature"):
-        entropic_risk(torch.zeros(3), temperature=temperature)
+        kl_risk(torch.zeros(3), temperature=temperature)
 
 
 @pytest.mark.parametrize("radius", [-0.1, math.inf, math.nan])
