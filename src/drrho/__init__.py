@@ -1,8 +1,71 @@
-"""Training under the guidance of a reference model: the DRRho risk and DRRho-CLIP."""
+"""Training under the guidance of a reference model: the DRRho risk and DRRho-CLIP.
 
-from importlib.metadata import PackageNotFoundError, version
+All that most programs need is here by name: `drrho.DRRhoLoss`, `drrho.CVaR`. A name is imported
+when it is first used, so that `import drrho` alone costs next to nothing and the losses need no
+more than PyTorch.
+"""
 
-try:
-    __version__ = version("drrho")
-except PackageNotFoundError:  # on the path and not installed
-    __version__ = "0+unknown"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the table
+    from drrho.risk import KL as KL
+    from drrho.risk import ChiSquare as ChiSquare
+    from drrho.risk import ChiSquareBall as ChiSquareBall
+    from drrho.risk import CVaR as CVaR
+    from drrho.risk import KLBall as KLBall
+    from drrho.risk import KLCVaR as KLCVaR
+    from drrho.risk import Mean as Mean
+    from drrho.risk import RiskMeasure as RiskMeasure
+    from drrho.risk import effective_sample_size as effective_sample_size
+    from drrho.risk import excess_loss as excess_loss
+    from drrho.steering import BatchEstimator as BatchEstimator
+    from drrho.steering import DRRhoLoss as DRRhoLoss
+    from drrho.steering import LearnedDual as LearnedDual
+    from drrho.steering import Losses as Losses
+    from drrho.steering import LossTable as LossTable
+    from drrho.steering import MovingAverage as MovingAverage
+    from drrho.steering import accumulate_gradients as accumulate_gradients
+    from drrho.steering import token_losses as token_losses
+
+    __version__: str
+
+_NAMES = {
+    "risk": (
+        *("CVaR", "ChiSquare", "ChiSquareBall", "KL", "KLBall", "KLCVaR", "Mean", "RiskMeasure"),
+        *("effective_sample_size", "excess_loss"),
+    ),
+    "steering": (
+        *("BatchEstimator", "DRRhoLoss", "LearnedDual", "LossTable", "Losses", "MovingAverage"),
+        *("accumulate_gradients", "token_losses"),
+    ),
+}
+_HOMES = {name: f"drrho.{home}" for home, names in _NAMES.items() for name in names}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+if not TYPE_CHECKING:  # a checker that saw it would take every misspelt name
+
+    def __getattr__(name: str) -> Any:
+        """Imports a name of the front door, or reads the version, at its first use."""
+        if name == "__version__":
+            value = _version()
+        elif name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f"module 'drrho' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  20 ms
+
+    try:
+        return version("drrho")
+    except PackageNotFoundError:  # on the path and not installed
+        return "0+unknown"
