@@ -21,6 +21,9 @@ install_import_hook("drrho", f"{__name__}.check_types")
 hypothesis.settings.register_profile("drrho", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("drrho")
 
+# Fixtures of runs for every room; a plugin, because one folder's conftest serves that folder only.
+pytest_plugins = ["tests.small_runs"]
+
 # Bitwise comparisons between runs need a fixed number of threads, and parallel tests need one.
 torch.set_num_threads(1)
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 from tests.data.tar_files import pair, picture, write_shard
-from tests.run import evaluation_processes
-from tests.run.task_folders import array, write_associations, write_faces
+from tests.evaluation import evaluation_processes
+from tests.evaluation.task_folders import array, write_associations, write_faces
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes

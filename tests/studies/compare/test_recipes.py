@@ -9,7 +9,7 @@ import pytest
 from drrho.recipe.recipe import load_recipe
 from drrho.studies.compare.spec import Comparison
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "recipes" / "comparing"))
 import summary  # noqa: E402
 

@@ -139,7 +139,7 @@ def test_the_published_line_meets_the_published_run():
 
 
 def test_published_points_of_open_clip_fall_with_compute():
-    path = Path(__file__).parents[2] / "docs/results/scaling-openclip/points.csv"
+    path = Path(__file__).parents[3] / "docs/results/scaling-openclip/points.csv"
     lines = [
         line.split(",") for line in path.read_text().splitlines() if line.startswith("openclip")
     ]

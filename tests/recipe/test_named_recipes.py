@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from tests.run.conftest import TINY
+from tests.small_runs import TINY
 
 from drrho.recipe.published import Name, Scale, named_recipe
 from drrho.recipe.train import train_recipe

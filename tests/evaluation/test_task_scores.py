@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tests.run import evaluation_processes
-from tests.run.task_folders import (
+from tests.evaluation import evaluation_processes
+from tests.evaluation.task_folders import (
     OBJECTIVES,
     TEMPLATES,
     scribble,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from tests.run.conftest import TINY
+from tests.small_runs import TINY
 
 from drrho.cli import main
 from drrho.contrastive.objectives.config import ObjectiveConfig

@@ -1,10 +1,7 @@
-"""Tables and words say what the numbers say; curves are drawn for what there is."""
+"""Tables and words say what the numbers say."""
 
 import pytest
-from PIL import Image
 
-from drrho.plotting.curves import draw_curves
-from drrho.plotting.table import markdown_table
 from drrho.studies.compare.tables import comparison_table, explain
 
 
@@ -108,25 +105,6 @@ def test_what_failed_and_what_is_missing_is_said():
     assert "CLIP, seed 1, failed: loss = nan" in explain(results)
     assert "Not finished: CLIP seed 2." in explain(results)
     assert "CLIP (1 of 3 seeds)" in comparison_table(results)
-
-
-def test_rows_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="2 cells, got 1"):
-        markdown_table(["a", "b"], [["1"]])
-
-
-def test_curves_are_drawn_for_the_metrics_there_are(tmp_path):
-    rows = [
-        {"step": s, "samples": s * 10, "loss_variance": 0.1 / s, "evaluation/mrr": None}
-        for s in (1, 2, 3)
-    ]
-    runs = {"clip": [rows, rows[:2]], "empty": [[]]}
-    draw_curves(runs, tmp_path / "c.png", levels={"reference": 0.5})
-    with Image.open(tmp_path / "c.png") as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=10**6)}
-    assert (0, 114, 178) in colours  # the line of the first run
-    with pytest.raises(ValueError, match="at least one run"):
-        draw_curves({}, tmp_path / "none.png")
 
 
 def test_words_list_the_seeds_where_there_are_several():

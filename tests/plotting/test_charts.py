@@ -1,4 +1,4 @@
-"""Charts refuse what they cannot draw; that they draw is seen in tests/recipes."""
+"""Charts refuse what they cannot draw; that they draw is seen in tests/experiments."""
 
 import pytest
 
