@@ -20,9 +20,10 @@ demo: $(VENV)/installed-demo  ## the whole way on drawn scenes, on the processor
 test: $(VENV)/installed-dev  ## run the tests
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test-oldest: $(VENV)/installed-dev  ## run the tests of reading shards with the oldest webdataset
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/oldest 'webdataset==0.2.86'
-	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest --numprocesses auto tests/data tests/reference
+test-oldest: $(VENV)/installed-dev  ## run the tests of reading data with the oldest fsspec and Pillow
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/oldest \
+	    'fsspec==2024.6.0' 'pillow==12.0.0'
+	PYTHONPATH=.cache/oldest $(BIN)/python -m pytest --numprocesses auto tests/data
 
 browser:  ## Debian's Chromium, for the tests that look at pages; without it they are skipped
 	@command -v chromium > /dev/null || { \
@@ -56,7 +57,8 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the development tools into $(VENV); the first time takes some minutes."
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# What scores are compared with; without the 100 MB of captioning metrics that it requires.
-	$(BIN)/python -m pip install --quiet --no-deps 'clip-benchmark==1.6.2'
+	$(BIN)/python -m pip install --quiet --no-deps \
+	    'clip-benchmark==1.6.2' 'webdataset==1.0.2' 'braceexpand==0.1.7'
 	@touch $(VENV)/installed-demo $@
 
 $(BIN)/python:

@@ -4,12 +4,14 @@ import email
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 # What `pip install drrho` promises to a training loop of one's own, and no more.
@@ -92,6 +94,30 @@ def test_importing_the_losses_takes_little_beside_importing_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert float(done.stdout) < 2.0
+
+
+def needed_by_extras() -> dict[str, Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    return {need.name: need for extra in extras for need in map(Requirement, extra)}
+
+
+def test_versions_that_must_not_be_installed_are_excluded():
+    """Lightning 2.6.2 and 2.6.3 were withdrawn for malware."""
+    needed = needed_by_extras()
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
+    for withdrawn in ("2.6.2", "2.6.3"):
+        for name in ("lightning", "pytorch-lightning"):
+            assert withdrawn not in needed[name].specifier
+            assert withdrawn != pinned[name]
+    assert "5.0.0" not in needed["open_clip_torch"].specifier
+    assert "11.3.0" not in needed["pillow"].specifier
+    for name, requirement in needed.items():
+        version = pinned.get(name.lower().replace("_", "-"))
+        assert version is None or version in requirement.specifier, name
+    assert "webdataset" not in needed and "webdataset" not in pinned
 
 
 def test_the_citation_names_the_paper():

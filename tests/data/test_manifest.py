@@ -23,6 +23,7 @@ from drrho.data import indexing
 from drrho.data.indexing import index_shards, open_manifest, resolve_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.storage import expand_braces
 
 
 def index_of(tmp_path, rows, *, first_key=0):
@@ -261,6 +262,28 @@ def test_shards_are_found_by_folder_file_glob_and_braces(tmp_path, monkeypatch):
     assert found(f"{tmp_path}/train-{{0..3}}.tar") == names
     monkeypatch.chdir(tmp_path)
     assert resolve_shards("train-0.tar") == [str(tmp_path / "train-0.tar")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expanded"),
+    [
+        ("x-{0008..10}.tar", ["x-0008.tar", "x-0009.tar", "x-0010.tar"]),
+        ("{a,b}{2..1}", ["a2", "a1", "b2", "b1"]),
+        ("p{2.{5..6},3.{0,1}}", ["p2.5", "p2.6", "p3.0", "p3.1"]),
+        ("{0..9..4}{a..c..2}", ["0a", "0c", "4a", "4c", "8a", "8c"]),
+        ("{,.x},{one}{}", [",{one}{}", ".x,{one}{}"]),
+        ("{-1..01}", ["-1", "00", "01"]),
+        ("", [""]),
+    ],
+)
+def test_braces_expand_as_bash_expands_them(pattern, expanded):
+    assert expand_braces(pattern) == expanded
+
+
+@pytest.mark.parametrize("pattern", ["a{0..1", "a}b{c", "{a,{b}"])
+def test_unbalanced_braces_are_an_error(pattern):
+    with pytest.raises(ValueError, match="unbalanced braces"):
+        expand_braces(pattern)
 
 
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path):

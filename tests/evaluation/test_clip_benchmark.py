@@ -18,7 +18,9 @@ from drrho.models.build import Model, build_model
 from drrho.models.small import SmallConfig
 from drrho.runtime.torchvision import import_torchvision
 
-pytest.importorskip("clip_benchmark", reason="pip install --no-deps clip-benchmark")
+for needed in ("clip_benchmark", "webdataset"):
+    reason = "pip install --no-deps clip-benchmark webdataset braceexpand"
+    pytest.importorskip(needed, reason=reason)
 import_torchvision()
 builder = pytest.importorskip("clip_benchmark.datasets.builder")
 classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")

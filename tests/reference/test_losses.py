@@ -460,7 +460,7 @@ with LossWriter.open({str(tmp_path)!r}, manifest, reference="r", identity="v1") 
 store = LossStore.open({str(tmp_path)!r}, manifest, reference="r")
 print(store.gather(torch.tensor([1, 0])).tolist(), summarise_losses({str(tmp_path)!r})[0][0].mean)
 """
-    extras = ("webdataset", "open_clip", "rich", "psutil", "PIL", "torchvision", "tyro")
+    extras = ("fsspec", "open_clip", "rich", "psutil", "PIL", "torchvision", "tyro")
     finished = run_without(script, *extras)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == "[2.0, nan] 2.0\n"

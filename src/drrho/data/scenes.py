@@ -10,14 +10,15 @@ import io
 import itertools
 import json
 import math
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from webdataset.writer import TarWriter
 
+from drrho.data.reading.shards import write_sample
 from drrho.runtime.files import opened_atomically, write_json
 from drrho.runtime.progress import Progress
 
@@ -296,10 +297,10 @@ def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
         for path in paths:
             with (
                 opened_atomically(path) as file,
-                TarWriter(file, mtime=0, user="drrho", group="drrho") as tar,
+                tarfile.open(fileobj=file, mode="w") as tar,
             ):
                 for sample in itertools.islice(samples, config.samples_per_shard):
-                    tar.write(sample)
+                    write_sample(tar, sample)
                     progress.advance(1)
     write_json(folder / "zero_shot.json", zero_shot_tasks())
     write_json(marker, asdict(config))  # last: its presence says that the set is complete

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LIBRARIES = ("open_clip_torch", "torchvision", "pillow", "webdataset")
+LIBRARIES = ("open_clip_torch", "torchvision", "pillow")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ import re
 import tarfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageFile
-from webdataset.tariterators import group_by_keys
 
 from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
 from drrho.data.reading.storage import Stream, open_file
@@ -21,7 +20,8 @@ from drrho.data.reading.storage import Stream, open_file
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
-META_FILE = re.compile(r"__[^/]*__($|/)")  # webdataset's, about the shard
+META_FILE = re.compile(r"__[^/]*__($|/)")  # about the shard, not part of a sample
+FILE_NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extension
 # Pillow's own bound, beyond which it only warns: a small file may hold gigabytes of pixels.
 MAX_PIXELS = 89_478_485
 
@@ -64,10 +64,10 @@ class UnusableSample(Exception):
 
 
 def read_shard(url: str) -> Iterator[RawSample]:
-    """Every sample of a shard in the order of the tar file.
+    """Read every sample of a shard, in the order of the tar file.
 
     Args:
-        url: of an uncompressed tar file in the WebDataset layout: a local path, or what fsspec
+        url: an uncompressed tar file in the WebDataset layout: a local path, or a URL that fsspec
             reads.
 
     Raises:
@@ -75,7 +75,6 @@ def read_shard(url: str) -> Iterator[RawSample]:
         ValueError: the file is no tar, is truncated, or holds a file twice.
     """
     try:
-        # Opened here and not by webdataset, which would run a url "pipe:..." as a command.
         with open_file(url) as stream:
             yield from _samples(stream)
             _require_end_of_archive(stream)
@@ -83,7 +82,7 @@ def read_shard(url: str) -> Iterator[RawSample]:
         raise FileNotFoundError(
             f"shard {url} does not exist. If the data moved, run `drrho index` again"
         ) from None
-    except Exception as error:  # tarfile, zlib, OSError, webdataset: all mean the same here
+    except Exception as error:  # tarfile, zlib, OSError: all mean the same here
         raise ValueError(
             f"shard {url} cannot be read: {error.args[0] if error.args else error}. A shard is a "
             "complete, uncompressed tar file that holds each file once; fetch or write it again"
@@ -91,7 +90,7 @@ def read_shard(url: str) -> Iterator[RawSample]:
 
 
 def parse_sample(content: bytes, *, row: int) -> RawSample | None:
-    """The sample whose files lie in a piece of a tar file; None if it is not one whole sample."""
+    """Parse the sample in a byte range of a tar file; None if it is not exactly one sample."""
     try:
         samples = list(_samples(io.BytesIO(content + bytes(2 * tarfile.BLOCKSIZE))))
     except (tarfile.TarError, ValueError, EOFError):
@@ -99,32 +98,54 @@ def parse_sample(content: bytes, *, row: int) -> RawSample | None:
     return replace(samples[0], row=row) if len(samples) == 1 else None
 
 
+def write_sample(tar: tarfile.TarFile, sample: Mapping[str, bytes | str]) -> None:
+    """Append the files of a sample, `__key__` and contents by extension; equal samples give equal
+    bytes.
+    """
+    for extension, content in sorted(sample.items()):
+        if extension != "__key__":
+            data = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(f"{sample['__key__']}.{extension}")
+            member.size, member.mode = len(data), 0o444
+            member.uname = member.gname = "drrho"
+            tar.addfile(member, io.BytesIO(data))
+
+
 def _samples(stream: Stream) -> Iterator[RawSample]:
-    for row, sample in enumerate(group_by_keys(_files(stream))):
-        found = {name: file for name, file in sample.items() if name[:2] != "__"}
-        yield RawSample(
-            key=sample["__key__"],
-            row=row,
-            fields={name: file.content for name, file in found.items()},
-            span=(min(f.start for f in found.values()), max(f.end for f in found.values())),
-        )
+    """Group consecutive files whose names differ in the extension alone."""
+    row, sample = 0, None
+    for file in _files(stream):
+        if sample is None or file.key != sample.key:
+            if sample is not None:
+                yield sample
+                row += 1
+            sample = RawSample(key=file.key, row=row, fields={}, span=(file.start, file.end))
+        if file.extension in sample.fields:
+            raise ValueError(f"duplicate file {file.key}.{file.extension}")
+        sample.fields[file.extension] = file.content
+        sample = replace(sample, span=(sample.span[0], file.end))
+    if sample is not None:
+        yield sample
 
 
 class _File(NamedTuple):
-    """A member of a tar file, and the bytes it takes there with its header."""
+    """A file of a sample, and where its header begins and its last block ends in the tar file."""
 
+    key: str
+    extension: str
     content: bytes
     start: int
     end: int
 
 
-def _files(stream: Stream) -> Iterator[dict[str, object]]:
-    """The regular files in a tar file, as webdataset groups them. Names are keys and no paths:
+def _files(stream: Stream) -> Iterator[_File]:
+    """Read the regular files of a tar file that belong to samples. Names are keys, not paths:
     nothing is ever written under them.
     """
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
         for member in iter(tar.next, None):
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  or all headers stay
+            name = FILE_NAME.fullmatch(member.name)
             if not member.isreg() or META_FILE.match(member.name):
                 continue
             file = tar.extractfile(member)
@@ -134,11 +155,8 @@ def _files(stream: Stream) -> Iterator[dict[str, object]]:
                 raise ValueError(f"it ends within {member.name}")
             blocks = -(-member.size // tarfile.BLOCKSIZE)
             end = member.offset_data + blocks * tarfile.BLOCKSIZE
-            yield {
-                "__url__": "",
-                "fname": member.name,
-                "data": _File(content, member.offset, end),
-            }
+            if name is not None:
+                yield _File(name[1], name[2].lower(), content, member.offset, end)
 
 
 def image_bytes(sample: RawSample) -> bytes | None:
