@@ -1,4 +1,4 @@
-"""The studies of recipes/theory, shortened: each asserts its claim, with its interval.
+"""The studies of experiments/theory, shortened: each asserts its claim, with its interval.
 
 The laws hold to leading order, so beside the interval they are given the share by which full
 runs differ from them.
@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from drrho.risk import KL, ChiSquareBall, CVaR, KLCVaR, Mean
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "recipes" / "theory"))
+sys.path.insert(0, str(ROOT / "experiments" / "theory"))
 import chi_square_identity  # noqa: E402
 import estimators  # noqa: E402
 import finite_class  # noqa: E402
@@ -213,6 +213,6 @@ def test_the_duality_gap_shows_a_minimum_that_was_missed():
 def test_every_study_is_on_the_page_with_its_command():
     page = (ROOT / "docs" / "results" / "theory" / "index.md").read_text()
     for name in STUDIES:
-        assert f"python recipes/theory/{name}.py --output docs/results/theory" in page
+        assert f"python experiments/theory/{name}.py --output docs/results/theory" in page
         assert f"{name}.md" in page
         assert f"{name}.png" in page

@@ -10,8 +10,8 @@ from drrho.recipe.recipe import load_recipe
 from drrho.studies.compare.spec import Comparison
 
 ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "recipes" / "comparing"))
-import summary  # noqa: E402
+sys.path.insert(0, str(ROOT / "experiments"))
+import comparison_summary as summary  # noqa: E402
 
 STUDIES = ("scenes-0", "scenes-30", "scenes-60", "emoji-pictograms", "openstax-figures")
 RESULTS = ROOT / "docs" / "results" / "comparison"

@@ -1,6 +1,6 @@
 """E1: the chi-square risk is the mean plus a deviation, up to a slack that is known.
 
-    python recipes/theory/chi_square_identity.py --output docs/results/theory
+    python experiments/theory/chi_square_identity.py --output docs/results/theory
 
 For any numbers f that span M and any radius r, `chi_square_ball_risk` should lie between
 mean + sqrt(2 r Var) - r M / 2 and mean + sqrt(2 r Var), at the upper end if and only if

@@ -1,6 +1,6 @@
 """Validation of `drrho probe` on an image classifier; the plan is in docs/results/probe.md.
 
-    python recipes/probe/digits.py        # 12 references, 5 replicates, some minutes on one core
+    python experiments/probe/digits.py  # 12 references, 5 replicates, some minutes on one core
 
 Needs scikit-learn, for its 1,797 handwritten digits.
 """

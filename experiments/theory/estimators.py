@@ -1,6 +1,6 @@
 """E5: what a mini-batch does to the risk: bias, variance and drift of the estimators.
 
-    python recipes/theory/estimators.py --output docs/results/theory
+    python experiments/theory/estimators.py --output docs/results/theory
 
 Losses are standard normal, so that every truth is a number.
 

@@ -1,6 +1,6 @@
 """E3: linear regression, where exact DRRho can be laid beside the theory's formulas.
 
-    python recipes/theory/linear_regression.py --output docs/results/theory
+    python experiments/theory/linear_regression.py --output docs/results/theory
 
 y = <w*, x> + noise in d = 20 dimensions, all Gaussian, the loss (y - <w, x>)^2 / 2. Excess risks
 are |w - w*|^2 / 2, known exactly. Risks are minimised to a duality gap that the table shows.

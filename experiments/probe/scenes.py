@@ -1,7 +1,7 @@
 """Validation of `drrho probe` on DRRho-CLIP; both plans are in docs/results/probe.md.
 
-    python recipes/probe/scenes.py                  # 12 references, 2 replicates
-    python recipes/probe/scenes.py --plan second    # 4 replicates, a smaller learning rate
+    python experiments/probe/scenes.py                  # 12 references, 2 replicates
+    python experiments/probe/scenes.py --plan second    # 4 replicates, a smaller learning rate
 
 Finished runs are kept.
 """

@@ -1,6 +1,6 @@
 """E4: logistic regression, steered by references that are weaker than the target.
 
-    python recipes/theory/logistic_regression.py --output docs/results/theory
+    python experiments/theory/logistic_regression.py --output docs/results/theory
 
 x is Gaussian in d = 20 dimensions, P(y = 1 | x) the sigmoid of <w*, x> with weights that fall from
 1.5 by 0.82 from feature to feature; the target sees all features and n = 500 samples. Excess

@@ -1,6 +1,6 @@
 """Several studies of `recipes/comparison.py` in one table and one picture.
 
-python recipes/comparing/summary.py FOLDER [FOLDER ...] --output OUTPUT
+python experiments/comparison_summary.py FOLDER [FOLDER ...] --output OUTPUT
 
 Each folder holds the `results.json` of `drrho compare`. OUTPUT gets `summary.md` and `summary.png`.
 """

@@ -1,6 +1,6 @@
 """E2: a finite class of models with shared noise, where only a reference tells them apart.
 
-    python recipes/theory/finite_class.py --output docs/results/theory
+    python experiments/theory/finite_class.py --output docs/results/theory
 
 All models suffer the same noise A = +-5. The best has the loss A; the others A + gap + xi, xi = +-1
 each their own, 20 for every gap of 2^-1, 2^-1.5, ..., 2^-8.5: 321 models. The reference's loss is

@@ -1,6 +1,6 @@
 """Validation of `drrho probe` on logistic regression; the plan is in docs/results/probe.md.
 
-    python recipes/probe/logistic.py        # 13 references, 40 replicates, about a minute
+    python experiments/probe/logistic.py        # 13 references, 40 replicates, about a minute
 
 Everything is float64 and solved to the optimum by Newton's method, all problems at once.
 """
