@@ -6,10 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
+from drrho.contrastive.pairs import (
+    PairEmbeddings,
+    check_negatives,
+    check_pairs,
+    pair_partition,
+)
 from drrho.contrastive.tiles.log_sums import log_sums
-from drrho.contrastive.tiles.strip import Anchors, Strip, make_strip
-from drrho.runtime.distributed import Partition, ProcessGroup, partition
+from drrho.contrastive.tiles.strip import Anchors, Strip, anchor_temperatures, make_strip
+from drrho.runtime.distributed import Partition
 
 
 @torch.no_grad()
@@ -19,7 +24,7 @@ def contrastive_diagnostics(
     *,
     temperature: Float[Tensor, "..."],
     epsilon: float,
-    group: ProcessGroup | None = None,
+    pairs: Partition | None = None,
 ) -> dict[str, Tensor]:
     """Scalars that tell how a run is doing, from one batch, the same on every process.
 
@@ -29,7 +34,7 @@ def contrastive_diagnostics(
     matrix is formed.
 
     Args:
-        target, reference, temperature, group: as for `tiled_log_gap_means`.
+        target, reference, temperature, pairs: as for `tiled_log_gap_means`.
         epsilon: floor of the sums.
 
     Returns:
@@ -43,23 +48,22 @@ def contrastive_diagnostics(
           than half of their gradient.
     """
     check_pairs(target, reference)
-    processes = partition(len(target.image), group=group, device=target.image.device)
-    check_negatives(processes.num_rows)
+    pairs = pair_partition(target) if pairs is None else pairs
+    check_negatives(pairs.num_rows)
     with torch.autocast(target.image.device.type, enabled=False):
-        strip = make_strip(target, None, processes)
-        metrics = _moments("loss", strip, processes)
+        strip = make_strip(target, reference, pairs)
+        plain = strip._replace(reference_image=None, reference_text=None)
+        metrics = _moments("loss", plain, pairs)
         if reference is not None:
-            strip = make_strip(target, reference, processes)
-            metrics |= _moments("excess_loss", strip, processes)
-        of_rows, of_columns = temperature.to(strip.dtype).expand(2, len(target.image))
-        tau = Anchors(of_rows, processes.gather(of_columns))
-        return metrics | _weights(strip, tau, processes, epsilon=epsilon)
+            metrics |= _moments("excess_loss", strip, pairs)
+        tau = anchor_temperatures(temperature, pairs, dtype=strip.dtype)
+        return metrics | _weights(strip, tau, pairs, epsilon=epsilon)
 
 
-def _moments(name: str, strip: Strip, processes: Partition) -> dict[str, Tensor]:
+def _moments(name: str, strip: Strip, pairs: Partition) -> dict[str, Tensor]:
     """Mean and variance of the gaps of all anchors to all negatives."""
     own = strip.positives()
-    everyone = processes.gather(own)
+    everyone = pairs.gather(own)
     sums = torch.zeros(2, dtype=torch.float64, device=own.device)
     for rows, columns in strip.tiles():
         x = strip.similarities(rows, columns)
@@ -67,18 +71,16 @@ def _moments(name: str, strip: Strip, processes: Partition) -> dict[str, Tensor]
             gaps = x - positives
             strip.diagonal(gaps, rows, columns).zero_()
             sums += torch.stack([g.sum(dtype=torch.float64) for g in (gaps, gaps.square())])
-    num_gaps = 2 * processes.num_rows * (processes.num_rows - 1)
-    mean, square = processes.sum(sums) / num_gaps
+    num_gaps = 2 * pairs.num_rows * (pairs.num_rows - 1)
+    mean, square = pairs.sum(sums) / num_gaps
     variance = (square - mean.square()).clamp_min(0)
     return {f"{name}_mean": mean.to(own.dtype), f"{name}_variance": variance.to(own.dtype)}
 
 
-def _weights(
-    strip: Strip, tau: Anchors, processes: Partition, *, epsilon: float
-) -> dict[str, Tensor]:
+def _weights(strip: Strip, tau: Anchors, pairs: Partition, *, epsilon: float) -> dict[str, Tensor]:
     """Of the adversary's weights p: from `sum p^2` and `sum p x` over each anchor's negatives."""
     found, _ = log_sums(strip, tau)
-    normalisers = Anchors(found.rows, processes.log_sum_exp(found.columns))
+    normalisers = Anchors(found.rows, pairs.log_sum_exp(found.columns))
     of_squares, means = strip.new_anchors(), strip.new_anchors()
     for rows, columns in strip.tiles():
         x = strip.similarities(rows, columns)
@@ -89,16 +91,16 @@ def _weights(
             of_squares[side][part] += p.square().sum(dim=dim)
             means[side][part] += (p * x).sum(dim=dim)
     of_squares, means = (
-        torch.stack([a.rows, processes.own_of_sum(a.columns)]) for a in (of_squares, means)
+        torch.stack([a.rows, pairs.own_of_sum(a.columns)]) for a in (of_squares, means)
     )
     temperature, log_total = (
-        torch.stack([a.rows, processes.own(a.columns)]) for a in (tau, normalisers)
+        torch.stack([a.rows, pairs.own(a.columns)]) for a in (tau, normalisers)
     )
-    num_negatives = processes.num_rows - 1
+    num_negatives = pairs.num_rows - 1
     log_means = log_total - strip.positives() / temperature - math.log(num_negatives)
     divergences = means / temperature - log_total + math.log(num_negatives)
     return {
-        "effective_sample_size": processes.mean(1 / of_squares) / num_negatives,
-        "weights_kl": processes.mean(divergences),
-        "saturated_anchors": processes.mean((log_means < math.log(epsilon)).to(strip.dtype)),
+        "effective_sample_size": pairs.mean(1 / of_squares) / num_negatives,
+        "weights_kl": pairs.mean(divergences),
+        "saturated_anchors": pairs.mean((log_means < math.log(epsilon)).to(strip.dtype)),
     }

@@ -5,12 +5,22 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
+
 
 class PairEmbeddings(NamedTuple):
     """Unit embeddings of the same B pairs by one model; row i of both is pair i."""
 
     image: Float[Tensor, "batch dim"]
     text: Float[Tensor, "batch dim"]
+
+
+def pair_partition(pairs: PairEmbeddings, *, group: ProcessGroup | None = None) -> Partition:
+    """How many pairs each process of a group has; a collective that waits for the device.
+
+    Made once per step, and passed to whatever works on the same pairs.
+    """
+    return partition(len(pairs.image), group=group, device=pairs.image.device)
 
 
 def check_pairs(target: PairEmbeddings, reference: PairEmbeddings | None) -> None:

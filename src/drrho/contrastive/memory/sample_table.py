@@ -12,13 +12,46 @@ from drrho.runtime.distributed import Partition, ProcessGroup, equal_partition, 
 Rule = Callable[[Tensor, Tensor], Tensor]
 
 
+class SampleBatch(NamedTuple):
+    """The samples of a batch of all processes, and which of them this process owns.
+
+    Attributes:
+        pairs: how many pairs each process has.
+        same: equal for pairs of the same sample, from 0 to B - 1.
+        owned: those whose samples are in this process's share.
+        place: of those, in the share.
+    """
+
+    pairs: Partition
+    same: Int64[Tensor, " batch"]
+    owned: slice | Int64[Tensor, " owned"]
+    place: Int64[Tensor, " owned"]
+
+    def owned_means(
+        self, values: Float[Tensor, "2 own"], *, of_logarithms: bool = False
+    ) -> Float[Tensor, "2 owned"]:
+        """Values of this process's pairs to those of the pairs it owns: the mean over the pairs of
+        the same sample; a collective.
+        """
+        everyone = self.pairs.gather(values.T).T
+        return _means(self.same, everyone, of_logarithms=of_logarithms)[:, self.owned]
+
+    def answer(self, entries: Float[Tensor, "2 owned"]) -> Float[Tensor, "2 own"]:
+        """Entries of the pairs this process owns to those of its own pairs; a collective."""
+        if self.pairs.num_processes == 1:
+            return entries
+        everyone = entries.new_zeros(self.pairs.num_rows, 2)
+        everyone[self.owned] = entries.T
+        return self.pairs.own_of_sum(everyone).T
+
+
 class SampleTable(nn.Module):
     """A float32 number per data-set sample and direction: 8 bytes per sample, on K processes.
 
     Process k has the samples of the k-th block of `ceil(N / K)` ids. A batch's entries are read and
-    written by their owners: ids and arriving numbers of all B pairs are gathered, the owner of an
-    id answers, and everyone gets the entries of its own pairs from a sum in which all but the
-    owner have zeros. That is 4 messages of O(B) numbers, whatever N.
+    written by their owners. `locate` gathers the ids of all B pairs, once for all tables of the
+    same samples; `update` gathers the new numbers; and the answer of either is a reduce-scatter, in
+    which all but the owner have zeros. Each is one collective of O(B) numbers, whatever N.
 
     The state dictionary holds the table of all samples, as a sharded DTensor if K > 1. So
     torch.distributed.checkpoint writes each share once, and any other number of processes reads
@@ -47,16 +80,15 @@ class SampleTable(nn.Module):
         return self._owners.num_rows
 
     @torch.no_grad()
-    def read(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"]:
+    def read(self, sample_ids: Int[Tensor, " batch"] | SampleBatch) -> Float[Tensor, "2 batch"]:
         """The entries of this process's pairs; a collective."""
-        batch = self._batch(sample_ids, device=sample_ids.device)
-        entries = self.entries[:, batch.place].to(sample_ids.device)
-        return self._answer(batch, entries)
+        batch = self.locate(sample_ids)
+        return batch.answer(self._entries_of(batch).to(batch.same.device))
 
     @torch.no_grad()
     def update(
         self,
-        sample_ids: Int[Tensor, " batch"],
+        sample_ids: Int[Tensor, " batch"] | SampleBatch,
         arriving: Float[Tensor, "2 batch"],
         rule: Rule,
         *,
@@ -68,7 +100,7 @@ class SampleTable(nn.Module):
         once, with the mean of what arrives for it. Where that is nan or infinity the entry stays.
 
         Args:
-            sample_ids: of this process's pairs.
+            sample_ids: of this process's pairs, or what `locate` made of them.
             arriving: for them, on the device of the batch.
             rule: old entries and arriving numbers to new entries, in the precision of the latter.
             of_logarithms: the mean is the logarithm of the mean of the exponentials.
@@ -77,25 +109,60 @@ class SampleTable(nn.Module):
             The new entries of this process's pairs, in the precision of `arriving`.
 
         Raises:
-            IndexError: an id outside the data set (of ids on a GPU, with one process, a device
-                assertion).
+            IndexError: as `locate`.
         """
-        batch = self._batch(sample_ids, device=arriving.device)
-        everyone = batch.pairs.gather(arriving.T).T
-        everyone = _means(batch.same, everyone, of_logarithms=of_logarithms)
-        everyone = everyone[:, batch.owned]
-        before = self.entries[:, batch.place].to(everyone)
-        after = rule(before, everyone)
-        # A step that is left out because something overflowed must leave no trace.
-        kept = torch.where(everyone.isnan() | everyone.isposinf(), before, after)
-        self.entries[:, batch.place] = kept.to(self.entries)
-        return self._answer(batch, after)
+        if isinstance(sample_ids, Tensor):
+            sample_ids = self.locate(sample_ids.to(arriving.device))
+        owned = sample_ids.owned_means(arriving, of_logarithms=of_logarithms)
+        return sample_ids.answer(self.update_owned(sample_ids, owned, rule))
 
-    def _batch(self, sample_ids: Tensor, *, device: torch.device) -> "_Batch":
-        """Of the pairs of all processes, on the device on which they speak."""
-        owners = self._owners
-        pairs = partition(len(sample_ids), group=owners.group, device=device)
-        everyone = pairs.gather(sample_ids.to(device))
+    @torch.no_grad()
+    def update_owned(
+        self, batch: SampleBatch, arriving: Float[Tensor, "2 owned"], rule: Rule
+    ) -> Float[Tensor, "2 owned"]:
+        """`entry <- rule(entry, arriving)` for the samples in this process's share; no collective.
+
+        Args:
+            batch: as `locate` made it.
+            arriving: for the pairs of all processes whose samples this process owns, equal for
+                equal samples.
+            rule: as for `update`.
+
+        Returns:
+            The new entries of those pairs, in the precision of `arriving`.
+        """
+        before = self._entries_of(batch).to(arriving)
+        after = rule(before, arriving)
+        # A step that is left out because something overflowed must leave no trace.
+        kept = torch.where(arriving.isnan() | arriving.isposinf(), before, after)
+        self.entries[:, batch.place.to(self.entries.device)] = kept.to(self.entries)
+        return after
+
+    def _entries_of(self, batch: SampleBatch) -> Tensor:
+        return self.entries[:, batch.place.to(self.entries.device)]
+
+    def locate(
+        self, sample_ids: Int[Tensor, " batch"] | SampleBatch, pairs: Partition | None = None
+    ) -> SampleBatch:
+        """Which samples the pairs of all processes show, and which of them this process owns.
+
+        A collective. The result serves every table of the same samples and group, and is returned
+        as it is when it is given.
+
+        Args:
+            sample_ids: of this process's pairs, on the device of the collectives.
+            pairs: how many pairs each process has; None asks them.
+
+        Raises:
+            IndexError: an id outside the data set (of ids on a GPU, with one process, a device
+                assertion when the table is read).
+        """
+        if isinstance(sample_ids, SampleBatch):
+            return sample_ids
+        owners, device = self._owners, sample_ids.device
+        if pairs is None:
+            pairs = partition(len(sample_ids), group=owners.group, device=device)
+        everyone = pairs.gather(sample_ids)
         # One process with its ids on a GPU would wait for it here; indexing asserts there.
         if owners.num_processes > 1 or device.type == "cpu":
             outside = everyone[(everyone < 0) | (everyone >= owners.num_rows)]
@@ -108,14 +175,7 @@ class SampleTable(nn.Module):
         owned = slice(None)
         if owners.num_processes > 1:
             owned = ((place >= 0) & (place < owners.sizes[owners.rank])).nonzero().squeeze(1)
-        return _Batch(pairs, _numbered(everyone), owned, place[owned].to(self.entries.device))
-
-    def _answer(self, batch: "_Batch", entries: Tensor) -> Tensor:
-        if batch.pairs.num_processes == 1:
-            return entries
-        everyone = entries.new_zeros(batch.pairs.num_rows, 2)
-        everyone[batch.owned] = entries.T
-        return batch.pairs.own_of_sum(everyone).T
+        return SampleBatch(pairs, _numbered(everyone), owned, place[owned])
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -138,22 +198,6 @@ class SampleTable(nn.Module):
                 return
             state_dict = {**state_dict, name: self._owners.own_of_sharded(state_dict[name])}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-class _Batch(NamedTuple):
-    """The pairs of a batch of all processes, and which of them this process answers for.
-
-    Attributes:
-        pairs: who has which.
-        same: equal for pairs of the same sample, from 0 to B - 1.
-        owned: those whose samples are in this process's share.
-        place: of those, in the share.
-    """
-
-    pairs: Partition
-    same: Int64[Tensor, " batch"]
-    owned: slice | Int64[Tensor, " owned"]
-    place: Int64[Tensor, " owned"]
 
 
 def _numbered(ids: Int[Tensor, " batch"]) -> Int64[Tensor, " batch"]:

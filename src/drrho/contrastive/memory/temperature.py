@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from drrho.contrastive.memory.sample_table import SampleTable
-from drrho.runtime.distributed import ProcessGroup, partition
+from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
+from drrho.runtime.distributed import ProcessGroup
 
 CLIP_MINIMUM = 0.01  # CLIP's logit scale stops at 100
 PER_SAMPLE_RATE = 0.01
@@ -138,32 +138,30 @@ class SampleTemperatures(nn.Module):
         self._range = (config.floor, config.maximum)
         self._rate = PER_SAMPLE_RATE if config.learning_rate is None else config.learning_rate
         self._momentum = PER_SAMPLE_MOMENTUM if config.momentum is None else config.momentum
-        self._group = group
 
-    def forward(
-        self, sample_ids: Int[Tensor, " batch"], *, device: torch.device, dtype: torch.dtype
-    ) -> Float[Tensor, "2 batch"]:
+    def forward(self, batch: SampleBatch, *, dtype: torch.dtype) -> Float[Tensor, "2 batch"]:
         """The temperatures of a batch's image and text anchors.
 
         The backward pass through them moves them, once: it must come from the mean over the
         batch's anchors, as `GlobalContrastiveLoss` computes it, and neither scaled nor repeated.
         """
-        sample_ids = sample_ids.to(device)
-        taken = self.temperatures.read(sample_ids).to(dtype).clone()
+        taken = self.temperatures.read(batch).to(dtype).clone()
         if torch.is_grad_enabled():
             taken.requires_grad_()
-            taken.register_hook(lambda gradient: self._move(sample_ids, gradient))
+            taken.register_hook(lambda gradient: self._move(batch, gradient))
         return taken
 
     @torch.no_grad()
-    def _move(self, sample_ids: Tensor, gradient: Tensor) -> None:
-        pairs = partition(len(sample_ids), group=self._group, device=gradient.device)
+    def _move(self, batch: SampleBatch, gradient: Tensor) -> None:
+        pairs = batch.pairs
         of_anchors = gradient * (2 * pairs.num_rows / pairs.num_processes)
-        directions = self.directions.update(
-            sample_ids, of_anchors, lambda before, arriving: before.lerp(arriving, self._weight)
+        directions = self.directions.update_owned(
+            batch,
+            batch.owned_means(of_anchors),
+            lambda before, arriving: before.lerp(arriving, self._weight),
         )
-        self.temperatures.update(
-            sample_ids,
+        self.temperatures.update_owned(
+            batch,
             directions,
             lambda before, arriving: (before - self._rate * arriving).clamp(*self._range),
         )

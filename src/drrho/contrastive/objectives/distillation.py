@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from drrho.contrastive.exact import clip_anchor_losses, pair_similarities
-from drrho.contrastive.pairs import PairEmbeddings, check_pairs
+from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
 from drrho.contrastive.tiles.log_sums import log_sums, tiled_log_gap_means
 from drrho.contrastive.tiles.strip import Strip, make_strip
-from drrho.runtime.distributed import Partition, ProcessGroup, partition
+from drrho.runtime.distributed import Partition
 
 
 class Teacher(NamedTuple):
@@ -78,7 +78,7 @@ def tiled_distillation_anchor_losses(
     teachers: Sequence[Teacher],
     *,
     temperature: Float[Tensor, "..."],
-    group: ProcessGroup | None = None,
+    pairs: Partition | None = None,
 ) -> Float[Tensor, "2 batch"]:
     """`distillation_anchor_losses` without a B x B matrix, of the pairs of all processes.
 
@@ -88,14 +88,14 @@ def tiled_distillation_anchor_losses(
 
     Args:
         target, teachers, temperature: as there; of this process's pairs.
-        group: as for `tiled_log_gap_means`, with the same meaning of the gradient.
+        pairs: as for `tiled_log_gap_means`, with the same meaning of the gradient.
     """
     _check_teachers(target, teachers)
-    processes = partition(len(target.image), group=group, device=target.image.device)
-    log_means = tiled_log_gap_means(target, temperature=temperature, group=group)
-    expected = _ExpectedGaps.apply(*target, tuple(teachers), processes)
+    pairs = pair_partition(target) if pairs is None else pairs
+    log_means = tiled_log_gap_means(target, temperature=temperature, pairs=pairs)
+    expected = _ExpectedGaps.apply(*target, tuple(teachers), pairs)
     assert isinstance(expected, Tensor)
-    cross_entropy_of_positive = clip_anchor_losses(log_means, num_pairs=processes.num_rows)
+    cross_entropy_of_positive = clip_anchor_losses(log_means, num_pairs=pairs.num_rows)
     return cross_entropy_of_positive - expected / temperature.to(expected.dtype)
 
 
@@ -104,28 +104,28 @@ class _ExpectedGaps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, teachers: tuple[Teacher, ...], processes: Partition
+        ctx: Any, image: Tensor, text: Tensor, teachers: tuple[Teacher, ...], pairs: Partition
     ) -> Tensor:
-        strip = make_strip(PairEmbeddings(image, text), None, processes)
+        strip = make_strip(PairEmbeddings(image, text), None, pairs)
         rows_of, columns_of = strip.new_anchors()
         with torch.autocast(image.device.type, enabled=False):
             positives = strip.positives()
-            of_all = processes.gather(positives)
-            views = [_TeacherStrip.make(teacher, processes, strip.dtype) for teacher in teachers]
+            of_all = pairs.gather(positives)
+            views = [_TeacherStrip.make(teacher, pairs, strip.dtype) for teacher in teachers]
             for rows, columns in strip.tiles():
                 s = strip.similarities(rows, columns)
                 q_rows, q_columns = _probabilities(views, rows, columns)
                 rows_of[rows] += q_rows.mul_(s - positives[rows, None]).sum(dim=1)
                 columns_of[columns] += q_columns.mul_(s - of_all[columns]).sum(dim=0)
         ctx.save_for_backward(*strip[:2])
-        ctx.start, ctx.dtype, ctx.processes, ctx.views = strip.start, strip.dtype, processes, views
-        return torch.stack([rows_of, processes.own_of_sum(columns_of)])
+        ctx.start, ctx.dtype, ctx.pairs, ctx.views = strip.start, strip.dtype, pairs, views
+        return torch.stack([rows_of, pairs.own_of_sum(columns_of)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         image, text = ctx.saved_tensors
-        of_rows, of_columns = upstream[0], ctx.processes.gather(upstream[1])
+        of_rows, of_columns = upstream[0], ctx.pairs.gather(upstream[1])
         at_positives = upstream.sum(dim=0)  # the probabilities sum to one
         of_image = torch.zeros_like(image, dtype=ctx.dtype)
         of_text = torch.zeros_like(text, dtype=ctx.dtype)
@@ -138,7 +138,7 @@ class _ExpectedGaps(torch.autograd.Function):
                 strip.diagonal(c, rows, columns).sub_(at_positives[own_rows])
                 of_image[rows].addmm_(c, text[columns].to(ctx.dtype))
                 of_text[columns].addmm_(c.T, image[rows].to(ctx.dtype))
-        of_text = ctx.processes.own_of_sum(of_text)
+        of_text = ctx.pairs.own_of_sum(of_text)
         return of_image.to(image.dtype), of_text.to(text.dtype), None, None
 
 
@@ -151,11 +151,11 @@ class _TeacherStrip(NamedTuple):
     of_columns: Float[Tensor, " columns"]
 
     @classmethod
-    def make(cls, teacher: Teacher, processes: Partition, dtype: torch.dtype) -> "_TeacherStrip":
-        strip = make_strip(teacher.pairs, None, processes)._replace(dtype=dtype)
+    def make(cls, teacher: Teacher, pairs: Partition, dtype: torch.dtype) -> "_TeacherStrip":
+        strip = make_strip(teacher.pairs, None, pairs)._replace(dtype=dtype)
         temperature = strip.new_anchors(fill=teacher.temperature)
         sums, _ = log_sums(strip, temperature, with_positives=True)
-        return cls(strip, teacher.temperature, sums.rows, processes.log_sum_exp(sums.columns))
+        return cls(strip, teacher.temperature, sums.rows, pairs.log_sum_exp(sums.columns))
 
     def probabilities(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         z = self.strip.similarities(rows, columns) / self.temperature

@@ -6,10 +6,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from drrho.contrastive.exact import log_anchor_losses
-from drrho.contrastive.memory.sample_table import SampleTable
-from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
+from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
-from drrho.runtime.distributed import ProcessGroup, partition
+from drrho.runtime.distributed import ProcessGroup
 
 
 class AnchorAverages(nn.Module):
@@ -32,7 +32,7 @@ class AnchorAverages(nn.Module):
 
     def update(
         self,
-        sample_ids: Int[Tensor, " batch"],
+        sample_ids: Int[Tensor, " batch"] | SampleBatch,
         log_losses: Float[Tensor, "2 batch"],
         gamma: float,
     ) -> Float[Tensor, "2 batch"]:
@@ -105,7 +105,7 @@ class GlobalContrastiveLoss(nn.Module):
         reference: PairEmbeddings | None = None,
         *,
         temperature: Float[Tensor, "..."],
-        sample_ids: Int[Tensor, " batch"],
+        sample_ids: Int[Tensor, " batch"] | SampleBatch,
         gamma: float,
     ) -> Float[Tensor, ""]:
         """Updates the averages of `sample_ids`; returns the estimate of F with its gradient.
@@ -116,16 +116,19 @@ class GlobalContrastiveLoss(nn.Module):
             reference: unit embeddings (B, d_ref) of the same pairs by the reference.
             temperature: tau, positive, constant or learned; a scalar, or of a shape that expands
                 to (2, B): one for each anchor.
-            sample_ids: position of each pair in the data set, (B,).
+            sample_ids: position of each pair in the data set, (B,); or what `locate` of a
+                `SampleTable` made of it.
             gamma: weight of this batch in the averages, in (0, 1].
         """
-        log_means = tiled_log_gap_means(
-            target, reference, temperature=temperature, group=self.group
-        )
+        if isinstance(sample_ids, Tensor):
+            sample_ids = self.averages.log_u.locate(
+                sample_ids.to(target.image.device), pair_partition(target, group=self.group)
+            )
+        pairs = sample_ids.pairs
+        log_means = tiled_log_gap_means(target, reference, temperature=temperature, pairs=pairs)
         log_losses = log_anchor_losses(log_means, self.epsilon)
         log_u = self.averages.update(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma, but for duplicates
         through_anchors = ratio * (log_losses - log_losses.detach())
         losses = temperature * (self.rho + log_u) + temperature.detach() * through_anchors
-        pairs = partition(len(target.image), group=self.group, device=target.image.device)
         return pairs.mean(losses)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from drrho.contrastive.diagnostics import contrastive_diagnostics
 from drrho.contrastive.exact import clip_anchor_losses
+from drrho.contrastive.memory.sample_table import SampleBatch
 from drrho.contrastive.memory.temperature import (
     SampleTemperatures,
     Temperature,
@@ -18,9 +19,10 @@ from drrho.contrastive.objectives.config import SIGLIP_BIAS, ObjectiveConfig, de
 from drrho.contrastive.objectives.distillation import Teacher, tiled_distillation_anchor_losses
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
 from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
-from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
-from drrho.runtime.distributed import Partition, ProcessGroup, partition
+from drrho.contrastive.tiles.strip import wide_dtype
+from drrho.runtime.distributed import Partition, ProcessGroup
 
 
 class ObjectiveValue(NamedTuple):
@@ -102,17 +104,19 @@ class ContrastiveObjective(nn.Module):
             ValueError: reference or teachers are missing, or given to a method without them.
         """
         self._require_models(reference, teachers)
-        pairs = partition(len(target.image), group=self.group, device=target.image.device)
+        pairs = pair_partition(target, group=self.group)
         self._check_radius(pairs)
         reference = self._scaled(reference, target)
+        batch = None
+        if self.estimator is not None:
+            table = self.estimator.averages.log_u
+            batch = table.locate(sample_ids.to(target.image.device), pairs)
         if isinstance(self.temperature, SampleTemperatures):
-            wide = torch.promote_types(target.image.dtype, torch.float32)
-            tau = self.temperature(sample_ids, device=target.image.device, dtype=wide)
+            assert batch is not None
+            tau = self.temperature(batch, dtype=wide_dtype(target.image))
         else:
             tau = pairs.same_on_all(self.temperature())
-        loss = self._loss(
-            target, reference, tau=tau, sample_ids=sample_ids, gamma=gamma, pairs=pairs
-        )
+        loss = self._loss(target, reference, tau=tau, batch=batch, gamma=gamma, pairs=pairs)
         if teachers:
             distilled = self._distilled(target, teachers, tau=tau, pairs=pairs)
             loss = distilled if loss is None else loss + distilled
@@ -127,23 +131,22 @@ class ContrastiveObjective(nn.Module):
         reference: PairEmbeddings | None,
         *,
         tau: Tensor,
-        sample_ids: Tensor,
+        batch: SampleBatch | None,
         gamma: float,
         pairs: Partition,
     ) -> Tensor | None:
         """The method's, without what is distilled."""
         if self.bias is not None:
             losses = tiled_siglip_anchor_losses(
-                target, temperature=tau, bias=pairs.same_on_all(self.bias), group=self.group
+                target, temperature=tau, bias=pairs.same_on_all(self.bias), pairs=pairs
             )
             return pairs.mean(losses)
         if self.estimator is not None:
-            return self.estimator(
-                target, reference, temperature=tau, sample_ids=sample_ids, gamma=gamma
-            )
+            assert batch is not None
+            return self.estimator(target, reference, temperature=tau, sample_ids=batch, gamma=gamma)
         if self.config.method == "distillation":
             return None
-        log_means = tiled_log_gap_means(target, temperature=tau, group=self.group)
+        log_means = tiled_log_gap_means(target, temperature=tau, pairs=pairs)
         return pairs.mean(clip_anchor_losses(log_means, num_pairs=pairs.num_rows))
 
     def _distilled(
@@ -160,7 +163,7 @@ class ContrastiveObjective(nn.Module):
             target,
             [Teacher(*t) for t in zip(teachers, config.teacher_temperatures, strict=True)],
             temperature=tau,
-            group=self.group,
+            pairs=pairs,
         )
         weight: float | Tensor = 1.0 if config.weight is None else config.weight
         if self.estimator is not None:
@@ -174,8 +177,7 @@ class ContrastiveObjective(nn.Module):
         scale = self.config.reference_scale
         if reference is None or scale is None:
             return reference
-        wide = torch.promote_types(target.image.dtype, torch.float32)
-        return PairEmbeddings(scale * reference.image.to(wide), reference.text)
+        return PairEmbeddings(scale * reference.image.to(wide_dtype(target.image)), reference.text)
 
     def _metrics(
         self,
@@ -186,7 +188,7 @@ class ContrastiveObjective(nn.Module):
     ) -> dict[str, Tensor]:
         epsilon = 1 / (pairs.num_rows - 1) if self.estimator is None else self.estimator.epsilon
         metrics = contrastive_diagnostics(
-            target, reference, temperature=tau, epsilon=epsilon, group=self.group
+            target, reference, temperature=tau, epsilon=epsilon, pairs=pairs
         )
         match self.config.temperature.kind:
             case "per_direction":

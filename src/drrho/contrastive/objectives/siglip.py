@@ -9,9 +9,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from drrho.contrastive.exact import pair_similarities
-from drrho.contrastive.pairs import PairEmbeddings, check_pairs
+from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
 from drrho.contrastive.tiles.strip import Strip, make_strip
-from drrho.runtime.distributed import Partition, ProcessGroup, partition
+from drrho.runtime.distributed import Partition
 
 
 def siglip_anchor_losses(
@@ -42,17 +42,17 @@ def tiled_siglip_anchor_losses(
     *,
     temperature: Float[Tensor, ""],
     bias: Float[Tensor, ""],
-    group: ProcessGroup | None = None,
+    pairs: Partition | None = None,
 ) -> Float[Tensor, " batch"]:
     """`siglip_anchor_losses` tile by tile, of this process's images against everyone's texts.
 
     Args:
         target, temperature, bias: as there; of this process's pairs.
-        group: as for `tiled_log_gap_means`, with the same meaning of the gradient.
+        pairs: as for `tiled_log_gap_means`, with the same meaning of the gradient.
     """
     check_pairs(target, None)
-    processes = partition(len(target.image), group=group, device=target.image.device)
-    result = _TiledSiglip.apply(*target, temperature, bias, processes)
+    pairs = pair_partition(target) if pairs is None else pairs
+    result = _TiledSiglip.apply(*target, temperature, bias, pairs)
     assert isinstance(result, Tensor)
     return result
 
@@ -65,9 +65,9 @@ class _TiledSiglip(torch.autograd.Function):
         text: Tensor,
         temperature: Tensor,
         bias: Tensor,
-        processes: Partition,
+        pairs: Partition,
     ) -> Tensor:
-        strip = make_strip(PairEmbeddings(image, text), None, processes)
+        strip = make_strip(PairEmbeddings(image, text), None, pairs)
         losses = strip.image.new_zeros(len(image), dtype=strip.dtype)
         with torch.autocast(image.device.type, enabled=False):
             for rows, columns in strip.tiles():
@@ -77,7 +77,7 @@ class _TiledSiglip(torch.autograd.Function):
                 losses[rows] += softplus(z).sum(dim=1)
                 losses[strip.rows_on_diagonal(rows, columns)] -= of_positives
         ctx.save_for_backward(*strip[:2], temperature, bias)
-        ctx.start, ctx.dtype, ctx.processes = strip.start, strip.dtype, processes
+        ctx.start, ctx.dtype, ctx.pairs = strip.start, strip.dtype, pairs
         return losses
 
     @staticmethod
@@ -101,7 +101,7 @@ class _TiledSiglip(torch.autograd.Function):
         of_image, of_text = of_image / temperature, of_text / temperature
         return (
             of_image.to(image.dtype),
-            ctx.processes.own_of_sum(of_text).to(text.dtype),
+            ctx.pairs.own_of_sum(of_text).to(text.dtype),
             (-of_scale / temperature.square()).to(temperature.dtype),
             of_bias.to(bias.dtype),
             None,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drrho.contrastive.exact import clip_anchor_losses
 from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
-from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.selection.super_batch import (
     KINDS,
     LOSSES,
@@ -34,7 +34,7 @@ from drrho.contrastive.selection.super_batch import (
     require_choices,
 )
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
-from drrho.runtime.distributed import ProcessGroup, partition
+from drrho.runtime.distributed import Partition, ProcessGroup, partition
 from drrho.steering.selection import select_top_k, selection_scores
 
 
@@ -101,14 +101,15 @@ def select_by_excess(
     """
     models = models_that_count(learner, reference, kind=config.kind, loss=config.loss)
     device = models[0].pairs.image.device
-    processes = partition(len(models[0].pairs.image), group=group, device=device)
+    processes = pair_partition(models[0].pairs, group=group)
     finite = torch.stack([_finite_rows(model.pairs) for model in models]).all(dim=0)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         require_candidates(
             processes.gather(torch.zeros_like(finite, dtype=torch.float32).where(finite, math.nan)),
             config.batch_size,
         )
-        losses = [_pair_losses(model, finite, config.loss, group) for model in models]
+        counted = partition(int(finite.sum()), group=group, device=device)
+        losses = [_pair_losses(model, finite, config.loss, counted) for model in models]
         of_learner = None if learner is None else losses[0]
         of_reference = None if reference is None else losses[-1]
         of_finite = selection_scores(config.kind, of_learner, of_reference)
@@ -129,19 +130,18 @@ def _finite_rows(pairs: PairEmbeddings) -> Tensor:
 
 
 def _pair_losses(
-    model: ModelPairs, finite: Tensor, loss: Loss, group: ProcessGroup | None
+    model: ModelPairs, finite: Tensor, loss: Loss, counted: Partition
 ) -> Float[Tensor, " own"]:
     """Of this process's finite pairs, among those of all processes."""
     pairs = PairEmbeddings(*(embeddings[finite] for embeddings in model.pairs))
     temperature = _as_tensor(model.temperature, pairs)
     if loss == "softmax":
-        log_means = tiled_log_gap_means(pairs, temperature=temperature, group=group)
-        num_pairs = partition(len(pairs.image), group=group, device=pairs.image.device).num_rows
-        return clip_anchor_losses(log_means, num_pairs=num_pairs).mean(dim=0)
+        log_means = tiled_log_gap_means(pairs, temperature=temperature, pairs=counted)
+        return clip_anchor_losses(log_means, num_pairs=counted.num_rows).mean(dim=0)
     assert model.bias is not None
     bias = _as_tensor(model.bias, pairs)
     by_image, by_text = (
-        tiled_siglip_anchor_losses(side, temperature=temperature, bias=bias, group=group)
+        tiled_siglip_anchor_losses(side, temperature=temperature, bias=bias, pairs=counted)
         for side in (pairs, PairEmbeddings(pairs.text, pairs.image))
     )
     return (by_image + by_text) / 2

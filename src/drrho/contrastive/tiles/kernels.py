@@ -25,7 +25,7 @@ from drrho.contrastive.tiles.triton import (
     launch_coefficients,
     launch_log_sums,
 )
-from drrho.runtime.distributed import ProcessGroup
+from drrho.runtime.distributed import Partition
 
 # A program holds a tile in float32 on the chip; half precision has room for a larger one.
 HALF_BLOCKS = Blocks(rows=128, columns=128, inner=64, warps=8, stages=3)
@@ -39,7 +39,7 @@ def fused_log_gap_means(
     reference: PairEmbeddings | None = None,
     *,
     temperature: Float[Tensor, "..."],
-    group: ProcessGroup | None = None,
+    pairs: Partition | None = None,
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors: `tiled_log_gap_means` for CUDA.
 
@@ -50,7 +50,7 @@ def fused_log_gap_means(
     at most 2^28 bytes.
 
     Args:
-        target, reference, temperature, group: as for `tiled_log_gap_means`; on a GPU, in float32,
+        target, reference, temperature, pairs: as for `tiled_log_gap_means`; on a GPU, in float32,
             bfloat16 or float16.
 
     Raises:
@@ -63,7 +63,7 @@ def fused_log_gap_means(
     """
     _check_device(target.image)
     passes = Passes(_log_sums, _gradient)
-    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, group=group)
+    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, pairs=pairs)
 
 
 def _check_device(image: Tensor) -> None:

@@ -13,9 +13,20 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
-from drrho.contrastive.tiles.strip import Anchors, Strip, make_strip
-from drrho.runtime.distributed import Partition, ProcessGroup, partition
+from drrho.contrastive.pairs import (
+    PairEmbeddings,
+    check_negatives,
+    check_pairs,
+    pair_partition,
+)
+from drrho.contrastive.tiles.strip import (
+    Anchors,
+    Strip,
+    anchor_temperatures,
+    make_strip,
+    wide_dtype,
+)
+from drrho.runtime.distributed import Partition
 
 
 def tiled_log_gap_means(
@@ -23,7 +34,7 @@ def tiled_log_gap_means(
     reference: PairEmbeddings | None = None,
     *,
     temperature: Float[Tensor, "..."],
-    group: ProcessGroup | None = None,
+    pairs: Partition | None = None,
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors: `log_gap_means`, with the pairs of all processes.
 
@@ -38,8 +49,8 @@ def tiled_log_gap_means(
     Args:
         target, reference, temperature: as for `log_gap_means`; of this process's pairs. The
             gradient is exact; embeddings in half precision are used as float32 numbers.
-        group: whose pairs belong together; None is the default group, or this process alone
-            without one.
+        pairs: how many pairs each process has, as `pair_partition` finds out; None asks the
+            processes of the default group.
 
     Returns:
         Of this process's anchors. Going backward, from any losses of its own anchors on each
@@ -51,7 +62,7 @@ def tiled_log_gap_means(
     Source: docs/mathematics.md, "Tiles".
     """
     passes = Passes(log_sums, _gradient)
-    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, group=group)
+    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, pairs=pairs)
 
 
 class Gradient(NamedTuple):
@@ -86,15 +97,16 @@ def log_gap_means_in_passes(
     reference: PairEmbeddings | None,
     *,
     temperature: Float[Tensor, "..."],
-    group: ProcessGroup | None,
+    pairs: Partition | None,
 ) -> Float[Tensor, "2 batch"]:
     """`tiled_log_gap_means` by these passes: what is of processes and of autograd."""
     check_pairs(target, reference)
-    processes = partition(len(target.image), group=group, device=target.image.device)
-    check_negatives(processes.num_rows)
+    pairs = pair_partition(target) if pairs is None else pairs
+    check_negatives(pairs.num_rows)
     images, texts = (None, None) if reference is None else reference
     of_anchors = temperature.expand(2, len(target.image))
-    result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, processes)
+    anchors = anchor_temperatures(temperature, pairs, dtype=wide_dtype(target.image))
+    result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, anchors, pairs)
     assert isinstance(result, Tensor)
     return result
 
@@ -109,36 +121,37 @@ class _LogGapMeans(torch.autograd.Function):
         reference_image: Tensor | None,
         reference_text: Tensor | None,
         temperature: Tensor,
-        processes: Partition,
+        anchors: Anchors,
+        pairs: Partition,
     ) -> Tensor:
+        del temperature  # its gradient is that of `anchors`, which has the texts of all
         reference = None
         if reference_image is not None and reference_text is not None:
             reference = PairEmbeddings(reference_image, reference_text)
-        strip = make_strip(PairEmbeddings(image, text), reference, processes)
-        of_rows, of_columns = temperature.to(strip.dtype)
-        anchors = Anchors(of_rows, processes.gather(of_columns))
+        strip = make_strip(PairEmbeddings(image, text), reference, pairs)
+        of_rows, of_columns = anchors.rows, pairs.own(anchors.columns)
         with torch.autocast(image.device.type, enabled=False):
             positives = strip.positives()
             sums, ctx.kept = passes.log_sums(strip, anchors)
-        log_columns = processes.log_sum_exp(sums.columns)
+        log_columns = pairs.log_sum_exp(sums.columns)
 
         ctx.save_for_backward(*strip[:4], *anchors, positives, sums.rows, log_columns)
-        ctx.processes, ctx.start, ctx.dtype = processes, strip.start, strip.dtype
+        ctx.pairs, ctx.start, ctx.dtype = pairs, strip.start, strip.dtype
         ctx.passes = passes
-        log_negatives = math.log(processes.num_rows - 1)
+        log_negatives = math.log(pairs.num_rows - 1)
         rows = sums.rows - positives / of_rows - log_negatives
-        columns = processes.own(log_columns) - positives / of_columns - log_negatives
+        columns = pairs.own(log_columns) - positives / of_columns - log_negatives
         return torch.stack([rows, columns])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         *embeddings, of_rows, of_columns, positives, log_rows, log_columns = ctx.saved_tensors
-        processes = ctx.processes
+        pairs = ctx.pairs
         strip = Strip(*embeddings, start=ctx.start, dtype=ctx.dtype)
         temperature = Anchors(of_rows, of_columns)
         sums = Anchors(log_rows, log_columns)
-        arriving = Anchors(upstream[0], processes.gather(upstream[1]))
+        arriving = Anchors(upstream[0], pairs.gather(upstream[1]))
         needs_temperature = ctx.needs_input_grad[5]
         with torch.autocast(strip.image.device.type, enabled=False):
             gradient = ctx.passes.gradient(
@@ -151,13 +164,13 @@ class _LogGapMeans(torch.autograd.Function):
             )
         ctx.kept = None
         image = gradient.image.to(strip.image.dtype)
-        text = processes.own_of_sum(gradient.text).to(strip.text.dtype)
+        text = pairs.own_of_sum(gradient.text).to(strip.text.dtype)
         of_temperature = None
         if needs_temperature:
-            means = [gradient.means.rows, processes.own_of_sum(gradient.means.columns)]
-            own = torch.stack([of_rows, processes.own(of_columns)])
+            means = [gradient.means.rows, pairs.own_of_sum(gradient.means.columns)]
+            own = torch.stack([of_rows, pairs.own(of_columns)])
             of_temperature = upstream * (positives - torch.stack(means)) / own.square()
-        return None, image, text, None, None, of_temperature, None
+        return None, image, text, None, None, of_temperature, None, None
 
 
 def log_sums(

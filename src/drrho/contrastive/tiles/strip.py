@@ -122,18 +122,33 @@ class Scratch(NamedTuple):
         return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
 
 
-def make_strip(
-    target: PairEmbeddings, reference: PairEmbeddings | None, processes: Partition
-) -> Strip:
+def anchor_temperatures(
+    temperature: Float[Tensor, "..."], pairs: Partition, *, dtype: torch.dtype
+) -> Anchors:
+    """The temperature of each anchor, without gradient; a collective unless it is one number."""
+    tau = temperature.detach().to(dtype)
+    num_own = pairs.sizes[pairs.rank]
+    if tau.ndim == 0:
+        return Anchors(tau.expand(num_own), tau.expand(pairs.num_rows))
+    rows, columns = tau.expand(2, num_own)
+    return Anchors(rows, pairs.gather(columns))
+
+
+def make_strip(target: PairEmbeddings, reference: PairEmbeddings | None, pairs: Partition) -> Strip:
     """Gathers the texts of all processes, without a gradient; a collective."""
     return Strip(
         image=target.image,
-        text=processes.gather(target.text),
+        text=pairs.gather(target.text),
         reference_image=None if reference is None else reference.image,
-        reference_text=None if reference is None else processes.gather(reference.text),
-        start=processes.start,
-        dtype=torch.promote_types(target.image.dtype, torch.float32),
+        reference_text=None if reference is None else pairs.gather(reference.text),
+        start=pairs.start,
+        dtype=wide_dtype(target.image),
     )
+
+
+def wide_dtype(embeddings: Tensor) -> torch.dtype:
+    """The precision of similarities: float32, or wider if the embeddings are."""
+    return torch.promote_types(embeddings.dtype, torch.float32)
 
 
 def tile_size(device: torch.device, dtype: torch.dtype) -> int:
