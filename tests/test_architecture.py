@@ -23,7 +23,12 @@ FROM_CUDA = {"triton"}
 # Imported where it is asked for, with an error that says how to install it.
 ON_REQUEST = {"datasets", "pyarrow", "transformers", "wandb"}
 # A module that needs more than its room, and may be imported only by rooms that bring it.
-NEEDS_EXTRA = {"runtime/progress.py": "clip"}
+NEEDS_EXTRA = {
+    "runtime/progress.py": "clip",
+    "plotting/png.py": "report",
+    "plotting/curves.py": "report",
+    "plotting/svg.py": "report",
+}
 # Engines built on process groups that do not hand one to the caller.
 DISTRIBUTED_ENGINES = tuple(
     f"torch.distributed.{name}" for name in ("checkpoint", "fsdp", "tensor")

@@ -1,277 +1,180 @@
-"""The command line: `drrho COMMAND ...`."""
+"""The command line: `drrho COMMAND ...`.
 
+A command is a line of `COMMANDS`: its name, and the place of a function whose docstring is its line
+in `drrho --help` and whose one parameter is a dataclass, which tyro fills in from the options. The
+function returns the text to print, or the text and an exit status. One whose parameter is
+`list[str]` reads its options itself.
+
+Only the module of the command that is called is imported; the list of commands is read from the
+source.
+"""
+
+import ast
 import difflib
+import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from drrho import __version__
 
-try:
-    import tyro
-
-    from drrho import commands
-    from drrho.data.index import IndexConfig, MixConfig
-    from drrho.evaluation.evaluate import EvaluateConfig
-    from drrho.recipe.export import ExportConfig
-    from drrho.recipe.published import SUMMARIES, Name, Scale, named_recipe
-    from drrho.recipe.recipe import Recipe, absent_part, load_recipe
-    from drrho.recipe.train import TrainingInterrupted
-    from drrho.reference.build import LossesConfig, PrecomputeConfig, VerifyConfig
-    from drrho.reference.formats.build import ImportConfig
-    from drrho.runtime.launch import is_follower
-    from drrho.studies.compare.spec import Comparison
-    from drrho.studies.curate.curate import CurateConfig
-    from drrho.studies.demo import DemoConfig
-    from drrho.studies.probe.probe import LossesProbeConfig, ProbeConfig
-    from drrho.studies.report.write import ReportConfig
-    from drrho.studies.scaling.fit import EfficiencyConfig, FitConfig
-except ModuleNotFoundError as error:  # the losses alone are installed
-    raise SystemExit(
-        f"drrho: error: {error}; the command line needs: pip install 'drrho[clip,report]'"
-    ) from error
-
-USAGE = f"""drrho {__version__}: train a model better under the guidance of a reference model
-
-usage: drrho COMMAND ...          (drrho COMMAND --help describes one)
-
-  demo                             the whole way on procedural scenes, minutes on a CPU
-  index DATA                       shards -> manifest: counts, key hashes, sample ids
-  mix MANIFEST ... --output MIX    several data sets as one, with weights
-  reference precompute             store a reference model's embeddings of a data set
-  reference verify FOLDER          every stored row, and some samples encoded again
-  reference import FORMAT SOURCE   take over embeddings that another program stored
-  reference losses FOLDER          what is known of stored losses; how alike references are
-  probe RECIPE.py --reference R .. which reference will steer best, before training
-  probe losses TABLE --pilots A B  the same from losses that any training loop wrote
-  train RECIPE [--FIELD VALUE]     train a model; continues what it finds. RECIPE is FILE.py or
-                                   the name of a published one; --dry-run checks and describes it
-  recipes                          the published recipes
-  compare RECIPE.py [--seeds ...]  references first, then several methods; one table
-  scaling fit RESULTS ...          error against compute: E = a C^-b with intervals
-  scaling efficiency RESULTS ...   how many times the samples the baseline needs
-  variance RUN ...                 of loss and excess losses on held-out pairs, drawn
-  evaluate RUN --data SET ...      retrieval and zero-shot classification
-  export RUN --format F --output O a model as open_clip or Hugging Face loads it
-  report RUN ... -o report.html    one page: curves, comparisons, what steering sees
-  curate RUN --output FOLDER       rank the pairs of a data set, leave some out of it
-  scenes FOLDER                    draw captioned scenes as WebDataset shards
-
-DRRHO_TRACEBACK=1 shows where an error came from.
-"""
-DRY_RUN, SCALE = "--dry-run", "--scale."
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaleOptions:
-    """Of a published recipe, before its fields are changed.
-
-    Attributes:
-        scale: how large the run is.
-    """
-
-    scale: Scale = field(default_factory=Scale)
+COMMANDS = {
+    "demo": "drrho.studies.demo:run_demo",
+    "index": "drrho.data.index:run_index",
+    "mix": "drrho.data.index:run_mix",
+    "reference precompute": "drrho.reference.build:run_precompute",
+    "reference verify": "drrho.reference.build:run_verify",
+    "reference import": "drrho.reference.formats.build:run_import",
+    "reference losses": "drrho.reference.build:run_losses",
+    "probe": "drrho.studies.probe.probe:run_probe",
+    "probe losses": "drrho.studies.probe.probe:run_probe_losses",
+    "train": "drrho.recipe.command:run_train",
+    "recipes": "drrho.recipe.command:run_recipes",
+    "compare": "drrho.studies.compare.compare:run_compare",
+    "scaling fit": "drrho.studies.scaling.fit:run_scaling_fit",
+    "scaling efficiency": "drrho.studies.scaling.fit:run_scaling_efficiency",
+    "variance": "drrho.studies.report.variance:run_variance",
+    "evaluate": "drrho.evaluation.command:run_evaluate",
+    "export": "drrho.recipe.export:run_export",
+    "report": "drrho.studies.report.write:run_report",
+    "curate": "drrho.studies.curate.curate:run_curate",
+    "scenes": "drrho.data.scenes:run_scenes",
+}
+# Other spellings of the values of every option called precision.
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+HELP = ("--help", "-h", "help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     warnings.formatwarning = _one_line
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(__version__)
+        return 0
+    name = next((name for name in (" ".join(given[:2]), *given[:1]) if name in COMMANDS), None)
+    if name is None:
+        return _without_command(given)
     try:
-        return _dispatch(arguments)
-    except TrainingInterrupted as interruption:
-        print(f"drrho: {interruption}", file=sys.stderr)
-        return interruption.exit_status
-    except commands.USER_ERRORS as error:
-        if os.environ.get("DRRHO_TRACEBACK"):
-            traceback.print_exc()
-        print(f"drrho: error: {error}", file=sys.stderr)
-        return 1
+        text, status = _run(name, _full_precisions(given[len(name.split()) :]))
+    except _user_errors() as error:
+        return _reported(error)
+    # It imports torch, which the command has imported by now.
+    from drrho.runtime.launch import is_follower  # noqa: PLC0415
+
+    if not is_follower():
+        print(text)
+    return status
+
+
+def _run(name: str, arguments: list[str]) -> tuple[str, int]:
+    function = _load(COMMANDS[name])
+    (parameter,) = (kind for it, kind in get_type_hints(function).items() if it != "return")
+    if parameter == list[str]:
+        outcome = function(arguments)
+    else:
+        import tyro  # noqa: PLC0415  # the losses alone are installed without it
+
+        outcome = function(tyro.cli(parameter, args=arguments, prog=f"drrho {name}"))
+    return (outcome, 0) if isinstance(outcome, str) else outcome
+
+
+def _load(place: str) -> Callable[[Any], str | tuple[str, int]]:
+    module, _, function = place.partition(":")
+    try:
+        importlib.import_module("tyro")
+        return getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:  # the losses alone are installed
+        raise SystemExit(
+            f"drrho: error: {error}; the command line needs: pip install 'drrho[clip,report]'"
+        ) from error
+
+
+def _full_precisions(arguments: Iterable[str]) -> list[str]:
+    """The arguments with `--precision bf16` spelt as the option's values are."""
+    spelt: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.rpartition("=")
+        before = option or (spelt[-1] if spelt else "")
+        if re.fullmatch(r"--([\w.-]+\.)?precision", before):
+            value = PRECISIONS.get(value, value)
+        spelt.append(f"{option}{equals}{value}")
+    return spelt
+
+
+def _without_command(arguments: list[str]) -> int:
+    """Lists the commands, or those of a group, to who asks for it or names none that exists."""
+    first, *others = [*arguments, ""]
+    names = [name for name in COMMANDS if name.startswith(f"{first} ")] or list(COMMANDS)
+    is_group = len(names) < len(COMMANDS)
+    if first in HELP or not arguments:
+        print(
+            f"drrho {__version__}: train a model better under the guidance of a reference model\n\n"
+            f"usage: drrho COMMAND ...\n\n{_listing(names)}\n\n"
+            "`drrho COMMAND --help` describes a command. DRRHO_TRACEBACK=1 shows where an error "
+            "came from."
+        )
+        return 0
+    if is_group and others[0] in HELP:
+        print(f"usage: drrho {first} COMMAND ...\n\n{_listing(names)}")
+        return 0
+    typed = f"{first} {others[0]}".rstrip() if is_group else first
+    meant = None if is_group and typed == first else _nearest(first, others[0])
+    if meant in {None, first}:
+        remedy = f"there are\n\n{_listing(names)}"
+    else:
+        remedy = f"did you mean {meant!r}? `drrho --help` lists all"
+    print(f"drrho: error: {typed!r} is no command; {remedy}", file=sys.stderr)
+    return 2
+
+
+def _nearest(first: str, second: str) -> str | None:
+    """The command or group that is spelt most like two words, if one is."""
+    heads = {name.partition(" ")[0] for name in COMMANDS}
+    for head in difflib.get_close_matches(first, heads, n=1):
+        return next(iter(difflib.get_close_matches(f"{head} {second}", COMMANDS, 1, 0.8)), head)
+    return None
+
+
+def _listing(names: Iterable[str]) -> str:
+    """The commands with the first lines of their docstrings."""
+    names = list(names)
+    width = max(map(len, names))
+    return "\n".join(f"  {name:<{width}}  {_summary(COMMANDS[name])}" for name in names)
+
+
+def _summary(place: str) -> str:
+    """The first line of a function's docstring, from its source: importing takes seconds."""
+    module, _, function = place.partition(":")
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return (ast.get_docstring(node) or "").partition("\n")[0].removesuffix(".")
+    raise LookupError(f"{place} does not exist")
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Errors that are reported in one line; anything else keeps its traceback."""
+    from drrho.runtime.errors import USER_ERRORS  # noqa: PLC0415  # imports torch
+    from drrho.training.interruption import TrainingInterrupted  # noqa: PLC0415
+
+    return (TrainingInterrupted, *USER_ERRORS)
+
+
+def _reported(error: Exception) -> int:
+    """The exit status of an error, which is printed."""
+    status = getattr(error, "exit_status", None)
+    if status is None and os.environ.get("DRRHO_TRACEBACK"):
+        traceback.print_exc()
+    print(f"drrho: {'error: ' if status is None else ''}{error}", file=sys.stderr)
+    return 1 if status is None else status
 
 
 def _one_line(message: Warning | str, *_place: object, **_line: object) -> str:
     """A warning without the line of our code that gave it."""
     return f"drrho: warning: {message}\n"
-
-
-def _dispatch(arguments: list[str]) -> int:
-    match arguments:
-        case ["demo", *rest]:
-            print(commands.run_demo(tyro.cli(DemoConfig, args=rest, prog="drrho demo")))
-        case ["index", *rest]:
-            print(commands.run_index(tyro.cli(IndexConfig, args=rest, prog="drrho index")))
-        case ["mix", *rest]:
-            print(commands.run_mix(tyro.cli(MixConfig, args=rest, prog="drrho mix")))
-        case ["reference", "precompute", *rest]:
-            prog = "drrho reference precompute"
-            _report(commands.run_precompute(tyro.cli(PrecomputeConfig, args=rest, prog=prog)))
-        case ["reference", "verify", *rest]:
-            prog = "drrho reference verify"
-            print(commands.run_verify(tyro.cli(VerifyConfig, args=rest, prog=prog)))
-        case ["reference", "import", *rest]:
-            prog = "drrho reference import"
-            print(commands.run_import(tyro.cli(ImportConfig, args=rest, prog=prog)))
-        case ["reference", "losses", *rest]:
-            prog = "drrho reference losses"
-            print(commands.run_losses(tyro.cli(LossesConfig, args=rest, prog=prog)))
-        case ["probe", "losses", *rest]:
-            prog = "drrho probe losses"
-            print(commands.run_probe_losses(tyro.cli(LossesProbeConfig, args=rest, prog=prog)))
-        case ["probe", path, *rest] if _is_recipe(path):
-            config = tyro.cli(ProbeConfig, args=rest, prog="drrho probe RECIPE.py")
-            print(commands.run_probe(load_recipe(path, Recipe), config))
-        case ["train", path, *rest] if _is_recipe(path):
-            wanted = [argument for argument in rest if argument != DRY_RUN]
-            recipe = _recipe(path, wanted)
-            run = commands.run_train if len(wanted) == len(rest) else commands.run_dry
-            _report(run(recipe))
-        case ["recipes", *_]:
-            print(_list_of_recipes())
-        case ["compare", path, *rest] if _is_recipe(path):
-            config = tyro.cli(commands.CompareConfig, args=rest, prog="drrho compare RECIPE.py")
-            text, status = commands.run_compare(load_recipe(path, Comparison), config)
-            print(text)
-            return status
-        case ["train", *_]:
-            print(
-                f"usage: drrho train FILE.py|NAME ...; --help after it lists what it takes\n\n"
-                f"{_list_of_recipes()}"
-            )
-            return 0 if "--help" in arguments else 2
-        case ["compare", *_]:
-            return _without_recipe(arguments, commands.CompareConfig)
-        case ["probe", *_]:
-            return _without_recipe(arguments, ProbeConfig)
-        case ["scaling", "fit", *rest]:
-            config = tyro.cli(FitConfig, args=rest, prog="drrho scaling fit")
-            print(commands.run_scaling_fit(config))
-        case ["scaling", "efficiency", *rest]:
-            config = tyro.cli(EfficiencyConfig, args=rest, prog="drrho scaling efficiency")
-            print(commands.run_scaling_efficiency(config))
-        case ["variance", *rest]:
-            config = tyro.cli(commands.VarianceConfig, args=rest, prog="drrho variance")
-            print(commands.run_variance(config))
-        case ["evaluate", *rest]:
-            _report(
-                commands.run_evaluate(tyro.cli(EvaluateConfig, args=rest, prog="drrho evaluate"))
-            )
-        case ["export", *rest]:
-            print(commands.run_export(tyro.cli(ExportConfig, args=rest, prog="drrho export")))
-        case ["report", *rest]:
-            print(commands.run_report(tyro.cli(ReportConfig, args=rest, prog="drrho report")))
-        case ["curate", *rest]:
-            print(commands.run_curate(tyro.cli(CurateConfig, args=rest, prog="drrho curate")))
-        case ["scenes", *rest]:
-            config = tyro.cli(commands.DrawConfig, args=rest, prog="drrho scenes")
-            print(commands.run_scenes(config))
-        case ["--version"]:
-            print(__version__)
-        case [] | ["--help" | "-h" | "help"] | ["reference" | "scaling", "--help" | "-h"]:
-            print(USAGE, end="")
-        case ["reference" | "scaling" as group, *_]:
-            given = " ".join(arguments[:2])
-            ways = [line for line in USAGE.splitlines() if line.startswith(f"  {group} ")]
-            print(f"drrho: {given!r} is no command; there are\n", *ways, sep="\n", file=sys.stderr)
-            return 2
-        case _:
-            print(f"drrho: unknown command {' '.join(arguments[:2])!r}\n\n{USAGE}", file=sys.stderr)
-            return 2
-    return 0
-
-
-def _is_recipe(argument: str) -> bool:
-    """Whether it is in place of one, and no option."""
-    return not argument.startswith("-")
-
-
-def _without_recipe(arguments: list[str], config: type) -> int:
-    """The options of a command, or what it lacks."""
-    command = f"drrho {arguments[0]}"
-    if {"--help", "-h"} & set(arguments):
-        tyro.cli(config, args=["--help"], prog=f"{command} RECIPE.py")
-    print(f"drrho: error: {command} takes a recipe first, a Python file", file=sys.stderr)
-    return 2
-
-
-def _report(text: str) -> None:
-    """Prints what all processes of a run found, once."""
-    if not is_follower():
-        print(text)
-
-
-def _recipe(source: str, arguments: list[str]) -> Recipe:
-    """The recipe of a file or of a name, with fields changed.
-
-    A file is what ends in `.py` or lies there; anything else is a name. `--scale.batch-size` and
-    its like change a published recipe with all that follows from them, and come first.
-    """
-    if source in SUMMARIES and not Path(source).is_file():
-        of_scale, others = _of_scale(arguments)
-        prog = f"drrho train {source}"
-        options = tyro.cli(ScaleOptions, args=of_scale, prog=prog)
-        return _overridden(named_recipe(_name(source), options.scale), source, others)
-    if not source.endswith(".py") and not Path(source).exists():
-        near = difflib.get_close_matches(source, list(SUMMARIES))
-        raise ValueError(
-            f"{source!r} is neither a Python file nor a published recipe"
-            + (f"; near it: {near}" if near else "")
-            + ". `drrho recipes` lists them"
-        )
-    return _overridden(load_recipe(source, Recipe), source, arguments)
-
-
-def _name(source: str) -> Name:
-    return next(name for name in SUMMARIES if name == source)
-
-
-def _of_scale(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The options of the scale, with their values, and the others."""
-    of_scale, others, takes = [], [], False
-    for argument in arguments:
-        if argument.startswith(SCALE):
-            of_scale.append(argument)
-            takes = "=" not in argument
-        else:
-            (of_scale if takes else others).append(argument)
-            takes = False
-    return of_scale, others
-
-
-def _list_of_recipes() -> str:
-    width = max(map(len, SUMMARIES))
-    rows = [f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
-    return (
-        "published recipes, for ViT-B/16 on 192 million pairs at batch 5,120:\n\n"
-        + "\n".join(rows)
-        + "\n\n  drrho train NAME --data train.json --reference reference --output runs/mine\n"
-        "  --scale.batch-size, --scale.samples-seen, --scale.learning-rate: another size\n"
-        "  any other field can be changed too; --dry-run shows what comes of it"
-    )
-
-
-def _overridden(recipe: Recipe, path: str, arguments: list[str]) -> Recipe:
-    """The recipe with any field changed: `--training.steps 2000`.
-
-    What the recipe leaves out altogether (`selection`, `objective.distillation`) has no fields to
-    change; it is added in the file.
-
-    Raises:
-        ValueError: an option is of a part that the recipe leaves out.
-    """
-    for option in arguments:
-        if option.startswith("--") and (part := absent_part(recipe, option)):
-            raise ValueError(
-                f"{option} has nothing to change: recipe {path} has {part} = None. Set {part} in a "
-                "recipe's file; the command line can change it then"
-            )
-    return tyro.cli(
-        Recipe,
-        args=arguments,
-        prog=f"drrho train {path}",
-        default=recipe,
-        config=(tyro.conf.AvoidSubcommands,),
-    )

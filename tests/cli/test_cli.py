@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -9,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from drrho.cli import main
+from drrho.cli import COMMANDS, main
 from drrho.data.items import manifest_of_items
+from drrho.recipe import command
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.losses.writer import LossWriter
 from drrho.studies.compare.spec import Comparison
@@ -163,13 +167,13 @@ def test_evaluation_on_a_real_classification_set(reference, capsys):
         (["train", "recipe.py", "--selection.batch-size", "4"], "recipe.py has selection = None"),
         (["train", "recipe.py", "--loading.views.count=4"], "recipe.py has loading.views = None"),
         (["reference", "losses", "nowhere"], "nowhere holds no losses"),
-        (["reference", "imports"], "'reference imports' is no command; there are reference pre"),
+        (["reference", "imports"], "is no command; did you mean 'reference import'?"),
         (
             ["evaluate", "x", "--data", "y", "--output", "."],
             "output = '.' is a folder; name a file",
         ),
         (["report", "run", "-o", "."], "output = '.' is a folder; name a file"),
-        (["scaling"], "'scaling' is no command; there are scaling fit RESULTS"),
+        (["scaling"], "'scaling' is no command; there are scaling fit Fit error against"),
     ],
 )
 def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, message):
@@ -186,7 +190,7 @@ def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, mess
 
 def test_unknown_commands_and_help(workplace, capsys):
     assert main(["trian"]) == 2
-    assert "unknown command 'trian'" in capsys.readouterr().err
+    assert "'trian' is no command; did you mean 'train'?" in capsys.readouterr().err
     assert main([]) == 0
     assert "reference precompute" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
@@ -201,8 +205,100 @@ def test_options_of_a_command_are_listed_without_its_recipe(command, option, cap
         main([command, "--help"])
     assert stop.value.code == 0
     assert option in capsys.readouterr().out
-    assert main([command, option]) == 2
-    assert "takes a recipe first" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main([command])
+    assert stop.value.code == 2
+    assert "Python file that defines" in capsys.readouterr().err
+
+
+def cost(code):
+    """Seconds of processor time of a fresh Python, and what it printed."""
+    start = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    end = os.times()
+    seconds = end.children_user + end.children_system
+    return seconds - start.children_user - start.children_system, done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["trian"], ["reference", "-h"]])
+def test_the_list_of_commands_costs_little(arguments):
+    code = f"import sys; from drrho.cli import main; main({arguments}); print(*sys.modules)"
+    seconds, printed = cost(code)
+    assert not {"torch", "numpy", "matplotlib"} & set(printed.split())
+    assert seconds < 0.5 * cost("import torch")[0]
+
+
+def test_every_command_is_listed_in_one_line(capsys):
+    main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name in COMMANDS:
+        (line,) = (it for it in lines if re.match(rf"  {name}  ", it))
+        assert len(line) <= 100
+        assert re.search(r"  [A-Z][^ ]+ .*[^.]$", line), f"{name} needs a docstring"
+    for group in ("reference", "scaling"):
+        assert main([group, "--help"]) == 0
+        assert capsys.readouterr().out.count(f"\n  {group} ") == sum(
+            name.startswith(f"{group} ") for name in COMMANDS
+        )
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["trian", "recipe.py"], "train"),
+        (["refrence", "import", "x"], "reference import"),
+        (["refrence"], "reference"),
+        (["scaling", "efficency"], "scaling efficiency"),
+    ],
+)
+def test_a_misspelt_command_is_recognised(typed, meant, capsys):
+    assert main(typed) == 2
+    assert f"did you mean {meant!r}?" in capsys.readouterr().err
+
+
+def test_a_misspelt_option_is_recognised(workplace, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "recipe.py", "--training.step", "3"])
+    assert stop.value.code == 2
+    assert "--training.steps" in capsys.readouterr().err
+
+
+def test_short_names_are_those_of_a_recipes_fields(workplace, monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(command, "plan_run", lambda recipe: found.append(recipe) or "planned")
+    short = ["--batch-size", "4", "--lr=0.5", "--steps", "7", "--workers", "2"]
+    short += ["--precision", "bf16", "--seed", "3", "-o", "out"]
+    full = ["--loading.batch-size", "4", "--training.optimizer.learning-rate=0.5", "--seed", "3"]
+    full += ["--training.steps", "7", "--loading.workers", "2", "--output", "out"]
+    full += ["--training.precision", "bfloat16"]
+    for options in (short, full):
+        assert main(["train", "recipe.py", *options, "--dry-run"]) == 0
+    assert found[0] == found[1]
+    assert found[0].training.precision == "bfloat16"
+    published = ["train", "openclip", "--dry-run"]
+    for option in ("--batch-size", "--scale.batch-size"):
+        assert main([*published, option, "1024", "--scale.samples-seen", "1_024_000"]) == 0
+    assert found[2] == found[3]
+    assert (found[2].loading.batch_size, found[2].training.steps) == (1024, 1000)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "recipe.py", "--help"])
+    assert "--lr = --training.optimizer.learning-rate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lr", "0.1", "--training.optimizer.learning-rate", "0.1"],
+        ["--training.optimizer.learning-rate=0.1", "--lr=0.2"],
+        ["--lr", "0.1", "--lr", "0.2"],
+    ],
+)
+def test_an_option_is_given_once(workplace, options, capsys):
+    assert main(["train", "recipe.py", *options]) == 1
+    assert "both set --training.optimizer.learning-rate" in capsys.readouterr().err
 
 
 def test_every_recipe_of_the_repository_loads():

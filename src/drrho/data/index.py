@@ -1,6 +1,7 @@
 """Shards -> the manifest that gives their samples ids."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tyro.conf import Positional
 
 from drrho.data.indexing import Columns, index_shards, resolve_shards
 from drrho.data.manifest import Manifest
+from drrho.plotting.table import in_brackets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +121,22 @@ def mix_manifests(config: MixConfig) -> Manifest:
     path.parent.mkdir(parents=True, exist_ok=True)
     manifest.save(path)
     return manifest
+
+
+def run_index(config: IndexConfig) -> str:
+    """Index shards into a manifest: counts, key hashes and sample ids."""
+    manifest, path = write_manifest(config)
+    reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
+    return (
+        f"{path}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
+        f"{reasons.total():,} unusable{in_brackets(reasons)}"
+    )
+
+
+def run_mix(config: MixConfig) -> str:
+    """Join the manifests of several data sets into one, with weights."""
+    manifest = mix_manifests(config)
+    return (
+        f"{config.output}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
+        f"of {len(config.manifests)} data sets"
+    )

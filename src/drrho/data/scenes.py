@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from tyro.conf import Positional
 
 from drrho.data.reading.shards import write_sample
 from drrho.runtime.files import opened_atomically, write_json
@@ -381,3 +382,22 @@ def _corners(x: float, y: float, radii: list[float], corners: int) -> list[tuple
         (x + radius * math.sin(angle), y - radius * math.cos(angle))
         for angle, radius in zip(angles, itertools.cycle(radii), strict=False)
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawConfig:
+    """Draw captioned scenes as WebDataset shards.
+
+    Attributes:
+        folder: where to write.
+        scenes: the set.
+    """
+
+    folder: Positional[str]
+    scenes: ScenesConfig
+
+
+def run_scenes(config: DrawConfig) -> str:
+    """Draw captioned scenes as WebDataset shards."""
+    paths = write_scenes(Path(config.folder), config.scenes)
+    return f"{config.folder}: {config.scenes.num_samples:,} scenes in {len(paths):,} shards"

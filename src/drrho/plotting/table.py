@@ -1,6 +1,6 @@
 """Plain Markdown tables: legible in a terminal, rendered everywhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 NAMES = {
     "clip": "CLIP",
@@ -51,3 +51,24 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def method_title(method: str) -> str:
     """A method's name in print."""
     return NAMES.get(method, method)
+
+
+def metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """A row for each metric, a column for each set; empty where a set has no such metric."""
+    columns = scores.values()
+    names = dict.fromkeys(name for metrics in columns for name in metrics)
+    rows = [
+        [name, *(_number(name, metrics[name]) if name in metrics else "" for metrics in columns)]
+        for name in names
+    ]
+    return markdown_table(["", *scores], rows)
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:,.0f}" if metric in {"images", "skipped"} else f"{value:.4f}"
+
+
+def in_brackets(counts: Mapping[str, int]) -> str:
+    """Counts in brackets after a space, or nothing if there are none."""
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    return f" ({listed})" if listed else ""

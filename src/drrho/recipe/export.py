@@ -92,3 +92,13 @@ def recorded_model(run: Path) -> Model:
     except FileNotFoundError:
         raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
     return Model(**fields | {"small": SmallConfig(**fields["small"])})
+
+
+def run_export(config: ExportConfig) -> str:
+    """Write a trained model as open_clip or Hugging Face loads it."""
+    output = export_model(config)
+    match config.format:
+        case "open-clip":
+            return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
+        case "hugging-face":
+            return f"{output}: transformers.AutoModel.from_pretrained('{output}')"

@@ -14,6 +14,8 @@ from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
 from drrho.encoding.encoder import Precision, ReferenceEncoder
 from drrho.models.build import Model, build_model
+from drrho.plotting.table import in_brackets, markdown_table
+from drrho.reference.losses.summary import summarise_losses
 from drrho.reference.precompute import PrecomputeReport, precompute
 from drrho.reference.store import FILE_NAME, ReferenceCard
 from drrho.reference.verify import Verification, verify
@@ -193,3 +195,61 @@ def _encoder(model: Model, precision: Precision, device: torch.device) -> Refere
     """The reference model, frozen, on its device; raises ValueError if it names no weights."""
     model.require_trained()
     return ReferenceEncoder(build_model(model, seed=0), precision=precision, device=device)
+
+
+def run_precompute(config: PrecomputeConfig) -> str:
+    """Store a reference model's embeddings of a data set."""
+    report = precompute_reference(config)
+    return (
+        f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
+        f"{in_brackets(report.absent)}; {report.shards_found} shards were there already"
+    )
+
+
+def run_verify(config: VerifyConfig) -> str:
+    """Check stored embeddings, and encode some samples again.
+
+    Raises:
+        ValueError: they are not what they should be; the message says why.
+    """
+    found = verify_reference(config)
+    if found.faults:
+        raise ValueError(f"{config.folder} is not in order:\n  " + "\n  ".join(found.faults))
+    stored = f"{found.num_stored:,} of {found.num_samples:,} samples{in_brackets(found.absent)}"
+    lines = [
+        f"{config.folder}: embeddings of {stored}; all rows are finite and of unit length",
+    ]
+    if found.lowest is not None and found.mean is not None:
+        rows = [
+            [name, f"{lowest:.6f}", f"{mean:.6f}"]
+            for name, lowest, mean in zip(("image", "text"), found.lowest, found.mean, strict=True)
+        ]
+        table = markdown_table([f"cosine of {found.num_encoded}", "lowest", "mean"], rows)
+        lines += ["", table]
+    return "\n".join(lines)
+
+
+def run_losses(config: LossesConfig) -> str:
+    """Summarise stored losses, and correlate those of different references."""
+    summaries, correlations = summarise_losses(config.folder)
+    header = ["reference", "identity", "samples", "missing", "losses", "of a", "not finite"]
+    rows = [
+        [
+            summary.reference,
+            summary.identity,
+            *(f"{count:,}" for count in (summary.num_samples, summary.num_missing)),
+            f"{summary.num_losses:,}",
+            summary.unit,
+            f"{summary.num_nonfinite:,}",
+            *(f"{value:.4f}" for value in (summary.mean, summary.standard_deviation)),
+        ]
+        for summary in summaries
+    ]
+    table = markdown_table([*header, "mean", "standard deviation"], rows)
+    if not correlations:
+        return table
+    rows = [
+        [" and ".join(pair.references), f"{pair.num_samples:,}", f"{pair.correlation:.4f}"]
+        for pair in correlations
+    ]
+    return f"{table}\n\n{markdown_table(['losses of', 'common samples', 'correlation'], rows)}"

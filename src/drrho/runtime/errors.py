@@ -23,3 +23,10 @@ class NotFiniteError(RuntimeError):
 
 class ProcessFailed(RuntimeError):
     """One of several processes cannot go on."""
+
+
+# What a user can usually mend, said in one line by the command line.
+USER_ERRORS = (
+    *(ValueError, OSError, ModuleNotFoundError),
+    *(CheckpointError, NotFiniteError, ProcessFailed),
+)

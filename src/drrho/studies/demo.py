@@ -11,8 +11,9 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.studies.compare.compare import compare
+from drrho.studies.compare.compare import compare, comparison_report
 from drrho.studies.compare.spec import Comparison
+from drrho.studies.report.write import ReportConfig, write_report
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
@@ -118,3 +119,12 @@ def demo_comparison(config: DemoConfig) -> Comparison:
 
 def _scenes_folder(config: DemoConfig) -> Path:
     return Path(config.output) / "scenes"
+
+
+def run_demo(config: DemoConfig) -> str:
+    """Demonstrate all steps on procedural scenes, in minutes on a CPU."""
+    demo(config)
+    page = write_report(
+        ReportConfig(runs=(config.output,), output=str(Path(config.output) / "report.html"))
+    )
+    return f"{comparison_report(config.output)}\nWhat steering sees, and all curves: {page}"

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from drrho.commands import CompareConfig, run_compare
 from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
 from drrho.data.views import Views
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
 from drrho.runtime.files import exclusive
-from drrho.studies.compare.compare import compare
+from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
 from drrho.studies.compare.spec import Comparison, GapConfig, Part, Stored, TuningConfig
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
@@ -78,7 +77,7 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
 def results(comparison):
     """Of the whole, run in two tasks and one after another."""
     for task in (1, 0):
-        _, status = run_compare(comparison, CompareConfig(tasks=2, task=task))
+        _, status = run_comparison(comparison, CompareConfig(tasks=2, task=task))
         assert status == 0
     return json.loads((Path(comparison.output) / "results.json").read_text())
 
@@ -115,7 +114,7 @@ def test_views_are_stored_beside_samples_as_they_are(comparison, tmp_path):
         seeds=(0,),
         gap=None,
     )
-    _, status = run_compare(both, CompareConfig())
+    _, status = run_comparison(both, CompareConfig())
     assert status == 0
     stored = [both.embeddings(Stored("given", plain.data, v)) for v in (None, views)]
     assert [(folder / "view-001").is_dir() for folder in stored] == [False, True]
@@ -147,15 +146,15 @@ def test_the_report_shows_all_of_it(comparison, results):
 
 def test_finished_runs_are_kept_and_missing_ones_named(comparison, results):
     shutil.rmtree(comparison.recipe(Part("jest", 1)).output)
-    text, status = run_compare(comparison, CompareConfig(table_only=True))
+    text, status = run_comparison(comparison, CompareConfig(table_only=True))
     assert status == 0
     assert "Not finished: JEST seed 1." in text
     kept = Path(comparison.recipe(Part("clip", 0)).output) / "results.json"
     before = kept.stat().st_mtime_ns
     with exclusive(Path(comparison.output) / "claims" / "jest-seed1"):
-        text, _ = run_compare(comparison, CompareConfig())
+        text, _ = run_comparison(comparison, CompareConfig())
         assert "Not finished: JEST seed 1." in text  # another process has it
-    text, _ = run_compare(comparison, CompareConfig(only=("jest:1",)))
+    text, _ = run_comparison(comparison, CompareConfig(only=("jest:1",)))
     assert "Not finished" not in text
     assert kept.stat().st_mtime_ns == before
     again = json.loads((Path(comparison.output) / "results.json").read_text())
@@ -172,7 +171,7 @@ def test_a_setting_is_chosen_by_validation_and_a_diverged_run_is_reported(
         test=str(comparison.tests["clean"]),
         tuning=TuningConfig(seed=5),
     )
-    text, status = run_compare(tuned, CompareConfig())
+    text, status = run_comparison(tuned, CompareConfig())
     assert status == 1
     assert "wild, seed 0, failed: " in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
+from drrho.plotting.table import in_brackets
 from drrho.reference.formats.clip_retrieval import ClipRetrievalSource
 from drrho.reference.formats.datacomp import DataCompSource, Variant
 from drrho.reference.formats.drrho_clip import DRRhoClipSource
@@ -89,3 +90,12 @@ def _open(config: ImportConfig, manifest: Manifest) -> Source:
             )
         case "drrho-clip":
             return DRRhoClipSource.open(folder, samples_per_file=config.samples_per_file or 10_000)
+
+
+def run_import(config: ImportConfig) -> str:
+    """Convert embeddings that another program stored."""
+    report = import_reference(config)
+    return (
+        f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
+        f"{in_brackets(report.absent)}"
+    )

@@ -1,12 +1,18 @@
 """A comparison -> its runs, its table and its plots."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tyro.conf import Positional
+
 from drrho.plotting.curves import Row, draw_curves
 from drrho.plotting.table import method_title
+from drrho.recipe.recipe import load_recipe
 from drrho.runtime.files import exclusive, write_atomically, write_json
+from drrho.runtime.launch import require_one_process
 from drrho.studies.compare.plots import draw_costs, draw_differences
 from drrho.studies.compare.results import comparison_results
 from drrho.studies.compare.runs import chosen_setting, finished, run_parts
@@ -75,3 +81,100 @@ def _levels(comparison: Comparison) -> dict[str, float]:
         if "evaluation/mrr" in results["metrics"]:
             levels[name] = results["metrics"]["evaluation/mrr"]
     return levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Train references and every method, evaluate on the test sets, write table and plots.
+
+    What is finished is kept. Several processes may work on one folder: no run is done twice.
+
+    Attributes:
+        seeds: each method is trained once per seed; None means the recipe's.
+        output: folder of everything; None means the recipe's.
+        only: runs to do, METHOD:SEED; none means all.
+        tasks: share the runs out over this many tasks, and do one task's.
+        task: which, from 0; None means SLURM_ARRAY_TASK_ID.
+        table_only: train nothing, write the table of what is finished.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    output: str | None = None
+    only: tuple[str, ...] = ()
+    tasks: int | None = None
+    task: int | None = None
+    table_only: bool = False
+
+    def __post_init__(self):
+        if sum((bool(self.only), self.tasks is not None, self.table_only)) > 1:
+            raise ValueError("only, tasks and table_only exclude each other")
+        if self.task is not None and self.tasks is None:
+            raise ValueError(f"task = {self.task} has no effect without tasks, their number")
+
+    def applied_to(self, comparison: Comparison) -> Comparison:
+        """The comparison with the seeds and the output that are given here."""
+        return replace(
+            comparison,
+            seeds=comparison.seeds if self.seeds is None else self.seeds,
+            output=comparison.output if self.output is None else self.output,
+        )
+
+    def parts(self, comparison: Comparison) -> tuple[Part, ...]:
+        """The runs to do.
+
+        Raises:
+            ValueError: there is no such run or task.
+        """
+        parts = comparison.parts
+        if self.only:
+            named = {str(part): part for part in parts}
+            if unknown := [name for name in self.only if name not in named]:
+                raise ValueError(f"only = {unknown[0]!r} is no METHOD:SEED of {', '.join(named)}")
+            return tuple(named[name] for name in self.only)
+        if self.tasks is None:
+            return parts
+        task = self.task
+        if task is None:
+            number = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+            if not number.isdecimal():
+                raise ValueError("tasks needs task, where no SLURM_ARRAY_TASK_ID is set")
+            task = int(number)
+        if not 0 <= task < self.tasks:
+            raise ValueError(f"task must be from 0 to {self.tasks - 1}, got {task}")
+        return parts[task :: self.tasks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(CompareConfig):
+    """Train references and every method, evaluate on the test sets, write table and plots.
+
+    What is finished is kept. Several processes may work on one folder: no run is done twice.
+
+    Attributes:
+        recipe: Python file that defines `recipe = Comparison(...)`.
+    """
+
+    recipe: Positional[str]
+
+
+def run_compare(config: CompareCommand) -> tuple[str, int]:
+    """Train several methods over several seeds and compare them in one table."""
+    require_one_process("drrho compare")
+    return run_comparison(load_recipe(config.recipe, Comparison), config)
+
+
+def run_comparison(comparison: Comparison, config: CompareConfig) -> tuple[str, int]:
+    """Runs the parts that the options name; returns the tables, and 1 where a run failed."""
+    comparison = config.applied_to(comparison)
+    if config.table_only:
+        results = write_tables(comparison)
+    else:
+        results = compare(comparison, config.parts(comparison))
+    failed = any(method["failed"] for method in results["methods"].values())
+    return comparison_report(comparison.output), int(failed)
+
+
+def comparison_report(output: str) -> str:
+    """The tables of a finished comparison, and where its other files are."""
+    written = (Path(output) / "results.md").read_text()
+    return f"\n{written}\nThe numbers are in {output}/results.json, the plots beside it."

@@ -21,6 +21,7 @@ from drrho.data.manifest import CURATED, Manifest
 from drrho.encoding.encoder import ReferenceEncoder
 from drrho.encoding.pairs import embed_pairs
 from drrho.models.build import load_model
+from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.ensemble import Reference
 from drrho.reference.pairs import drawn_ids, stored_pairs
@@ -371,3 +372,14 @@ def _pyarrow() -> tuple[Any, Any]:
         raise ModuleNotFoundError(
             f"{error}; parquet files need: pip install 'drrho[tables]'", name=error.name
         ) from error
+
+
+def run_curate(config: CurateConfig) -> str:
+    """Rank the pairs of a data set, and leave some out of its manifest."""
+    found = curate(config)
+    labels = found.summary["labels"]
+    return (
+        f"{found.table}: {in_brackets(labels).strip(' ()')}\n"
+        f"{found.manifest}: {found.summary['kept']:,} of {found.summary['pairs']:,} pairs kept; "
+        f"train on it with --data {found.manifest}"
+    )

@@ -12,10 +12,10 @@ from tyro.conf import Positional, UseAppendAction
 
 from drrho.data.indexing import open_manifest
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
-from drrho.recipe.recipe import Recipe
+from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.losses.table import read_loss_table
 from drrho.runtime.files import write_atomically, write_json
-from drrho.runtime.launch import resolve_device
+from drrho.runtime.launch import require_one_process, resolve_device
 from drrho.studies.probe.contamination import Contamination, contamination
 from drrho.studies.probe.pairs import (
     PairsProbe,
@@ -34,6 +34,7 @@ from drrho.studies.probe.steerability import (
     loss_moments,
     rank_references,
 )
+from drrho.studies.probe.tables import draw_probe, probe_table
 
 References = Annotated[tuple[str, ...], UseAppendAction]
 
@@ -268,11 +269,31 @@ def _written(document: dict[str, Any], output: str | None) -> dict[str, Any]:
     ranked = sorted(document["references"].items(), key=lambda item: item[1]["alarm"])
     document = document | {"references": dict(ranked)}
     if output is not None:
-        # Plots take a second to import, and not every probe is drawn.
-        from drrho.studies.probe.tables import draw_probe, probe_table  # noqa: PLC0415
-
         folder = Path(os.path.expanduser(output))
         write_json(folder / "probe.json", document)
         write_atomically(folder / "probe.md", (probe_table(document) + "\n").encode())
         draw_probe(document, folder / "probe.png")
     return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCommand(ProbeConfig):
+    """Train two short pilots and rank references of a contrastive recipe.
+
+    Attributes:
+        recipe: Python file that defines `recipe = Recipe(...)`.
+    """
+
+    recipe: Positional[str]
+
+
+def run_probe(config: ProbeCommand) -> str:
+    """Rank references for a recipe before training with any of them."""
+    require_one_process("drrho probe")
+    table = probe_table(probe_recipe(load_recipe(config.recipe, Recipe), config))
+    return f"{table}\n\n{config.output}/probe.json has all numbers, probe.png the picture."
+
+
+def run_probe_losses(config: LossesProbeConfig) -> str:
+    """Rank references by stored losses of any training loop."""
+    return probe_table(probe_losses(config))

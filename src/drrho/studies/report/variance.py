@@ -1,10 +1,14 @@
 """Variances on held-out pairs along training: a table and a plot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from tyro.conf import Positional
 
 from drrho.plotting.curves import Panel, Row, draw_curves
 from drrho.plotting.table import markdown_table
+from drrho.training.log import read_metrics
 
 LOSS = "evaluation/loss_variance"
 EXCESS = "evaluation/excess_loss_variance/"
@@ -59,3 +63,24 @@ def _metrics(run: str, log: Sequence[Row]) -> list[str]:
             "evaluation.references"
         )
     return list(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceConfig:
+    """The variance of loss and excess losses on held-out pairs, along training.
+
+    Attributes:
+        runs: folders of runs that were trained with `evaluation.references`.
+        output: PNG to write.
+    """
+
+    runs: Positional[tuple[str, ...]]
+    output: str = "variance.png"
+
+
+def run_variance(config: VarianceConfig) -> str:
+    """Plot the variance of losses and excess losses on held-out pairs."""
+    logs = {Path(run).name: read_metrics(Path(run)) for run in config.runs}
+    table = variance_table(logs)
+    draw_variances(logs, Path(config.output))
+    return f"{table}\n\nThe plot is {config.output}."

@@ -278,3 +278,8 @@ def _document(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); it was damaged") from error
     return content if isinstance(content, dict) else {}
+
+
+def run_report(config: ReportConfig) -> str:
+    """Write one HTML page about runs: curves, comparisons and pairs."""
+    return str(write_report(config))

@@ -310,3 +310,20 @@ def _finite(content: Any) -> Any:
             return None
         case _:
             return content
+
+
+def run_scaling_fit(config: FitConfig) -> str:
+    """Fit error against compute, E = a C^-b, with intervals."""
+    fit_scaling(config)
+    return _written(config.output, "scaling")
+
+
+def run_scaling_efficiency(config: EfficiencyConfig) -> str:
+    """Estimate how many times the samples the baseline needs for an equal score."""
+    measure_efficiency(config)
+    return _written(config.output, "efficiency")
+
+
+def _written(output: str, name: str) -> str:
+    text = (Path(output) / f"{name}.md").read_text()
+    return f"\n{text}\nThe numbers are in {output}/{name}.json, the plot in {output}/{name}.png."

@@ -1,0 +1,43 @@
+"""`drrho evaluate`: the scores of a model as text."""
+
+from pathlib import Path
+
+from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
+from drrho.evaluation.tasks.benchmark import TaskScore, averages, evaluate_task_list
+from drrho.plotting.table import markdown_table, metrics_table
+from drrho.runtime.files import write_json
+from drrho.runtime.launch import is_follower
+
+
+def run_evaluate(config: EvaluateConfig) -> str:
+    """Score a model by retrieval and zero-shot classification.
+
+    Raises:
+        ValueError: a task of a list failed; the message has the scores of the others too.
+    """
+    if config.tasks is not None:
+        return _task_table(evaluate_task_list(config))
+    scores = evaluate_named_model(config)
+    if config.output is not None and not is_follower():
+        write_json(Path(config.output), scores)
+    return metrics_table(scores)
+
+
+def _task_table(scores: list[TaskScore]) -> str:
+    """The main metric of each task, averages, and what was passed over."""
+    rows = [
+        [
+            score.task.name,
+            score.task.main_metric or "none",
+            "done" if score.main_metric is None else f"{score.main_metric:.4f}",
+        ]
+        for score in scores
+        if score.problem is None
+    ]
+    rows += [[name, "", f"{value:.4f}"] for name, value in averages(scores).items()]
+    problems = [score for score in scores if score.problem is not None]
+    lines = [markdown_table(["task", "main metric", "score"], rows)] if rows else []
+    lines += [f"{score.task.name}: {score.problem}" for score in problems]
+    if not rows or any(score.is_failure for score in problems):
+        raise ValueError("not every task could be evaluated\n\n" + "\n".join(lines))
+    return "\n".join(lines)
