@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the table
+    from drrho.encoding.inference import EmbeddingModel as EmbeddingModel
+    from drrho.encoding.inference import load as load
+    from drrho.models.build import Model as Model
     from drrho.risk import KL as KL
     from drrho.risk import ChiSquare as ChiSquare
     from drrho.risk import ChiSquareBall as ChiSquareBall
@@ -31,6 +34,8 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     __version__: str
 
 _NAMES = {
+    "encoding.inference": ("EmbeddingModel", "load"),
+    "models.build": ("Model",),
     "risk": (
         *("CVaR", "ChiSquare", "ChiSquareBall", "KL", "KLBall", "KLCVaR", "Mean", "RiskMeasure"),
         *("effective_sample_size", "excess_loss"),

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -29,7 +28,7 @@ from drrho.evaluation.sets import (
     ranks_of_captions,
 )
 from drrho.evaluation.tasks.zero_shot_files import require_templates
-from drrho.models.build import Model, build_model
+from drrho.models.build import build_model, find_model
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import require_no_folder
@@ -177,14 +176,12 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
         FileNotFoundError: the run is not finished.
         ValueError: no such model.
     """
-    is_run = Path(config.run).is_dir() and config.pretrained is None
-    name = f"run:{config.run}" if is_run else config.run
-    named = Model(name=name, pretrained=config.pretrained)
+    named = find_model(config.run, pretrained=config.pretrained)
     if not named.names_weights:
         raise ValueError(
-            f"{name!r} is no folder of a run, and without --pretrained no model with weights; give "
-            "the folder of a finished run, --pretrained TAG_OR_FILE with an architecture, or a "
-            "model such as local-dir:PATH"
+            f"{config.run!r} is no folder of a run, and without --pretrained no model with "
+            "weights; give the folder of a finished run or of a model, --pretrained TAG_OR_FILE "
+            "with an architecture, or a model such as local-dir:PATH"
         )
     with together(config.device) as (processes, device):
         model = build_model(named, seed=0)

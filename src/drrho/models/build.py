@@ -39,7 +39,8 @@ class Model:
         name: "small"; an open_clip architecture such as "ViT-B-32"; "local-dir:PATH" or
             "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a folder of a Hugging
             Face dual encoder; "python:FILE.py", whose `build()` returns a `TwoTower`; or
-            "run:PATH", the model that a finished `drrho train` left in its run folder.
+            "run:PATH", the model that a finished `drrho train` left in its run folder, or the
+            folder of that model or of an exported one.
         pretrained: open_clip's tag or a checkpoint file; only for architectures.
         small: widths of the small model; only for "small".
     """
@@ -75,6 +76,17 @@ class Model:
             )
 
 
+def find_model(place: str, *, pretrained: str | None = None) -> Model:
+    """The model in a folder, or of a name as `Model` takes it.
+
+    Args:
+        place: folder of a run or of a model; or a name.
+        pretrained: open_clip's tag or a checkpoint file; only for architectures.
+    """
+    is_folder = pretrained is None and Path(place).expanduser().is_dir()
+    return Model(name=f"run:{place}" if is_folder else place, pretrained=pretrained)
+
+
 def build_model(config: Model, *, seed: int) -> TwoTower:
     """The model, on the CPU, in float32.
 
@@ -89,7 +101,7 @@ def build_model(config: Model, *, seed: int) -> TwoTower:
     schema, _, place = config.name.partition(":")
     match schema:
         case "run":
-            return load_model(Path(place) / "model")
+            return load_model(_model_folder(Path(place).expanduser()))
         case "transformers":
             return build_hugging_face(Path(place).expanduser())
         case "python":
@@ -158,6 +170,12 @@ def load_model(folder: Path) -> TwoTower:
     fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
     model = build_model(Model(name="small", small=SmallConfig(**fields)), seed=0)
     return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
+
+
+def _model_folder(place: Path) -> Path:
+    """The folder itself if a model lies in it, else that of the model of a run."""
+    known = (PROGRAM_FILE, OPEN_CLIP_CONFIG_FILE, HUGGING_FACE_CONFIG_FILE, SMALL_CONFIG_FILE)
+    return place if any((place / name).is_file() for name in known) else place / "model"
 
 
 def _build_small(config: SmallConfig) -> TwoTower:

@@ -185,12 +185,21 @@ def decode_image(sample: RawSample) -> Image.Image:
     """The image in RGB; what is transparent shows white.
 
     Raises:
-        UnusableSample: there is no image, its bytes do not decode to the last row, or it has
-            more than `MAX_PIXELS`, which is seen before they are decoded.
+        UnusableSample: there is no image, or as `decode_image_bytes`.
     """
     content = image_bytes(sample)
     if content is None:
         raise UnusableSample("no image")
+    return decode_image_bytes(content)
+
+
+def decode_image_bytes(content: bytes) -> Image.Image:
+    """An encoded image in RGB; what is transparent shows white.
+
+    Raises:
+        UnusableSample: the bytes do not decode to the last row, or the image has more than
+            `MAX_PIXELS`, which is seen before they are decoded.
+    """
     # Pillow fills what a truncated file lacks with grey if any library has set this switch.
     tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
@@ -209,7 +218,7 @@ def decode_image(sample: RawSample) -> Image.Image:
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
     try:
-        return _to_rgb(image)
+        return convert_to_rgb(image)
     except (ValueError, OSError) as error:  # a palette or transparency that is none
         raise UnusableSample("corrupt image") from error
 
@@ -302,7 +311,8 @@ def _require_end_of_archive(stream: Stream) -> None:
         raise ValueError("it does not end with the zero block that closes a tar file")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; what is transparent shows white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):
