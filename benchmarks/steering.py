@@ -37,7 +37,7 @@ from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import SteeredBatch, Stores, steered
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.build import PrecomputeConfig, precompute_reference
-from drrho.reference.ensemble import open_reference
+from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer, build_optimizer
@@ -161,7 +161,7 @@ def measured(folder: Path, data: Manifest, batch_size: int, *, rounds: int) -> s
     batches = list(islice(decoded, 4))
     steps, losses, lookups = [], [], []
     for is_steered, objective in RUNS.items():
-        stored = open_reference([str(folder / "reference")] if is_steered else [], data)
+        stored = open_reference(folder / "reference", data) if is_steered else None
         stream = steered(cycle(batches), Stores(reference=stored, teachers=()))
         loss = ContrastiveObjective(objective, num_samples=SAMPLES)
         target = build_model(Model(name=name), seed=0)

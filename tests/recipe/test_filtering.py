@@ -11,7 +11,7 @@ from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.recipe.filtering import Filtering, filtered
 from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
-from drrho.reference.views import ReferenceViews
+from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.training.log import read_metrics
 
@@ -21,7 +21,7 @@ ALONE = Processes()
 @pytest.fixture(scope="module")
 def stored(plain_recipe, reference):
     manifest = Manifest.load(plain_recipe.data)
-    return manifest, ReferenceViews.open(reference, manifest, views=None)
+    return manifest, open_reference(reference, manifest)
 
 
 def similarities(store, manifest):

@@ -8,8 +8,8 @@ from tests.reference.test_store import rewrite
 from torch.testing import assert_close
 
 from drrho.data.indexing import index_shards
-from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.precompute import precompute
+from drrho.reference.reader import open_reference
 from drrho.reference.store import ReferenceStore
 
 
@@ -36,7 +36,7 @@ def stores(tmp_path_factory):
 @pytest.mark.parametrize("weights", [None, (0.2, 1.7)])
 def test_similarities_are_the_weighted_sum(stores, weights):
     manifest, *folders = stores
-    ensemble = ReferenceEnsemble.open(folders, manifest, weights=weights)
+    ensemble = open_reference(folders, manifest, weights=weights)
     ids = torch.tensor([5, 0, 3, 2, 1])
     together = ensemble.gather(ids)
     expected = torch.zeros(5, 5)
@@ -57,7 +57,7 @@ def test_similarities_are_the_weighted_sum(stores, weights):
 
 def test_weights_fit_the_members(stores):
     manifest, *folders = stores
-    with pytest.raises(ValueError, match="2 references needs as many weights"):
-        ReferenceEnsemble.open(folders, manifest, weights=(1.0,))
+    with pytest.raises(ValueError, match="as many as references, 2"):
+        open_reference(folders, manifest, weights=(1.0,))
     with pytest.raises(ValueError, match="positive and finite"):
-        ReferenceEnsemble.open(folders, manifest, weights=(1.0, 0.0))
+        open_reference(folders, manifest, weights=(1.0, 0.0))

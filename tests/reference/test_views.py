@@ -13,10 +13,9 @@ from drrho.data.indexing import index_shards
 from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
-from drrho.reference.ensemble import ReferenceEnsemble
 from drrho.reference.precompute import precompute
+from drrho.reference.reader import Reference, open_reference, view_folder
 from drrho.reference.verify import verify
-from drrho.reference.views import ReferenceViews, view_folder
 
 VIEWS = Views(count=3, seed=5, scale=(0.3, 0.8), captions="random")
 COUNT = 6
@@ -72,7 +71,7 @@ def to_tensor_of_size(image):
 
 def test_what_is_stored_is_what_training_sees(stored, manifest):
     encoder = encoder_of_views()
-    reference = ReferenceViews.open(stored, manifest, views=VIEWS)
+    reference = open_reference(stored, manifest, views=VIEWS)
     seen = set()
     for batch in batches(manifest):
         found = reference.gather(batch.sample_ids, batch.views)
@@ -85,8 +84,8 @@ def test_what_is_stored_is_what_training_sees(stored, manifest):
 
 def test_views_are_the_same_in_another_data_set_with_the_shard(manifest, stored):
     turned = Manifest(shards=manifest.shards[::-1])
-    first = ReferenceViews.open(stored, manifest, views=VIEWS)
-    second = ReferenceViews.open(stored, turned, views=VIEWS)
+    first = open_reference(stored, manifest, views=VIEWS)
+    second = open_reference(stored, turned, views=VIEWS)
     ids = torch.arange(COUNT)
     views = torch.arange(COUNT) % VIEWS.count
     assert torch.equal(first.gather(ids, views).image, second.gather(ids + COUNT, views).image)
@@ -97,31 +96,31 @@ def test_views_are_the_same_in_another_data_set_with_the_shard(manifest, stored)
 
 
 def test_fewer_views_than_are_stored_may_be_used(manifest, stored):
-    reference = ReferenceViews.open(stored, manifest, views=replace(VIEWS, count=1))
+    reference = open_reference(stored, manifest, views=replace(VIEWS, count=1))
     assert reference.gather(torch.arange(4), torch.zeros(4, dtype=torch.int64)).present.all()
     assert reference.num_absent == 0
 
 
 def test_views_that_are_not_stored_are_named(manifest, stored, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"view-003 .* --views 4"):
-        ReferenceViews.open(stored, manifest, views=replace(VIEWS, count=4))
+        open_reference(stored, manifest, views=replace(VIEWS, count=4))
     with pytest.raises(ValueError, match="another view than loading.views"):
-        ReferenceViews.open(stored, manifest, views=replace(VIEWS, seed=6))
+        open_reference(stored, manifest, views=replace(VIEWS, seed=6))
     with pytest.raises(ValueError, match="holds embeddings of views: set loading.views"):
-        ReferenceViews.open(stored, manifest, views=None)
+        open_reference(stored, manifest)
     with pytest.raises(FileNotFoundError, match=r"reference\.json"):
-        ReferenceViews.open(tmp_path, manifest, views=None)
+        open_reference(tmp_path, manifest)
 
 
 def test_a_batch_without_views_does_not_fit(manifest, stored):
-    reference = ReferenceViews.open(stored, manifest, views=VIEWS)
+    reference = open_reference(stored, manifest, views=VIEWS)
     with pytest.raises(ValueError, match="does not fit a reference with views"):
         reference.gather(torch.arange(4))
 
 
 def test_an_ensemble_of_views_reads_each_of_the_same_view(manifest, stored):
-    one = ReferenceViews.open(stored, manifest, views=VIEWS)
-    both = ReferenceEnsemble((one, one), (0.5, 0.5))
+    one = open_reference(stored, manifest, views=VIEWS)
+    both = Reference(one.stores * 2, (0.5, 0.5), VIEWS)
     ids, views = torch.tensor([3, 0, 7, 2]), torch.tensor([2, 0, 1, 1])
     expected = one.gather(ids, views)
     found = both.gather(ids, views)

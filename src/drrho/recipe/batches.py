@@ -9,9 +9,8 @@ import torch
 from drrho.data.batch import Batch
 from drrho.data.manifest import Manifest
 from drrho.recipe.recipe import MissingReference, Recipe
-from drrho.reference.ensemble import Reference, open_reference
+from drrho.reference.reader import Reference, open_reference
 from drrho.reference.store import ReferenceEmbeddings
-from drrho.reference.views import ReferenceViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +47,18 @@ class Stores(NamedTuple):
     """Stored embeddings of the models that steer."""
 
     reference: Reference | None
-    teachers: tuple[ReferenceViews, ...]
+    teachers: tuple[Reference, ...]
     missing_reference: MissingReference = "leave_out"
 
     @classmethod
     def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
         """Raises ValueError if one does not belong to the data."""
         views = recipe.loading.views
-        reference = open_reference(
-            recipe.references, manifest, weights=recipe.reference_weights, views=views
-        )
-        teachers = [ReferenceViews.open(f, manifest, views=views) for f in recipe.teachers]
+        reference = None
+        if recipe.references:
+            weights = recipe.reference_weights
+            reference = open_reference(recipe.references, manifest, weights=weights, views=views)
+        teachers = [open_reference(folder, manifest, views=views) for folder in recipe.teachers]
         return cls(reference, tuple(teachers), recipe.missing_reference)
 
     @property

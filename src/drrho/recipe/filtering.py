@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from drrho.data.manifest import Manifest
-from drrho.reference.ensemble import Reference
+from drrho.reference.reader import Reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.progress import Progress
 

@@ -12,7 +12,7 @@ from drrho.models.build import build_model, load_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.export import load_checkpoint_model, recorded_model
 from drrho.recipe.train import RECIPE_FILE, RESULTS_FILE
-from drrho.reference.ensemble import Reference, open_reference
+from drrho.reference.reader import Reference, open_reference
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
 
@@ -62,9 +62,11 @@ class RunFolder:
                 f"{self.path} was trained on views; name stored embeddings of the samples as they "
                 "are (--reference)"
             )
-        named = self.recipe.get("reference") if folder is None else folder
-        folders = [named] if isinstance(named, str) else named or []
-        return open_reference(folders, manifest, weights=self.recipe.get("reference_weights"))
+        if folder is not None:
+            return open_reference(folder, manifest)
+        named = self.recipe.get("reference")
+        weights = self.recipe.get("reference_weights")
+        return open_reference(named, manifest, weights=weights) if named else None
 
     def temperature_at(self, step: int) -> float:
         """The one last logged by then, of several their mean; before the first row, as it began."""

@@ -33,8 +33,8 @@ from drrho.recipe.train import (
     gamma_schedule,
     run_config,
 )
-from drrho.reference.ensemble import Reference
 from drrho.reference.precompute import stored_bytes
+from drrho.reference.reader import Reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.launch import Launch, resolve_device
 from drrho.runtime.provenance import config_differences

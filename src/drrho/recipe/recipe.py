@@ -12,7 +12,7 @@ from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
-from drrho.reference.ensemble import check_weights
+from drrho.reference.reader import check_weights
 from drrho.runtime.launch import Device
 from drrho.training.config import Training
 from drrho.training.parallel import Parallel
@@ -59,7 +59,7 @@ class Recipe:
         objective: what is minimised.
         training: for how long, and how.
         reference: folder written by `drrho reference precompute`, or several such folders, which
-            steer as one (`drrho.reference.ensemble`); for the objectives and selections that have
+            steer as one (`drrho.reference.reader`); for the objectives and selections that have
             a reference, and for no other.
         reference_weights: of several references, what the similarities of each count; None takes
             their mean. They need not add up to 1: `w tau / tau_ref` lets one enter as its own

@@ -27,7 +27,7 @@ from drrho.recipe.held_out import HeldOutVariances
 from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
-from drrho.reference.views import ReferenceViews
+from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive, write_json
 from drrho.runtime.launch import ProcessFailed, together
@@ -231,7 +231,7 @@ def filter_manifest(
         return manifest, None
     store = stores.reference
     if config.reference is not None:
-        store = ReferenceViews.open(config.reference, manifest, views=recipe.loading.views)
+        store = open_reference(config.reference, manifest, views=recipe.loading.views)
     assert store is not None
     return filtered(manifest, store, config, processes)
 

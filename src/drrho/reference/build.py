@@ -17,9 +17,9 @@ from drrho.models.build import Model, build_model
 from drrho.plotting.table import in_brackets, markdown_table
 from drrho.reference.losses.summary import summarise_losses
 from drrho.reference.precompute import PrecomputeReport, precompute
+from drrho.reference.reader import view_folder
 from drrho.reference.store import FILE_NAME, ReferenceCard
 from drrho.reference.verify import Verification, verify
-from drrho.reference.views import view_folder
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive
 from drrho.runtime.launch import Device, resolve_device, together

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
-from drrho.reference.ensemble import Reference
+from drrho.reference.reader import Reference
 
 
 def drawn_ids(

@@ -15,7 +15,7 @@ from drrho.recipe.folder import read_run
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.pairs import stored_pairs
-from drrho.reference.views import ReferenceViews
+from drrho.reference.reader import open_reference
 from drrho.studies.curate import curate as curating
 from drrho.studies.curate.curate import CurateConfig, Quality, curate, find_repeats, label_pairs
 
@@ -101,7 +101,7 @@ def test_repetitions_are_found_across_tiles(reference, tmp_path, monkeypatch):
             device="cpu",
         )
     )
-    store = ReferenceViews.open(tmp_path / "r", manifest, views=None)
+    store = open_reference(tmp_path / "r", manifest)
     expected = find_repeats(store, torch.arange(18), similarity=0.9995)
     assert expected[9:].tolist() == list(range(9))
     monkeypatch.setattr(curating, "TILE", 4)

@@ -23,8 +23,8 @@ from drrho.encoding.pairs import embed_pairs
 from drrho.models.build import load_model
 from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
-from drrho.reference.ensemble import Reference
 from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.reference.reader import Reference
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.progress import Progress

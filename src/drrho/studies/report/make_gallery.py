@@ -16,8 +16,8 @@ from drrho.data.reading.cache import OpenShards
 from drrho.encoding.encoder import ReferenceEncoder
 from drrho.encoding.pairs import decode_pair, embed_pairs
 from drrho.recipe.folder import RunFolder, Stage, stages_of
-from drrho.reference.ensemble import Reference
 from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
 from drrho.studies.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
 from drrho.studies.report.pair_weights import (

@@ -24,8 +24,8 @@ from drrho.evaluation.metrics.retrieval import (
 from drrho.models.build import Model, build_model
 from drrho.recipe.folder import RunFolder, find_runs, read_run
 from drrho.recipe.train import RESULTS_FILE
-from drrho.reference.ensemble import Reference
 from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import require_no_folder, write_atomically
 from drrho.runtime.launch import Device, resolve_device
