@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from drrho.contrastive.exact import clip_anchor_losses, pair_similarities
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
-from drrho.contrastive.tiles.log_sums import log_sums, tiled_log_gap_means
+from drrho.contrastive.tiles.implementation import Implementation, log_gap_means
+from drrho.contrastive.tiles.log_sums import log_sums
 from drrho.contrastive.tiles.strip import Strip, make_strip
 from drrho.runtime.distributed import Partition
 
@@ -79,20 +80,22 @@ def tiled_distillation_anchor_losses(
     *,
     temperature: Float[Tensor, "..."],
     pairs: Partition | None = None,
+    impl: Implementation = "auto",
 ) -> Float[Tensor, "2 batch"]:
     """`distillation_anchor_losses` without a B x B matrix, of the pairs of all processes.
 
     The cross-entropy is `log sum_j exp((S_ij - S_ii) / tau) - (1/tau) sum_j q_ij (S_ij - S_ii)`.
-    The first term comes from `tiled_log_gap_means`; the second, the gap that the teachers expect,
+    The first term comes from `log_gap_means`; the second, the gap that the teachers expect,
     is linear in S and has passes of its own over the tiles.
 
     Args:
         target, teachers, temperature: as there; of this process's pairs.
         pairs: as for `tiled_log_gap_means`, with the same meaning of the gradient.
+        impl: of the first term; the second has no other.
     """
     _check_teachers(target, teachers)
     pairs = pair_partition(target) if pairs is None else pairs
-    log_means = tiled_log_gap_means(target, temperature=temperature, pairs=pairs)
+    log_means = log_gap_means(target, temperature=temperature, pairs=pairs, impl=impl)
     expected = _ExpectedGaps.apply(*target, tuple(teachers), pairs)
     assert isinstance(expected, Tensor)
     cross_entropy_of_positive = clip_anchor_losses(log_means, num_pairs=pairs.num_rows)

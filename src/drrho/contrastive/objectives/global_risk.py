@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from drrho.contrastive.exact import log_anchor_losses
 from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
-from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.contrastive.tiles.implementation import (
+    Implementation,
+    check_implementation,
+    log_gap_means,
+)
 from drrho.runtime.distributed import ProcessGroup
 
 
@@ -77,6 +81,7 @@ class GlobalContrastiveLoss(nn.Module):
         rho: radius in nats; has an effect only where the temperature is learned.
         group: whose pairs and averages belong together; None is the default group, or this
             process alone without one.
+        impl: of the sums over negatives, see `drrho.contrastive.tiles.implementation`.
 
     Source: docs/mathematics.md, "Per-sample estimators".
     """
@@ -88,8 +93,10 @@ class GlobalContrastiveLoss(nn.Module):
         epsilon: float,
         rho: float = 0.0,
         group: ProcessGroup | None = None,
+        impl: Implementation = "auto",
     ):
         super().__init__()
+        check_implementation(impl)
         if not epsilon > 0:
             raise ValueError(f"epsilon must be positive, got {epsilon}")
         if not rho >= 0:
@@ -98,6 +105,7 @@ class GlobalContrastiveLoss(nn.Module):
         self.epsilon = epsilon
         self.rho = rho
         self.group = group
+        self.impl: Implementation = impl
 
     def forward(
         self,
@@ -125,7 +133,9 @@ class GlobalContrastiveLoss(nn.Module):
                 sample_ids.to(target.image.device), pair_partition(target, group=self.group)
             )
         pairs = sample_ids.pairs
-        log_means = tiled_log_gap_means(target, reference, temperature=temperature, pairs=pairs)
+        log_means = log_gap_means(
+            target, reference, temperature=temperature, pairs=pairs, impl=self.impl
+        )
         log_losses = log_anchor_losses(log_means, self.epsilon)
         log_u = self.averages.update(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma, but for duplicates

@@ -16,11 +16,20 @@ from drrho.contrastive.memory.temperature import (
     warn_if_unreachable,
 )
 from drrho.contrastive.objectives.config import SIGLIP_BIAS, ObjectiveConfig, default_epsilon
-from drrho.contrastive.objectives.distillation import Teacher, tiled_distillation_anchor_losses
+from drrho.contrastive.objectives.distillation import (
+    Teacher,
+    distillation_anchor_losses,
+    tiled_distillation_anchor_losses,
+)
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
-from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
+from drrho.contrastive.objectives.siglip import siglip_anchor_losses, tiled_siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
-from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.contrastive.tiles.implementation import (
+    Implementation,
+    check_implementation,
+    check_processes,
+    log_gap_means,
+)
 from drrho.contrastive.tiles.strip import wide_dtype
 from drrho.runtime.distributed import Partition, ProcessGroup
 
@@ -45,14 +54,26 @@ class ContrastiveObjective(nn.Module):
         num_samples: size of the data set, for what is remembered per sample.
         group: whose pairs belong together; None is the default group, or this process alone
             without one.
+        impl: of the sums: "exact" is plain code with B x B matrices in one process, "tiles" works
+            everywhere and is what "auto" means; "triton", kernels for a GPU that have only ever
+            run in Triton's interpreter, is not for SigLIP.
     """
 
     def __init__(
-        self, config: ObjectiveConfig, *, num_samples: int, group: ProcessGroup | None = None
+        self,
+        config: ObjectiveConfig,
+        *,
+        num_samples: int,
+        group: ProcessGroup | None = None,
+        impl: Implementation = "auto",
     ):
         super().__init__()
+        check_implementation(impl)
+        if impl == "triton" and config.method == "siglip":
+            raise ValueError("impl='triton' has no kernels for method 'siglip'; take impl='tiles'")
         self.config = config
         self.group = group
+        self.impl: Implementation = impl
         if config.temperature.kind == "per_sample":
             self.temperature = SampleTemperatures(
                 config.temperature, num_samples=num_samples, group=group
@@ -72,6 +93,7 @@ class ContrastiveObjective(nn.Module):
                     else config.epsilon,
                     rho=config.rho or 0.0,
                     group=group,
+                    impl=impl,
                 )
             case "clip" | "distillation":
                 pass
@@ -105,6 +127,7 @@ class ContrastiveObjective(nn.Module):
         """
         self._require_models(reference, teachers)
         pairs = pair_partition(target, group=self.group)
+        check_processes(self.impl, pairs)
         self._check_radius(pairs)
         reference = self._scaled(reference, target)
         batch = None
@@ -137,16 +160,18 @@ class ContrastiveObjective(nn.Module):
     ) -> Tensor | None:
         """The method's, without what is distilled."""
         if self.bias is not None:
-            losses = tiled_siglip_anchor_losses(
-                target, temperature=tau, bias=pairs.same_on_all(self.bias), pairs=pairs
-            )
+            bias = pairs.same_on_all(self.bias)
+            if self.impl == "exact":
+                losses = siglip_anchor_losses(target, temperature=tau, bias=bias)
+            else:
+                losses = tiled_siglip_anchor_losses(target, temperature=tau, bias=bias, pairs=pairs)
             return pairs.mean(losses)
         if self.estimator is not None:
             assert batch is not None
             return self.estimator(target, reference, temperature=tau, sample_ids=batch, gamma=gamma)
         if self.config.method == "distillation":
             return None
-        log_means = tiled_log_gap_means(target, temperature=tau, pairs=pairs)
+        log_means = log_gap_means(target, temperature=tau, pairs=pairs, impl=self.impl)
         return pairs.mean(clip_anchor_losses(log_means, num_pairs=pairs.num_rows))
 
     def _distilled(
@@ -159,12 +184,13 @@ class ContrastiveObjective(nn.Module):
     ) -> Tensor:
         config = self.config.distillation
         assert config is not None
-        losses = tiled_distillation_anchor_losses(
-            target,
-            [Teacher(*t) for t in zip(teachers, config.teacher_temperatures, strict=True)],
-            temperature=tau,
-            pairs=pairs,
-        )
+        frozen = [Teacher(*t) for t in zip(teachers, config.teacher_temperatures, strict=True)]
+        if self.impl == "exact":
+            losses = distillation_anchor_losses(target, frozen, temperature=tau)
+        else:
+            losses = tiled_distillation_anchor_losses(
+                target, frozen, temperature=tau, pairs=pairs, impl=self.impl
+            )
         weight: float | Tensor = 1.0 if config.weight is None else config.weight
         if self.estimator is not None:
             weight = weight * tau.detach()

@@ -5,8 +5,8 @@ tiles become one kernel each: a tile of similarities stays on the chip while its
 coefficients of the gradient, are made of it. The products of the coefficients with the embeddings
 are left to torch.
 
-It has been tested by Triton's interpreter only, and measured on no GPU: nothing uses it by itself.
-`benchmarks/kernels.py` is there to find out where it wins.
+It has been tested in Triton's interpreter only and has never run on a GPU, so it is used only where
+it is asked for, by `impl="triton"`. `benchmarks/kernels.py` measures it against the tiles.
 """
 
 import math
@@ -70,16 +70,17 @@ def _check_device(image: Tensor) -> None:
     if not is_available():
         raise RuntimeError(
             "fused_log_gap_means needs Triton, which comes with PyTorch for CUDA; elsewhere "
-            "`pip install triton`, or use drrho.contrastive.tiles.log_sums.tiled_log_gap_means"
+            "`pip install triton`, or take impl='tiles' (tiled_log_gap_means)"
         )
     if image.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(
-            f"fused_log_gap_means takes float32, bfloat16 or float16 embeddings, got {image.dtype}"
+            "fused_log_gap_means takes float32, bfloat16 or float16 embeddings, got "
+            f"{image.dtype}; convert them, or take impl='tiles' (tiled_log_gap_means)"
         )
     if image.device.type != "cuda" and not interpreted():
         raise ValueError(
-            f"fused_log_gap_means needs a GPU, got embeddings on {image.device}; use "
-            "drrho.contrastive.tiles.log_sums.tiled_log_gap_means"
+            f"fused_log_gap_means needs a GPU, got embeddings on {image.device}; move "
+            "them, or take impl='tiles' (tiled_log_gap_means)"
         )
 
 
@@ -89,15 +90,9 @@ def _blocks(strip: Strip) -> Blocks:
 
 def _log_sums(strip: Strip, temperature: Anchors) -> tuple[Anchors, None]:
     """`log sum exp(x / tau)` over the negatives in each row and in each column of the strip."""
-    num_rows, num_columns = len(strip.image), len(strip.text)
-    if num_rows == 0:
+    if len(strip.image) == 0:
         return strip.new_anchors(fill=-math.inf), None
-    blocks = _blocks(strip)
-    row_blocks, column_blocks = blocks.counts(num_rows, num_columns)
-    of_rows = temperature.rows.new_empty(column_blocks, num_rows)
-    of_columns = temperature.columns.new_empty(row_blocks, num_columns)
-    launch_log_sums(strip, temperature, of_rows, of_columns, blocks=blocks)
-    return Anchors(of_rows.logsumexp(dim=0), of_columns.logsumexp(dim=0)), None
+    return launch_log_sums(strip, temperature, blocks=_blocks(strip)), None
 
 
 def _gradient(

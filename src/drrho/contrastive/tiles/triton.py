@@ -5,7 +5,7 @@
 # pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
 # ruff: noqa: N803, PLR0913
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,24 +43,12 @@ class Blocks(NamedTuple):
         return -(-num_rows // self.rows), -(-num_columns // self.columns)
 
 
-def launch_log_sums(
-    strip: Strip,
-    temperature: Anchors,
-    of_rows: Float[Tensor, "column_blocks rows"],
-    of_columns: Float[Tensor, "row_blocks columns"],
-    *,
-    blocks: Blocks,
-) -> None:
-    """Fills in the logarithms of the sums of each tile's rows and columns."""
-    grid = blocks.counts(len(strip.image), len(strip.text))
-    _log_sums_kernel[grid](
-        *_embeddings(strip),
-        *_in_memory(temperature),
-        of_rows,
-        of_columns,
-        *_sizes(strip),
-        **_options(strip, blocks),
-    )
+def launch_log_sums(strip: Strip, temperature: Anchors, *, blocks: Blocks) -> Anchors:
+    """Launch the first pass: `log sum exp(x / tau)` over the negatives of each row and column."""
+    found = _per_tile(strip, blocks)
+    unread = temperature.rows
+    _launch(strip, temperature, found, 5 * [unread], blocks, GRADIENT=False, NEEDS_MEANS=False)
+    return Anchors(found.rows.logsumexp(dim=0), found.columns.logsumexp(dim=0))
 
 
 def launch_coefficients(
@@ -73,32 +61,68 @@ def launch_coefficients(
     needs_means: bool,
     blocks: Blocks,
 ) -> Anchors | None:
-    """Fills in C of docs/mathematics.md, "Tiles", with zeros for the positives, `factors` being
-    a / tau and b / tau; returns the weighted means of x where they are needed, those of columns
-    of this strip's rows alone.
+    """Launch the second pass: the coefficients C of docs/mathematics.md, "Tiles", of the negatives.
+
+    Args:
+        strip, temperature: as for the first pass.
+        sums: what it found, those of columns summed over processes.
+        factors: a / tau and b / tau, the gradients that arrive over the temperatures.
+        into: gets C, with zeros for the positives.
+        needs_means: whether to return something.
+        blocks: how the strip is cut.
+
+    Returns:
+        The means of x over the negatives, under the weights of each row and (of this strip's rows
+        alone) of each column.
     """
-    grid = blocks.counts(len(strip.image), len(strip.text))
-    row_means = column_means = temperature.rows  # not written
-    if needs_means:
-        row_means = temperature.rows.new_empty(grid[1], len(strip.image))
-        column_means = temperature.rows.new_empty(grid[0], len(strip.text))
-    _coefficients_kernel[grid](
+    found = _per_tile(strip, blocks) if needs_means else temperature  # which is not written
+    operands = [*_in_memory(sums), *_in_memory(factors), into]
+    _launch(strip, temperature, found, operands, blocks, GRADIENT=True, NEEDS_MEANS=needs_means)
+    return Anchors(found.rows.sum(dim=0), found.columns.sum(dim=0)) if needs_means else None
+
+
+def _per_tile(strip: Strip, blocks: Blocks) -> Anchors:
+    """Uninitialised numbers of each row in each block of columns, and the other way around."""
+    num_rows, num_columns = len(strip.image), len(strip.text)
+    row_blocks, column_blocks = blocks.counts(num_rows, num_columns)
+    return Anchors(
+        strip.image.new_empty(column_blocks, num_rows, dtype=strip.dtype),
+        strip.image.new_empty(row_blocks, num_columns, dtype=strip.dtype),
+    )
+
+
+def _launch(
+    strip: Strip,
+    temperature: Anchors,
+    found: Anchors,
+    operands: list[Tensor],
+    blocks: Blocks,
+    **options: bool,
+) -> None:
+    reference_dim = 0 if strip.reference_image is None else strip.reference_image.shape[1]
+    _tile_kernel[blocks.counts(len(strip.image), len(strip.text))](
         *_embeddings(strip),
         *_in_memory(temperature),
-        *_in_memory(sums),
-        *_in_memory(factors),
-        into,
-        row_means,
-        column_means,
-        *_sizes(strip),
-        NEEDS_MEANS=needs_means,
-        **_options(strip, blocks),
+        *operands,
+        *found,
+        len(strip.image),
+        len(strip.text),
+        strip.start,
+        strip.image.shape[1],
+        reference_dim,
+        HAS_REFERENCE=strip.reference_image is not None,
+        WIDEN=interpreted(),  # the interpreter multiplies bfloat16's bits as integers
+        BLOCK_ROWS=blocks.rows,
+        BLOCK_COLUMNS=blocks.columns,
+        BLOCK_INNER=blocks.inner,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+        **options,
     )
-    return Anchors(row_means.sum(dim=0), column_means.sum(dim=0)) if needs_means else None
 
 
 def _embeddings(strip: Strip) -> list[Tensor]:
-    """Contiguous, the reference's images negative: the kernel adds one product to the other.
+    """Embeddings in memory, the reference's images negated: the kernel adds up two products.
 
     Without a reference the target's again, which are not read.
     """
@@ -111,25 +135,8 @@ def _embeddings(strip: Strip) -> list[Tensor]:
 
 
 def _in_memory(anchors: Anchors) -> list[Tensor]:
-    """A number for each anchor, also where one was expanded."""
+    """Contiguous numbers of anchors, also where one was expanded."""
     return [numbers.contiguous() for numbers in anchors]
-
-
-def _sizes(strip: Strip) -> list[int]:
-    reference_dim = 0 if strip.reference_image is None else strip.reference_image.shape[1]
-    return [len(strip.image), len(strip.text), strip.start, strip.image.shape[1], reference_dim]
-
-
-def _options(strip: Strip, blocks: Blocks) -> dict[str, Any]:
-    return {
-        "HAS_REFERENCE": strip.reference_image is not None,
-        "WIDEN": interpreted(),  # the interpreter multiplies bfloat16's bits as integers
-        "BLOCK_ROWS": blocks.rows,
-        "BLOCK_COLUMNS": blocks.columns,
-        "BLOCK_INNER": blocks.inner,
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
-    }
 
 
 if triton is not None:
@@ -162,43 +169,20 @@ if triton is not None:
         return x
 
     @triton.jit
-    def _similarities(
-        image,
-        text,
-        reference_image,
-        reference_text,
-        i,
-        j,
-        num_rows,
-        num_columns,
-        dim,
-        reference_dim,
-        HAS_REFERENCE: tl.constexpr,
-        WIDEN: tl.constexpr,
-        BLOCK_ROWS: tl.constexpr,
-        BLOCK_COLUMNS: tl.constexpr,
-        BLOCK_INNER: tl.constexpr,
-    ):
-        x = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
-        x = _add_product(x, image, text, i, j, num_rows, num_columns, dim, WIDEN, BLOCK_INNER)
-        if HAS_REFERENCE:
-            x = _add_product(
-                x,
-                reference_image,
-                reference_text,
-                i,
-                j,
-                num_rows,
-                num_columns,
-                reference_dim,
-                WIDEN,
-                BLOCK_INNER,
-            )
-        return x
+    def _logits(x, negative, temperature, anchors, inside, AXIS: tl.constexpr):
+        """`x / tau` of the negatives of anchors along an axis; minus infinity elsewhere."""
+        tau = tl.load(temperature + anchors, mask=inside, other=1.0)
+        return tl.where(negative, x / tl.expand_dims(tau, AXIS), float("-inf"))
+
+    @triton.jit
+    def _weights(z, sums, anchors, inside, AXIS: tl.constexpr):
+        """The softmax of logits whose `log sum exp` is known."""
+        total = tl.load(sums + anchors, mask=inside, other=0.0)
+        return tl.exp(z - tl.expand_dims(total, AXIS))
 
     @triton.jit
     def _log_sum_exp(z, AXIS: tl.constexpr):
-        """Of entries some of which, perhaps all, are minus infinity."""
+        """`log sum exp` of entries some of which, perhaps all, are minus infinity."""
         largest = tl.max(z, axis=AXIS)
         largest = tl.where(largest == float("-inf"), 0.0, largest)
         total = tl.sum(tl.exp(z - tl.expand_dims(largest, AXIS)), axis=AXIS)
@@ -206,59 +190,7 @@ if triton is not None:
         return tl.where(total > 0, found, float("-inf"))
 
     @triton.jit
-    def _log_sums_kernel(
-        image,
-        text,
-        reference_image,
-        reference_text,
-        row_temperature,
-        column_temperature,
-        of_rows,
-        of_columns,
-        num_rows,
-        num_columns,
-        start,
-        dim,
-        reference_dim,
-        HAS_REFERENCE: tl.constexpr,
-        WIDEN: tl.constexpr,
-        BLOCK_ROWS: tl.constexpr,
-        BLOCK_COLUMNS: tl.constexpr,
-        BLOCK_INNER: tl.constexpr,
-    ):
-        row_block, column_block = tl.program_id(0), tl.program_id(1)
-        i = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        j = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-        x = _similarities(
-            image,
-            text,
-            reference_image,
-            reference_text,
-            i,
-            j,
-            num_rows,
-            num_columns,
-            dim,
-            reference_dim,
-            HAS_REFERENCE,
-            WIDEN,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_INNER,
-        )
-        tau_rows = tl.load(row_temperature + i, mask=i < num_rows, other=1.0)
-        tau_columns = tl.load(column_temperature + j, mask=j < num_columns, other=1.0)
-        negative = (start + i)[:, None] != j[None, :]
-        negative = negative & (i < num_rows)[:, None] & (j < num_columns)[None, :]
-        z = tl.where(negative, x / tau_rows[:, None], float("-inf"))
-        at = of_rows + column_block.to(tl.int64) * num_rows + i
-        tl.store(at, _log_sum_exp(z, 1), mask=i < num_rows)
-        z = tl.where(negative, x / tau_columns[None, :], float("-inf"))
-        at = of_columns + row_block.to(tl.int64) * num_columns + j
-        tl.store(at, _log_sum_exp(z, 0), mask=j < num_columns)
-
-    @triton.jit
-    def _coefficients_kernel(
+    def _tile_kernel(
         image,
         text,
         reference_image,
@@ -270,13 +202,14 @@ if triton is not None:
         row_factors,
         column_factors,
         coefficients,
-        row_means,
-        column_means,
+        of_rows,
+        of_columns,
         num_rows,
         num_columns,
         start,
         dim,
         reference_dim,
+        GRADIENT: tl.constexpr,
         NEEDS_MEANS: tl.constexpr,
         HAS_REFERENCE: tl.constexpr,
         WIDEN: tl.constexpr,
@@ -287,41 +220,30 @@ if triton is not None:
         row_block, column_block = tl.program_id(0), tl.program_id(1)
         i = row_block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         j = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-        x = _similarities(
-            image,
-            text,
-            reference_image,
-            reference_text,
-            i,
-            j,
-            num_rows,
-            num_columns,
-            dim,
-            reference_dim,
-            HAS_REFERENCE,
-            WIDEN,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_INNER,
-        )
+        x = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+        x = _add_product(x, image, text, i, j, num_rows, num_columns, dim, WIDEN, BLOCK_INNER)
+        if HAS_REFERENCE:
+            a, b, size = reference_image, reference_text, reference_dim
+            x = _add_product(x, a, b, i, j, num_rows, num_columns, size, WIDEN, BLOCK_INNER)
         in_rows, in_columns = i < num_rows, j < num_columns
         inside = in_rows[:, None] & in_columns[None, :]
-        positive = (start + i)[:, None] == j[None, :]
-        tau = tl.load(row_temperature + i, mask=in_rows, other=1.0)
-        total = tl.load(row_sums + i, mask=in_rows, other=0.0)
-        factor = tl.load(row_factors + i, mask=in_rows, other=0.0)
-        p = tl.where(inside & (positive == 0), tl.exp(x / tau[:, None] - total[:, None]), 0.0)
-        if NEEDS_MEANS:
-            at = row_means + column_block.to(tl.int64) * num_rows + i
-            tl.store(at, tl.sum(p * x, axis=1), mask=in_rows)
-        c = p * factor[:, None]
-        tau = tl.load(column_temperature + j, mask=in_columns, other=1.0)
-        total = tl.load(column_sums + j, mask=in_columns, other=0.0)
-        factor = tl.load(column_factors + j, mask=in_columns, other=0.0)
-        p = tl.where(inside & (positive == 0), tl.exp(x / tau[None, :] - total[None, :]), 0.0)
-        if NEEDS_MEANS:
-            at = column_means + row_block.to(tl.int64) * num_columns + j
-            tl.store(at, tl.sum(p * x, axis=0), mask=in_columns)
-        c += p * factor[None, :]
-        at = coefficients + i.to(tl.int64)[:, None] * num_columns + j[None, :]
-        tl.store(at, c.to(coefficients.dtype.element_ty), mask=inside)
+        negative = ((start + i)[:, None] != j[None, :]) & inside
+        at_rows = of_rows + column_block.to(tl.int64) * num_rows + i
+        at_columns = of_columns + row_block.to(tl.int64) * num_columns + j
+        z = _logits(x, negative, row_temperature, i, in_rows, 1)
+        if GRADIENT:
+            p = _weights(z, row_sums, i, in_rows, 1)
+            if NEEDS_MEANS:
+                tl.store(at_rows, tl.sum(p * x, axis=1), mask=in_rows)
+            c = p * tl.load(row_factors + i, mask=in_rows, other=0.0)[:, None]
+            z = _logits(x, negative, column_temperature, j, in_columns, 0)
+            p = _weights(z, column_sums, j, in_columns, 0)
+            if NEEDS_MEANS:
+                tl.store(at_columns, tl.sum(p * x, axis=0), mask=in_columns)
+            c += p * tl.load(column_factors + j, mask=in_columns, other=0.0)[None, :]
+            at = coefficients + i.to(tl.int64)[:, None] * num_columns + j[None, :]
+            tl.store(at, c.to(coefficients.dtype.element_ty), mask=inside)
+        else:
+            tl.store(at_rows, _log_sum_exp(z, 1), mask=in_rows)
+            z = _logits(x, negative, column_temperature, j, in_columns, 0)
+            tl.store(at_columns, _log_sum_exp(z, 0), mask=in_columns)

@@ -1,0 +1,75 @@
+"""The choice between implementations of the sums over negatives: plain, in tiles, in Triton."""
+
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from drrho.contrastive import exact
+from drrho.contrastive.pairs import PairEmbeddings, pair_partition
+from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.runtime.distributed import Partition
+
+Implementation = Literal["auto", "exact", "tiles", "triton"]
+
+
+def check_implementation(impl: Implementation) -> None:
+    """Raise unless an implementation of this name can be had.
+
+    Raises:
+        ValueError: no implementation has this name.
+        RuntimeError: it is "triton", and Triton is not installed.
+    """
+    if impl not in get_args(Implementation):
+        raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    if impl == "triton" and find_spec("triton") is None:
+        raise RuntimeError(
+            "impl='triton' needs Triton, which comes with PyTorch for CUDA; elsewhere `pip install "
+            "triton`, or take impl='tiles'"
+        )
+
+
+def check_processes(impl: Implementation, pairs: Partition) -> None:
+    """Raise ValueError where the plain code is asked to work over several processes."""
+    if impl == "exact" and pairs.num_processes > 1:
+        raise ValueError(
+            f"impl='exact' works in one process, and there are {pairs.num_processes}; take "
+            "impl='tiles'"
+        )
+
+
+def log_gap_means(
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None = None,
+    *,
+    temperature: Float[Tensor, "..."],
+    pairs: Partition | None = None,
+    impl: Implementation = "auto",
+) -> Float[Tensor, "2 batch"]:
+    """`log g` of image and text anchors, by an implementation of choice.
+
+    Args:
+        target, reference, temperature, pairs: as for `tiled_log_gap_means`.
+        impl: "exact", plain code with B x B matrices, in one process; "tiles", any device, any
+            number of processes; "triton", kernels for a GPU, which have only ever run in Triton's
+            interpreter; "auto", the tiles.
+
+    Raises:
+        ValueError: as `tiled_log_gap_means`; or "exact" with several processes, or "triton" with
+            embeddings that are not on a GPU.
+        TypeError: "triton" with embeddings other than float32, bfloat16 or float16.
+        RuntimeError: "triton", and Triton is not installed.
+    """
+    check_implementation(impl)
+    match impl:
+        case "exact":
+            check_processes(impl, pair_partition(target) if pairs is None else pairs)
+            return exact.log_gap_means(target, reference, temperature=temperature)
+        case "triton":
+            # Its import compiles nothing, but takes its time.
+            from drrho.contrastive.tiles.kernels import fused_log_gap_means  # noqa: PLC0415
+
+            return fused_log_gap_means(target, reference, temperature=temperature, pairs=pairs)
+        case _:
+            return tiled_log_gap_means(target, reference, temperature=temperature, pairs=pairs)

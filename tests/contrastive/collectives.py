@@ -1,0 +1,114 @@
+"""What test_collectives.py runs in processes of its own: the collectives of one training step."""
+
+import json
+import warnings
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.functional import normalize
+
+from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.runtime import distributed
+
+WORLD, NUM_PAIRS, DIM, REFERENCE_DIM = 2, 12, 5, 3
+LEARNED = TemperatureConfig(kind="learned")
+TEACHER = DistillationConfig(teacher_temperatures=(0.05,))
+# By the names in the guide's table.
+CONFIGS = {
+    "CLIP": ObjectiveConfig(method="clip"),
+    "CLIP, learned temperature": ObjectiveConfig(method="clip", temperature=LEARNED),
+    "SigLIP, learned temperature": ObjectiveConfig(method="siglip", temperature=LEARNED),
+    "FastCLIP": ObjectiveConfig(method="fastclip"),
+    "FastCLIP, learned temperature": ObjectiveConfig(
+        method="fastclip", temperature=LEARNED, rho=0.5
+    ),
+    "FastCLIP, temperature per sample": ObjectiveConfig(
+        method="fastclip", temperature=TemperatureConfig(kind="per_sample"), rho=0.5
+    ),
+    "DRRho-CLIP": ObjectiveConfig(method="drrho_clip"),
+    "DRRho-CLIP, learned temperature": ObjectiveConfig(
+        method="drrho_clip", temperature=LEARNED, rho=0.5
+    ),
+    "DRRho-CLIP, temperature per sample": ObjectiveConfig(
+        method="drrho_clip", temperature=TemperatureConfig(kind="per_sample"), rho=0.5
+    ),
+    "distillation from one teacher": ObjectiveConfig(method="distillation", distillation=TEACHER),
+}
+
+
+@contextmanager
+def counted(found: list[int]):
+    """Note the bytes of every collective: of the tensor that the processes' parts make up."""
+
+    def noting(function, whole):
+        def call(*arguments, **options):
+            found.append(whole(*arguments).nbytes)
+            return function(*arguments, **options)
+
+        return call
+
+    def first(*tensors):
+        return tensors[0]
+
+    with (
+        patch.object(distributed, "_all_gather", noting(distributed._all_gather, first)),
+        patch.object(
+            distributed,
+            "_reduce_scatter",
+            noting(distributed._reduce_scatter, lambda own, shares: shares),
+        ),
+        patch.object(dist, "all_reduce", noting(dist.all_reduce, first)),
+    ):
+        yield
+
+
+def unit(dim: int, seed: int) -> PairEmbeddings:
+    generator = torch.Generator().manual_seed(seed)
+    return PairEmbeddings(
+        *normalize(torch.randn(2, NUM_PAIRS // WORLD, dim, generator=generator), dim=-1)
+    )
+
+
+def step(config: ObjectiveConfig, rank: int) -> list[int]:
+    objective = ContrastiveObjective(config, num_samples=2 * NUM_PAIRS)
+    target = PairEmbeddings(*(e.requires_grad_() for e in unit(DIM, seed=rank)))
+    other = unit(REFERENCE_DIM, seed=10 + rank)
+    found: list[int] = []
+    with counted(found):
+        objective(
+            target,
+            other if config.method == "drrho_clip" else None,
+            sample_ids=torch.arange(NUM_PAIRS).chunk(WORLD)[rank],
+            gamma=0.6,
+            teachers=[other] if config.method == "distillation" else [],
+        ).loss.backward()
+    return found
+
+
+def process(rank: int, folder: str):
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=120),
+    )
+    found = {name: step(config, rank) for name, config in CONFIGS.items()}
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def run(folder: Path) -> list[dict[str, list[int]]]:
+    """The bytes of each collective of a step, of every process."""
+    mp.spawn(process, args=(str(folder),), nprocs=WORLD)
+    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD)]

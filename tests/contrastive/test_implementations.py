@@ -1,0 +1,89 @@
+"""`impl` changes how an objective is computed and never what it is."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.tiles import implementation
+from tests.contrastive.collectives import CONFIGS
+from tests.contrastive.conftest import draw_pairs
+from tests.contrastive.implementation_cases import two_steps
+
+ROOT = Path(__file__).parents[2]
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """What the kernels find, where Triton was told to interpret before its import."""
+    output = tmp_path_factory.mktemp("kernels") / "found.pt"
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.contrastive.implementation_cases", str(output)],
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return torch.load(output)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("impl", ["auto", "tiles"])
+def test_tiles_are_the_exact_code(impl, name):
+    config = CONFIGS[name]
+    exact = two_steps(config, "exact", dtype=torch.float64)
+    for ours, theirs in zip(two_steps(config, impl, dtype=torch.float64), exact, strict=True):
+        assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("SigLIP")])
+def test_triton_is_the_exact_code(name, interpreted):
+    exact = two_steps(CONFIGS[name], "exact", dtype=torch.float64)
+    for ours, theirs in zip(interpreted[name], exact, strict=True):
+        assert_close(ours.double(), theirs, rtol=1e-4, atol=5e-5 * theirs.abs().max().item())
+
+
+def objective(name="CLIP", **options):
+    return ContrastiveObjective(CONFIGS[name], num_samples=5, **options)
+
+
+@pytest.mark.parametrize(
+    "make", [objective, lambda **options: GlobalContrastiveLoss(5, epsilon=1e-4, **options)]
+)
+def test_without_triton_it_says_how_to_get_it(make, monkeypatch):
+    monkeypatch.setattr(implementation, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"`pip install triton`, or take impl='tiles'"):
+        make(impl="triton")
+
+
+@needs_triton
+def test_triton_says_what_it_cannot_do():
+    with pytest.raises(ValueError, match=r"no kernels for method 'siglip'; take impl='tiles'"):
+        objective("SigLIP, learned temperature", impl="triton")
+    with pytest.raises(TypeError, match=r"float64; convert them, or take impl='tiles'"):
+        call(objective(impl="triton"), torch.float64)
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_triton_needs_a_gpu():
+    with pytest.raises(ValueError, match=r"on cpu; move them, or take impl='tiles'"):
+        call(objective(impl="triton"), torch.float32)
+
+
+def call(loss, dtype):
+    loss(draw_pairs(5, 4, seed=0, dtype=dtype), sample_ids=torch.arange(5), gamma=1.0)
