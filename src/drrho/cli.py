@@ -45,7 +45,8 @@ COMMANDS = {
     "curate": "drrho.studies.curate.curate:run_curate",
     "scenes": "drrho.data.scenes:run_scenes",
 }
-# Other spellings of the values of every option called precision.
+# Short forms that every command takes: of one option, and of the values of a precision.
+SHORT = {"-o": "--output"}
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 HELP = ("--help", "-h", "help")
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name is None:
         return _without_command(given)
     try:
-        text, status = _run(name, _full_precisions(given[len(name.split()) :]))
+        text, status = _run(name, _in_full(given[len(name.split()) :]))
     except _user_errors() as error:
         return _reported(error)
     # It imports torch, which the command has imported by now.
@@ -95,15 +96,15 @@ def _load(place: str) -> Callable[[Any], str | tuple[str, int]]:
         ) from error
 
 
-def _full_precisions(arguments: Iterable[str]) -> list[str]:
-    """The arguments with `--precision bf16` spelt as the option's values are."""
+def _in_full(arguments: Iterable[str]) -> list[str]:
+    """The arguments with short forms replaced: `-o FILE`, `--precision bf16`."""
     spelt: list[str] = []
     for argument in arguments:
         option, equals, value = argument.rpartition("=")
         before = option or (spelt[-1] if spelt else "")
         if re.fullmatch(r"--([\w.-]+\.)?precision", before):
             value = PRECISIONS.get(value, value)
-        spelt.append(f"{option}{equals}{value}")
+        spelt.append(SHORT.get(argument, f"{option}{equals}{value}"))
     return spelt
 
 
@@ -116,8 +117,8 @@ def _without_command(arguments: list[str]) -> int:
         print(
             f"drrho {__version__}: train a model better under the guidance of a reference model\n\n"
             f"usage: drrho COMMAND ...\n\n{_listing(names)}\n\n"
-            "`drrho COMMAND --help` describes a command. DRRHO_TRACEBACK=1 shows where an error "
-            "came from."
+            "`drrho COMMAND --help` describes a command. -o is short for --output, bf16 and fp16 "
+            "for\nprecisions. DRRHO_TRACEBACK=1 shows where an error came from."
         )
         return 0
     if is_group and others[0] in HELP:

@@ -14,17 +14,18 @@ from drrho.plotting.table import in_brackets
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """Count and hash the samples of WebDataset shards; their order gives the sample ids.
+    """Index the samples of WebDataset shards; their order gives the sample ids.
 
     Attributes:
-        data: folder of tar files, brace or glob pattern, or one tar file; or csv, tsv and parquet
-            files, a folder of images, a Hugging Face dataset on disk.
-        output: JSON file to write; by default manifest.json in the folder. One that is there is
+        data: data set: folder of tar files, brace or glob pattern, or one tar file; or csv, tsv and
+            parquet files, a folder of images, a Hugging Face dataset on disk.
+        output: JSON file to write; by default manifest.json in the folder. An existing manifest is
             brought up to date: shards that have not changed are not read again.
-        workers: processes that read.
-        image_column: of a table or dataset: paths or bytes of images.
-        caption_column: of a table or dataset: captions, or lists of several.
-        images: folder that the paths in a table are relative to; by default the table's own.
+        workers: worker processes that read shards; 0 reads in the main process.
+        image_column: column of a table or dataset with the images, as paths or bytes.
+        caption_column: column of a table or dataset with the captions, or with lists of captions.
+        images: folder that image paths in a table are relative to; by default the table's own
+            folder.
     """
 
     data: Positional[str]
@@ -84,9 +85,9 @@ class MixConfig:
     """Join data sets into one, each visited as often as its weight says.
 
     Attributes:
-        manifests: what `drrho index` wrote, in the order of the sample ids.
+        manifests: manifests that `drrho index` wrote, in the order of the sample ids.
         output: JSON file to write.
-        weights: visits of a sample in an epoch, on average, one for each manifest; by default 1.
+        weights: average visits of a sample in an epoch, one number for each manifest; by default 1.
     """
 
     manifests: Positional[tuple[str, ...]]

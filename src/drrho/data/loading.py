@@ -41,19 +41,19 @@ Part = Literal["caption", "metadata"]
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How training reads its data.
+    """Reading of the training data.
 
     Attributes:
-        batch_size: samples in a batch of all processes, before unreadable ones are dropped.
-        shuffle_window: shards shuffled together: the more, the better the shuffle, and the
-            farther apart the places that are read.
-        workers: processes that decode; 0 decodes in the training process. The batches are the
-            same for any number.
-        captions: of a sample that has several, "first" or a "random" one at every visit, drawn by
-            (seed, epoch, sample id).
-        views: train on a few fixed views of every sample, one drawn at each visit by (seed,
-            epoch, sample id), followed by the model's evaluation transform; those that a
-            reference was stored for. None is the model's training transform.
+        batch_size: samples in a batch over all processes, before unreadable ones are dropped.
+        shuffle_window: number of shards shuffled together: more shuffle better, and read farther
+            apart.
+        workers: worker processes that decode images; 0 decodes in the training process. The batches
+            are the same for any number.
+        captions: caption of a sample that has several: the "first", or a "random" one at every
+            visit, drawn by (seed, epoch, sample id).
+        views: fixed views of every sample to train on, those that a reference was stored for: one
+            is drawn at each visit by (seed, epoch, sample id), followed by the model's evaluation
+            transform. None uses the model's training transform.
 
     Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 4 bytes for each
     value (602 kB for an image of 3 x 224 x 224).

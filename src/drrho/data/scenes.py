@@ -104,9 +104,9 @@ class ScenesConfig:
     """A set of captioned scenes.
 
     Attributes:
-        num_samples: image-caption pairs.
-        seed: not negative; everything drawn follows from it. Sets with different seeds are
-            independent.
+        num_samples: number of image-caption pairs.
+        seed: random seed, not negative; everything drawn follows from it. Sets with different seeds
+            are independent.
         mismatch_rate: share of pairs, in [0, 1), whose caption belongs to another image of
             the set. No pair in that share keeps its own caption.
         omission_rate: probability that a caption leaves out an attribute; the shape is
@@ -389,8 +389,8 @@ class DrawConfig:
     """Draw captioned scenes as WebDataset shards.
 
     Attributes:
-        folder: where to write.
-        scenes: the set.
+        folder: folder to write.
+        scenes: size, noise and random seed of the set.
     """
 
     folder: Positional[str]

@@ -22,14 +22,14 @@ IDENTITY = "view"  # the name of a view in the identity of what is stored
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Some views of every sample.
+    """Fixed views of every sample.
 
     Attributes:
-        count: of each sample; training takes one of them at each visit.
-        seed: of the crops.
-        scale: smallest and largest share of the image's area that a crop has.
-        captions: of a sample that has several, the "first" for every view or a "random" one for
-            each, a function of the seed too.
+        count: number of views of each sample; training takes one of them at each visit.
+        seed: random seed of the crops and of random captions.
+        scale: smallest and largest share of the image's area in a crop.
+        captions: caption of a sample that has several: the "first" for every view, or a "random"
+            one for each.
     """
 
     count: int

@@ -110,22 +110,24 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Retrieval where the data have captions, zero-shot classification where they have classes.
+    """Score a model: retrieval on captions, zero-shot classification on classes.
 
     Attributes:
         run: folder of a finished run, or a model as `drrho reference precompute` takes it.
-        data: one or more sets: shards, a manifest, or a folder in clip_benchmark's layout. With
-            `tasks`, the folder of the tasks' folders.
-        tasks: a task list as DataComp has it, or "datacomp" for its own; each task is scored by
-            its metrics.
-        pretrained: open_clip tag or checkpoint file of an architecture.
-        output: file to write as well: JSON, or with `tasks` DataComp's results in JSON lines,
-            where tasks that it holds already are not done again.
-        caption_templates: texts with {} where a caption goes, whose embeddings are averaged; none
-            take captions as they are. With `tasks`, of those that have captions.
+        data: evaluation sets, one or more: shards, a manifest, or a folder in clip_benchmark's
+            layout. With `tasks`, the folder of the tasks' folders.
+        tasks: task list in DataComp's form, or "datacomp" for its own; each task is scored by its
+            metrics.
+        pretrained: open_clip tag or checkpoint file, where the model is an open_clip architecture.
+        output: file to write the scores to: JSON, or with `tasks` DataComp's results in JSON lines;
+            tasks that are in it already are not done again.
+        caption_templates: texts with {} in place of a caption; the embeddings of a caption's texts
+            are averaged. None given takes captions unchanged. With `tasks`, only tasks with
+            captions use them.
         batch_size: images embedded at once.
-        workers: processes that decode, for each that encodes.
-        device: where to compute.
+        workers: worker processes that decode images, for each process that encodes; 0 decodes in
+            that process.
+        device: device to compute on; "auto" takes the GPU if there is one.
     """
 
     run: Positional[str]

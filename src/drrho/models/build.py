@@ -33,16 +33,16 @@ WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks fo
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model.
+    """Architecture and weights of a model.
 
     Attributes:
-        name: "small"; an open_clip architecture such as "ViT-B-32"; "local-dir:PATH" or
-            "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a folder of a Hugging
-            Face dual encoder; "python:FILE.py", whose `build()` returns a `TwoTower`; or
-            "run:PATH", the model that a finished `drrho train` left in its run folder, or the
-            folder of that model or of an exported one.
-        pretrained: open_clip's tag or a checkpoint file; only for architectures.
-        small: widths of the small model; only for "small".
+        name: name of the model: "small"; an open_clip architecture such as "ViT-B-32";
+            "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a
+            folder of a Hugging Face dual encoder; "python:FILE.py", whose `build()` returns a
+            `TwoTower`; or "run:PATH", the model that a finished `drrho train` left in its run
+            folder, or the folder of that model or of an exported one.
+        pretrained: open_clip tag or checkpoint file; only for open_clip architectures.
+        small: widths of the small model; only for the model "small".
     """
 
     name: str

@@ -22,7 +22,6 @@ ALIASES = {
     "--steps": "--training.steps",
     "--precision": "--training.precision",
     "--lr": "--training.optimizer.learning-rate",
-    "-o": "--output",
 }
 # A published recipe's steps and warm-up follow from its batch size.
 ALIASES_OF_PUBLISHED = ALIASES | {"--batch-size": "--scale.batch-size"}
@@ -116,8 +115,10 @@ def _in_full(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         option = aliases.get(name, name)
-        if option.startswith("--") and given.setdefault(option, name) is not name:
+        if option in given:
             raise ValueError(f"{given[option]} and {name} both set {option}; give one of them")
+        if option.startswith("--"):
+            given[option] = name
         found.append(f"{option}{equals}{value}")
     return found
 

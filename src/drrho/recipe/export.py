@@ -23,10 +23,11 @@ class ExportConfig:
 
     Attributes:
         run: folder of a run.
-        format: "open-clip" writes a file for `create_model_and_transforms(NAME, pretrained=FILE)`,
-            "hugging-face" a folder for `transformers.AutoModel.from_pretrained`.
-        output: a .pt or .safetensors file, or a folder.
-        checkpoint: one of the run's checkpoints, such as runs/mine/checkpoints/step-00001000; by
+        format: format to write: "open-clip", a file for `create_model_and_transforms(NAME,
+            pretrained=FILE)`, or "hugging-face", a folder for
+            `transformers.AutoModel.from_pretrained`.
+        output: file to write, .pt or .safetensors, or a folder.
+        checkpoint: checkpoint of the run to export, such as runs/mine/checkpoints/step-00001000; by
             default the finished model.
     """
 

@@ -21,14 +21,15 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Filtering:
-    """Train on the pairs whose image and text are alike to a reference, as DFN filters.
+    """Filter that keeps the pairs whose image and text are alike to a reference, as DFN.
 
     A pair of which the reference has no embeddings is left out too.
 
     Attributes:
         kept_fraction: share of the pairs to keep, those with the largest similarity `R_ii`, in
             (0, 1). Pairs that tie with the last of them are kept.
-        threshold: keep the pairs with `R_ii` at least this, a cosine. Exactly one of the two.
+        threshold: smallest similarity `R_ii` of a pair to keep, a cosine. Exactly one of
+            kept_fraction and threshold is given.
         reference: folder of stored embeddings to filter by; None takes the recipe's reference.
     """
 

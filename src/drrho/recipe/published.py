@@ -60,16 +60,16 @@ DATACOMP_FRACTION = 0.3  # that DataComp's filter by CLIP similarity keeps
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a run is; what follows from it is computed.
+    """Size of a run, from which its steps, warm-up and gamma follow.
 
     Attributes:
         batch_size: pairs trained on in a step. A selection loads five times as many.
-        samples_seen: pairs trained on in all: published are 7 epochs of 192,160,462. The steps
-            are this over the batch size. The warm-up is 500 steps, or a twentieth of a
-            run that is shorter than 10,000. The end of gamma follows from the epochs
+        samples_seen: pairs trained on in all; the published run has 7 epochs of 192,160,462. The
+            steps are this over the batch size. The warm-up is 500 steps, or a twentieth of a run
+            that is shorter than 10,000. The end of gamma follows from the epochs
             (`recommended_gamma_min`).
-        learning_rate: published for batch 5,120. None was published for others, so it is not
-            scaled.
+        learning_rate: peak learning rate, as published for batch 5,120. None was published for
+            others, so it is not scaled.
     """
 
     batch_size: int = 5120

@@ -24,15 +24,15 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What to evaluate on while training; a validation set, never the test set.
+    """Validation during training; never on the test set.
 
     Attributes:
-        data: shards or a manifest with captions (retrieval) or labels (zero-shot), see
-            `drrho.evaluation.evaluate`; None evaluates nothing.
+        data: validation set: shards or a manifest with captions (retrieval) or labels (zero-shot),
+            see `drrho.evaluation.evaluate`; None evaluates nothing.
         batch_size: images embedded at once.
-        references: folders of stored embeddings of `data`: the variance of the loss on it, and of
-            the excess loss over each, is logged as `evaluation/loss_variance` and
-            `evaluation/excess_loss_variance/FOLDER`. Nothing is trained with them.
+        references: folders of stored embeddings of the validation set, to log the variance of the
+            loss on it as `evaluation/loss_variance`, and of the excess loss over each reference as
+            `evaluation/excess_loss_variance/FOLDER`. Training does not use them.
     """
 
     data: str | None = None
@@ -52,39 +52,39 @@ class Recipe:
 
     Attributes:
         output: folder of the run. A run found there is continued, a finished one returned.
-        data: what to train on: a manifest written by `drrho index`, or what `drrho index`
-            takes (a folder of shards, a brace pattern), which is then indexed at every start.
+        data: training data: a manifest written by `drrho index`, or what `drrho index` takes (a
+            folder of shards, a brace pattern), which is then indexed at every start.
         loading: batch size, shuffling and worker processes.
-        model: the target.
-        objective: what is minimised.
-        training: for how long, and how.
+        model: model to train.
+        objective: objective to minimise.
+        training: length of the run, optimiser, precision, logging and checkpoints.
         reference: folder written by `drrho reference precompute`, or several such folders, which
-            steer as one (`drrho.reference.reader`); for the objectives and selections that have
-            a reference, and for no other.
-        reference_weights: of several references, what the similarities of each count; None takes
-            their mean. They need not add up to 1: `w tau / tau_ref` lets one enter as its own
-            logits.
-        missing_reference: what becomes of a pair of which the reference has no embeddings: it
-            leaves its batch and is counted as skipped, or it stays with its "plain" loss.
-        teachers: such folders, one for each teacher of `objective.distillation`; the reference
-            may be one of them.
-        selection: draw the batch out of what is loaded (JEST, RHO top-k); None trains on all.
-        filtering: leave pairs out before training by their similarity to a reference; None
-            leaves none out.
-        micro_batch_size: pairs that a process encodes at once. The loss is that of the whole
-            batch, but activations are held of a micro-batch only, for one more forward pass.
-            BatchNorm, where a model has it, normalises a micro-batch. None encodes all at once.
-        gradient_checkpointing: recompute the blocks of the towers going backward: a third more
-            time, activations of a block and the blocks' inputs in memory.
-        compile: torch.compile of the blocks of the towers.
-        parallel: on several processes, "replicated" (DistributedDataParallel) or "sharded"
-            (FSDP2: parameters, gradients and the optimiser's moments are shared out).
-        evaluation: what to evaluate on.
-        seed: of the initial weights, the order of the data and random transforms.
-        resume: a run in `output` is continued at its latest checkpoint, or returned if it is
-            finished ("latest"); "never" makes it an error that there is one, "required" that
-            there is none.
-        device: "auto" takes the GPU if there is one.
+            steer as one (`drrho.reference.reader`); only for objectives and selections that read a
+            reference.
+        reference_weights: weights of the similarities of several references; None takes their mean.
+            They need not add up to 1: `w tau / tau_ref` lets one enter as its own logits.
+        missing_reference: treatment of a pair without reference embeddings: "leave_out" drops it
+            from its batch and counts it as skipped, "plain" keeps it with its plain loss.
+        teachers: folders of stored embeddings, one for each teacher of `objective.distillation`;
+            the reference may be one of them.
+        selection: selection of the batch from what is loaded (JEST, RHO top-k); None trains on all.
+        filtering: filter that leaves out pairs before training by their similarity to a reference;
+            None leaves out none.
+        micro_batch_size: pairs that a process encodes at once. The loss is that of the whole batch,
+            but activations are held for a micro-batch only, at the price of one more forward pass.
+            BatchNorm, where a model has it, normalises a micro-batch. None encodes the whole batch
+            at once.
+        gradient_checkpointing: recompute the blocks of the towers in the backward pass: a third
+            more time; memory holds the activations of one block and the blocks' inputs.
+        compile: compile the blocks of the towers with torch.compile.
+        parallel: parallel training on several processes: "replicated" (DistributedDataParallel) or
+            "sharded" (FSDP2: parameters, gradients and the optimiser's moments are sharded).
+        evaluation: validation during training.
+        seed: random seed of the initial weights, the order of the data and random transforms.
+        resume: treatment of a run found in `output`: "latest" continues it at its latest
+            checkpoint, or returns it if it is finished; "never" makes its presence an error,
+            "required" its absence.
+        device: device to compute on; "auto" takes the GPU if there is one.
     """
 
     output: str

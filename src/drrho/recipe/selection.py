@@ -21,19 +21,19 @@ NUM_CHUNKS = 16  # as published
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Train on part of what is loaded: `loading.batch_size` is the super-batch.
+    """Selection of the batch from a super-batch of `loading.batch_size` pairs.
 
     Attributes:
-        batch_size: pairs of a super-batch to train on; published: a fifth of it.
-        num_chunks: draws that the batch of JEST is made of; None means 16, or one for each pair
-            of a smaller batch.
-        selection: "sample" is JEST, "top_k" JEST top-k; "rho_top_k" takes the pairs with the
-            largest scores in the super-batch, which is CVaR of it.
-        kind: "excess" scores by learner minus reference (learnability), "loss" by the learner,
-            "irreducible" by the reference alone.
-        reference_temperature: that the reference was trained with, in units of cosine similarity
-            (1 / logit_scale); for all kinds but "loss".
-        reference_bias: the reference's, where the method is "siglip".
+        batch_size: pairs of a super-batch to train on; as published, a fifth of it.
+        num_chunks: number of draws that make up a batch of JEST; None means 16, or one for each
+            pair of a smaller batch.
+        selection: rule of selection: "sample" is JEST, "top_k" JEST top-k; "rho_top_k" takes the
+            pairs with the largest scores in the super-batch, which is its CVaR.
+        kind: score of a pair: "excess", learner minus reference (learnability); "loss", the
+            learner's; "irreducible", the reference's alone.
+        reference_temperature: temperature that the reference was trained with, in units of cosine
+            similarity (1 / logit_scale); for all kinds but "loss".
+        reference_bias: bias of the reference; only where the method is "siglip".
     """
 
     batch_size: int

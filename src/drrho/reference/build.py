@@ -30,21 +30,22 @@ class PrecomputeConfig:
     """Store a reference model's embeddings of every pair, one file per shard; restartable.
 
     Attributes:
-        data: a manifest, or what `drrho index` takes.
-        model: an open_clip architecture, local-dir:PATH, hf-hub:OWNER/NAME, or run:PATH, the
-            model of a finished run.
+        data: data set: a manifest, or what `drrho index` takes.
+        model: reference model: an open_clip architecture, local-dir:PATH, hf-hub:OWNER/NAME, or
+            run:PATH, the model of a finished run.
         output: folder to write; an interrupted one is completed.
-        pretrained: open_clip tag or checkpoint file of an architecture.
-        precision: of the forward pass; embeddings are stored in float16 in any case.
+        pretrained: open_clip tag or checkpoint file, where the model is an open_clip architecture.
+        precision: floating-point type of the forward pass, bf16 for short; embeddings are stored in
+            float16 in any case.
         batch_size: pairs encoded at once.
-        workers: processes that decode.
-        views: store so many augmented views of every sample, each in a folder of its own, for
-            training with loading.views; more can be added later. None stores samples as they are.
-        views_seed: of the views; None means 0.
-        views_scale: smallest and largest share of the image's area; None means 0.9 and 1.
-        views_captions: of a sample with several captions, the "first" (None) in every view, or a
-            "random" one in each.
-        device: where to compute.
+        workers: worker processes that decode images; 0 decodes in the main process.
+        views: number of augmented views of every sample to store, each in a folder of its own, for
+            training with loading.views; more can be added later. None stores the unchanged samples.
+        views_seed: random seed of the views; None means 0.
+        views_scale: smallest and largest share of the image's area in a view; None means 0.9 and 1.
+        views_captions: caption of a view of a sample that has several: the "first" (None), or a
+            "random" one for each view.
+        device: device to compute on; "auto" takes the GPU if there is one.
     """
 
     data: str
@@ -86,10 +87,10 @@ class PrecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesConfig:
-    """Summarise the stored losses of references: how many, mean and spread, correlations.
+    """Summarise stored losses: number, mean, spread, and correlations between references.
 
     Attributes:
-        folder: what `LossWriter` wrote to, with a folder for each reference.
+        folder: folder that `LossWriter` wrote to, with a folder for each reference.
     """
 
     folder: Positional[str]
@@ -100,14 +101,15 @@ class VerifyConfig:
     """Check stored embeddings: every row, and some samples encoded again.
 
     Attributes:
-        folder: of the embeddings.
-        data: the data set they should be of: a manifest, or what `drrho index` takes.
-        model: as for `precompute`; without it nothing is encoded again.
-        pretrained: open_clip tag or checkpoint file of an architecture.
-        precision: as when they were computed.
-        samples: how many to encode again.
-        seed: of which.
-        device: where to compute.
+        folder: folder of the stored embeddings.
+        data: data set that was embedded: a manifest, or what `drrho index` takes.
+        model: reference model, as `drrho reference precompute` takes it, to encode samples again;
+            None encodes nothing.
+        pretrained: open_clip tag or checkpoint file, where the model is an open_clip architecture.
+        precision: floating-point type of the forward pass when the embeddings were computed.
+        samples: number of samples to encode again.
+        seed: random seed of the choice of samples to encode again.
+        device: device to compute on; "auto" takes the GPU if there is one.
     """
 
     folder: Positional[str]

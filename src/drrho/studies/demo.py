@@ -23,16 +23,16 @@ METHODS = {method: ObjectiveConfig(method=method) for method in ("clip", "fastcl
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The demonstration's size.
+    """Size of the demonstration.
 
     Attributes:
         output: folder of everything; finished parts found there are kept.
-        mismatch_rate: share of the target's training pairs with another scene's caption.
-        train_pairs: scenes to train on, for the reference and, others, for the targets.
+        mismatch_rate: share of the target's training pairs whose caption belongs to another scene.
+        train_pairs: training scenes of the reference, and as many other scenes for the targets.
         test_pairs: clean scenes of the test set; half as many are for validation.
-        steps: optimiser steps of each of the four runs, of `batch_size` pairs.
-        batch_size: pairs in a step.
-        seed: of scenes, weights and order.
+        steps: optimiser steps of each of the four runs.
+        batch_size: pairs in a batch.
+        seed: random seed of the scenes, the initial weights and the order of the data.
     """
 
     output: str = "runs/demo"

@@ -13,26 +13,27 @@ NotFinite = Literal["stop", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The options of `drrho.training.loop.train`.
+    """Length of a run, optimiser, precision, logging and checkpoints.
 
     Attributes:
         steps: optimiser steps of the whole run.
-        optimizer: AdamW and its learning rate.
-        precision: of the forward pass; parameters, their gradients and the optimiser are float32
-            in all cases, and the loss is expected to compute in float32 by itself. In float16 the
-            loss's gradient is scaled, and steps whose gradients overflow are left out.
-        max_grad_norm: the model's gradient is scaled down to this 2-norm when it exceeds it; None
-            leaves it alone. The temperature's gradient is in units of its own: it neither counts
-            towards the norm nor is it scaled.
-        not_finite: "stop" ends the run at the first loss or gradient that is nan or infinite,
-            with the last checkpoint kept; "skip" leaves such a step out and counts it, at the
-            price of waiting for the device in every step.
+        optimizer: settings of AdamW and its learning rate.
+        precision: floating-point type of the forward pass, bf16 for short; parameters, their
+            gradients and the optimiser are float32 in all cases, and the loss is expected to
+            compute in float32 by itself. In float16 the loss's gradient is scaled, and steps whose
+            gradients overflow are skipped.
+        max_grad_norm: largest 2-norm of the model's gradient, which is scaled down when it exceeds
+            it; None does not clip. The temperature's gradient is in units of its own: it neither
+            counts towards the norm nor is it scaled.
+        not_finite: reaction to a loss or gradient that is nan or infinite: "stop" ends the run,
+            with the last checkpoint kept; "skip" leaves such a step out and counts it, at the price
+            of waiting for the device in every step.
         log_every: steps between rows of metrics; the last step is logged too.
         checkpoint_every: steps between checkpoints; the last step is saved too.
         keep_checkpoints: number of newest checkpoints that are kept.
         keep_best: metric of the evaluations, such as "evaluation/mrr", whose highest value so far
-            marks a model to keep; None keeps none but the last.
-        wandb_project: also log to this project of Weights & Biases; needs `pip install wandb`.
+            marks a model to keep; None keeps only the last.
+        wandb_project: project of Weights & Biases to log to as well; needs `pip install wandb`.
         evaluate_every: steps between evaluations; None evaluates at the end only.
     """
 

@@ -15,14 +15,15 @@ class Optimizer:
     """AdamW and its learning rate; the defaults are the published settings for CLIP.
 
     Attributes:
-        learning_rate: peak of the schedule.
+        learning_rate: peak learning rate of the schedule.
         warmup_steps: optimiser steps of linear warm-up before the cosine to 0.
-        betas: decay of AdamW's first and second moments.
-        epsilon: AdamW's, added to the root of the second moment.
-        weight_decay: for matrices and larger; gains, biases and the temperature have none.
-        temperature_lr_scale: the learning rate of the loss's own parameters (temperature, and
-            SigLIP's bias) as a share of the model's, for example 0.25; None means the model's.
-            Giving it where the loss has none is an error of `build_optimizer`.
+        betas: decay rates of AdamW's first and second moments.
+        epsilon: constant that AdamW adds to the root of the second moment.
+        weight_decay: weight decay of matrices and larger tensors; gains, biases and the temperature
+            have none.
+        temperature_lr_scale: learning rate of the loss's own parameters (temperature, and SigLIP's
+            bias) as a share of the model's, for example 0.25; None means the model's. Giving it
+            where the loss has none is an error of `build_optimizer`.
     """
 
     learning_rate: float

@@ -31,20 +31,24 @@ OWN_OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Take over embeddings that another program stored, joined by key.
+    """Convert embeddings that another program stored; samples are matched by key.
 
     Attributes:
-        format: "datacomp" (metadata with npz), "clip-retrieval" (its output folder), "members"
-            (KEY.npz in tar files, as DataCompDR), "drrho-clip" (the published code's .pt files).
-        source: folder, or of "members" the tar files.
-        data: a manifest, or what `drrho index` takes.
+        format: format of the source: "datacomp" (metadata with npz), "clip-retrieval" (its output
+            folder), "members" (KEY.npz in tar files, as DataCompDR), "drrho-clip" (the published
+            code's .pt files).
+        source: folder of the stored embeddings; for "members" the tar files.
+        data: data set: a manifest, or what `drrho index` takes.
         output: folder to write.
-        model: what the embeddings are of; it is written down and told apart by.
-        variant: of "datacomp", which CLIP: "b32" or "l14".
-        key_field: field of the samples' json to join by, in place of their keys.
-        image_row: of "members", which augmentation; by default the first.
-        text_row: of "members", which caption; by default the first, the real one.
-        samples_per_file: of "drrho-clip", its --num_samples_per_shard; by default 10,000.
+        model: name of the model that computed the embeddings, recorded as the reference's identity.
+        variant: CLIP model of the "datacomp" format: "b32" or "l14".
+        key_field: field of the samples' json to match by, instead of their keys.
+        image_row: row of the image embeddings to take in the "members" format, an augmentation
+            each; by default the first.
+        text_row: row of the text embeddings to take in the "members" format, a caption each; by
+            default the first, the real one.
+        samples_per_file: samples in a file of the "drrho-clip" format, its --num_samples_per_shard;
+            by default 10,000.
     """
 
     format: Positional[Format]

@@ -90,12 +90,12 @@ class CompareConfig:
     What is finished is kept. Several processes may work on one folder: no run is done twice.
 
     Attributes:
-        seeds: each method is trained once per seed; None means the recipe's.
-        output: folder of everything; None means the recipe's.
-        only: runs to do, METHOD:SEED; none means all.
-        tasks: share the runs out over this many tasks, and do one task's.
-        task: which, from 0; None means SLURM_ARRAY_TASK_ID.
-        table_only: train nothing, write the table of what is finished.
+        seeds: random seeds; each method is trained once with each. None takes the recipe's.
+        output: folder of all runs and tables; None takes the recipe's.
+        only: runs to train, as METHOD:SEED; none given means all.
+        tasks: number of tasks that share the runs; this call does the runs of one task.
+        task: number of this task, from 0; None takes SLURM_ARRAY_TASK_ID.
+        table_only: write the table of the finished runs, and train nothing.
     """
 
     seeds: tuple[int, ...] | None = None

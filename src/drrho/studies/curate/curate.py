@@ -46,22 +46,23 @@ class CurateConfig:
     """Rank the pairs of a data set: mismatched, redundant, learned, learnable; drop some of them.
 
     Attributes:
-        run: a finished, steered run.
+        run: folder of a finished run that was trained with a reference.
         output: folder for the table of pairs, `summary.json` and the filtered `manifest.json`.
-        data: a manifest, or what `drrho index` takes; by default the run's.
-        reference: stored embeddings of these data; by default the run's.
-        drop: what the filtered manifest leaves out.
-        keep: of what is left, the share to keep, those of the largest excess loss; None keeps all.
-        mismatched_share: of all pairs; None estimates it.
-        duplicate_similarity: cosine of images and of captions, by the reference, from which on a
-            pair repeats an earlier one; None does not look, which on large data saves the most
-            time (every pair is compared with every other).
-        negatives: pairs, drawn by `seed`, that every pair is held against.
-        format: of the table.
+        data: data set to rank: a manifest, or what `drrho index` takes; by default the run's.
+        reference: folder of stored embeddings of the data set; by default the run's.
+        drop: labels of the pairs that the filtered manifest leaves out.
+        keep: share of the remaining pairs to keep, those with the largest excess loss; None keeps
+            all.
+        mismatched_share: share of mismatched pairs in the data set; None estimates it.
+        duplicate_similarity: smallest cosine of images and of captions, by the reference, at which
+            a pair repeats an earlier one; None skips the search for duplicates, which compares
+            every pair with every other.
+        negatives: number of pairs, drawn at random, that every pair is compared with.
+        format: file format of the table.
         batch_size: pairs encoded at once.
-        workers: processes that decode.
-        seed: of the draw.
-        device: where to compute.
+        workers: worker processes that decode images; 0 decodes in the main process.
+        seed: random seed of the choice of negatives.
+        device: device to compute on; "auto" takes the GPU if there is one.
     """
 
     run: Positional[str]

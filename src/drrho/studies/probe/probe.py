@@ -44,17 +44,18 @@ class LossesProbeConfig:
     """Rank references by losses that any training loop has written.
 
     Attributes:
-        losses: on held-out samples, of both pilots and all references: a folder of stored losses,
+        losses: losses of the pilots and references on held-out samples: a folder of stored losses,
             or an .npz or .csv with a column for each model.
-        pilots: names of the two pilots: the target's architecture, trained on disjoint halves of
-            its data. Given twice.
-        reference: a candidate's name; may be given several times. None given means all others.
-        train_losses: the same references' losses on training samples, to find one that has seen
-            them.
-        pilot_share: what a pilot was trained on, as a share of the target's samples.
+        pilots: names of two pilots: models of the target's architecture, trained on disjoint halves
+            of its data.
+        reference: name of a candidate reference; may be given several times. None given means all
+            others.
+        train_losses: losses of the same references on training samples, to find a reference that
+            has seen them.
+        pilot_share: share of the target's training samples that each pilot was trained on.
         output: folder for probe.json, probe.md and probe.png; None writes nothing.
-        resamples: of the bootstrap.
-        seed: of the resamples.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
     """
 
     losses: Positional[str]
@@ -72,16 +73,18 @@ class ProbeConfig:
     """Train two short pilots and rank references of a contrastive recipe.
 
     Attributes:
-        held_out: pairs of the training distribution that training does not see.
-        reference: a candidate: a folder of stored embeddings of the held-out pairs, a model as
-            `drrho reference precompute` takes it, or ARCHITECTURE@PRETRAINED; may be given
+        held_out: held-out pairs of the training distribution: a manifest, or what `drrho index`
+            takes.
+        reference: candidate reference: a folder of stored embeddings of the held-out pairs, a model
+            as `drrho reference precompute` takes it, or ARCHITECTURE@PRETRAINED; may be given
             several times.
-        data: training pairs; None takes the recipe's.
+        data: training pairs: a manifest, or what `drrho index` takes; None takes the recipe's.
         output: folder of the pilots and of probe.json, probe.md and probe.png.
-        pilot_steps: of each pilot; None takes a quarter of the recipe's.
-        max_pairs: held-out pairs looked at; memory is 8 bytes times their square, for each model.
-        resamples: of the bootstrap.
-        seed: of the resamples and of the pairs that are looked at.
+        pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's.
+        max_pairs: largest number of held-out pairs to use; memory is 8 bytes times its square, for
+            each model.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap and of the choice of pairs.
     """
 
     held_out: str

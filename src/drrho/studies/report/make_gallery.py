@@ -34,15 +34,15 @@ MOST_STAGES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryConfig:
-    """How much of the data set is looked at, and how much of that is shown.
+    """Number of pairs that the report examines and shows.
 
     Attributes:
-        pairs: drawn from the data set; each is the others' negative.
-        shown: pairs of each kind at each stage.
-        anchors: whose hardest negatives are shown.
-        negatives: of each of those anchors.
+        pairs: pairs drawn from the data set; each is a negative of the others.
+        shown: pairs shown of each kind at each stage.
+        anchors: anchors whose hardest negatives are shown.
+        negatives: hardest negatives shown for each anchor.
         batch_size: pairs encoded at once.
-        seed: of the draw.
+        seed: random seed of the choice of pairs.
     """
 
     pairs: int = 1024

@@ -67,11 +67,11 @@ def _metrics(run: str, log: Sequence[Row]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceConfig:
-    """The variance of loss and excess losses on held-out pairs, along training.
+    """Plot the variance of loss and excess losses on held-out pairs along training.
 
     Attributes:
         runs: folders of runs that were trained with `evaluation.references`.
-        output: PNG to write.
+        output: PNG file to write.
     """
 
     runs: Positional[tuple[str, ...]]

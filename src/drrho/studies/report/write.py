@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from drrho import __version__
 from drrho.contrastive.pairs import PairEmbeddings
@@ -43,23 +43,24 @@ PART_ERRORS = (OSError, ValueError, IndexError, CheckpointError, ModuleNotFoundE
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Write one page about runs: curves, comparisons, what steering sees, alerts.
+    """Write one page about runs: curves, comparisons, weights of pairs, alerts.
 
     Attributes:
-        runs: folders of runs, finished or not, or of comparisons, which stand for their runs.
+        runs: folders of runs, finished or not, or of comparisons with all their runs.
         output: HTML file to write.
-        reference: stored embeddings of the training data, where they are not (or no longer) what
-            the runs say; also for runs that were trained without.
-        reference_model: the model that made them, as `drrho reference precompute` takes it, to
-            look for training pairs that it knows by heart; in a comparison's folder it is found.
-        data: the training data, where they are no longer at the place that the runs say.
-        gallery: how many pairs are looked at and shown.
-        galleries: whether to look at pairs at all.
-        device: where to compute.
+        reference: folder of stored embeddings of the training data, where it has moved; also for
+            runs that were trained without a reference.
+        reference_model: model that computed the reference embeddings, as `drrho reference
+            precompute` takes it, to find training pairs that it has memorised; found by itself in a
+            comparison's folder.
+        data: training data, where they have moved: a manifest, or what `drrho index` takes.
+        gallery: number of pairs that are examined and shown.
+        galleries: examine and show pairs.
+        device: device to compute on; "auto" takes the GPU if there is one.
     """
 
     runs: Positional[tuple[str, ...]]
-    output: Annotated[str, arg(aliases=["-o"])] = "report.html"
+    output: str = "report.html"
     reference: str | None = None
     reference_model: str | None = None
     data: str | None = None
