@@ -6,48 +6,45 @@ Each folder holds the `results.json` of `drrho compare`. OUTPUT gets `summary.md
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from drrho.plotting.table import markdown_table
+from drrho.plotting.table import markdown_table, method_title
 from drrho.runtime.files import write_atomically
-from drrho.studies.compare.tables import method_title
+from drrho.studies.compare.results import Difference, Results, read_results
 
 BASELINE, TEST = "openclip", "test"
-Results = Mapping[str, Any]
 
 
-def difference(results: Results, method: str) -> Mapping[str, Any] | None:
-    """Of a method minus the baseline, with its paired interval."""
+def difference(results: Results, method: str) -> Difference | None:
+    """The paired difference of a method from the baseline."""
     wanted = (TEST, method, BASELINE)
-    rows = results["differences"]
-    return next((it for it in rows if (it["test"], it["method"], it["minus"]) == wanted), None)
+    rows = results.differences
+    return next((it for it in rows if (it.test, it.method, it.minus) == wanted), None)
 
 
 def cell(results: Results, method: str) -> str:
     """MRR, in bold where its difference from the baseline has an interval above 0."""
-    if method not in results["methods"]:
+    if method not in results.methods:
         return ""
-    mrr = f"{results['methods'][method]['tests'][TEST]['mrr']:.3f}"
+    mrr = f"{results.methods[method].tests[TEST]['mrr']:.3f}"
     row = difference(results, method)
     if row is None:
         return mrr
-    low, high = row["interval"]
+    low, high = row.interval
     if low > 0:
-        return f"**{mrr}** ({row['won']}/{len(row['seeds'])})"
+        return f"**{mrr}** ({row.won}/{len(row.seeds)})"
     return f"{mrr}{' (behind)' if high < 0 else ''}"
 
 
 def table(studies: Mapping[str, Results], methods: list[str]) -> str:
     """Markdown; the references below the methods."""
     rows = [[method_title(it), *(cell(study, it) for study in studies.values())] for it in methods]
-    for name in next(iter(studies.values()))["references"]:
-        scores = (it["references"][name]["tests"][TEST]["mrr"] for it in studies.values())
+    for name in next(iter(studies.values())).references:
+        scores = (it.references[name].tests[TEST]["mrr"] for it in studies.values())
         rows.append([f"*reference: {name}*", *(f"{score:.3f}" for score in scores)])
     return markdown_table(["", *studies], rows)
 
@@ -63,10 +60,10 @@ def draw(studies: Mapping[str, Results], methods: list[str], path: Path) -> None
             row = difference(results, method)
             if row is None:
                 continue
-            low, high = row["interval"]
+            low, high = row.interval
             colour = "#0072B2" if low > 0 else "#D55E00" if high < 0 else "#888888"
             ax.plot([low, high], [place, place], color=colour, linewidth=2)
-            ax.plot(row["mrr"], place, "o", color=colour)
+            ax.plot(row.mrr, place, "o", color=colour)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_title(name, fontsize=10)
         ax.grid(axis="x", alpha=0.3)
@@ -82,8 +79,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    studies = {it.name: json.loads((it / "results.json").read_text()) for it in arguments.folders}
-    methods = list(dict.fromkeys(name for it in studies.values() for name in it["methods"]))
+    studies = {it.name: read_results(it / "results.json") for it in arguments.folders}
+    methods = list(dict.fromkeys(name for it in studies.values() for name in it.methods))
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output / "summary.md", f"{table(studies, methods)}\n".encode())
     draw(studies, methods, arguments.output / "summary.png")

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.data.indexing import index_shards
@@ -12,6 +11,7 @@ from drrho.models.build import Model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.studies.compare.compare import compare, comparison_report
+from drrho.studies.compare.results import Results
 from drrho.studies.compare.spec import Comparison
 from drrho.studies.report.write import ReportConfig, write_report
 from drrho.training.config import Training
@@ -44,7 +44,7 @@ class DemoConfig:
     seed: int = 0
 
 
-def demo(config: DemoConfig) -> dict[str, Any]:
+def demo(config: DemoConfig) -> Results:
     """Draws the scenes and compares CLIP, FastCLIP and DRRho-CLIP on them; see `compare`.
 
     Raises:

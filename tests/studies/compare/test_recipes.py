@@ -1,12 +1,12 @@
 """The studies are fair as written; the committed summary is that of the committed results."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from drrho.recipe.recipe import load_recipe
+from drrho.studies.compare.results import read_results
 from drrho.studies.compare.spec import Comparison
 
 ROOT = Path(__file__).parents[3]
@@ -48,9 +48,9 @@ def test_the_committed_summary_is_that_of_the_committed_results(tmp_path, monkey
 
 
 def test_bold_is_an_interval_above_zero():
-    results = json.loads((RESULTS / "scenes-30" / "results.json").read_text())
-    for method in set(results["methods"]) - {"openclip"}:
+    results = read_results(RESULTS / "scenes-30" / "results.json")
+    for method in set(results.methods) - {"openclip"}:
         row = summary.difference(results, method)
         assert row is not None
         bold = summary.cell(results, method).startswith("**")
-        assert bold == (row["interval"][0] > 0)
+        assert bold == (row.interval[0] > 0)

@@ -1,7 +1,21 @@
 """Tables and words say what the numbers say."""
 
+from dataclasses import replace
+
 import pytest
 
+from drrho.studies.compare.results import (
+    Cost,
+    Difference,
+    Gflop,
+    MethodResults,
+    PrecomputeCost,
+    ReferenceCost,
+    ReferenceResults,
+    Results,
+    SeedResults,
+    Setup,
+)
 from drrho.studies.compare.tables import comparison_table, explain
 
 
@@ -16,46 +30,43 @@ def scores(mrr):
 
 
 def method(mrr, *, seeds=(0,), references=()):
-    cost = {"samples_seen": 5000, "forward_only": 700, "seconds": 12.3, "training_gflop": 9.0}
-    steered = {"precompute": {"samples": 40, "seconds": 1.0}, "training": None}
-    return {
-        "tests": {"test": scores(mrr) | {"mrr_interval": [mrr - 0.05, mrr + 0.05]}},
-        "cost": cost,
-        "gflop": {"image": 0.5, "text": 0.25},
-        "reference_cost": dict.fromkeys(references, steered),
-        "choice": None,
-        "runs": [{"seed": seed, "tests": {"test": scores(mrr)}, "cost": cost} for seed in seeds],
-        "missing": [],
-        "failed": {},
-    }
+    cost = Cost(samples_seen=5000, forward_only=700, seconds=12.3, training_gflop=9.0)
+    steered = ReferenceCost(precompute=PrecomputeCost(samples=40, seconds=1.0))
+    return MethodResults(
+        tests={"test": scores(mrr)},
+        intervals={"test": (mrr - 0.05, mrr + 0.05)},
+        cost=cost,
+        gflop=Gflop(image=0.5, text=0.25),
+        reference_cost=dict.fromkeys(references, steered),
+        runs=tuple(
+            SeedResults(seed=seed, tests={"test": scores(mrr)}, cost=cost) for seed in seeds
+        ),
+    )
 
 
-RESULTS = {
-    "setup": {
-        "seeds": [0],
-        "train": {"clip": "noisy.json", "drrho_clip": "noisy.json"},
-        "test": {"test": "test.json"},
-        "test_pairs": {"test": 100},
-        "tuning": None,
-        "gap": None,
-    },
-    "references": {"reference": {"tests": {"test": scores(0.7)}, "data": "clean.json"}},
-    "methods": {"clip": method(0.2), "drrho_clip": method(0.6, references=("reference",))},
-    "differences": [],
-    "gap": [],
-}
+SETUP = Setup(
+    seeds=(0,),
+    train={"clip": "noisy.json", "drrho_clip": "noisy.json"},
+    test={"test": "test.json"},
+    test_pairs={"test": 100},
+)
+RESULTS = Results(
+    setup=SETUP,
+    references={"reference": ReferenceResults(tests={"test": scores(0.7)}, data="clean.json")},
+    methods={"clip": method(0.2), "drrho_clip": method(0.6, references=("reference",))},
+)
 
 
 def difference(low, high):
-    return {
-        "test": "test",
-        "method": "drrho_clip",
-        "minus": "clip",
-        "won": 1,
-        "seeds": [0],
-        "mrr": (low + high) / 2,
-        "interval": [low, high],
-    }
+    return Difference(
+        test="test",
+        method="drrho_clip",
+        minus="clip",
+        won=1,
+        seeds=(0,),
+        mrr=(low + high) / 2,
+        interval=(low, high),
+    )
 
 
 def test_the_table_has_a_row_for_each_model_and_aligned_columns():
@@ -80,7 +91,7 @@ def test_the_table_has_a_row_for_each_model_and_aligned_columns():
     ],
 )
 def test_words_follow_the_interval(low, high, verdict):
-    text = explain(RESULTS | {"differences": [difference(low, high)]})
+    text = explain(replace(RESULTS, differences=(difference(low, high),)))
     assert verdict in text
     assert f"{low:+.3f} to {high:+.3f}" in text
     assert "not how far another seed could" in text
@@ -99,9 +110,9 @@ def test_costs_are_told_beside_those_of_the_reference():
 
 
 def test_what_failed_and_what_is_missing_is_said():
-    damaged = method(0.2) | {"failed": {"1": "loss = nan"}, "missing": [2]}
-    setup = RESULTS["setup"] | {"seeds": [0, 1, 2]}
-    results = RESULTS | {"methods": {"clip": damaged}, "setup": setup}
+    damaged = replace(method(0.2), failed={1: "loss = nan"}, missing=(2,))
+    setup = replace(SETUP, seeds=(0, 1, 2))
+    results = replace(RESULTS, methods={"clip": damaged}, setup=setup)
     assert "CLIP, seed 1, failed: loss = nan" in explain(results)
     assert "Not finished: CLIP seed 2." in explain(results)
     assert "CLIP (1 of 3 seeds)" in comparison_table(results)
@@ -109,8 +120,7 @@ def test_what_failed_and_what_is_missing_is_said():
 
 def test_words_list_the_seeds_where_there_are_several():
     methods = {"clip": method(0.1, seeds=(0, 1))}
-    setup = RESULTS["setup"] | {"seeds": [0, 1]}
-    text = explain(RESULTS | {"methods": methods, "setup": setup})
+    text = explain(replace(RESULTS, methods=methods, setup=replace(SETUP, seeds=(0, 1))))
     assert "MRR by seed: CLIP 0.100, 0.100." in text
     assert "bootstrap over the seeds" in text
 
@@ -118,11 +128,10 @@ def test_words_list_the_seeds_where_there_are_several():
 def test_a_set_without_captions_has_its_accuracies_by_seed():
     accuracies = {"zero_shot/sky/top1": 0.25, "zero_shot/sky/top5": 0.75}
     measured = method(0.1, seeds=(0, 1))
-    measured["tests"]["sky"] = accuracies
-    for run in measured["runs"]:
-        run["tests"]["sky"] = accuracies
-    setup = RESULTS["setup"] | {"seeds": [0, 1], "test": {"test": "test", "sky": "sky"}}
-    results = RESULTS | {"methods": {"clip": measured}, "setup": setup, "references": {}}
+    runs = tuple(replace(run, tests={**run.tests, "sky": accuracies}) for run in measured.runs)
+    measured = replace(measured, tests={**measured.tests, "sky": accuracies}, runs=runs)
+    setup = replace(SETUP, seeds=(0, 1), test={"test": "test", "sky": "sky"})
+    results = Results(methods={"clip": measured}, setup=setup)
     _, of_sky = comparison_table(results).split("**sky**")
     header, _, row = of_sky.strip().splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["", "sky"]

@@ -1,11 +1,14 @@
 """The parts of the page: charts in the page's colours, tables of any results file, plain words."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from drrho.studies.report.compared import compared_tables, differences_in_words
+from drrho.studies.compare.results import read_results
+from drrho.studies.compare.tables import differences_in_words
+from drrho.studies.report.compared import compared_tables
 from drrho.studies.report.page import Report, factor, render
 from drrho.studies.report.run_charts import draw_panels
 from drrho.studies.report.scaling_chart import draw_scaling, read_scaling
@@ -66,30 +69,34 @@ def scores(mrr, **more):
     return {"mrr": mrr, "image_to_text/R@1": mrr / 2, "zero_shot/shape/top1": 0.5} | more
 
 
-def test_results_of_one_test_set_and_of_several():
+def written(tmp_path, content):
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    return read_results(tmp_path / "results.json")
+
+
+def test_results_of_one_test_set_and_of_several(tmp_path):
     one = {"reference": scores(0.7), "methods": {"clip": scores(0.2, mrr_interval=[0.1, 0.3])}}
-    (table,) = compared_tables(one)
+    (table,) = compared_tables(written(tmp_path, one))
     assert table.header == ["", "MRR", "95 % interval", "image to text R@1", "shape"]
     assert table.rows[1] == ["CLIP", "0.200", "0.100 to 0.300", "0.100", "0.500"]
+    difference = {"test": "b", "method": "clip", "minus": "x", "won": 1, "seeds": [0], "mrr": 0.1}
     several = {
+        "setup": {"seeds": [], "test": {"a": "a.json", "b": "b.json"}},
         "references": {"big": {"tests": {"a": scores(0.7)}, "cost": None}},
-        "methods": {"clip": {"tests": {"a": scores(0.2), "b": scores(0.3)}}, "new": {"tests": {}}},
+        "methods": {
+            "clip": {"tests": {"a": scores(0.2), "b": scores(0.3)}, "runs": []},
+            "new": {"tests": {}, "runs": []},
+        },
         "differences": [
-            {
-                "test": "a",
-                "method": "drrho_clip",
-                "minus": "clip",
-                "mrr": 0.1,
-                "interval": [0, 0.2],
-            },
-            {"test": "b", "method": "clip", "minus": "x", "mrr": 0.1, "interval": [0.05, 0.2]},
-            {"test": "b", "method": "clip", "minus": "x", "mrr": 0.1, "interval": None},
+            difference | {"test": "a", "interval": [0, 0.2]},
+            difference | {"interval": [0.05, 0.2]},
         ],
     }
-    first, second = compared_tables(several)
+    results = written(tmp_path, several)
+    first, second = compared_tables(results)
     assert [row[0] for row in first.rows] == ["reference big", "CLIP"]
     assert [row[0] for row in second.rows] == ["CLIP"]
-    told_apart = [" is ahead of " in line for line in differences_in_words(several)]
+    told_apart = [" is ahead of " in line for line in differences_in_words(results)]
     assert told_apart == [False, True]
 
 

@@ -84,17 +84,23 @@ def test_sample_ratios_of_a_comparison(tmp_path, capsys):
     assert "1.00-1.00" in capsys.readouterr().out  # equal scores
 
 
+WITHOUT_SCORES = {
+    "gflop": {"image": 1, "text": 1},
+    "runs": [{"seed": 0, "cost": {"samples_seen": 1}}],
+}
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
         ("{", "neither csv nor JSON"),
         ("{}", "has no methods"),
-        ('{"methods": {"clip": {}}}', "no list of runs"),
+        ('{"methods": {"clip": {}}}', "has no 'runs'"),
         ('[{"method": "a", "compute": "x", "error": 1}]', "row 1"),
         ("[]", "no run"),
-        ('{"methods": {"clip": {"runs": [{"tests": {}}]}}}', "forward GFLOP"),
+        ('{"methods": {"clip": {"runs": [{"seed": 0, "tests": {}}]}}}', "forward GFLOP"),
         (
-            '{"methods": {"a": {"gflop": {"text": 1}, "runs": [{"cost": {"samples_seen": 1}}]}}}',
+            json.dumps({"methods": {"a": WITHOUT_SCORES}}),
             "'mrr'",
         ),
     ],

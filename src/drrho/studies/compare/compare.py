@@ -4,28 +4,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tyro.conf import Positional
 
 from drrho.plotting.curves import Row, draw_curves
 from drrho.plotting.table import method_title
 from drrho.recipe.recipe import load_recipe
-from drrho.runtime.files import exclusive, write_atomically, write_json
+from drrho.runtime.files import exclusive, write_atomically
 from drrho.runtime.launch import require_one_process
+from drrho.studies.compare.collect import comparison_results
 from drrho.studies.compare.plots import draw_costs, draw_differences
-from drrho.studies.compare.results import comparison_results
+from drrho.studies.compare.results import FILE_NAME, Results, write_results
 from drrho.studies.compare.runs import chosen_setting, finished, run_parts
 from drrho.studies.compare.spec import Comparison, Part
-from drrho.studies.compare.tables import comparison_table, explain
 from drrho.training.log import read_metrics
 
 
-def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> dict[str, Any]:
-    """Runs what is missing of some parts, None is all, and writes the tables of what is finished.
-
-    Returns:
-        The contents of `results.json`; see `comparison_results`.
+def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> Results:
+    """Runs what is missing of some parts, or of all, and writes the tables of what is finished.
 
     Raises:
         TrainingInterrupted: a signal came; the same call continues.
@@ -34,7 +30,7 @@ def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> dict
     return write_tables(comparison)
 
 
-def write_tables(comparison: Comparison) -> dict[str, Any]:
+def write_tables(comparison: Comparison) -> Results:
     """Writes `results.json`, `results.md` and the plots of what is finished; trains nothing.
 
     Of several processes that end together the last one to write sees what all have finished.
@@ -42,15 +38,14 @@ def write_tables(comparison: Comparison) -> dict[str, Any]:
     folder = Path(comparison.output)
     with exclusive(folder / "claims" / "tables", wait=True):
         results = comparison_results(comparison)
-        write_json(folder / "results.json", results)
-        text = f"{comparison_table(results)}\n\n{explain(results)}\n"
-        write_atomically(folder / "results.md", text.encode())
+        write_results(folder / FILE_NAME, results)
+        write_atomically(folder / "results.md", f"{results}\n".encode())
         logs = _logs(comparison)
         if logs:
             draw_curves(logs, folder / "curves.png", levels=_levels(comparison))
-        if results["differences"]:
+        if results.differences:
             draw_differences(results, folder / "differences.png")
-        if any(method["tests"] for method in results["methods"].values()):
+        if any(method.tests for method in results.methods.values()):
             draw_costs(results, folder / "costs.png")
     return results
 
@@ -62,7 +57,7 @@ def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
         choice = chosen_setting(comparison, part.method)
         if choice is None:
             continue
-        recipe = comparison.recipe(part, setting=choice["setting"])
+        recipe = comparison.recipe(part, setting=choice.setting)
         if finished(recipe) is not None:
             rows: list[Row] = [*read_metrics(Path(recipe.output))]
             logs.setdefault(method_title(part.method), []).append(rows)
@@ -170,7 +165,7 @@ def run_comparison(comparison: Comparison, config: CompareConfig) -> tuple[str, 
         results = write_tables(comparison)
     else:
         results = compare(comparison, config.parts(comparison))
-    failed = any(method["failed"] for method in results["methods"].values())
+    failed = any(method.failed for method in results.methods.values())
     return comparison_report(comparison.output), int(failed)
 
 

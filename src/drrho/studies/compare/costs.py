@@ -1,26 +1,31 @@
-"""What a run of a comparison costs, in samples, passes and seconds."""
+"""The cost of a comparison's runs in samples, passes and seconds."""
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.files import write_json
+from drrho.runtime.records import from_json
+from drrho.studies.compare.results import Cost
 
 PRECOMPUTE_FILE = "precompute.json"
 
 
-def training_cost(recipe: Recipe, results: Mapping[str, Any]) -> dict[str, float]:
-    """Of a finished run, from its `results.json`.
+@dataclass(frozen=True, kw_only=True)
+class Precomputation:
+    """The cost of a store so far: seconds, and once it is whole the samples encoded."""
 
-    Returns:
-        `samples_seen`, trained on, with a forward and a backward pass each; `forward_only`,
-        forward passes of the target without a backward one (scoring a super-batch, or the first
-        pass of micro-batches); `seconds` of wall time, evaluations included; `skipped`.
-    """
+    seconds: float = 0.0
+    samples: int | None = None
+
+
+def training_cost(recipe: Recipe, results: Mapping[str, Any]) -> Cost:
+    """Computes the cost of a finished run from its `results.json`."""
     trained = results["samples_seen"]
     skipped = sum(results["skipped"].values())
     forward_only = 0
@@ -29,12 +34,22 @@ def training_cost(recipe: Recipe, results: Mapping[str, Any]) -> dict[str, float
         forward_only += recipe.training.steps * recipe.loading.batch_size - skipped
     if recipe.micro_batch_size is not None:
         forward_only += trained
-    return {
-        "samples_seen": trained,
-        "forward_only": forward_only,
-        "seconds": results["seconds"],
-        "skipped": skipped,
+    return Cost(
+        samples_seen=trained,
+        forward_only=forward_only,
+        seconds=results["seconds"],
+        skipped=skipped,
+    )
+
+
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """The mean of several runs of one method."""
+    rows: list[dict[str, Any]] = [asdict(cost) for cost in costs]
+    means = {
+        name: None if first is None else sum(row[name] for row in rows) / len(rows)
+        for name, first in rows[0].items()
     }
+    return from_json(Cost, means, where="mean cost")
 
 
 @contextmanager
@@ -43,17 +58,19 @@ def timed(folder: Path) -> Iterator[dict[str, Any]]:
 
     Parts of an interrupted precomputation add up.
     """
-    found = read_precompute_cost(folder) or {"seconds": 0.0}
+    found = read_precompute_cost(folder) or Precomputation()
     started = time.perf_counter()
     noted: dict[str, Any] = {}
     try:
         yield noted
     finally:
-        seconds = found["seconds"] + time.perf_counter() - started
-        write_json(folder / PRECOMPUTE_FILE, found | noted | {"seconds": seconds})
+        seconds = found.seconds + time.perf_counter() - started
+        write_json(folder / PRECOMPUTE_FILE, noted | {"seconds": seconds})
 
 
-def read_precompute_cost(folder: Path) -> dict[str, Any] | None:
-    """`samples` that were encoded and `seconds`, model building included; None if not begun."""
+def read_precompute_cost(folder: Path) -> Precomputation | None:
+    """The cost that `timed` noted, model building included; None if it has not begun."""
     path = folder / PRECOMPUTE_FILE
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return from_json(Precomputation, json.loads(path.read_text()), where=str(path))

@@ -1,8 +1,6 @@
 """Pictures of a comparison: paired differences with their intervals, and quality against cost."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,14 +8,15 @@ from matplotlib.figure import Figure
 
 from drrho.plotting.curves import COLOURS
 from drrho.plotting.table import method_title
+from drrho.studies.compare.results import Difference, Results
 from drrho.studies.compare.tables import shown_differences
 
 MARKERS = "osD^vPX*"  # with seven colours: methods beyond the seventh differ in their mark
 
 
-def draw_differences(results: Mapping[str, Any], path: Path) -> None:
+def draw_differences(results: Results, path: Path) -> None:
     """A forest plot for each test set: a row per pair, its difference of MRR and the interval."""
-    tests = [test for test in results["setup"]["test"] if shown_differences(results, test)]
+    tests = [test for test in results.setup.test if shown_differences(results, test)]
     rows = max(len(shown_differences(results, test)) for test in tests)
     figure = Figure(figsize=(8, len(tests) * (1.3 + 0.36 * rows)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -27,17 +26,19 @@ def draw_differences(results: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_costs(results: Mapping[str, Any], path: Path) -> None:
+def draw_costs(results: Results, path: Path) -> None:
     """MRR against training compute and against wall time, a mark per method, intervals upright.
 
     Drawn for the first test set that has an MRR. The references' own training is not in the cost;
     a hollow mark says that there is a reference.
     """
-    test = next(iter(results["setup"]["test"]))
+    test = next(iter(results.setup.test))
     methods = {
         name: method
-        for name, method in results["methods"].items()
-        if "mrr_interval" in method["tests"].get(test, {}) and "training_gflop" in method["cost"]
+        for name, method in results.methods.items()
+        if test in method.intervals
+        and method.cost is not None
+        and method.cost.training_gflop is not None
     }
     if not methods:
         return
@@ -50,15 +51,14 @@ def draw_costs(results: Mapping[str, Any], path: Path) -> None:
         strict=True,
     ):
         for i, (name, method) in enumerate(methods.items()):
-            scores = method["tests"][test]
-            low, high = scores["mrr_interval"]
+            mrr, (low, high) = method.tests[test]["mrr"], method.intervals[test]
             ax.errorbar(
-                method["cost"][cost] * scale,
-                scores["mrr"],
-                yerr=[[max(0.0, scores["mrr"] - low)], [max(0.0, high - scores["mrr"])]],
+                getattr(method.cost, cost) * scale,
+                mrr,
+                yerr=[[max(0.0, mrr - low)], [max(0.0, high - mrr)]],
                 fmt=MARKERS[(i // len(COLOURS)) % len(MARKERS)],
                 color=COLOURS[i % len(COLOURS)],
-                markerfacecolor="white" if method["reference_cost"] else None,
+                markerfacecolor="white" if method.reference_cost else None,
                 capsize=2,
                 label=method_title(name),
             )
@@ -72,15 +72,16 @@ def draw_costs(results: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _forest(ax: Axes, rows: list[Mapping[str, Any]]) -> None:
+def _forest(ax: Axes, rows: list[Difference]) -> None:
     for place, row in enumerate(rows):
-        low, high = row["interval"]
-        clear = low > 0 or high < 0
-        ax.plot([low, high], [place, place], color="#0072B2" if clear else "#888888", linewidth=2)
-        ax.plot(row["mrr"], place, "o", color="#0072B2" if clear else "#888888")
-        won = f"{row['won']}/{len(row['seeds'])}"
+        low, high = row.interval
+        ax.plot(
+            [low, high], [place, place], color="#0072B2" if row.is_clear else "#888888", linewidth=2
+        )
+        ax.plot(row.mrr, place, "o", color="#0072B2" if row.is_clear else "#888888")
+        won = f"{row.won}/{len(row.seeds)}"
         ax.annotate(won, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    titles = [f"{method_title(r['method'])} - {method_title(r['minus'])}" for r in rows]
+    titles = [f"{method_title(r.method)} - {method_title(r.minus)}" for r in rows]
     ax.set_yticks(range(len(rows)), titles, fontsize=8)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.axvline(0, color="black", linewidth=1)

@@ -1,280 +1,345 @@
-"""Finished runs of a comparison -> its results: means, intervals, paired differences and costs."""
+"""The results of a comparison as typed data, and `results.json`, its file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from drrho.evaluation.metrics.hierarchical import (
-    first_minus_second,
-    hierarchical_interval,
-    mean_of_first,
-    recovered_gap,
+from drrho.runtime.records import (
+    from_json,
+    optional,
+    read_json_object,
+    require_version,
+    to_json,
+    write_record,
 )
-from drrho.recipe.recipe import Recipe
-from drrho.runtime.provenance import config_differences, plain, versions
-from drrho.studies.compare.costs import read_precompute_cost, training_cost
-from drrho.studies.compare.runs import chosen_setting, failure, finished
-from drrho.studies.compare.scores import Scores, TestSets, read_scores
-from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
+from drrho.studies.compare.spec import GapConfig, TuningConfig
 
-INTERVAL = (
-    "95 %, percentile bootstrap, 1000 draws: the test images are drawn again with replacement, "
-    "and, where a method has several seeds, the seeds independently of them; the same draws for "
-    "both methods of a difference"
-)
-NOT_SETTINGS = ("output", "seed")
+FILE_NAME = "results.json"
+VERSION = 1
+Metrics = Mapping[str, float]  # metric -> value
+Interval = tuple[float, float]
 
 
-class _Finished(NamedTuple):
-    recipe: Recipe
-    results: Mapping[str, Any]
-    scores: Scores
+@dataclass(frozen=True, kw_only=True)
+class Gflop:
+    """Forward GFLOP of one sample, by tower."""
+
+    image: float
+    text: float
+
+    @property
+    def total(self) -> float:
+        return self.image + self.text
 
 
-def comparison_results(comparison: Comparison) -> dict[str, Any]:
-    """The contents of `results.json`, of what is finished; nothing is trained or evaluated.
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What training cost.
 
-    Returns:
-        `setup`; `references` (name -> `tests`, `cost`); `methods` (name -> `tests`, with the means
-        of each set over the seeds and `mrr_interval`, `cost`, `setting`, `runs` one by one,
-        `missing` seeds and `failed` ones with their reason); `differences` (paired, of each method
-        from each one before it, on their common seeds); `gap`; `versions`.
+    Attributes:
+        samples_seen: trained on, each with a forward and a backward pass.
+        forward_only: forward passes of the target without a backward pass (scoring a super-batch,
+            or the first pass of micro-batches).
+        seconds: wall time, evaluations included.
+        skipped: samples that could not be read.
+        training_gflop: of all passes; None where the towers were not counted.
     """
-    tests = TestSets(comparison.tests)
-    runs = {
-        method: {
-            seed: run
-            for seed in comparison.seeds
-            if (run := _finished(comparison, Part(method, seed), tests)) is not None
+
+    samples_seen: float
+    forward_only: float = 0
+    seconds: float = 0.0
+    skipped: float = 0
+    training_gflop: float | None = optional()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeCost:
+    """The encoded samples of a store, and the seconds, model building included."""
+
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceCost:
+    """What a method's reference cost beyond the method's own runs; None where it is not known."""
+
+    precompute: PrecomputeCost | None = None
+    training: Cost | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceResults:
+    """A reference on the test sets.
+
+    Attributes:
+        tests: test set -> metrics.
+        model: its name, as `drrho reference precompute` takes it.
+        data: that it was trained on; None for an existing model.
+        cost: of its training; None for an existing model.
+        gflop: None without captions.
+        steered_by: names of the references that it was trained with.
+    """
+
+    tests: Mapping[str, Metrics]
+    model: str = ""
+    data: str | None = None
+    cost: Cost | None = None
+    gflop: Gflop | None = None
+    steered_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedResults:
+    """One run of a method: `tests` maps a test set to metrics."""
+
+    seed: int
+    tests: Mapping[str, Metrics] = field(default_factory=dict)
+    cost: Cost | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """How a method's setting was chosen.
+
+    Attributes:
+        settings: for each, what differs from the first, a line per value.
+        chosen: place of the chosen one; None before all are judged.
+        scores: of each setting; None for one that failed.
+    """
+
+    settings: tuple[tuple[str, ...], ...]
+    chosen: int | None
+    scores: tuple[float | None, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodResults:
+    """A method over its seeds.
+
+    Attributes:
+        runs: finished ones, in the order of the seeds.
+        tests: test set -> means of the metrics over the runs.
+        intervals: test set -> 95 % interval of its mean reciprocal rank, where it has one.
+        cost: mean over the runs; None without runs.
+        gflop: None without captions.
+        reference_cost: reference -> cost beyond the runs.
+        choice: None where the method has one setting.
+        missing: seeds that are not finished.
+        failed: seed -> reason.
+    """
+
+    runs: tuple[SeedResults, ...]
+    tests: Mapping[str, Metrics] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    cost: Cost | None = None
+    gflop: Gflop | None = None
+    reference_cost: Mapping[str, ReferenceCost] = field(default_factory=dict)
+    choice: Choice | None = None
+    missing: tuple[int, ...] = ()
+    failed: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The paired difference of two methods in mean reciprocal rank on a test set.
+
+    Attributes:
+        test: the set.
+        method, minus: the methods.
+        mrr: mean of `method` less that of `minus`, over the common seeds.
+        interval: 95 %.
+        won: seeds with a positive difference.
+        seeds: in common.
+    """
+
+    test: str
+    method: str
+    minus: str
+    mrr: float
+    interval: Interval
+    won: int
+    seeds: tuple[int, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveredGap:
+    """The share of the performance gap that a method recovers on a test set.
+
+    Attributes:
+        recovered: None where there is no gap.
+        interval: 95 %; None where it has no ends.
+    """
+
+    test: str
+    method: str
+    recovered: float | None
+    interval: Interval | None
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What was compared.
+
+    Attributes:
+        seeds: of the comparison.
+        train: method -> training data.
+        test: name -> test set.
+        test_pairs: test set -> pairs in it.
+        batch_size: method -> pairs in a step.
+        steps: method -> optimiser steps.
+        tuning, gap: as in the `Comparison`.
+        threads: of the processor.
+        interval: how intervals were computed, in words.
+    """
+
+    seeds: tuple[int, ...] = ()
+    train: Mapping[str, str] = field(default_factory=dict)
+    test: Mapping[str, str] = field(default_factory=dict)
+    test_pairs: Mapping[str, int] = field(default_factory=dict)
+    batch_size: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+    tuning: TuningConfig | None = None
+    gap: GapConfig | None = None
+    threads: int | None = None
+    interval: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a comparison found, of what is finished; printed, its tables and what they mean.
+
+    Attributes:
+        setup: what was compared.
+        methods: name -> results, in the order of the comparison.
+        references: name -> results.
+        differences: paired, of each method from each one before it, on their common seeds.
+        gap: shares of the performance gap, where the comparison names one.
+        versions: library -> version.
+    """
+
+    methods: Mapping[str, MethodResults]
+    setup: Setup = field(default_factory=Setup)
+    references: Mapping[str, ReferenceResults] = field(default_factory=dict)
+    differences: tuple[Difference, ...] = ()
+    gap: tuple[RecoveredGap, ...] = ()
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        # The tables are of this module's types.
+        from drrho.studies.compare.tables import comparison_table, explain  # noqa: PLC0415
+
+        return f"{comparison_table(self)}\n\n{explain(self)}"
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes `results.json`; the interval of a test set lies among its metrics there."""
+    content = to_json(results)
+    for method in content["methods"].values():
+        for test, interval in method.pop("intervals").items():
+            method["tests"][test]["mrr_interval"] = interval
+        method["cost"] = method["cost"] or {}
+    write_record(path, content, version=VERSION)
+
+
+def read_results(path: Path) -> Results:
+    """Reads a comparison's `results.json`, of this version or an earlier one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no comparison's.
+    """
+    content = read_json_object(path)
+    if not isinstance(content.get("methods"), dict):
+        raise ValueError(f"{path} has no methods; give results.json of `drrho compare`")
+    require_version(content, VERSION, path=path)
+    if any("mrr" in method for method in content["methods"].values()):
+        content = _with_named_test(content)
+    methods = {
+        name: method
+        | {
+            "cost": method.get("cost") or None,
+            "tests": _without_intervals(method.get("tests", {})),
+            "intervals": {
+                test: metrics["mrr_interval"]
+                for test, metrics in method.get("tests", {}).items()
+                if "mrr_interval" in metrics
+            },
         }
-        for method in comparison.methods
+        for name, method in content["methods"].items()
     }
-    references = {
-        name: found
-        for name in comparison.references
-        if (found := _reference(comparison, name, tests)) is not None
-    }
-    return {
-        "setup": _setup(comparison, tests),
-        "references": {name: found for name, (found, _) in references.items()},
-        "methods": {method: _method(comparison, method, runs[method]) for method in runs},
-        "differences": _differences(comparison, runs),
-        "gap": _gap(comparison, runs, {name: scores for name, (_, scores) in references.items()}),
-        "versions": versions(),
-    }
+    return from_json(Results, content | {"methods": methods}, where=str(path))
 
 
-def _finished(comparison: Comparison, part: Part, tests: TestSets) -> _Finished | None:
-    choice = chosen_setting(comparison, part.method)
-    if choice is None:
+def find_results(folder: Path) -> Results | None:
+    """The results of a comparison's folder; None if it holds none, or those of a single run.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file() or "methods" not in read_json_object(path):
         return None
-    recipe = comparison.recipe(part, setting=choice["setting"])
-    results, scores = finished(recipe), read_scores(Path(recipe.output), tests)
-    return None if results is None or scores is None else _Finished(recipe, results, scores)
+    return read_results(path)
 
 
-def _reference(
-    comparison: Comparison, name: str, tests: TestSets
-) -> tuple[dict[str, Any], Scores] | None:
-    scores = read_scores(Path(comparison.output) / "references" / name, tests)
-    if scores is None:
-        return None
-    recipe = comparison.reference_recipe(name)
-    results = None if recipe is None else finished(recipe)
-    cost = None if recipe is None or results is None else training_cost(recipe, results)
-    found = {
-        "model": comparison.reference_model(name).name,
-        "data": None if recipe is None else recipe.data,
-        "tests": scores.metrics,
-        "cost": cost,  # None of an existing model: it is not known
-        "gflop": scores.gflop,
-        "steered_by": [] if recipe is None else list(_names(comparison.references[name])),
-    }
-    return found, scores
-
-
-def _names(recipe: Any) -> tuple[str, ...]:
-    return references_of(recipe) if isinstance(recipe, Recipe) else ()
-
-
-def _method(comparison: Comparison, method: str, runs: Mapping[int, _Finished]) -> dict[str, Any]:
-    choice = chosen_setting(comparison, method)
-    settings = comparison.settings(method)
-    named = settings[0 if choice is None else choice["setting"]]
-    failed = {
-        str(seed): reason
-        for seed in comparison.seeds
-        if seed not in runs
-        and (reason := failure(Path(comparison.recipe(Part(method, seed)).output))) is not None
-    }
+def _without_intervals(tests: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "tests": {name: _of_test(name, list(runs.values())) for name in comparison.tests}
-        if runs
-        else {},
-        "cost": _mean([_cost(run) for run in runs.values()]),
-        "gflop": next((run.scores.gflop for run in runs.values()), None),
-        "reference_cost": {
-            name: _reference_cost(comparison, [s for s in stored_of(named) if s.reference == name])
-            for name in references_of(named)
-        },
-        "choice": None if comparison.tuning is None else _described(choice, settings),
-        "runs": [
-            {
-                "seed": seed,
-                "tests": run.scores.metrics,
-                "cost": _cost(run),
-                "versions": run.results["versions"],
-            }
-            for seed, run in runs.items()
-        ],
-        "missing": [
-            seed for seed in comparison.seeds if seed not in runs and str(seed) not in failed
-        ],
-        "failed": failed,
+        test: {name: value for name, value in metrics.items() if name != "mrr_interval"}
+        for test, metrics in tests.items()
     }
 
 
-def _of_test(name: str, runs: Sequence[_Finished]) -> dict[str, Any]:
-    metrics: dict[str, Any] = _mean([run.scores.metrics[name] for run in runs])
-    table = _table(runs, name)
-    if table is not None:
-        interval = hierarchical_interval([table], mean_of_first, generator=_generator())
-        metrics["mrr_interval"] = list(interval)
-    return metrics
+def _with_named_test(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Translates the first layout: one test set, whose metrics lie beside what is known of runs."""
+    setup, methods = content.get("setup", {}), content["methods"]
+    test, seeds = "test", setup.get("seeds", [])
 
+    def scores(found: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name in found if "mrr" in name or "/" in name]
+        return {test: {name: found[name] for name in names}}
 
-def _cost(run: _Finished) -> dict[str, float]:
-    cost = training_cost(run.recipe, run.results)
-    if run.scores.gflop is not None:
-        passes = 3 * cost["samples_seen"] + cost["forward_only"]
-        cost["training_gflop"] = passes * sum(run.scores.gflop.values())
-    return cost
+    def cost(found: Mapping[str, Any]) -> dict[str, Any] | None:
+        names = [name for name in ("samples_seen", "seconds") if name in found]
+        return {name: found[name] for name in names} if "samples_seen" in names else None
 
+    def described(found: Mapping[str, Any]) -> dict[str, Any]:
+        runs = [
+            {"seed": run["seed"], "tests": scores(run), "cost": cost(run)}
+            for run in found.get("runs", ())
+        ]
+        return {"runs": runs, "tests": scores(found), "cost": cost(found)}
 
-def _reference_cost(comparison: Comparison, stored: Sequence[Stored]) -> dict[str, Any]:
-    """Beyond the method's own: precomputed passes, and the training of the reference."""
-    recipe = comparison.reference_recipe(stored[0].reference)
-    results = None if recipe is None else finished(recipe)
-    trained = None if recipe is None or results is None else training_cost(recipe, results)
-    costs = [read_precompute_cost(comparison.embeddings(one)) for one in stored]
-    known = [{"samples": 0} | cost for cost in costs if cost is not None]
-    precomputed = {name: sum(cost[name] for cost in known) for name in ("samples", "seconds")}
-    return {"precompute": precomputed if known else None, "training": trained}
+    def difference(row: Mapping[str, Any]) -> dict[str, Any]:
+        pairs = zip(*_runs_of(methods, row), strict=True)
+        won = sum(one["mrr"] > other["mrr"] for one, other in pairs)
+        return {"test": test, "won": won, "seeds": seeds, **row}
 
+    def of_each(name: str) -> dict[str, Any]:
+        return dict.fromkeys(methods, setup[name]) if name in setup else {}
 
-def _described(choice: dict[str, Any] | None, settings: Sequence[Recipe]) -> dict[str, Any]:
-    """The settings by what differs from the first, and which was chosen."""
-    plains = [plain(asdict(recipe)) for recipe in settings]
+    named = {name: of_each(name) for name in ("train", "batch_size", "steps")}
+    tests = {name: {test: setup[name]} for name in ("test", "test_pairs") if name in setup}
+    reference = content.get("reference")
+    references = {} if reference is None else {"reference": described(reference)}
+    for found in references.values():
+        found |= {"data": setup.get("reference_data")}
     return {
-        "settings": [
-            config_differences(plains[0], other, may_change=NOT_SETTINGS) for other in plains
-        ],
-        "chosen": None if choice is None else choice["setting"],
-        "scores": None if choice is None else choice["scores"],
+        "setup": setup | named | tests,
+        "references": references,
+        "methods": {name: described(found) for name, found in methods.items()},
+        "differences": [difference(row) for row in content.get("differences", ())],
+        "versions": content.get("versions", {}),
     }
 
 
-def _differences(
-    comparison: Comparison, runs: Mapping[str, Mapping[int, _Finished]]
-) -> list[dict[str, Any]]:
-    names = list(comparison.methods)
-    return [
-        row
-        for test in comparison.tests
-        for i, method in enumerate(names)
-        for other in names[:i]
-        if (row := _difference(test, method, other, runs)) is not None
-    ]
-
-
-def _difference(
-    test: str, method: str, other: str, runs: Mapping[str, Mapping[int, _Finished]]
-) -> dict[str, Any] | None:
-    """Every image is a query to both, from the same start: its difficulty and the seed cancel."""
-    seeds = [seed for seed in runs[method] if seed in runs[other]]
-    tables = [_table([runs[name][seed] for seed in seeds], test) for name in (method, other)]
-    if not seeds or tables[0] is None or tables[1] is None:
-        return None
-    pair = [tables[0], tables[1]]
-    by_seed = (pair[0] - pair[1]).mean(dim=1)
-    low, high = hierarchical_interval(pair, first_minus_second, generator=_generator())
-    return {
-        "test": test,
-        "method": method,
-        "minus": other,
-        "mrr": float(by_seed.mean()),
-        "interval": [low, high],
-        "won": int((by_seed > 0).sum()),
-        "seeds": seeds,
-    }
-
-
-def _gap(
-    comparison: Comparison,
-    runs: Mapping[str, Mapping[int, _Finished]],
-    references: Mapping[str, Scores],
-) -> list[dict[str, Any]]:
-    """The share of the gap that each method recovers, for each test set."""
-    gap = comparison.gap
-    if gap is None or gap.weak not in references:
-        return []
-    rows = []
-    for test in comparison.tests:
-        weak = references[gap.weak].reciprocal_ranks.get(test)
-        for method in comparison.methods:
-            seeds = [seed for seed in runs[method] if seed in runs[gap.ceiling]]
-            both = [_table([runs[n][s] for s in seeds], test) for n in (method, gap.ceiling)]
-            if method == gap.ceiling or weak is None or both[0] is None or both[1] is None:
-                continue
-            tables = [both[0], weak.double()[None], both[1]]
-            means = torch.stack([table.mean() for table in tables])[None]
-            value = float(recovered_gap(means))
-            low, high = hierarchical_interval(tables, recovered_gap, generator=_generator())
-            exists = value == value and abs(low) != float("inf") and abs(high) != float("inf")
-            rows.append(
-                {
-                    "test": test,
-                    "method": method,
-                    "recovered": value if value == value else None,
-                    "interval": [low, high] if exists else None,
-                    "seeds": seeds,
-                }
-            )
-    return rows
-
-
-def _table(runs: Sequence[_Finished], test: str) -> Float[Tensor, "seeds images"] | None:
-    """Reciprocal ranks; None where the set has no captions or nothing is finished."""
-    ranks = [run.scores.reciprocal_ranks.get(test) for run in runs]
-    found = [values.double() for values in ranks if values is not None]
-    return torch.stack(found) if found and len(found) == len(ranks) else None
-
-
-def _setup(comparison: Comparison, tests: TestSets) -> dict[str, Any]:
-    first = {method: comparison.settings(method)[0] for method in comparison.methods}
-    return {
-        "train": {method: recipe.data for method, recipe in first.items()},
-        "test": dict(comparison.tests),
-        "test_pairs": {name: tests.open(name).manifest.num_samples for name in comparison.tests},
-        "batch_size": {m: recipe.trained_batch_size for m, recipe in first.items()},
-        "steps": {m: recipe.training.steps for m, recipe in first.items()},
-        "seeds": list(comparison.seeds),
-        "tuning": None if comparison.tuning is None else asdict(comparison.tuning),
-        "gap": None if comparison.gap is None else asdict(comparison.gap),
-        "threads": torch.get_num_threads(),
-        "interval": INTERVAL,
-    }
-
-
-def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
-
-
-def _generator() -> torch.Generator:
-    # The same resamples for every row of a table, so that rows can be compared.
-    return torch.Generator().manual_seed(0)
+def _runs_of(methods: Mapping[str, Any], row: Mapping[str, Any]) -> list[Sequence[Any]]:
+    return [methods[row[name]].get("runs", ()) for name in ("method", "minus")]

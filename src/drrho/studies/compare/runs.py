@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drrho.models.build import Model
 from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
@@ -24,7 +24,6 @@ from drrho.studies.compare.scores import TestSets, score
 from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
 
 FAILURE_FILE = "failure.json"
-CHOICE_FILE = "choice.json"
 
 
 class PartFailed(RuntimeError):
@@ -50,10 +49,17 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
             continue
 
 
-def chosen_setting(comparison: Comparison, method: str) -> dict[str, Any] | None:
-    """`setting`, the place of the chosen one, and `scores` of all; None before it is chosen."""
+class Chosen(NamedTuple):
+    """The place of a method's chosen setting, and the scores of all."""
+
+    setting: int
+    scores: tuple[float | None, ...]
+
+
+def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
+    """Chooses by the finished tuning runs; None before all of them are finished."""
     if comparison.tuning is None:
-        return {"setting": 0, "scores": []}
+        return Chosen(0, ())
     runs = [
         finished(comparison.tuning_recipe(method, setting))
         for setting in range(len(comparison.settings(method)))
@@ -68,7 +74,7 @@ def chosen_setting(comparison: Comparison, method: str) -> dict[str, Any] | None
     if undecided or not judged:
         return None
     _, place = max(judged)
-    return {"setting": -place, "scores": scores}
+    return Chosen(-place, tuple(scores))
 
 
 def finished(recipe: Recipe) -> dict[str, Any] | None:
@@ -109,7 +115,7 @@ def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
 
 def score_reference(comparison: Comparison, name: str, like: Recipe, tests: TestSets) -> None:
     """Evaluates a reference on the test sets, once."""
-    folder = Path(comparison.output) / "references" / name
+    folder = comparison.reference_folder(name)
     with _claimed(comparison, f"scores-of-{name}", wait=True):
         score(
             comparison.reference_model(name),
@@ -135,7 +141,7 @@ def _choose_setting(comparison: Comparison, method: str) -> int:
         raise PartFailed(
             f"no setting of {method} could be chosen by {comparison.tuning}: {reasons}"
         )
-    return choice["setting"]
+    return choice.setting
 
 
 def _tune(comparison: Comparison, method: str, setting: int, *, wait: bool) -> None:
@@ -171,7 +177,7 @@ def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
 def _store_embeddings(comparison: Comparison, stored: Stored, like: Recipe) -> None:
     folder = comparison.embeddings(stored)
     cost = read_precompute_cost(folder)
-    if cost is not None and "samples" in cost:
+    if cost is not None and cost.samples is not None:
         return
     model, views = comparison.reference_model(stored.reference), stored.views
     with timed(folder) as noted:

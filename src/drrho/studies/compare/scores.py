@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from drrho.models.flops import forward_flops
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.launch import Device, resolve_device
+from drrho.runtime.records import from_json
+from drrho.studies.compare.results import Gflop
 
 SCORES_FILE = "scores.json"
 RANKS_FILE = "scores.safetensors"
@@ -35,7 +37,7 @@ class Scores:
 
     metrics: Mapping[str, Mapping[str, float]]
     reciprocal_ranks: Mapping[str, Float[Tensor, " images"]]
-    gflop: Mapping[str, float] | None
+    gflop: Gflop | None
 
 
 class TestSets:
@@ -72,10 +74,11 @@ def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, devic
         metrics[name] = evaluation.metrics
         if len(evaluation.reciprocal_ranks):
             ranks[name] = evaluation.reciprocal_ranks.cpu().contiguous()
+    gflop = _gflop(two_tower, tests)
     content = {
         "contents": tests.contents(),
         "metrics": metrics,
-        "gflop": _gflop(two_tower, tests),
+        "gflop": None if gflop is None else asdict(gflop),
     }
     write_atomically(folder / RANKS_FILE, save(ranks))
     write_json(folder / SCORES_FILE, content)  # last: it says that both are there
@@ -92,12 +95,12 @@ def read_scores(folder: Path, tests: TestSets) -> Scores | None:
     return Scores(
         metrics=content["metrics"],
         reciprocal_ranks=load_file(folder / RANKS_FILE),
-        gflop=content["gflop"],
+        gflop=from_json(Gflop | None, content["gflop"], where=str(path)),
     )
 
 
-def _gflop(model: TwoTower, tests: TestSets) -> dict[str, float] | None:
-    """Of the first samples of the first set that has captions."""
+def _gflop(model: TwoTower, tests: TestSets) -> Gflop | None:
+    """Counts the first samples of the first set that has captions."""
     for name in tests.sources:
         if tests.open(name).with_captions:
             batches = evaluation_batches(
@@ -108,5 +111,5 @@ def _gflop(model: TwoTower, tests: TestSets) -> dict[str, float] | None:
             )
             batch = next(iter(batches))
             flops = forward_flops(model, batch.images, batch.captions)
-            return {"image": flops.image / 1e9, "text": flops.text / 1e9}
+            return Gflop(image=flops.image / 1e9, text=flops.text / 1e9)
     return None

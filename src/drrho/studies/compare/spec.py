@@ -147,21 +147,24 @@ class Comparison:
         reference = self.references[name]
         if isinstance(reference, Model):
             return None
-        folder = Path(self.output) / "references" / name / "run"
-        return self._located(reference, folder, seed=reference.seed)
+        return self._located(reference, self.reference_folder(name) / "run", seed=reference.seed)
 
     def reference_model(self, name: str) -> Model:
         """The reference as a model that can be built, once it is trained."""
         reference = self.references[name]
         if isinstance(reference, Model):
             return reference
-        return Model(name=f"run:{Path(self.output) / 'references' / name / 'run'}")
+        return Model(name=f"run:{self.reference_folder(name) / 'run'}")
+
+    def reference_folder(self, name: str) -> Path:
+        """The folder of a reference's run, scores and stored embeddings."""
+        return Path(self.output) / "references" / name
 
     def embeddings(self, stored: Stored) -> Path:
         """Folder of a reference's stored embeddings of a data set."""
         views = "" if stored.views is None else repr(stored.views)
         digest = hashlib.sha256(f"{stored.data}{views}".encode()).hexdigest()[:8]
-        return Path(self.output) / "references" / stored.reference / f"embeddings-{digest}"
+        return self.reference_folder(stored.reference) / f"embeddings-{digest}"
 
     def _located(self, recipe: Recipe, folder: Path, *, seed: int) -> Recipe:
         """The recipe with folders in place of the names of references."""

@@ -1,70 +1,122 @@
 """The results of a comparison as tables and in plain words."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from drrho.plotting.table import markdown_table, method_title
+from drrho.studies.compare.results import (
+    Difference,
+    Interval,
+    Metrics,
+    ReferenceCost,
+    Results,
+)
 
-# With more methods than this, differences are told of the first method alone.
+# With more methods than this, only differences from the first method are shown.
 MOST_IN_PAIRS = 4
+SHORT_DIRECTIONS = {"image_to_text": "i>t", "text_to_image": "t>i"}
+DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
 
-def comparison_table(results: Mapping[str, Any]) -> str:
-    """For each test set a row per reference and method; all scores are shares of 1."""
-    tests = list(results["setup"]["test"])
-    tables = [_table_of(test, results) for test in tests]
-    if len(tests) == 1:
-        return tables[0]
-    return "\n\n".join(f"**{test}**\n\n{table}" for test, table in zip(tests, tables, strict=True))
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """The scores of references and methods on one test set.
+
+    Attributes:
+        rows: title -> metrics, with the 95 % interval of the mean reciprocal rank.
+        metrics: names of the columns after the mean reciprocal rank.
+        with_mrr: whether the set has captions.
+    """
+
+    rows: Mapping[str, tuple[Metrics, Interval | None]]
+    metrics: tuple[str, ...]
+    with_mrr: bool
+
+    def header(self, directions: Mapping[str, str]) -> list[str]:
+        """The columns' heads, with these words for the directions of retrieval."""
+        mrr = ["MRR", "95 % interval"] if self.with_mrr else []
+        return ["", *mrr, *(_column(name, directions) for name in self.metrics)]
+
+    def cells(self, to: str) -> list[list[str]]:
+        """All rows in print, with this between the ends of an interval."""
+        return [
+            [
+                title,
+                *([_score(row, "mrr"), _range(interval, to)] if self.with_mrr else []),
+                *(_score(row, name) for name in self.metrics),
+            ]
+            for title, (row, interval) in self.rows.items()
+        ]
 
 
-def explain(results: Mapping[str, Any]) -> str:
-    """What the numbers of a comparison mean, as paragraphs and tables.
+def score_table(test: str, results: Results) -> ScoreTable:
+    """Collects the scores on a test set, a row per reference and method."""
+    rows: dict[str, tuple[Metrics, Interval | None]] = {
+        name: (found.tests.get(test, {}), None) for name, found in results.references.items()
+    }
+    wanted = len(results.setup.seeds)
+    for name, method in results.methods.items():
+        seeds = len(method.runs)
+        title = method_title(name) + ("" if seeds == wanted else f" ({seeds} of {wanted} seeds)")
+        rows[title] = (method.tests.get(test, {}), method.intervals.get(test))
+    present = [metrics for metrics, _ in rows.values() if metrics]
+    return ScoreTable(
+        rows=rows,
+        metrics=tuple(_score_names(present[0])) if present else (),
+        with_mrr=not present or any("mrr" in metrics for metrics in present),
+    )
+
+
+def comparison_table(results: Results) -> str:
+    """Markdown tables of the scores on each test set; all scores are fractions."""
+    tables = {}
+    for test in results.setup.test:
+        table = score_table(test, results)
+        tables[test] = markdown_table(table.header(SHORT_DIRECTIONS), table.cells("-"))
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    return "\n\n".join(f"**{test}**\n\n{table}" for test, table in tables.items())
+
+
+def explain(results: Results) -> str:
+    """Explains the numbers of a comparison in paragraphs and tables.
 
     Computed from the results alone: it says who is ahead only where the paired interval of the
     difference excludes zero.
     """
-    paragraphs = [_opening(results), _costs_table(results), _differences_text(results)]
+    paragraphs = [_opening(results), _costs_table(results), *differences_in_words(results)]
     paragraphs += [_by_seed(results), _gap_text(results), _choices(results)]
     paragraphs += [_absent(results), _intervals_text(results)]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def shown_differences(results: Mapping[str, Any], test: str) -> list[Mapping[str, Any]]:
-    """Those of a test set to be shown: of all pairs, or from the first method if they are many."""
-    rows = [row for row in results["differences"] if row["test"] == test]
-    if len(results["methods"]) <= MOST_IN_PAIRS:
+def shown_differences(results: Results, test: str) -> list[Difference]:
+    """The differences on a test set to show: all pairs, or only those from the first method."""
+    rows = [row for row in results.differences if row.test == test]
+    if len(results.methods) <= MOST_IN_PAIRS:
         return rows
-    first = next(iter(results["methods"]))
-    return [row for row in rows if row["minus"] == first]
+    first = next(iter(results.methods))
+    return [row for row in rows if row.minus == first]
 
 
-def _table_of(test: str, results: Mapping[str, Any]) -> str:
-    rows = {name: found["tests"][test] for name, found in results["references"].items()}
-    for name, method in results["methods"].items():
-        seeds = len(method["runs"])
-        wanted = len(results["setup"]["seeds"])
-        title = method_title(name) + ("" if seeds == wanted else f" ({seeds} of {wanted} seeds)")
-        rows[title] = method["tests"].get(test, {})
-    present = [metrics for metrics in rows.values() if metrics]
-    scores = _score_names(present[0]) if present else []
-    with_mrr = not present or any("mrr" in metrics for metrics in present)
-    header = ["", *(["MRR", "95 % interval"] if with_mrr else []), *map(_short, scores)]
-    cells = [
-        [name, *(_mrr(found) if with_mrr else []), *(_share(found.get(it)) for it in scores)]
-        for name, found in rows.items()
+def differences_in_words(results: Results) -> list[str]:
+    """A sentence for each difference: who is ahead, where its interval excludes zero."""
+    several = len(results.setup.test) > 1
+    return [
+        (f"On {test}: " if several else "") + _in_words(row)
+        for test in results.setup.test
+        for row in shown_differences(results, test)
     ]
-    return markdown_table(header, cells)
 
 
-def _opening(results: Mapping[str, Any]) -> str:
-    setup = results["setup"]
-    data = sorted(set(setup["train"].values()))
-    pairs = ", ".join(f"{count:,} ({name})" for name, count in setup["test_pairs"].items())
+def _opening(results: Results) -> str:
+    setup = results.setup
+    data = sorted(set(setup.train.values()))
+    pairs = ", ".join(f"{count:,} ({name})" for name, count in setup.test_pairs.items())
     trained = [
-        f"{name} on {found['data']}"
-        for name, found in results["references"].items()
-        if found["data"] is not None
+        f"{name} on {found.data}"
+        for name, found in results.references.items()
+        if found.data is not None
     ]
     references = f" References were trained: {'; '.join(trained)}." if trained else ""
     return (
@@ -77,59 +129,47 @@ def _opening(results: Mapping[str, Any]) -> str:
     )
 
 
-def _costs_table(results: Mapping[str, Any]) -> str:
+def _costs_table(results: Results) -> str:
     header = ["cost of a run", "trained on", "forward only", "GFLOP a sample", "seconds"]
     header += ["reference: passes", "seconds of them", "its training, samples", "seconds of it"]
-    rows = []
-    for name, method in results["methods"].items():
-        cost = method["cost"]
-        if not cost:
-            continue
-        gflop = method["gflop"]
-        rows.append(
-            [
-                method_title(name),
-                f"{cost['samples_seen']:,.0f}",
-                f"{cost['forward_only']:,.0f}",
-                "" if gflop is None else f"{sum(gflop.values()):.4f}",
-                f"{cost['seconds']:,.0f}",
-                *_reference_cells(method["reference_cost"]),
-            ]
-        )
+    rows = [
+        [
+            method_title(name),
+            f"{method.cost.samples_seen:,.0f}",
+            f"{method.cost.forward_only:,.0f}",
+            "" if method.gflop is None else f"{method.gflop.total:.4f}",
+            f"{method.cost.seconds:,.0f}",
+            *_reference_cells(method.reference_cost),
+        ]
+        for name, method in results.methods.items()
+        if method.cost is not None
+    ]
     return markdown_table(header, rows) if rows else ""
 
 
-def _reference_cells(costs: Mapping[str, Any]) -> list[str]:
+def _reference_cells(costs: Mapping[str, ReferenceCost]) -> list[str]:
     """Passes, seconds, and samples and seconds of training, added over the references."""
+    precompute = [cost.precompute for cost in costs.values() if cost.precompute is not None]
+    training = [cost.training for cost in costs.values() if cost.training is not None]
 
-    def total(part: str, name: str) -> str:
-        found = [cost[part][name] for cost in costs.values() if cost[part] and name in cost[part]]
+    def total(found: list[float]) -> str:
         return f"{sum(found):,.0f}" if found else ""
 
     return [
-        total("precompute", "samples"),
-        total("precompute", "seconds"),
-        total("training", "samples_seen"),
-        total("training", "seconds"),
+        total([cost.samples for cost in precompute]),
+        total([cost.seconds for cost in precompute]),
+        total([cost.samples_seen for cost in training]),
+        total([cost.seconds for cost in training]),
     ]
 
 
-def _differences_text(results: Mapping[str, Any]) -> str:
-    tests = list(results["setup"]["test"])
-    lines = []
-    for test in tests:
-        where = f"On {test}: " if len(tests) > 1 else ""
-        lines += [where + _in_words(row) for row in shown_differences(results, test)]
-    return "\n\n".join(lines)
-
-
-def _in_words(difference: Mapping[str, Any]) -> str:
-    low, high = difference["interval"]
-    method, other = method_title(difference["method"]), method_title(difference["minus"])
-    seeds = len(difference["seeds"])
-    won = f"; higher in {difference['won']} of {seeds} seeds" if seeds > 1 else ""
+def _in_words(row: Difference) -> str:
+    low, high = row.interval
+    method, other = method_title(row.method), method_title(row.minus)
+    seeds = len(row.seeds)
+    won = f"; higher in {row.won} of {seeds} seeds" if seeds > 1 else ""
     interval = f"interval of the difference: {low:+.3f} to {high:+.3f}{won}"
-    size = f"{abs(difference['mrr']):.3f} ({interval})"
+    size = f"{abs(row.mrr):.3f} ({interval})"
     if low > 0:
         return f"{method} is ahead of {other} by {size}."
     if high < 0:
@@ -137,70 +177,69 @@ def _in_words(difference: Mapping[str, Any]) -> str:
     return f"{method} and {other} cannot be told apart: they differ by {size}."
 
 
-def _by_seed(results: Mapping[str, Any]) -> str:
+def _by_seed(results: Results) -> str:
     """MRR of every run or, on a set without captions, its zero-shot accuracies."""
-    if len(results["setup"]["seeds"]) == 1:
+    if len(results.setup.seeds) == 1:
         return ""
-    methods = {name: found["runs"] for name, found in results["methods"].items() if found["runs"]}
+    methods = {name: found.runs for name, found in results.methods.items() if found.runs}
     sentences = []
-    for test in results["setup"]["test"]:
-        measured = [run["tests"][test] for runs in methods.values() for run in runs]
+    for test in results.setup.test:
+        measured = [run.tests[test] for runs in methods.values() for run in runs]
         if not measured:
             continue
-        where = "" if len(results["setup"]["test"]) == 1 else f" on {test}"
+        where = "" if len(results.setup.test) == 1 else f" on {test}"
         for score in ["mrr"] if "mrr" in measured[0] else _score_names(measured[0]):
             scores = [
                 f"{method_title(name)} "
-                + ", ".join(f"{run['tests'][test][score]:.3f}" for run in runs)
+                + ", ".join(f"{run.tests[test][score]:.3f}" for run in runs)
                 for name, runs in methods.items()
             ]
-            title = "MRR" if score == "mrr" else f"Accuracy ({_short(score)})"
+            title = "MRR" if score == "mrr" else f"Accuracy ({_column(score, SHORT_DIRECTIONS)})"
             sentences.append(f"{title} by seed{where}: {'; '.join(scores)}.")
     return "\n\n".join(sentences)
 
 
-def _gap_text(results: Mapping[str, Any]) -> str:
-    if not results["gap"]:
+def _gap_text(results: Results) -> str:
+    gap = results.setup.gap
+    if gap is None or not results.gap:
         return ""
-    gap = results["setup"]["gap"]
     rows = [
         [
-            method_title(row["method"]),
-            row["test"],
-            "no gap" if row["recovered"] is None else f"{row['recovered']:.2f}",
-            "" if row["interval"] is None else "{:.2f} to {:.2f}".format(*row["interval"]),
+            method_title(row.method),
+            row.test,
+            "no gap" if row.recovered is None else f"{row.recovered:.2f}",
+            "" if row.interval is None else "{:.2f} to {:.2f}".format(*row.interval),
         ]
-        for row in results["gap"]
+        for row in results.gap
     ]
     table = markdown_table(["gap recovered", "test set", "share", "95 % interval"], rows)
     return (
-        f"The share of the gap between {gap['weak']} (0) and {method_title(gap['ceiling'])} (1) "
+        f"The share of the gap between {gap.weak} (0) and {method_title(gap.ceiling)} (1) "
         f"that each method recovers, in MRR:\n\n{table}"
     )
 
 
-def _choices(results: Mapping[str, Any]) -> str:
-    tuning = results["setup"]["tuning"]
+def _choices(results: Results) -> str:
+    tuning = results.setup.tuning
     if tuning is None:
         return ""
     rows = []
-    for name, method in results["methods"].items():
-        choice = method["choice"]
-        for place, changes in enumerate(choice["settings"]):
-            scores = choice["scores"]
-            value = None if scores is None else scores[place]
+    for name, method in results.methods.items():
+        choice = method.choice
+        for place, changes in enumerate(() if choice is None else choice.settings):
+            value = None if choice is None or choice.scores is None else choice.scores[place]
             rows.append(
                 [
                     method_title(name),
                     "; ".join(map(_change, changes)) or "as written",
                     "" if value is None else f"{value:.4f}",
-                    "chosen" if place == choice["chosen"] else "",
+                    "chosen" if choice is not None and place == choice.chosen else "",
                 ]
             )
-    table = markdown_table(["settings", "changed", tuning["metric"], ""], rows)
+    table = markdown_table(["settings", "changed", tuning.metric, ""], rows)
     return (
-        "Of each method's settings the one with the highest "
-        f"{tuning['metric']} of a run with seed {tuning['seed']} was taken:\n\n{table}"
+        f"Of each method's settings the one with the highest {tuning.metric} of a run with seed "
+        f"{tuning.seed} was taken:\n\n{table}"
     )
 
 
@@ -210,25 +249,25 @@ def _change(line: str) -> str:
     return f"{name.rpartition('.')[2]} {values.rpartition(' before, ')[2].removesuffix(' now')}"
 
 
-def _absent(results: Mapping[str, Any]) -> str:
+def _absent(results: Results) -> str:
     """Runs that failed, with their reason, and those that are not there yet."""
     sentences = [
         f"{method_title(name)}, seed {seed}, failed: {reason}"
-        for name, method in results["methods"].items()
-        for seed, reason in method["failed"].items()
+        for name, method in results.methods.items()
+        for seed, reason in method.failed.items()
     ]
     missing = [
-        f"{method_title(name)} seed {', '.join(map(str, method['missing']))}"
-        for name, method in results["methods"].items()
-        if method["missing"]
+        f"{method_title(name)} seed {', '.join(map(str, method.missing))}"
+        for name, method in results.methods.items()
+        if method.missing
     ]
     if missing:
         sentences.append(f"Not finished: {'; '.join(missing)}.")
     return "\n\n".join(sentences)
 
 
-def _intervals_text(results: Mapping[str, Any]) -> str:
-    seeds = len(results["setup"]["seeds"])
+def _intervals_text(results: Results) -> str:
+    seeds = len(results.setup.seeds)
     if seeds == 1:
         return (
             "Intervals: 95 %, bootstrap over the test images, pair by pair for differences. They "
@@ -243,31 +282,23 @@ def _intervals_text(results: Mapping[str, Any]) -> str:
     )
 
 
-def _score_names(metrics: Mapping[str, Any]) -> list[str]:
+def _score_names(metrics: Metrics) -> list[str]:
     recalls = [name for name in metrics if "/R@" in name]
     tasks = [name for name in metrics if name.startswith("zero_shot/") and name.endswith("/top1")]
     return recalls + tasks
 
 
-def _short(name: str) -> str:
-    """As a column's head: `image_to_text/R@5` -> `i>t R@5`; `zero_shot/shape/top1` -> `shape`."""
+def _column(name: str, directions: Mapping[str, str]) -> str:
+    """`image_to_text/R@5` -> `i>t R@5`; `zero_shot/shape/top1` -> `shape`."""
     direction, _, rest = name.partition("/")
-    match direction:
-        case "image_to_text":
-            return f"i>t {rest}"
-        case "text_to_image":
-            return f"t>i {rest}"
-        case _:
-            return rest.removesuffix("/top1")
+    if direction in directions:
+        return f"{directions[direction]} {rest}"
+    return rest.removesuffix("/top1")
 
 
-def _mrr(metrics: Mapping[str, Any]) -> list[str]:
-    interval = metrics.get("mrr_interval")
-    return [
-        _share(metrics.get("mrr")),
-        "" if interval is None else f"{interval[0]:.3f}-{interval[1]:.3f}",
-    ]
+def _score(metrics: Metrics, name: str) -> str:
+    return f"{metrics[name]:.3f}" if name in metrics else ""
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _range(interval: Interval | None, to: str) -> str:
+    return "" if interval is None else f"{interval[0]:.3f}{to}{interval[1]:.3f}"

@@ -15,8 +15,10 @@ from markupsafe import Markup
 
 from drrho.plotting.curves import Row
 from drrho.plotting.svg import SERIES, Chart, Series, draw_svg
+from drrho.studies.compare.results import Results
+from drrho.studies.compare.tables import differences_in_words
 from drrho.studies.report.alerts import Alert, Thresholds
-from drrho.studies.report.compared import compared_tables, differences_in_words
+from drrho.studies.report.compared import compared_tables
 from drrho.studies.report.gallery import Gallery, ShownStage
 from drrho.studies.report.run_charts import DrawnChart, draw_panels
 from drrho.studies.report.scaling_chart import ScalingResults, draw_scaling
@@ -53,14 +55,14 @@ class Report:
     Attributes:
         title: of the page.
         runs: in the order of their colours.
-        comparisons: folder -> `results.json` of `drrho compare`.
+        comparisons: folder -> results of the comparison in it.
         scaling: fitted scaling laws, by folder.
         version: of drrho.
     """
 
     title: str
     runs: Sequence[ReportedRun]
-    comparisons: Mapping[str, Mapping[str, Any]]
+    comparisons: Mapping[str, Results]
     scaling: Mapping[str, ScalingResults]
     version: str
 
@@ -105,7 +107,7 @@ def factor(weight: float) -> str:
     return f"{weight:.1f}" if weight >= 0.95 else f"{weight:.2f}" if weight >= 0.005 else "0.00"
 
 
-def _comparison(results: Mapping[str, Any]) -> dict[str, Any]:
+def _comparison(results: Results) -> dict[str, Any]:
     return {"tables": compared_tables(results), "words": differences_in_words(results)}
 
 

@@ -23,12 +23,12 @@ from drrho.evaluation.metrics.retrieval import (
 )
 from drrho.models.build import Model, build_model
 from drrho.recipe.folder import RunFolder, find_runs, read_run
-from drrho.recipe.train import RESULTS_FILE
 from drrho.reference.pairs import drawn_ids, stored_pairs
 from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import require_no_folder, write_atomically
 from drrho.runtime.launch import Device, resolve_device
+from drrho.studies.compare.results import Results, find_results
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
@@ -247,13 +247,9 @@ def _common_shards(manifest: Manifest, model: str) -> int | None:
     return sum(shard.contents in own for shard in manifest.shards)
 
 
-def _comparisons(folders: list[Path]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for folder in folders:
-        document = _document(folder / RESULTS_FILE)
-        if isinstance(document.get("methods"), dict):
-            found[folder.resolve().name] = document
-    return found
+def _comparisons(folders: list[Path]) -> dict[str, Results]:
+    found = {folder.resolve().name: find_results(folder) for folder in folders}
+    return {name: results for name, results in found.items() if results is not None}
 
 
 def _scaling(folders: list[Path]) -> dict[str, dict[str, MethodLaw]]:

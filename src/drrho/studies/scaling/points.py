@@ -4,9 +4,11 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from drrho.studies.compare.results import Results, SeedResults, read_results
 
 # Names among a run's metrics.
 GFLOP, SAMPLES_SEEN = "forward_gflop", "samples_seen"
@@ -122,38 +124,34 @@ def _read(path: Path) -> list[Run]:
         raise ValueError(f"{path} is neither csv nor JSON: {error}") from error
     if isinstance(content, list):
         return _of_table(content, path)
-    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
-        raise ValueError(f"{path} has no methods; give results.json of `drrho compare`, or a table")
-    return _of_comparison(content, path)
+    return _of_comparison(read_results(path), path)
 
 
-def _of_comparison(content: Mapping[str, Any], path: Path) -> list[Run]:
+def _of_comparison(results: Results, path: Path) -> list[Run]:
     runs = []
-    for name, summary in content["methods"].items():
-        if not isinstance(summary, dict) or not isinstance(summary.get("runs"), list):
-            raise ValueError(f"{path}: method {name!r} has no list of runs")
+    for name, found in results.methods.items():
         method, _, setting = name.partition("+")
-        gflop = summary.get("gflop")
-        forward = {} if gflop is None else {GFLOP: sum(_numbers(gflop).values())}
+        forward = {} if found.gflop is None else {GFLOP: found.gflop.total}
         runs += [
             Run(
                 method=method,
                 setting=f"{path.parent} {setting}".strip(),
-                seed=run.get("seed"),
+                seed=run.seed,
                 metrics=_metrics(run) | forward,
                 amount=int(setting) if setting.isdecimal() else None,
                 source=path,
             )
-            for run in summary["runs"]
+            for run in found.runs
         ]
     return runs
 
 
-def _metrics(run: Mapping[str, Any]) -> dict[str, float]:
-    tests = list(run.get("tests", {}).items())
-    named = {f"{test}/{name}": v for test, found in tests for name, v in _numbers(found).items()}
-    first = _numbers(tests[0][1]) if tests else {}
-    return named | first | _numbers(run.get("cost", {}))
+def _metrics(run: SeedResults) -> dict[str, float]:
+    named = {f"{test}/{name}": v for test, found in run.tests.items() for name, v in found.items()}
+    first = next(iter(run.tests.values()), {})
+    costs = {} if run.cost is None else asdict(run.cost)
+    found = {**named, **first, **costs}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
@@ -178,11 +176,3 @@ def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
                 f"for all but the first ({type(error).__name__}: {error})"
             ) from error
     return runs
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in row.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }

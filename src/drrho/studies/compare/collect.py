@@ -1,0 +1,280 @@
+"""Results of a comparison from its finished runs: means, intervals, differences and costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from drrho.evaluation.metrics.hierarchical import (
+    first_minus_second,
+    hierarchical_interval,
+    mean_of_first,
+    recovered_gap,
+)
+from drrho.recipe.recipe import Recipe
+from drrho.runtime.provenance import config_differences, plain, versions
+from drrho.studies.compare.costs import mean_cost, read_precompute_cost, training_cost
+from drrho.studies.compare.results import (
+    Choice,
+    Cost,
+    Difference,
+    MethodResults,
+    PrecomputeCost,
+    RecoveredGap,
+    ReferenceCost,
+    ReferenceResults,
+    Results,
+    SeedResults,
+    Setup,
+)
+from drrho.studies.compare.runs import Chosen, chosen_setting, failure, finished
+from drrho.studies.compare.scores import Scores, TestSets, read_scores
+from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
+
+INTERVAL = (
+    "95 %, percentile bootstrap, 1000 draws: the test images are drawn again with replacement, "
+    "and, where a method has several seeds, the seeds independently of them; the same draws for "
+    "both methods of a difference"
+)
+NOT_SETTINGS = ("output", "seed")
+
+
+class _Finished(NamedTuple):
+    recipe: Recipe
+    results: Mapping[str, Any]
+    scores: Scores
+
+
+Runs = Mapping[str, Mapping[int, _Finished]]  # method -> seed -> run
+
+
+def comparison_results(comparison: Comparison) -> Results:
+    """Collects the results of what is finished; nothing is trained or evaluated."""
+    tests = TestSets(comparison.tests)
+    runs = {
+        method: {
+            seed: run
+            for seed in comparison.seeds
+            if (run := _finished(comparison, Part(method, seed), tests)) is not None
+        }
+        for method in comparison.methods
+    }
+    scores = {
+        name: found
+        for name in comparison.references
+        if (found := read_scores(comparison.reference_folder(name), tests)) is not None
+    }
+    return Results(
+        setup=_setup(comparison, tests),
+        references={name: _reference(comparison, name, found) for name, found in scores.items()},
+        methods={method: _method(comparison, method, runs[method]) for method in runs},
+        differences=_differences(comparison, runs),
+        gap=_gap(comparison, runs, scores),
+        versions=versions(),
+    )
+
+
+def _finished(comparison: Comparison, part: Part, tests: TestSets) -> _Finished | None:
+    choice = chosen_setting(comparison, part.method)
+    if choice is None:
+        return None
+    recipe = comparison.recipe(part, setting=choice.setting)
+    results, scores = finished(recipe), read_scores(Path(recipe.output), tests)
+    return None if results is None or scores is None else _Finished(recipe, results, scores)
+
+
+def _reference(comparison: Comparison, name: str, scores: Scores) -> ReferenceResults:
+    recipe, given = comparison.reference_recipe(name), comparison.references[name]
+    return ReferenceResults(
+        model=comparison.reference_model(name).name,
+        data=None if recipe is None else recipe.data,
+        tests=scores.metrics,
+        cost=_cost_of_training(recipe),
+        gflop=scores.gflop,
+        steered_by=references_of(given) if isinstance(given, Recipe) else (),
+    )
+
+
+def _cost_of_training(recipe: Recipe | None) -> Cost | None:
+    """None for an existing model, whose cost is not known, and before the run is finished."""
+    results = None if recipe is None else finished(recipe)
+    return None if recipe is None or results is None else training_cost(recipe, results)
+
+
+def _method(
+    comparison: Comparison, method: str, finished_runs: Mapping[int, _Finished]
+) -> MethodResults:
+    choice = chosen_setting(comparison, method)
+    settings = comparison.settings(method)
+    named = settings[0 if choice is None else choice.setting]
+    missing = [seed for seed in comparison.seeds if seed not in finished_runs]
+    reasons = {
+        seed: failure(Path(comparison.recipe(Part(method, seed)).output)) for seed in missing
+    }
+    failed = {seed: reason for seed, reason in reasons.items() if reason is not None}
+    runs = list(finished_runs.values())
+    costs = [_cost(run) for run in runs]
+    tables = {name: _table(runs, name) for name in comparison.tests}
+    return MethodResults(
+        tests={name: _mean([run.scores.metrics[name] for run in runs]) for name in comparison.tests}
+        if runs
+        else {},
+        intervals={
+            name: hierarchical_interval([table], mean_of_first, generator=_generator())
+            for name, table in tables.items()
+            if table is not None
+        },
+        cost=mean_cost(costs) if costs else None,
+        gflop=runs[0].scores.gflop if runs else None,
+        reference_cost={
+            name: _reference_cost(comparison, [s for s in stored_of(named) if s.reference == name])
+            for name in references_of(named)
+        },
+        choice=None if comparison.tuning is None else _described(choice, settings),
+        runs=tuple(
+            SeedResults(
+                seed=seed, tests=run.scores.metrics, cost=cost, versions=run.results["versions"]
+            )
+            for (seed, run), cost in zip(finished_runs.items(), costs, strict=True)
+        ),
+        missing=tuple(seed for seed in missing if seed not in failed),
+        failed=failed,
+    )
+
+
+def _cost(run: _Finished) -> Cost:
+    cost = training_cost(run.recipe, run.results)
+    if run.scores.gflop is None:
+        return cost
+    passes = 3 * cost.samples_seen + cost.forward_only
+    return replace(cost, training_gflop=passes * run.scores.gflop.total)
+
+
+def _reference_cost(comparison: Comparison, stored: Sequence[Stored]) -> ReferenceCost:
+    costs = [read_precompute_cost(comparison.embeddings(one)) for one in stored]
+    known = [cost for cost in costs if cost is not None]
+    return ReferenceCost(
+        precompute=PrecomputeCost(
+            samples=sum(cost.samples or 0 for cost in known),
+            seconds=sum(cost.seconds for cost in known),
+        )
+        if known
+        else None,
+        training=_cost_of_training(comparison.reference_recipe(stored[0].reference)),
+    )
+
+
+def _described(choice: Chosen | None, settings: Sequence[Recipe]) -> Choice:
+    plains = [plain(asdict(recipe)) for recipe in settings]
+    return Choice(
+        settings=tuple(
+            tuple(config_differences(plains[0], other, may_change=NOT_SETTINGS)) for other in plains
+        ),
+        chosen=None if choice is None else choice.setting,
+        scores=None if choice is None else choice.scores,
+    )
+
+
+def _differences(comparison: Comparison, runs: Runs) -> tuple[Difference, ...]:
+    names = list(comparison.methods)
+    return tuple(
+        row
+        for test in comparison.tests
+        for i, method in enumerate(names)
+        for other in names[:i]
+        if (row := _difference(test, method, other, runs)) is not None
+    )
+
+
+def _difference(test: str, method: str, other: str, runs: Runs) -> Difference | None:
+    """Every image is a query to both, from the same start: its difficulty and the seed cancel."""
+    seeds, tables = _paired(test, method, other, runs)
+    if tables is None:
+        return None
+    by_seed = (tables[0] - tables[1]).mean(dim=1)
+    return Difference(
+        test=test,
+        method=method,
+        minus=other,
+        mrr=float(by_seed.mean()),
+        interval=hierarchical_interval(tables, first_minus_second, generator=_generator()),
+        won=int((by_seed > 0).sum()),
+        seeds=seeds,
+    )
+
+
+def _gap(
+    comparison: Comparison, runs: Runs, references: Mapping[str, Scores]
+) -> tuple[RecoveredGap, ...]:
+    """The share of the gap that each method recovers, for each test set."""
+    gap = comparison.gap
+    if gap is None or gap.weak not in references:
+        return ()
+    rows = []
+    for test in comparison.tests:
+        weak = references[gap.weak].reciprocal_ranks.get(test)
+        for method in comparison.methods:
+            seeds, pair = _paired(test, method, gap.ceiling, runs)
+            if method == gap.ceiling or weak is None or pair is None:
+                continue
+            tables = [pair[0], weak.double()[None], pair[1]]
+            means = torch.stack([table.mean() for table in tables])[None]
+            value = float(recovered_gap(means))
+            low, high = hierarchical_interval(tables, recovered_gap, generator=_generator())
+            exists = value == value and abs(low) != float("inf") and abs(high) != float("inf")
+            rows.append(
+                RecoveredGap(
+                    test=test,
+                    method=method,
+                    recovered=value if value == value else None,
+                    interval=(low, high) if exists else None,
+                    seeds=seeds,
+                )
+            )
+    return tuple(rows)
+
+
+def _paired(
+    test: str, method: str, other: str, runs: Runs
+) -> tuple[tuple[int, ...], list[Float[Tensor, "seeds images"]] | None]:
+    """The common seeds of two methods and a table of each; None where there is nothing."""
+    seeds = tuple(seed for seed in runs[method] if seed in runs[other])
+    tables = [_table([runs[name][seed] for seed in seeds], test) for name in (method, other)]
+    found = [table for table in tables if table is not None]
+    return seeds, found if len(found) == 2 else None
+
+
+def _table(runs: Sequence[_Finished], test: str) -> Float[Tensor, "seeds images"] | None:
+    """Reciprocal ranks; None where the set has no captions or nothing is finished."""
+    ranks = [run.scores.reciprocal_ranks.get(test) for run in runs]
+    found = [values.double() for values in ranks if values is not None]
+    return torch.stack(found) if found and len(found) == len(ranks) else None
+
+
+def _setup(comparison: Comparison, tests: TestSets) -> Setup:
+    first = {method: comparison.settings(method)[0] for method in comparison.methods}
+    return Setup(
+        train={method: recipe.data for method, recipe in first.items()},
+        test=dict(comparison.tests),
+        test_pairs={name: tests.open(name).manifest.num_samples for name in comparison.tests},
+        batch_size={m: recipe.trained_batch_size for m, recipe in first.items()},
+        steps={m: recipe.training.steps for m, recipe in first.items()},
+        seeds=tuple(comparison.seeds),
+        tuning=comparison.tuning,
+        gap=comparison.gap,
+        threads=torch.get_num_threads(),
+        interval=INTERVAL,
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _generator() -> torch.Generator:
+    # The same resamples for every row of a table, so that rows can be compared.
+    return torch.Generator().manual_seed(0)
