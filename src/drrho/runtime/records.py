@@ -117,8 +117,9 @@ def from_json(kind: Any, content: Any, *, where: str) -> Any:
 
 def _from_object(kind: Any, content: Any, where: str) -> Any:
     """Builds a dataclass from an object, or a NamedTuple from an object or a list."""
-    if isinstance(content, list) and hasattr(kind, "_fields"):
-        content = dict(zip(kind._fields, content, strict=False))
+    names = getattr(kind, "_fields", ())
+    if names and isinstance(content, list):
+        content = dict(zip(names, content, strict=False))
     _require(isinstance(content, Mapping), content, where, "an object")
     has_default = set(getattr(kind, "_field_defaults", ()))
     for f in getattr(kind, "__dataclass_fields__", {}).values():
@@ -134,6 +135,7 @@ def _from_object(kind: Any, content: Any, where: str) -> Any:
 
 
 def _require(holds: bool, content: Any, where: str, expected: str) -> Any:
+    """Returns the content, or raises ValueError."""
     if not holds:
         raise ValueError(f"{where} must be {expected}, got {content!r:.80}")
     return content
