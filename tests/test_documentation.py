@@ -1,5 +1,6 @@
 """What code and pages say about each other is true."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -36,6 +37,46 @@ def test_linked_files_exist():
         for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text("utf-8"))
         if not (page.parent / target).exists()
     ]
+    assert not missing, "\n".join(missing)
+
+
+def resolves(name):
+    """Whether a dotted name is a module of the package, or what a module holds."""
+    parts = name.split(".")
+    for depth in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:depth]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[depth:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def test_modules_and_files_that_pages_name_exist():
+    """Dotted names of the package, and places of files in it as `risk/kl.py`."""
+    rooms = "|".join(it.name for it in (ROOT / "src" / "drrho").iterdir() if it.is_dir())
+    missing, checked = [], 0
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":
+            continue  # it tells of what was
+        text = page.read_text("utf-8")
+        names = re.findall(r"\bdrrho(?:\.[A-Za-z_]\w*)+", text)
+        files = re.findall(rf"`((?:{rooms})/[\w/]+\.py)`", text)
+        programs = re.findall(
+            r"(?<![\w/])(?:recipes|experiments|examples|benchmarks)/[\w/]+\.py", text
+        )
+        checked += len(names) + len(files) + len(programs)
+        missing += [f"{page.relative_to(ROOT)}: {it}" for it in names if not resolves(it)]
+        missing += [
+            f"{page.relative_to(ROOT)}: {it}"
+            for it in (*(f"src/drrho/{file}" for file in files), *programs)
+            if not (ROOT / it).exists()
+        ]
+    assert checked > 100
     assert not missing, "\n".join(missing)
 
 
