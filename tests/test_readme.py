@@ -5,23 +5,41 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
+LOSSES = [block for block in BLOCKS if ".backward()" in block]
+USES = [block for block in BLOCKS if "drrho.load(" in block]
+
+
 def test_there_are_examples():
-    assert len(BLOCKS) >= 2
+    assert len(LOSSES) >= 2
+    assert len(USES) == 1
+    assert len(LOSSES) + len(USES) == len(BLOCKS)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", LOSSES, ids=range(len(LOSSES)))
 def test_examples_run_and_give_gradients(block):
     names = {}
     exec(compile(block, "README.md", "exec"), names)
     leaves = [names[name] for name in ("image", "text", "losses") if name in names]
     assert leaves
     assert all(leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0 for leaf in leaves)
+
+
+def test_the_trained_model_embeds_as_shown(reference, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(reference.parent / "run")
+    Image.new("RGB", (90, 60), "teal").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(USES[0], "README.md", "exec"), names)
+    assert names["cosines"].shape == (1, 2)
+    assert names["cosines"].abs().max() <= 1 + 1e-6
 
 
 def test_it_gives_the_test_command_that_is_run():
