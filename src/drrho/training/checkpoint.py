@@ -34,8 +34,8 @@ class CheckpointWriter:
     back, are not touched.
 
     Args:
-        folder: of the checkpoints; all processes see it.
-        processes: those of the run.
+        folder: folder of the checkpoints, visible to all processes.
+        processes: processes of the run.
     """
 
     def __init__(self, folder: Path, processes: Processes) -> None:
@@ -47,23 +47,24 @@ class CheckpointWriter:
     def start(
         self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, step: int, keep: int
     ) -> Path:
-        """Begins to write the checkpoint of `step`, of which the newest `keep` stay.
+        """Starts to write the checkpoint of `step`, and keeps the newest `keep`; a collective.
 
-        What is written is what the tensors hold now. It returns when they are copied to host
-        memory; an earlier checkpoint is waited for.
+        Returns when the tensors are copied to host memory, after an earlier checkpoint has been
+        written: training may change them at once.
 
         Args:
-            tensors: of this process; sharded ones are DTensors, all others are equal everywhere.
+            tensors: tensors of this process; sharded ones are DTensors, all others are equal on
+                all processes.
             values: plain data; the first process's are written.
-            step: names the folder.
-            keep: at least 1.
+            step: optimiser steps taken, which name the folder.
+            keep: number of newest checkpoints to keep, at least 1.
 
         Returns:
-            The folder that will hold it.
+            The folder that will hold the checkpoint.
 
         Raises:
             ValueError: `keep` is not positive.
-            OSError: the one before could not be written.
+            OSError: an earlier checkpoint could not be written.
         """
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
@@ -81,7 +82,7 @@ class CheckpointWriter:
         return path
 
     def wait(self) -> None:
-        """Returns when everything is on the disk.
+        """Waits until everything is on the disk.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; earlier checkpoints remain.
@@ -100,15 +101,15 @@ class CheckpointWriter:
         path: Path,
         keep: int,
     ) -> None:
-        # Seconds of import that a command without a checkpoint has no use for.
+        # Takes seconds to import, which commands without a checkpoint need not wait for.
         from drrho.training.tensor_files import write_tensors  # noqa: PLC0415
 
         write_tensors(tensors, partial, self._processes)
-        # Since it returned here, every process has written its share.
+        # It is a collective: when it returns, every process has written its share.
         if self._processes.is_first:
             files = {file.name: _size_and_checksum(file) for file in sorted(partial.iterdir())}
             write_json(partial / VALUES_FILE, {"files": files, "values": values})
-            if path.exists():  # of this very step, from before the run was resumed
+            if path.exists():  # of the same step, before the run was resumed
                 shutil.rmtree(path)
             rename_folder(partial, path)
             _delete_superseded(self._folder, path, keep=keep)
@@ -122,7 +123,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step, read or unread; None if there is none."""
+    """The checkpoint of the highest step, readable or not; None if there is none."""
     return next(reversed(list_checkpoints(folder)), None)
 
 
@@ -171,7 +172,7 @@ def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """As it is now, in host memory; a DTensor keeps its placement."""
+    """Copies a tensor to host memory; a DTensor keeps its placement."""
     tensor = tensor.detach()
     return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
 

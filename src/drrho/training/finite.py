@@ -16,13 +16,13 @@ SHOWN_SAMPLE_IDS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What is needed to say, some steps later, where a value stopped being finite.
+    """Record of a step, to report some steps later where a value stopped being finite.
 
     Attributes:
         step: index of the step, 0 for the first.
-        sample_ids: of the step's batch, in host memory.
+        sample_ids: ids of the step's batch, in host memory.
         values: name -> detached scalar on the training device; the same names at every step.
-        checked: names of those that have to be finite.
+        checked: names of the values that must be finite.
     """
 
     step: int
@@ -41,8 +41,8 @@ def raise_if_not_finite(
     written: so no checkpoint ever holds a weight that came after a value that is not finite.
 
     Args:
-        records: in the order of the steps; may be empty.
-        last_checkpoint: which one remains to continue from.
+        records: records in the order of the steps; may be empty.
+        last_checkpoint: function that returns the newest checkpoint, for the message.
 
     Raises:
         NotFiniteError: names the first such step, its values and its samples.

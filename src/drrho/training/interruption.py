@@ -1,8 +1,8 @@
-"""Stopping at the end of a step when the job is asked to stop."""
+"""Deferred signals: a job that is asked to stop finishes its step and saves a checkpoint."""
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 # SIGUSR1 is what Slurm's --signal is usually asked to send; there is none on Windows.
@@ -19,8 +19,9 @@ class TrainingInterrupted(Exception):
     """Training stopped before its end because of a signal, after saving a checkpoint.
 
     Attributes:
-        received: the signal.
-        exit_status: `REQUEUE` where a scheduler asked, 130 for Ctrl-C as is customary.
+        received: signal that stopped it.
+        exit_status: exit status of the program: `REQUEUE` where a scheduler asked, 130 for Ctrl-C
+            as is customary.
     """
 
     def __init__(self, *, step: int, steps: int, received: signal.Signals) -> None:
@@ -33,7 +34,7 @@ class TrainingInterrupted(Exception):
 
 
 class DeferredSignals:
-    """Notes Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warnings) instead of acting on them.
+    """Records Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warnings) instead of acting on them.
 
     The second signal acts as usual, so an impatient user is never locked out. A signal that this
     process was started to ignore (`nohup`, or `&` in a script) stays ignored. Outside the main
@@ -49,18 +50,13 @@ class DeferredSignals:
             for number in SIGNALS:
                 if signal.getsignal(number) is signal.SIG_IGN:
                     continue
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._restore()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         self._restore()
 

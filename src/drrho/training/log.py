@@ -6,7 +6,6 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from drrho.runtime.files import write_atomically
@@ -22,12 +21,12 @@ class MetricsLog:
     system before `write` returns, so it survives the process.
 
     Args:
-        folder: made if it does not exist.
-        writes: False does nothing at all; for every process of a run but the first.
-        wandb_project: also log to Weights & Biases, under the folder's name; a resumed run goes on
-            with its own. Set WANDB_MODE=offline where there is no network.
-        start_step: position of the run: rows of this step and beyond were written by a part of
-            the run that is about to be repeated, and are removed. No step is ever there twice.
+        folder: folder of the run, created if it does not exist.
+        writes: whether this process writes: only the first of a run does.
+        wandb_project: project of Weights & Biases to log to as well, under the folder's name; a
+            resumed run continues its own. Set WANDB_MODE=offline where there is no network.
+        start_step: position of the run. Rows of this step and beyond, from a part of the run that
+            is about to be repeated, are removed: no step is there twice.
 
     Raises:
         ValueError: an existing file has a line that is no row (other than a torn last one).
@@ -52,7 +51,7 @@ class MetricsLog:
         _keep_rows_before(start_step, path)
         self._file = path.open("a", encoding="utf-8")
         try:
-            # Here because TensorBoard is optional, and slow to import for who only reads rows.
+            # TensorBoard is optional, and slow to import for those who only read rows.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
         except ImportError:
             warnings.warn(
@@ -66,12 +65,7 @@ class MetricsLog:
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def write(
@@ -105,6 +99,7 @@ class MetricsLog:
             self._wandb.log(dict(metrics) | {"samples": samples, "seconds": seconds}, step=step)
 
     def close(self) -> None:
+        """Closes the files, and ends the run of Weights & Biases."""
         if self._file is not None:
             self._file.close()
         if self._events is not None:
@@ -114,7 +109,7 @@ class MetricsLog:
 
 
 def _wandb_run(folder: Path, project: str) -> Any:
-    """The run of a folder: the same one whenever training continues there."""
+    """The folder's run of Weights & Biases, the same whenever training continues there."""
     try:
         import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  optional
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
 """The training loop: batches in, optimiser steps, metrics and checkpoints out.
 
-It knows no loss. What is minimised, how the learning rate moves and what is evaluated are
-arguments; where training stands is `drrho.training.state`.
+It contains no loss: the objective, the learning rate and the evaluations are arguments. The state
+of a run is `drrho.training.state`.
 """
 
 import signal
@@ -31,12 +31,12 @@ Evaluator = Callable[[], Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """The end of a finished run.
+    """Metrics and totals of a finished run.
 
     Attributes:
-        metrics: of the last step and of the last evaluation.
+        metrics: metrics of the last step and of the last evaluation.
         samples_seen: samples that entered a step, repetitions counted.
-        seconds: wall time, all resumed parts together.
+        seconds: wall time of all resumed parts.
     """
 
     metrics: Mapping[str, float]
@@ -62,9 +62,9 @@ def train(
 
     Args:
         objective: forward pass and loss.
-        batches: endless, the first for step `state.step`.
-        state: new, or resumed; changed in place.
-        config: how long, and what to do along the way.
+        batches: endless iterator, whose first batch is that of step `state.step`.
+        state: new or resumed state, changed in place.
+        config: length of the run, precision, logging and checkpoints.
         learning_rate: step -> rate; each group of the optimiser gets it times its `lr_scale`.
         evaluators: name -> function, called with the model in evaluation mode and without
             gradients; logged as `name/metric`.
@@ -125,7 +125,7 @@ class _Run(Generic[AnyBatch]):
 def _loop(
     run: _Run, log: MetricsLog, *, progress: Progress, signals: DeferredSignals, started: float
 ) -> dict[str, float]:
-    """All steps that are left; returns the last row of metrics."""
+    """Takes all remaining steps; returns the last row of metrics."""
     state, config = run.state, run.config
     unchecked: list[StepRecord] = []
     saved, waited, logged_at = False, 0.0, state.seconds
@@ -175,7 +175,7 @@ def _loop(
 def _log_and_evaluate(
     run: _Run, log: MetricsLog, *, signals: DeferredSignals
 ) -> tuple[dict[str, float], signal.Signals | None]:
-    """The row of this step, and the signal that any process was sent, if there is one."""
+    """The row of this step, and the signal that any process received, if there is one."""
     state = run.state
     received = _received(signals, state)
     if received is not None:
@@ -212,7 +212,7 @@ def _keep_best(evaluation: Mapping[str, float], state: TrainingState, config: Tr
 
 @contextmanager
 def _saving(state: TrainingState) -> Iterator[None]:
-    """Whatever ends the run, a checkpoint that was begun is finished before."""
+    """Finishes a checkpoint that was started, whatever ends the run."""
     try:
         yield
     finally:
@@ -220,17 +220,17 @@ def _saving(state: TrainingState) -> Iterator[None]:
 
 
 def _received(signals: DeferredSignals, state: TrainingState) -> signal.Signals | None:
-    """What any process was sent; all stop after the same step."""
+    """The signal that any process received; all stop after the same step."""
     number = state.processes.largest(signals.received or 0)
     return signal.Signals(number) if number else None
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], model: nn.Module) -> dict[str, float]:
-    """Runs the evaluators and leaves no trace: not in the generators, not in the model's modes.
+    """Runs the evaluators, and restores the random generators and the model's modes.
 
     Args:
         evaluators: name -> function that returns metric -> value.
-        model: put in evaluation mode meanwhile; each of its modules gets back the mode it had.
+        model: model in training or evaluation mode; evaluated in evaluation mode.
 
     Returns:
         `name/metric` -> value.
@@ -311,7 +311,7 @@ def _metrics(
 
 
 def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What the progress line shows; it keeps showing the last values between logged steps."""
+    """Values for the progress line, which keeps the last ones between logged steps."""
     shown = {
         "loss": "loss",
         "peak_device_memory_gib": "device GiB",

@@ -89,15 +89,14 @@ def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | No
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
-        fused=True,  # one pass over the parameters; three times faster on a CPU, too
+        fused=True,  # one pass over the parameters; three times as fast on a CPU too
     )
 
 
 def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the optimiser's state before its first step, to be overwritten with a saved one.
+    """Allocates the optimiser's state before its first step, to be overwritten by a saved one.
 
-    A step of length 0 with gradients of 0 makes it as the optimiser itself would, and changes no
-    parameter.
+    Takes a step with a learning rate and gradients of 0, which changes no parameter.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""A model on several processes and in less memory: replicas, shards, recomputation, compilation."""
+"""Parallel and memory-saving training: DDP, FSDP2, gradient checkpointing, compilation."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,9 +13,9 @@ Parallel = Literal["replicated", "sharded"]
 
 
 def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks that a deep model is a stack of: the layers of its transformers, the stages of a
-    convolutional network. Each is one of several of a kind in a list; blocks in blocks are left
-    out.
+    """The stacked blocks of a deep model: layers of its transformers, stages of a convolutional
+    network. A block is one of several modules of one type in a list; blocks within blocks are not
+    listed.
     """
     for child in module.children():
         siblings = list(child.children())
@@ -28,7 +28,7 @@ def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def recompute_blocks(module: nn.Module) -> None:
-    """Gradient checkpointing: a block keeps its input alone and is computed again going backward.
+    """Gradient checkpointing: a block stores only its input and is recomputed in the backward pass.
 
     Raises:
         ValueError: there is no stack of blocks.
@@ -38,7 +38,7 @@ def recompute_blocks(module: nn.Module) -> None:
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """torch.compile of every block, which is quick as they are alike; names stay what they are.
+    """Compiles every block, which is fast since they are alike; parameter names do not change.
 
     Raises:
         ValueError: there is no stack of blocks.
@@ -48,13 +48,13 @@ def compile_blocks(module: nn.Module) -> None:
 
 
 def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
-    """FSDP2: every process keeps its share of parameters, gradients and moments, and gathers a
-    block's when it is computed. In place: the parameters become DTensors.
+    """Shards a module in place (FSDP2): a process keeps its shard of parameters, gradients and
+    moments, and all-gathers a block's parameters when it is computed. Parameters become DTensors.
 
     Args:
-        module: on its device; before an optimiser is made. Scalars, which cannot be shared out,
+        module: module on its device, before an optimiser is built. Scalars cannot be sharded and
             stay as they are; none may be trainable.
-        methods: the module's methods that are called in place of `forward`.
+        methods: names of the module's methods that are called instead of `forward`.
 
     Raises:
         ValueError: a trainable parameter is a scalar.
@@ -65,7 +65,7 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
             f"parallel = 'sharded' needs parameters of one dimension or more; {trainable[0]} is a "
             "scalar that is trained; use parallel = 'replicated'"
         )
-    # A second of import, for those who need it.
+    # Takes a second to import.
     from torch.distributed.fsdp import (  # noqa: PLC0415
         fully_shard,
         register_fsdp_forward_method,
@@ -79,7 +79,7 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """DistributedDataParallel: every process has the whole model, gradients are averaged."""
+    """Wraps a module in DistributedDataParallel: a whole model per process, averaged gradients."""
     return DistributedDataParallel(
         module,
         device_ids=None if device.type == "cpu" else [device],
@@ -88,11 +88,11 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """All of a model's state in host memory, on the first process; a collective if it is sharded.
+    """The full state of a model in host memory; a collective if it is sharded.
 
-    The other processes get nothing where it is sharded.
+    Of a sharded model only the first process has it, the others have an empty dictionary.
     """
-    # Seconds of import that only the end of a run needs.
+    # Takes seconds to import, and only the end of a run needs it.
     from torch.distributed.checkpoint.state_dict import (  # noqa: PLC0415
         StateDictOptions,
         get_model_state_dict,

@@ -54,8 +54,8 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
         if step >= steps:
             return end
         share = (1 + math.cos(math.pi * step / steps)) / 2
-        # Rounding may leave the interval by one unit in the last place: gamma = 1 + 2e-16 is
-        # an error further on.
+        # Rounding may exceed the interval by one unit in the last place, and gamma = 1 + 2e-16
+        # would be rejected.
         return min(max(end + (start - end) * share, low), high)
 
     return schedule
@@ -65,9 +65,9 @@ def averaging_rate(final: float, *, kind: Literal["cosine", "constant"], steps: 
     """gamma, the weight of the newest batch in averages: from 1 to `final`, or `final` throughout.
 
     Args:
-        final: where it ends, in (0, 1].
+        final: value at the end, in (0, 1].
         kind: "cosine" falls over the first half of the run, the published choice.
-        steps: of the whole run.
+        steps: optimiser steps of the whole run.
     """
     if kind == "constant":
         return constant(final)

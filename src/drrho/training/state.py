@@ -1,4 +1,4 @@
-"""All that a checkpoint holds: whatever the next step depends on, and what was counted so far."""
+"""The state of a run that a checkpoint holds: all that the next step depends on, and counts."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,42 +16,43 @@ from drrho.training.checkpoint import CheckpointWriter, latest_checkpoint, read_
 from drrho.training.optimizer import allocate_moments
 
 FORMAT = 3
-# What is saved beside the tensors.
+# Attributes that are saved beside the tensors.
 COUNTED = (
     *("step", "samples_seen", "skipped", "skipped_steps"),
     *("seconds", "metrics", "best"),
 )
-MOMENTS = "optimizer."  # before the name of a parameter, in that of its moments
+MOMENTS = "optimizer."  # prefix of the names of a parameter's moments
 
 
 @dataclass(kw_only=True)
 class TrainingState:
     """A run in progress: its modules, its optimiser and its position.
 
-    Schedules, the order of the samples and what is drawn at random in a step are functions of
-    (seed, step), so their position is `step`.
+    Schedules, the order of the samples and random draws are functions of (seed, step): their
+    position is `step`.
 
     Attributes:
-        folder: the run's folder; its checkpoints are in `folder/checkpoints`.
-        model: the module that is trained, as itself: not wrapped in DistributedDataParallel,
-            whose parameter names differ. Sharded in place (FSDP2) it may be.
-        loss: the module with the loss's per-sample state and learnable temperature; None for a
+        folder: folder of the run; its checkpoints are in `folder/checkpoints`.
+        model: module that is trained, not wrapped in DistributedDataParallel, whose parameter
+            names differ; it may be sharded in place (FSDP2).
+        loss: module with the loss's per-sample state and learnable temperature; None for a
             loss that remembers nothing.
-        optimizer: over the parameters of both.
-        config: the whole run's configuration as nested plain data (`dataclasses.asdict`); a
+        optimizer: optimiser of the parameters of model and loss.
+        config: configuration of the whole run as nested plain data (`dataclasses.asdict`); a
             checkpoint is only restored into the configuration that wrote it.
-        seed: of what is drawn in a step (dropout).
-        processes: those that train together.
-        export: writes the model alone into a folder, a collective; for the best one.
-        scaler: of the loss's gradient where the forward pass is in float16.
+        seed: random seed of what a step draws (dropout).
+        processes: processes that train together.
+        export: function that writes the model alone into a folder, for the best model; a
+            collective.
+        scaler: scaler of the loss's gradient where the forward pass is in float16.
         step: optimiser steps taken.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
-        skipped: reason -> samples that could not be used, likewise.
-        skipped_steps: steps that were not taken because a value was not finite.
-        seconds: wall time spent in training, all resumed parts together.
+        skipped: reason -> samples of all processes that could not be used, repetitions counted.
+        skipped_steps: number of steps that were skipped because a value was not finite.
+        seconds: wall time spent in training, of all resumed parts.
         metrics: metrics of the last step; empty if that step is not logged. They are saved so
             that a run killed between a checkpoint and the log line loses neither.
-        best: the step and the value of the best evaluation so far, where one is looked for.
+        best: step and value of the best evaluation so far; empty unless `keep_best` asks for it.
     """
 
     folder: Path
@@ -81,26 +82,26 @@ class TrainingState:
         return self.folder / "checkpoints"
 
     def count(self, num_samples: int, skipped: Sequence[tuple[int, str]]) -> None:
-        """Counts a step, and of its samples those of this process."""
+        """Counts a step, and the samples that this process used and skipped in it."""
         self.step += 1
         self._own_samples += num_samples
         self._own_skipped.update(reason for _, reason in skipped)
 
     def add_up(self) -> None:
-        """Adds what the processes counted to the totals; a collective."""
+        """Adds the counts of all processes to the totals; a collective."""
         for num_samples, skipped in self.processes.gather((self._own_samples, self._own_skipped)):
             self.samples_seen += num_samples
             self.skipped.update(skipped)
         self._own_samples, self._own_skipped = 0, Counter[str]()
 
     def save(self, *, keep: int) -> Path:
-        """Begins to write a checkpoint of this moment, of which the newest `keep` stay; a
+        """Starts to write a checkpoint of the current state, and keeps the newest `keep`; a
         collective. Training may go on; `wait_until_saved` returns when it is on the disk.
 
         Raises:
             TypeError: the config holds something that is not plain data, or a module's state
                 something that is no tensor.
-            OSError: the checkpoint before could not be written.
+            OSError: an earlier checkpoint could not be written.
         """
         self.add_up()
         # Statistics of BatchNorm differ between processes until the next forward pass.
@@ -115,11 +116,11 @@ class TrainingState:
         return self._writer.start(self._tensors(), values, step=self.step, keep=keep)
 
     def wait_until_saved(self) -> None:
-        """Raises OSError if the last checkpoint could not be written; those before remain."""
+        """Waits for the last checkpoint; raises OSError if it could not be written."""
         self._writer.wait()
 
     def last_checkpoint(self) -> Path | None:
-        """The newest one, once it is on the disk; None if there is none."""
+        """The newest checkpoint, once it is on the disk; None if there is none."""
         self.wait_until_saved()
         return latest_checkpoint(self.checkpoints)
 
@@ -134,8 +135,8 @@ class TrainingState:
         Args:
             may_change: dotted names of config values that may differ from the checkpoint's
                 because they do not change what is computed, such as "data.workers".
-            defaults: of config values, nested as `config`: what a checkpoint meant whose version
-                did not know a value yet.
+            defaults: default config values, nested as `config`, for those that the version which
+                wrote the checkpoint did not have.
 
         Returns:
             Whether there was a checkpoint.
@@ -147,7 +148,7 @@ class TrainingState:
         found = self.processes.on_first(lambda: read_latest_values(self.checkpoints))
         if found is None:
             return False
-        # Seconds of import, for a run that goes on.
+        # Takes seconds to import, and only a resumed run needs it.
         from drrho.training.tensor_files import read_into, read_shapes  # noqa: PLC0415
 
         path, values = found
@@ -159,14 +160,14 @@ class TrainingState:
                 values["config"], plain(self.config), may_change=may_change, defaults=defaults
             )
         ]
-        # Before there are moments, which are twice the model and of no use to another run.
+        # Checked before moments are allocated: they take twice the memory of the model.
         without = {name: shape for name, shape in saved.items() if not name.startswith(MOMENTS)}
         _require_none(differences + self._other_shapes(without), path)
         allocate_moments(self.optimizer)
         _require_none(self._other_shapes(saved), path)
         tensors = self._tensors()
         read_into({name: tensors[name] for name in saved}, path, self.processes)
-        self._forget_moments_but(saved)
+        self._drop_moments_except(saved)
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])
         for name in COUNTED:
@@ -175,7 +176,7 @@ class TrainingState:
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Of model, loss and optimiser by name, in the memory they have."""
+        """All tensors of model, loss and optimiser by name, not copied."""
         tensors: dict[str, Tensor] = {}
         for owner, module in self._owners():
             tensors |= {f"{owner}.{name}": value for name, value in module.state_dict().items()}
@@ -196,15 +197,15 @@ class TrainingState:
             for name, parameter in module.named_parameters()
         }
 
-    def _forget_moments_but(self, saved: Collection[str]) -> None:
-        """Parameters that had no gradient yet have no moments in a checkpoint either."""
+    def _drop_moments_except(self, saved: Collection[str]) -> None:
+        """Drops the moments of parameters that had no gradient before the checkpoint."""
         for parameter, name in self._names().items():
             moments = self.optimizer.state.get(parameter, {})
             if not any(f"{MOMENTS}{name}.{moment}" in saved for moment in moments):
                 self.optimizer.state.pop(parameter, None)
 
     def _other_shapes(self, saved: Mapping[str, torch.Size]) -> list[str]:
-        """Tensors that differ from the saved ones; moments that were not saved may be here."""
+        """Shapes that differ from the saved ones; moments that were not saved may exist."""
         current = {
             name: value.shape
             for name, value in self._tensors().items()

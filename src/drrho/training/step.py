@@ -21,7 +21,7 @@ SameBatch = TypeVar("SameBatch", bound="Batch")
 
 @runtime_checkable
 class Batch(Protocol):
-    """What training itself reads of a batch; the rest is the objective's."""
+    """The part of a batch that training itself reads; the rest is the objective's."""
 
     @property
     def sample_ids(self) -> Int[Tensor, " batch"]:
@@ -38,11 +38,11 @@ class Batch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What an objective returns.
+    """Result of an objective on one batch.
 
     Attributes:
         loss: scalar with a gradient, computed in float32.
-        num_samples: samples that entered it, of this process.
+        num_samples: number of samples of this process that entered the loss.
         metrics: name -> scalar, read only where the step is logged; a tensor may stay on its
             device.
     """
@@ -59,12 +59,12 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch, contravariant=True)
 class Objective(Protocol[AnyBatch]):
     """The forward pass and the loss of one batch.
 
-    On several processes each calls it with its share of the batch, and all return the same loss.
+    Each process calls it with its share of the batch, and all return the same loss.
 
     Called once per optimiser step, with the batch on the model's device, under autocast where the
     precision is not float32: the loss converts what it is given to float32. `step` counts the steps
-    already taken, for schedules that belong to the loss. `diagnose` says that this step is
-    logged; costly metrics are computed only then.
+    already taken, for schedules that belong to the loss. With `diagnose` the step is
+    logged, and costly metrics are computed.
     """
 
     def __call__(self, batch: AnyBatch, *, step: int, diagnose: bool) -> StepResult: ...
@@ -79,10 +79,10 @@ def take_step(
     learning_rate: Schedule,
     diagnose: bool,
 ) -> tuple[StepResult, StepRecord]:
-    """Forward, backward, clip, update; then `state` counts the step.
+    """Takes one optimiser step: forward, backward, clip, update; then `state` counts it.
 
-    Nothing here waits for the device, unless steps that are not finite are to be skipped: the
-    values of the record are still on it.
+    Does not wait for the device, unless steps that are not finite are to be skipped: the values of
+    the record stay on the device.
 
     Returns:
         The objective's result, and the record of what has to be finite: the loss, the 2-norm of
@@ -130,7 +130,7 @@ def _checked(
 
 
 def _backward(loss: Float[Tensor, ""], state: TrainingState) -> dict[str, Float[Tensor, ""]]:
-    """Gradients, and the values that have to be finite."""
+    """Computes gradients; returns the values that must be finite."""
     if state.scaler is None:
         loss.backward()
     else:
@@ -150,7 +150,7 @@ def _gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
     norm = get_total_norm(gradients)
     if type(norm) is Tensor:
         return norm
-    # A second of import, for those who need it.
+    # Takes a second to import.
     from torch.distributed.tensor import DTensor  # noqa: PLC0415
 
     assert isinstance(norm, DTensor), type(norm)

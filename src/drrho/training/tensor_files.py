@@ -1,14 +1,14 @@
 """The tensors of a checkpoint, by torch.distributed.checkpoint: every process writes its share, and
 any number of processes reads what any other number wrote.
 
-A module of its own because what it imports takes seconds: it is imported where tensors are written
-or read.
+Its imports take seconds, so it is a separate module that is imported where tensors are written or
+read.
 """
 
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
 
-# All that the index of tensors is made of; it is a pickle, and nothing else in it is looked up.
+# The classes that the index of tensors, a pickle, consists of; no others are loaded.
 INDEX_CLASSES = {
     "torch.distributed.checkpoint.metadata": {
         *("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
@@ -36,7 +36,7 @@ INDEX_CLASSES = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
-# It says so at every save of a run of one process, which is no mistake.
+# torch warns of it at every save in a single process, where it is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
 
 
@@ -69,17 +69,17 @@ def read_shapes(path: Path) -> dict[str, torch.Size]:
 
 
 def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
-    """Overwrites tensors with what a checkpoint has under their names; a collective.
+    """Overwrites tensors with those of a checkpoint, by name; a collective.
 
     Args:
-        tensors: DTensors get their process's share.
-        path: a checkpoint, verified by `read_values`.
-        processes: those of the run.
+        tensors: tensors to overwrite; DTensors get their process's shard.
+        path: checkpoint that `read_values` has verified.
+        processes: processes of the run.
 
     Raises:
         CheckpointError: a tensor is not there, or has another shape.
     """
-    _index(path)  # nothing but tensors: anything else would be unpickled
+    _index(path)  # raises unless all entries are tensors: others would be unpickled
     try:
         load(
             tensors,
@@ -92,7 +92,7 @@ def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> N
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, whole, in host memory.
+    """The full tensors of a checkpoint, in host memory.
 
     Raises:
         CheckpointError: it is damaged.
@@ -116,9 +116,6 @@ class _TensorReader(FileSystemReader):
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-
     def find_class(self, module: str, name: str) -> Any:
         if name not in INDEX_CLASSES.get(module, ()):
             raise pickle.UnpicklingError(f"its index names {module}.{name}")
@@ -137,7 +134,7 @@ def _index(path: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def _cause(error: CheckpointException, rank: int) -> Exception:
-    """This process's own failure, or one that says whose it was."""
+    """This process's own failure, or an error that names the processes that failed."""
     failures = {where: failure for where, (failure, _) in error.failures.items()}
     if isinstance(own := failures.get(rank), Exception):
         return own
