@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from drrho.studies.compare.plots import draw_differences
 from drrho.studies.compare.results import (
     Cost,
     Difference,
@@ -16,7 +17,7 @@ from drrho.studies.compare.results import (
     SeedResults,
     Setup,
 )
-from drrho.studies.compare.tables import comparison_table, explain
+from drrho.studies.compare.tables import comparison_table, explain, shown_differences
 
 
 def scores(mrr):
@@ -116,6 +117,20 @@ def test_what_failed_and_what_is_missing_is_said():
     assert "CLIP, seed 1, failed: loss = nan" in explain(results)
     assert "Not finished: CLIP seed 2." in explain(results)
     assert "CLIP (1 of 3 seeds)" in comparison_table(results)
+
+
+def test_of_many_methods_the_first_finished_one_is_what_others_are_compared_with(tmp_path):
+    """A comparison may be interrupted before its first method has a run."""
+    names = ["absent", "drrho_clip", *"abcde"]
+    methods = {name: method(0.2, seeds=() if name == "absent" else (0,)) for name in names}
+    told = replace(difference(0.1, 0.2), method="a", minus="drrho_clip")
+    other = replace(difference(0.1, 0.2), method="b", minus="a")
+    results = replace(RESULTS, methods=methods, differences=(told, other))
+    assert shown_differences(results, "test") == [told]
+    draw_differences(replace(results, differences=(other,)), tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    draw_differences(results, tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 1_000
 
 
 def test_words_list_the_seeds_where_there_are_several():

@@ -17,6 +17,8 @@ MARKERS = "osD^vPX*"  # with seven colours: methods beyond the seventh differ in
 def draw_differences(results: Results, path: Path) -> None:
     """A forest plot for each test set: a row per pair, its difference of MRR and the interval."""
     tests = [test for test in results.setup.test if shown_differences(results, test)]
+    if not tests:
+        return
     rows = max(len(shown_differences(results, test)) for test in tests)
     figure = Figure(figsize=(8, len(tests) * (1.3 + 0.36 * rows)), layout="constrained")
     FigureCanvasAgg(figure)

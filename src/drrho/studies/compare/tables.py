@@ -13,7 +13,7 @@ from drrho.studies.compare.results import (
 )
 
 # With more methods than this, only differences from the first method are shown.
-MOST_IN_PAIRS = 4
+MOST_IN_PAIRS = 5
 SHORT_DIRECTIONS = {"image_to_text": "i>t", "text_to_image": "t>i"}
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
@@ -91,12 +91,12 @@ def explain(results: Results) -> str:
 
 
 def shown_differences(results: Results, test: str) -> list[Difference]:
-    """The differences on a test set to show: all pairs, or only those from the first method."""
+    """The differences on a test set to show: all pairs, or only from the first finished method."""
     rows = [row for row in results.differences if row.test == test]
-    if len(results.methods) <= MOST_IN_PAIRS:
+    finished = [name for name, method in results.methods.items() if method.runs]
+    if len(finished) <= MOST_IN_PAIRS:
         return rows
-    first = next(iter(results.methods))
-    return [row for row in rows if row.minus == first]
+    return [row for row in rows if row.minus == finished[0]]
 
 
 def differences_in_words(results: Results) -> list[str]:
