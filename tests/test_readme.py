@@ -68,3 +68,39 @@ def test_its_table_is_the_committed_result_of_the_demonstration():
         assert rows[name][6] == f"{scores['zero_shot/position/top1']:.3f}"
         if method != "reference":
             assert rows[name][1] == "{:.3f}-{:.3f}".format(*scores["mrr_interval"])
+
+
+def test_its_table_of_real_captions_is_the_committed_results():
+    """The study, and the control that was run later."""
+    study, control = (
+        json.loads((ROOT / "docs/results" / it / "results.json").read_text(encoding="utf-8"))
+        for it in ("emoji-pictograms", "emoji-pictograms-union")
+    )
+    section = README.partition("<!-- emoji table -->")[2].partition("<!-- end of emoji table -->")[
+        0
+    ]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
+    printed = [tuple(cell.split()[0] if cell.strip() else "" for cell in it[3:]) for it in rows]
+    names = ("clip", "fastclip", "drrho_clip", "fastclip_both_halves", "fastclip_both_halves_840")
+    expected = [
+        (study["reference"]["mrr"], control["references"]["reference"]["tests"]),
+        *(
+            (study["methods"].get(it, {}).get("mrr"), control["methods"][it]["tests"])
+            for it in names
+        ),
+    ]
+    assert printed == [
+        (
+            "" if first is None else f"{first:.3f}",
+            f"{second['test']['mrr']:.3f}" if second else "",
+        )
+        for first, second in expected
+    ]
+    (difference,) = (
+        it
+        for it in control["differences"]
+        if (it["method"], it["minus"]) == ("fastclip_both_halves", "drrho_clip")
+    )
+    low, high = difference["interval"]
+    assert low > 0
+    assert f"difference {low:.3f} to {high:.3f})" in " ".join(README.split())
