@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import drrho
+from tests.processes import PATIENCE
 
 
 def test_rooms_without_the_suites_shape_checks():
@@ -18,7 +19,7 @@ def test_rooms_without_the_suites_shape_checks():
         env={**os.environ, "PYTHONPATH": str(source)},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

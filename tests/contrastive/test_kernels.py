@@ -13,6 +13,7 @@ from drrho.contrastive.exact import log_gap_means
 from drrho.contrastive.tiles import kernels
 from tests.contrastive import kernel_cases
 from tests.contrastive.conftest import draw_pairs
+from tests.processes import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(
@@ -31,7 +32,7 @@ def interpreted(tmp_path_factory):
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert finished.returncode == 0, finished.stderr[-3000:]
     return torch.load(output)

@@ -27,6 +27,7 @@ from tests.data.tar_files import (
     write_flawed_set,
     write_shard,
 )
+from tests.processes import PATIENCE
 
 from drrho.data import loading
 from drrho.data.batch import Batch
@@ -317,7 +318,7 @@ def is_running(process):
 def test_signals_to_the_whole_process_group_do_not_end_the_workers(tmp_path):
     process, _ = signalled_stream(tmp_path, "close")
     try:
-        said = process.communicate(timeout=30)[0].split()
+        said = process.communicate(timeout=PATIENCE)[0].split()
     finally:
         process.kill()
     assert process.returncode == 0
@@ -330,7 +331,7 @@ def test_a_stream_left_open_does_not_keep_the_process_from_ending(tmp_path):
     """What an error's traceback holds, for example, is still open when Python exits."""
     process, _ = signalled_stream(tmp_path, "exit")
     try:
-        assert process.communicate(timeout=30)[0] == "read on\n"
+        assert process.communicate(timeout=PATIENCE)[0] == "read on\n"
     finally:
         process.kill()
     assert process.returncode == 0

@@ -1,12 +1,9 @@
-"""What test_evaluation.py runs in processes of its own."""
+"""An encoder and its metrics of every kind of set, by one process or several."""
 
-import json
-import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.evaluate import evaluate_encoder
@@ -54,17 +51,8 @@ def answers(processes, folder):
     return found
 
 
-def process(rank, world, folder):
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
+def answers_of(rank, world, folder):
     meeting = f"file://{folder}/rendezvous"
     launch = Launch(rank=rank, size=world, local_rank=rank, meeting=meeting)
-    with joined(launch, device_type="cpu", minutes=2) as processes:
-        found = answers(processes, Path(folder))
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-
-
-def run(world, folder):
-    """The answers of each process."""
-    mp.spawn(process, args=(world, str(folder)), nprocs=world)
-    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(world)]
+    with joined(launch, device_type="cpu") as processes:
+        return answers(processes, Path(folder))

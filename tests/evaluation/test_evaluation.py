@@ -8,6 +8,7 @@ import torch
 from tests.data.tar_files import pair, picture, write_shard
 from tests.evaluation import evaluation_processes
 from tests.evaluation.task_folders import array, write_associations, write_faces
+from tests.processes import run
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
@@ -69,7 +70,8 @@ def test_two_processes_find_what_one_finds(sets, tmp_path):
     shutil.copytree(sets, folder)
     for name in ("wrong", "short"):
         alone[name] = alone[name].replace(str(sets), str(folder))
-    assert evaluation_processes.run(2, folder) == [alone, alone]
+    found = run(evaluation_processes.answers_of, 2, folder, world=2, group=False)
+    assert found == [alone, alone]
     assert "0.tar, row 6: task 'wrong': the label 5" in alone["wrong"]
     assert "0.tar, row 11: 'race_binary' stands in column 3" in alone["short"]
     assert alone["faces"]["metrics"]["count_race:4_gender:1"] == 1

@@ -1,20 +1,16 @@
 """A recipe trained by several processes: as by one, resumed, resharded, and stopped together."""
 
 import json
-import os
 import pickle
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.processes import by_srun, by_torchrun, finish, start_drrho, until
 from torch.testing import assert_close
 
 from drrho.models.build import Model
@@ -69,66 +65,16 @@ def recipe(steered, tmp_path):
     return replace(steered, output=str(tmp_path / "run"))
 
 
-def free_port(start):
-    """One from `start` on that nothing listens at."""
-    for port in range(start, 65_536):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
-
-
-def by_torchrun(size):
-    common = {
-        "WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port(29_500)),
-    }
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def by_srun(size):
-    """Of the steps of a job whose number leads to a port that is free here."""
-    common = {
-        "SLURM_JOB_ID": str(free_port(31_000) - 20_000),
-        "SLURM_STEP_NUM_TASKS": str(size),
-        "SLURM_STEP_NODELIST": "localhost",
-    }
-    return [
-        common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(size)
-    ]
-
-
 def start(recipe, folder, *, size, environments=by_torchrun):
     """`drrho train` in processes as torchrun or srun would start them."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.py").write_text(RECIPE.format(pickle.dumps(recipe)))
-    return launch(["train", str(folder / "recipe.py")], size=size, environments=environments)
+    return start_drrho(["train", str(folder / "recipe.py")], environments(size))
 
 
-def launch(arguments, *, size, environments=by_torchrun):
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "drrho", *arguments],
-            env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for environment in environments(size)
-    ]
-
-
-def finish(processes, *, timeout=120):
-    """Exit statuses and what the processes printed and reported."""
-    ended = [process.communicate(timeout=timeout) for process in processes]
-    return [process.returncode for process in processes], *zip(*ended, strict=True)
-
-
-def run(recipe, folder, *, size=2, environments=by_torchrun, timeout=120):
-    started = start(recipe, folder, size=size, environments=environments)
-    statuses, outputs, errors = finish(started, timeout=timeout)
-    assert statuses == [0] * size, errors
+def run(recipe, folder, *, environments=by_torchrun):
+    statuses, outputs, errors = finish(start(recipe, folder, size=2, environments=environments))
+    assert statuses == [0, 0], errors
     return outputs
 
 
@@ -190,7 +136,7 @@ def test_compiled_towers_train_what_others_train_and_go_on_without(recipe, alone
     """Two processes with shares of the weights stop half-way; one that is not compiled goes on."""
     training = replace(recipe.training, checkpoint_every=3)
     first = replace(recipe, parallel="sharded", compile=True, training=training)
-    run(first, tmp_path, timeout=300)  # most of it the compiler's
+    run(first, tmp_path)
     forget_the_end(tmp_path / "run")
     train_recipe(recipe)
     for name, expected in weights(alone).items():
@@ -208,14 +154,6 @@ def test_another_number_of_processes_goes_on(recipe, alone, tmp_path):
     found = read_tensors(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])
     for name, expected in read_tensors(list_checkpoints(alone / "checkpoints")[-1]).items():
         assert_close(found[name], expected, rtol=2e-3, atol=1e-5)
-
-
-def until(condition, processes, *, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert all(process.poll() is None for process in processes), finish(processes)
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.02)
 
 
 def endless(recipe):
@@ -277,7 +215,9 @@ def test_sharding_one_process_is_refused(plain_recipe, tmp_path):
 def test_two_processes_store_the_embeddings_that_one_stores(scenes, reference, tmp_path):
     arguments = ["--data", str(scenes / "train" / "manifest.json"), "--device", "cpu"]
     arguments += ["--model", f"run:{reference.parent / 'run'}", "--output", str(tmp_path / "out")]
-    statuses, outputs, errors = finish(launch(["reference", "precompute", *arguments], size=2))
+    statuses, outputs, errors = finish(
+        start_drrho(["reference", "precompute", *arguments], by_torchrun(2))
+    )
     assert statuses == [0, 0], errors
     assert "embeddings of 40 of 40 samples; 0 shards were there already" in outputs[0]
     assert outputs[1] == ""

@@ -2,17 +2,13 @@
 
 import gc
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import Process, until
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
@@ -85,22 +81,9 @@ def test_killed_and_continued_is_uninterrupted(steered_recipe, tmp_path):
         for name in ("whole", "killed")
     )
     train_recipe(whole)
-    code = (
-        "from drrho.recipe.recipe import *\nfrom drrho.recipe.train import train_recipe\n"
-        f"{_imports()}"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{code}\ntorch.set_num_threads(1)\ntrain_recipe({killed!r})"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list_checkpoints(checkpoints) and time.monotonic() < deadline:
-        assert process.poll() is None, "training ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = Process(train_recipe, killed)
+    until(lambda: list_checkpoints(tmp_path / "killed" / "checkpoints"), [process])
+    process.kill()
     assert not (tmp_path / "killed" / "results.json").exists()
     train_recipe(killed)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
@@ -117,21 +100,6 @@ def tensors_with_gradients() -> int:
     # type() and not isinstance(), which asks objects that warn when asked
     alive = (it for it in gc.get_objects() if issubclass(type(it), torch.Tensor))
     return sum(tensor.requires_grad for tensor in alive)
-
-
-def _imports() -> str:
-    """Names that the repr of a recipe needs."""
-    modules = {
-        "drrho.contrastive.objectives.config": "ObjectiveConfig",
-        "drrho.contrastive.memory.temperature": "TemperatureConfig",
-        "drrho.data.loading": "Loading",
-        "drrho.models.build": "Model",
-        "drrho.models.small": "SmallConfig",
-        "drrho.training.config": "Training",
-        "drrho.training.optimizer": "Optimizer",
-    }
-    lines = [f"from {module} import {name}" for module, name in modules.items()]
-    return "\n".join(["import torch", *lines])
 
 
 def test_workers_and_their_number_change_no_number(steered_recipe, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.data.tar_files import pair, write_shard
+from tests.processes import PATIENCE
 from torch.testing import assert_close
 
 import drrho
@@ -442,7 +443,7 @@ def run_without(script, *modules):
         env={**os.environ, "PYTHONPATH": source},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

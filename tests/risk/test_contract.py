@@ -1,8 +1,7 @@
-"""What every risk promises, whatever its family. A new risk is a new line in CASES and LADDERS."""
+"""What every risk promises, whatever its family."""
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import NamedTuple
 
@@ -10,90 +9,41 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.risk.cases import FAMILIES, Definition
 from torch.testing import assert_close
 
-from drrho.risk import (
-    KL,
-    ChiSquare,
-    ChiSquareBall,
-    CVaR,
-    KLBall,
-    KLCVaR,
-    Mean,
-    RiskMeasure,
-)
+from drrho.risk import RiskMeasure
 
 pytestmark = pytest.mark.filterwarnings("ignore:radius .* is at least")
 
 
-def kl(q, base):
-    return torch.xlogy(q, q / base).sum(-1)
-
-
-def chi_square(q, base):
-    return (base * (q / base - 1).square()).sum(-1) / 2
-
-
-def free(q, base):
-    return torch.zeros(q.shape[:-1], dtype=q.dtype)
-
-
 class Case(NamedTuple):
-    """A risk beside its definition: the price of a distribution q, and which q are allowed."""
+    """A risk and its definition."""
 
     risk: RiskMeasure
-    cost: Callable = free  # (q, base) -> divergence or ratio
-    budget: float = math.inf
-    price: float = 0.0  # units of loss per unit of cost
-    cap: float = math.inf  # the largest p / base
-
-    def allows(self, q, base, *, tolerance=0.0):
-        within = self.cost(q, base) <= self.budget * (1 + tolerance) + tolerance / 1000
-        return within & ((q / base).amax(-1) <= self.cap * (1 + tolerance))
+    definition: Definition
 
 
-CASES = {
-    "mean": Case(Mean(), cost=chi_square, budget=0.0),
-    "cvar .3": Case(CVaR(fraction=0.3), cost=lambda q, b: (q / b).amax(-1), budget=1 / 0.3),
-    "cvar .9": Case(CVaR(fraction=0.9), cost=lambda q, b: (q / b).amax(-1), budget=1 / 0.9),
-    "cvar .01": Case(CVaR(fraction=0.01)),
-    "kl .2": Case(KL(temperature=0.2), cost=kl, price=0.2),
-    "kl 20": Case(KL(temperature=20.0), cost=kl, price=20.0),
-    "kl ball .05": Case(KLBall(radius=0.05), cost=kl, budget=0.05),
-    "kl ball 1": Case(KLBall(radius=1.0), cost=kl, budget=1.0),
-    "kl ball 9": Case(KLBall(radius=9.0)),
-    "chi2 .02": Case(ChiSquareBall(radius=0.02), cost=chi_square, budget=0.02),
-    # Not 1, where one sample in three is exactly at reach and its threshold is not unique.
-    "chi2 1.1": Case(ChiSquareBall(radius=1.1), cost=chi_square, budget=1.1),
-    "chi2 99": Case(ChiSquareBall(radius=99.0)),
-    "chi2 penalty .5": Case(ChiSquare(strength=0.5), cost=chi_square, price=0.5),
-    "chi2 penalty 30": Case(ChiSquare(strength=30.0), cost=chi_square, price=30.0),
-    "kl .5 in cvar .4": Case(
-        KLCVaR(temperature=0.5, fraction=0.4), cost=kl, price=0.5, cap=1 / 0.4
-    ),
-    "kl 3 in cvar .7": Case(KLCVaR(temperature=3.0, fraction=0.7), cost=kl, price=3.0, cap=1 / 0.7),
-}
-
-# From the mean to the maximum, each step more pessimistic.
-LADDERS = {
-    "cvar": [CVaR(fraction=a) for a in (1.0, 0.8, 0.5, 0.21, 0.2, 1e-3)],
-    "kl": [KL(temperature=t) for t in (1e9, 10.0, 1.0, 0.1, 1e-9)],
-    "kl in cvar": [
-        KLCVaR(temperature=t, fraction=a)
-        for t, a in ((1.0, 1.0), (1.0, 0.6), (0.5, 0.6), (0.1, 0.2), (1e-9, 1e-3))
-    ],
-    "chi2 penalty": [ChiSquare(strength=s) for s in (1e9, 10.0, 1.0, 0.1, 1e-9)],
-    "kl ball": [KLBall(radius=r) for r in (0.0, 1e-6, 0.01, 0.3, 1.5, 50.0)],
-    "chi2": [ChiSquareBall(radius=r) for r in (0.0, 1e-6, 0.01, 0.3, 1.5, 50.0)],
-}
+def cases_of(family):
+    """Each risk of a family under which all promises are tested."""
+    return [
+        pytest.param(Case(risk, family.define(risk)), id=repr(risk))
+        for risk in (*(family.examples or [family.typical]), *family.beyond)
+    ]
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+# Of the module and not of a test, as hypothesis repeats the test and not its fixtures.
+@pytest.fixture(scope="module", params=[it for f in FAMILIES.values() for it in cases_of(f)])
 def case(request):
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", params=[f.ladder for f in FAMILIES.values() if f.ladder], ids=repr)
+def ladder(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
 def risk(case):
     return case.risk
 
@@ -115,23 +65,21 @@ def as_tensor(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(values=any_losses)
-def test_weights_are_an_allowed_distribution_that_attains_the_value(name, values):
-    case, losses = CASES[name], as_tensor(values)
-    value, weights, _ = case.risk(losses)
+def test_weights_are_an_allowed_distribution_that_attains_the_value(case, values):
+    (risk, defined), losses = case, as_tensor(values)
+    value, weights, _ = risk(losses)
     assert (weights >= 0).all()
     assert_close(weights.sum(), as_tensor(1.0))
     base = torch.full_like(losses, 1 / len(values))
-    assert case.allows(weights, base, tolerance=1e-6)
-    attained = (weights * losses).sum() - case.price * case.cost(weights, base)
+    assert defined.allows(weights, base, tolerance=1e-6)
+    attained = (weights * losses).sum() - defined.price * defined.cost(weights, base)
     assert_close(attained, value, rtol=1e-9, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(values=any_losses, seed=st.integers(0, 1000))
-def test_no_allowed_distribution_does_better(name, values, seed):
-    case, losses = CASES[name], as_tensor(values)
+def test_no_allowed_distribution_does_better(case, values, seed):
+    (risk, defined), losses = case, as_tensor(values)
     base = torch.full_like(losses, 1 / len(values))
     generator = torch.Generator().manual_seed(seed)
     exponents = 4 * torch.randn(8, len(values), dtype=torch.float64, generator=generator)
@@ -142,60 +90,55 @@ def test_no_allowed_distribution_does_better(name, values, seed):
         ]
     )
     for _ in range(30):  # shrink towards the base measure until allowed
-        allowed = case.allows(others, base)
+        allowed = defined.allows(others, base)
         others = torch.where(allowed[:, None], others, base + 0.7 * (others - base))
-    others = others[case.allows(others, base)]
-    reached = (others * losses).sum(-1) - case.price * case.cost(others, base)
-    assert (reached <= case.risk(losses).value + 1e-8).all()
+    others = others[defined.allows(others, base)]
+    reached = (others * losses).sum(-1) - defined.price * defined.cost(others, base)
+    assert (reached <= risk(losses).value + 1e-8).all()
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(values=any_losses)
-def test_value_is_between_the_mean_and_the_maximum(name, values):
+def test_value_is_between_the_mean_and_the_maximum(risk, values):
     losses = as_tensor(values)
-    value = CASES[name].risk(losses).value
+    value = risk(losses).value
     assert losses.mean() - 1e-8 <= value <= losses.max() + 1e-8
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(values=whole_losses, offset=st.integers(-5000, 5000))
-def test_translation_moves_the_value_and_nothing_else(name, values, offset):
+def test_translation_moves_the_value_and_nothing_else(risk, values, offset):
     losses = torch.tensor(values, dtype=torch.float32)
-    here, there = CASES[name].risk(losses), CASES[name].risk(losses + offset)
+    here, there = risk(losses), risk(losses + offset)
     assert torch.equal(here.weights, there.weights)
     largest = 6 + abs(offset)
     assert_close(there.value, here.value + offset, rtol=0, atol=2e-7 * largest)
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(values=whole_losses)
-def test_equal_losses_share_equally(name, values):
+def test_equal_losses_share_equally(risk, values):
     losses = as_tensor(values)
-    weights = CASES[name].risk(losses).weights
+    weights = risk(losses).weights
     for loss in losses.unique():
         tied = weights[losses == loss]
         assert torch.equal(tied, tied[:1].expand_as(tied))
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(values=any_losses, data=st.data())
-def test_order_of_the_samples_does_not_matter(name, values, data):
+def test_order_of_the_samples_does_not_matter(risk, values, data):
     losses = as_tensor(values)
     order = torch.tensor(data.draw(st.permutations(range(len(values)))))
-    plain, permuted = CASES[name].risk(losses), CASES[name].risk(losses[order])
+    plain, permuted = risk(losses), risk(losses[order])
     assert_close(permuted.value, plain.value)
     assert_close(permuted.weights, plain.weights[order], rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
 @examples(
     samples=st.lists(st.tuples(st.integers(-6, 6), st.integers(0, 3)), min_size=1, max_size=4)
 )
-def test_a_sample_weight_of_k_is_k_copies_and_zero_is_absence(name, samples):
+def test_a_sample_weight_of_k_is_k_copies_and_zero_is_absence(risk, samples):
     values, counts = (torch.tensor(column) for column in zip(*samples, strict=True))
     copies = values.double().repeat_interleave(counts)
-    weighted = CASES[name].risk(values.double(), base_measure=counts)
-    repeated = CASES[name].risk(copies)
+    weighted = risk(values.double(), base_measure=counts)
+    repeated = risk(copies)
     assert_close(weighted.value, repeated.value)
     assert_close(weighted.dual, repeated.dual, equal_nan=True, rtol=1e-6, atol=1e-9)
     owner = torch.arange(len(samples)).repeat_interleave(counts)
@@ -203,7 +146,6 @@ def test_a_sample_weight_of_k_is_k_copies_and_zero_is_absence(name, samples):
     assert_close(weighted.weights, merged, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("ladder", LADDERS.values(), ids=LADDERS.keys())
 @examples(values=any_losses)
 def test_ladder_rises_from_the_mean_to_the_maximum(ladder, values):
     losses = as_tensor(values)
@@ -347,9 +289,8 @@ def test_base_measure_of_another_batch_is_refused(risk, losses):
         risk(losses, base_measure=torch.ones(2, 7))
 
 
-def test_risk_warns_of_nothing_within_reach(losses):
+def test_risk_warns_of_nothing_within_reach(ladder, losses):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for ladder in LADDERS.values():
-            for risk in ladder[:-1]:
-                risk(losses)
+        for risk in ladder[:-1]:
+            risk(losses)

@@ -2,31 +2,13 @@
 
 import pytest
 import torch
+from tests.risk.cases import TYPICAL
 from torch.testing import assert_close
 
-from drrho.risk import (
-    KL,
-    ChiSquare,
-    ChiSquareBall,
-    CVaR,
-    KLBall,
-    KLCVaR,
-    Mean,
-    excess_loss,
-)
-
-RISKS = [
-    Mean(),
-    CVaR(fraction=0.4),
-    KL(temperature=0.5),
-    KLCVaR(temperature=0.5, fraction=0.4),
-    KLBall(radius=0.3),
-    ChiSquareBall(radius=0.3),
-    ChiSquare(strength=0.3),
-]
+from drrho.risk import excess_loss
 
 
-@pytest.fixture(params=RISKS, ids=repr)
+@pytest.fixture(params=TYPICAL.values(), ids=repr)
 def risk(request):
     return request.param
 

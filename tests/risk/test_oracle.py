@@ -1,17 +1,11 @@
 """Every risk beside its definition, written as a convex program and solved by cvxpy."""
 
+import math
+
 import pytest
 import torch
+from tests.risk import cases
 from torch.testing import assert_close
-
-from drrho.risk import (
-    KL,
-    ChiSquare,
-    ChiSquareBall,
-    CVaR,
-    KLBall,
-    KLCVaR,
-)
 
 cp = pytest.importorskip("cvxpy", reason="cvxpy, of the dev extra, solves the programs")
 
@@ -23,35 +17,10 @@ VALUE_TOLERANCE = 1e-6  # relative to the largest loss
 WEIGHT_TOLERANCE = 1e-4
 ROUNDING = 1e-11
 
-RISKS = [
-    *(CVaR(fraction=fraction) for fraction in (1.0, 0.95, 0.5, 0.3, 0.1, 0.01)),
-    *(KL(temperature=temperature) for temperature in (100.0, 1.0, 0.1, 0.01)),
-    *(KLBall(radius=radius) for radius in (1e-4, 0.01, 0.3, 1.0, 10.0)),
-    *(ChiSquareBall(radius=radius) for radius in (1e-4, 0.01, 0.3, 1.0, 10.0)),
-    *(ChiSquare(strength=strength) for strength in (100.0, 1.0, 0.1, 0.01)),
-    *(
-        KLCVaR(temperature=temperature, fraction=fraction)
-        for temperature in (100.0, 1.0, 0.1, 0.01)
-        for fraction in (0.95, 0.3, 0.01)
-    ),
-]
-
-
-def program(risk, p, q):
-    """What p costs the adversary, and what p must satisfy; q is the base measure."""
-    match risk:
-        case CVaR(fraction=fraction):
-            return 0, [p <= q / fraction]
-        case KL(temperature=temperature):
-            return temperature * kl(p, q), []
-        case KLBall(radius=radius):
-            return 0, [kl(p, q) <= radius]
-        case ChiSquareBall(radius=radius):
-            return 0, [chi_square(p, q) <= radius]
-        case ChiSquare(strength=strength):
-            return strength * chi_square(p, q), []
-        case KLCVaR(temperature=temperature, fraction=fraction):
-            return temperature * kl(p, q), [p <= q / fraction]
+PROGRAMS = [(it, family) for family in cases.FAMILIES.values() for it in family.programs]
+each_risk = pytest.mark.parametrize(
+    ("risk", "family"), PROGRAMS, ids=[repr(risk) for risk, _ in PROGRAMS]
+)
 
 
 def kl(p, q):
@@ -62,16 +31,30 @@ def chi_square(p, q):
     return cp.sum_squares(cp.multiply(p - q, q**-0.5)) / 2
 
 
+COSTS = {cases.kl: kl, cases.chi_square: chi_square, cases.free: lambda p, q: 0}
+
+
+def program(definition, p, q):
+    """What p costs the adversary, and what p must satisfy; q is the base measure."""
+    cost = COSTS[definition.cost](p, q)
+    constraints = []
+    if definition.budget < math.inf:
+        constraints.append(cost <= definition.budget)
+    if definition.cap < math.inf:
+        constraints.append(p <= q * definition.cap)
+    return definition.price * cost if definition.price else 0, constraints
+
+
 @pytest.fixture(params=[2, 5, 12])
 def losses(request):
     generator = torch.Generator().manual_seed(request.param)
     return torch.randn(request.param, dtype=torch.float64, generator=generator)
 
 
-def check(risk, losses, base_measure=None):
+def check(risk, family, losses, base_measure=None):
     base = torch.ones_like(losses) if base_measure is None else base_measure
     p = cp.Variable(len(losses), nonneg=True)
-    cost, constraints = program(risk, p, (base / base.sum()).numpy())
+    cost, constraints = program(family.define(risk), p, (base / base.sum()).numpy())
     problem = cp.Problem(cp.Maximize(losses.numpy() @ p - cost), [cp.sum(p) == 1, *constraints])
     best = problem.solve(solver=cp.CLARABEL)
     assert problem.status == cp.OPTIMAL
@@ -91,24 +74,24 @@ def check(risk, losses, base_measure=None):
     assert max(constraint.violation().max() for constraint in problem.constraints) < ROUNDING
 
 
-@pytest.mark.parametrize("risk", RISKS, ids=repr)
-def test_different_losses(risk, losses):
-    check(risk, losses)
+@each_risk
+def test_different_losses(risk, family, losses):
+    check(risk, family, losses)
 
 
-@pytest.mark.parametrize("risk", RISKS, ids=repr)
-def test_losses_in_ties_of_two(risk, losses):
-    check(risk, losses[torch.arange(len(losses)) // 2])
+@each_risk
+def test_losses_in_ties_of_two(risk, family, losses):
+    check(risk, family, losses[torch.arange(len(losses)) // 2])
 
 
-@pytest.mark.parametrize("risk", RISKS, ids=repr)
-def test_an_outlier(risk, losses):
+@each_risk
+def test_an_outlier(risk, family, losses):
     losses[0] = 50.0
-    check(risk, losses)
+    check(risk, family, losses)
 
 
-@pytest.mark.parametrize("risk", RISKS, ids=repr)
-def test_sample_weights(risk, losses):
+@each_risk
+def test_sample_weights(risk, family, losses):
     generator = torch.Generator().manual_seed(0)
     base = torch.rand(len(losses), dtype=torch.float64, generator=generator) + 0.1
-    check(risk, losses, base)
+    check(risk, family, losses, base)

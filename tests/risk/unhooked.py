@@ -3,28 +3,10 @@ cannot be compiled, and they refuse wrong shapes before our own errors, which us
 
 import pytest
 import torch
+from tests.risk.cases import TYPICAL
 from torch.testing import assert_close
 
-from drrho.risk import (
-    KL,
-    ChiSquare,
-    ChiSquareBall,
-    CVaR,
-    KLBall,
-    KLCVaR,
-    Mean,
-    excess_loss,
-)
-
-RISKS = [
-    Mean(),
-    CVaR(fraction=0.4),
-    KL(temperature=0.5),
-    KLBall(radius=0.3),
-    ChiSquareBall(radius=0.3),
-    ChiSquare(strength=0.5),
-    KLCVaR(temperature=0.5, fraction=0.4),
-]
+from drrho.risk import ChiSquareBall, CVaR, excess_loss
 
 
 def value_weights_and_gradient(function, losses, *others):
@@ -35,7 +17,8 @@ def value_weights_and_gradient(function, losses, *others):
 
 
 @pytest.mark.parametrize(
-    ("risk", "backend"), [*((risk, "eager") for risk in RISKS), (CVaR(fraction=0.3), "aot_eager")]
+    ("risk", "backend"),
+    [*((risk, "eager") for risk in TYPICAL.values()), (CVaR(fraction=0.3), "aot_eager")],
 )
 def test_objective_compiles_into_one_graph(risk, backend):
     def objective(losses, reference, mask):
@@ -64,7 +47,7 @@ def test_a_radius_beyond_reach_compiles():
     assert_close(compiled(losses).value, losses.max())
 
 
-@pytest.mark.parametrize("risk", RISKS, ids=repr)
+@pytest.mark.parametrize("risk", TYPICAL.values(), ids=repr)
 def test_what_is_not_a_row_of_losses_is_refused(risk):
     with pytest.raises(TypeError, match="losses must be floating point, got torch.int64"):
         risk(torch.arange(4))

@@ -5,19 +5,11 @@ import math
 
 import pytest
 import torch
+from tests.risk.cases import TYPICAL
 from torch import nn
 from torch.testing import assert_close
 
-from drrho.risk import (
-    KL,
-    ChiSquare,
-    ChiSquareBall,
-    CVaR,
-    KLBall,
-    KLCVaR,
-    Mean,
-    excess_loss,
-)
+from drrho.risk import KL, excess_loss
 from drrho.steering import (
     AdaptiveRate,
     BatchEstimator,
@@ -30,15 +22,6 @@ from drrho.steering import (
 
 NUM_SAMPLES, BATCH = 40, 8
 
-RISKS = {
-    "mean": Mean(),
-    "cvar": CVaR(fraction=0.3),
-    "kl": KL(temperature=0.7),
-    "kl in cvar": KLCVaR(temperature=0.7, fraction=0.3),
-    "kl ball": KLBall(radius=0.2),
-    "chi2 ball": ChiSquareBall(radius=0.2),
-    "chi2 penalty": ChiSquare(strength=0.8),
-}
 ESTIMATORS = {
     "batch": BatchEstimator,
     "moving average": lambda: MovingAverage(rate=0.3),
@@ -48,18 +31,18 @@ ESTIMATORS = {
     "table": lambda: LossTable(NUM_SAMPLES),
     "multi-level": lambda: MultiLevelMonteCarlo(smallest=2, levels=2),
 }
+OF_KL = ("moving average", "normalised average", "scent")
 IMPOSSIBLE = {
-    *((name, risk) for name in ESTIMATORS for risk in RISKS if "average" in name and risk != "kl"),
-    *(("scent", risk) for risk in RISKS if risk != "kl"),
+    *((e, name) for e in OF_KL for name, risk in TYPICAL.items() if not isinstance(risk, KL)),
     ("learned dual", "mean"),
 }
-POSSIBLE = [(e, r) for e in ESTIMATORS for r in RISKS if (e, r) not in IMPOSSIBLE]
+POSSIBLE = [(e, r) for e in ESTIMATORS for r in TYPICAL if (e, r) not in IMPOSSIBLE]
 
 
 @pytest.fixture(params=POSSIBLE, ids="-".join)
 def make_loss(request):
     estimator, risk = request.param
-    return lambda **options: DRRhoLoss(RISKS[risk], ESTIMATORS[estimator](), **options)
+    return lambda **options: DRRhoLoss(TYPICAL[risk], ESTIMATORS[estimator](), **options)
 
 
 def without(*estimators, also=()):
@@ -90,8 +73,8 @@ def numbers(result):
 
 @pytest.mark.parametrize(("estimator", "risk"), sorted(IMPOSSIBLE))
 def test_an_estimator_refuses_risks_it_cannot_estimate(estimator, risk):
-    with pytest.raises(ValueError, match=RISKS[risk].__class__.__name__):
-        DRRhoLoss(RISKS[risk], ESTIMATORS[estimator]())
+    with pytest.raises(ValueError, match=TYPICAL[risk].__class__.__name__):
+        DRRhoLoss(TYPICAL[risk], ESTIMATORS[estimator]())
 
 
 def test_gradient_is_the_weights(make_loss):

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import Process, until
 from tests.training import tiny_run
 from tests.training.tiny_run import CONFIG, TinyObjective, tiny_state, tiny_train
 
@@ -17,8 +15,6 @@ from drrho.training.checkpoint import latest_checkpoint, read_values
 from drrho.training.interruption import TrainingInterrupted
 from drrho.training.log import read_metrics
 from drrho.training.tensor_files import read_tensors
-
-ROOT = Path(__file__).parents[2]
 
 
 class Crash(Exception):
@@ -83,15 +79,10 @@ def resume_and_finish(folder):
 
 
 def test_killed_process_continues_bitwise(tmp_path, uninterrupted):
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, tiny_run.__file__, str(tmp_path), "0.02"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while latest_checkpoint(tmp_path / "checkpoints") is None:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.001)
+    process = Process(tiny_run.resume_slowly, tmp_path, 0.02)
+    until(lambda: latest_checkpoint(tmp_path / "checkpoints"), [process])
     time.sleep(0.15)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     assert process.returncode == -signal.SIGKILL
     assert 0 < final_checkpoint(tmp_path)["step"] < CONFIG.steps
     resume_and_finish(tmp_path)

@@ -1,10 +1,9 @@
 """A training run of milliseconds in which everything that a checkpoint holds matters.
 
 The step depends on torch's and NumPy's generators, on the loss's per-sample state and on the
-optimiser's moments. Also a script: `python tiny_run.py FOLDER SECONDS_PER_STEP`.
+optimiser's moments.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,8 +136,7 @@ def tiny_train(
     return train(objective, state=state, config=config, **arguments)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run = tiny_state(Path(sys.argv[1]))
+def resume_slowly(folder: Path, seconds_per_step: float) -> None:
+    run = tiny_state(folder)
     run.resume()
-    tiny_train(run, TinyObjective(run, seconds_per_step=float(sys.argv[2])))
+    tiny_train(run, TinyObjective(run, seconds_per_step=seconds_per_step))

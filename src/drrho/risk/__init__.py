@@ -1,4 +1,4 @@
-"""Losses to a scalar: risks, and the distributions that attain them; the excess loss."""
+"""Risks of losses, with the distributions that attain them, and the excess loss."""
 
 from drrho.risk.base import Risk, RiskMeasure, effective_sample_size, kl_divergence
 from drrho.risk.chi_square import (
@@ -9,7 +9,8 @@ from drrho.risk.chi_square import (
 )
 from drrho.risk.cvar import CVaR, cvar_risk
 from drrho.risk.excess import excess_loss
-from drrho.risk.kl import KL, KLBall, kl_ball_risk, kl_risk
+from drrho.risk.kl import KL, kl_risk
+from drrho.risk.kl_ball import KLBall, kl_ball_risk
 from drrho.risk.kl_cvar import KLCVaR, kl_cvar_risk
 from drrho.risk.mean import Mean, mean_risk
 

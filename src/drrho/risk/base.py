@@ -1,4 +1,4 @@
-"""What every risk returns, and what its weights say about themselves."""
+"""Result of a risk, the protocol that risks follow, and statistics of their weights."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""Chi-square risks: mean plus deviation, the generalisation theorem's; and mean plus variance."""
+"""Chi-square risks: mean plus deviation (a ball, the theorem's), mean plus variance (a penalty)."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from drrho.risk.base import Risk
+from drrho.risk.duality import Dual, DualForm, Solved
 from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
-from drrho.risk.samples import Samples, as_risk, dot, may_look, weigh
+from drrho.risk.samples import Samples, as_risk, dot, may_read_values, weigh
 
 # Rounds of elimination before the sort takes over. Normal losses take five to ten; losses of n
 # different orders of magnitude would take n.
@@ -130,8 +131,12 @@ def chi_square_risk(
 
 
 class _Moments(NamedTuple):
-    """Of some samples: share of the base measure and what is left of it, weighted mean and
-    variance of the losses. One set for each row, or one for each of its prefixes.
+    """Moments of sets of samples: one set for each row, or one for each prefix of a row.
+
+    Attributes:
+        share: of the base measure.
+        rest: what is left of the base measure.
+        mean, variance: of the losses, weighted.
     """
 
     share: Float64[Tensor, "*sets"]
@@ -140,7 +145,7 @@ class _Moments(NamedTuple):
     variance: Float64[Tensor, "*sets"]
 
 
-# Eta, were these samples the ones above it.
+# The threshold eta that would follow if these samples were the ones above it.
 _Threshold = Callable[[_Moments], Tensor]
 
 
@@ -150,7 +155,7 @@ class _Active(NamedTuple):
     Attributes:
         mass: the base measure, unnormalised; zero where the loss is not above eta.
         moment: `mass * (losses - mean)`.
-        moments: theirs, relative to the largest loss.
+        moments: of these samples, relative to the largest loss.
     """
 
     mass: Float64[Tensor, "*batch n"]
@@ -159,9 +164,9 @@ class _Active(NamedTuple):
 
 
 def _active(samples: Samples, threshold: _Threshold) -> _Active:
-    """The samples above eta, by the quicker of two ways."""
+    """Find the samples above eta, by the quicker of two ways."""
     below = samples.below
-    if below.shape[-1] < FEWEST_FOR_ELIMINATION or not may_look(below):
+    if below.shape[-1] < FEWEST_FOR_ELIMINATION or not may_read_values(below):
         return _by_sorting(samples, threshold)
     # Elimination would leave out a loss of minus infinity, and the risk would not show it.
     if not bool(below.sum().isfinite()):
@@ -170,7 +175,7 @@ def _active(samples: Samples, threshold: _Threshold) -> _Active:
 
 
 def _by_elimination(samples: Samples, threshold: _Threshold) -> _Active:
-    """Drop what is not above the eta of those that are left, until nothing changes.
+    """Drop samples below the eta of those that are left, until nothing changes.
 
     An eta below the solution's rises, and never passes it; one above it falls. So it does not
     matter where the search begins, and it ends.
@@ -193,7 +198,7 @@ def _by_elimination(samples: Samples, threshold: _Threshold) -> _Active:
 
 
 def _by_sorting(samples: Samples, threshold: _Threshold) -> _Active:
-    """Sort the losses, largest first, and accumulate: no search, and no look at a number.
+    """Sort the losses, largest first, and accumulate: no search, and no value is read.
 
     Whether eta lies below the k-th loss depends on the moments of the k largest alone.
     """
@@ -221,7 +226,7 @@ def _restricted(
     *,
     out: Float64[Tensor, "*batch n"] | None = None,
 ) -> _Active:
-    """The samples of this mass, which is the base measure's or zero; `out` holds their moment."""
+    """Restrict the samples to a mass, the base measure's or zero; `out` takes the moment."""
     sum_of_mass = mass.sum(dim=-1)
     divisor = torch.where(sum_of_mass > 0, sum_of_mass, 1.0)
     mean = dot(mass, samples.below) / divisor
@@ -280,14 +285,21 @@ class ChiSquareBall:
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
         risk = chi_square_ball_risk(losses, radius=self.radius, base_measure=base_measure)
-        num_samples = losses.shape[-1]
-        warn_if_beyond_reach(
-            self.radius,
-            reach=(num_samples - 1) / 2,
-            num_samples=num_samples,
-            base_measure=base_measure,
-        )
+        warn_if_beyond_reach(self.radius, losses, base_measure, reach=lambda n: (n - 1) / 2)
         return risk
+
+    @property
+    def dual_form(self) -> DualForm | None:
+        if self.radius == 0:
+            return None
+        return DualForm(
+            density=_density,
+            generator=_generator,
+            optimum=_optimal_dual_of_ball,
+            variable=_eta,
+            scale="learned",
+            radius=self.radius,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,3 +322,37 @@ class ChiSquare:
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
         return chi_square_risk(losses, strength=self.strength, base_measure=base_measure)
+
+    @property
+    def dual_form(self) -> DualForm:
+        return DualForm(
+            density=_density,
+            generator=_generator,
+            optimum=lambda at: Dual(
+                at.dual + self.strength, torch.full_like(at.value, self.strength)
+            ),
+            variable=_eta,
+            scale="price",
+        )
+
+
+def _density(above: Tensor, scale: Tensor) -> Tensor:
+    return (1 + above / scale).clamp_min(0)
+
+
+def _generator(density: Tensor) -> Tensor:
+    return (density - 1).square() / 2
+
+
+def _eta(dual: Dual) -> Tensor:
+    return dual.location - dual.scale
+
+
+def _optimal_dual_of_ball(at: Solved) -> Dual:
+    _, eta, f, q, *_ = at
+    scale = (q * (f - eta).clamp_min(0)).sum().clamp(at.smallest_scale, at.largest_scale)
+    location = torch.where(eta.isfinite(), eta + scale, (q * f).sum())
+    # All weight on the largest: their common density is one over their share.
+    share = torch.where(f >= eta, q, 0.0).sum()
+    at_maximum = (q * (f > eta)).sum() == 0
+    return Dual(torch.where(at_maximum, eta - scale * (1 / share - 1), location), scale)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from drrho.risk.base import Risk
+from drrho.risk.duality import Dual, DualForm
 from drrho.risk.limits import check_fraction
 from drrho.risk.samples import Samples, as_risk, dot, weigh
 
@@ -101,3 +102,14 @@ class CVaR:
         base_measure: Shaped[Tensor, "... n"] | None = None,
     ) -> Risk:
         return cvar_risk(losses, fraction=self.fraction, base_measure=base_measure)
+
+    @property
+    def dual_form(self) -> DualForm:
+        return DualForm(
+            density=lambda above, scale: (above > 0).double() / self.fraction,  # noqa: ARG005
+            generator=torch.zeros_like,
+            optimum=lambda at: Dual(at.dual, at.spread),
+            variable=lambda dual: dual.location,
+            scale="spread",
+            cap=1 / self.fraction,
+        )

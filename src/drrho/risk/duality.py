@@ -7,20 +7,19 @@ divergence's generator,
     risk(f) = min over nu and s of  sum(q h),    h = nu + radius s + w (f - nu) - s phi(w)
 
 (docs/mathematics.md, "Dual form"), so all that has to be remembered between batches is (nu, s).
+Each risk that has such a form carries it, as `dual_form`.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from drrho.risk.base import RiskMeasure
-from drrho.risk.chi_square import ChiSquare, ChiSquareBall
-from drrho.risk.cvar import CVaR
-from drrho.risk.kl import KL, KLBall
-from drrho.risk.kl_cvar import KLCVaR
 from drrho.risk.samples import normalised
 
 # Where a ball's scale is zero or infinite (nothing or everything within reach), a number of
@@ -34,129 +33,120 @@ class Dual(NamedTuple):
 
     Attributes:
         location: nu, at which the densities have mean one.
-        scale: s. The price of a penalty, which is given; the temperature or lambda of a ball,
-            which is learned; for CVaR, on which it has no influence, the standard deviation of
-            the losses.
+        scale: s; see `DualForm.scale`.
     """
 
     location: Float64[Tensor, ""]
     scale: Float64[Tensor, ""]
 
 
-def has_dual_form(risk: RiskMeasure) -> bool:
-    """Whether there is anything to learn: not for the mean, nor for a ball of radius zero."""
-    match risk:
-        case KLBall(radius=radius) | ChiSquareBall(radius=radius):
-            return radius > 0
-        case CVaR() | KL() | KLCVaR() | ChiSquare():
-            return True
-        case _:
-            return False
+class Solved(NamedTuple):
+    """Samples whose risk is known, from which the optimal location and scale follow.
+
+    Attributes:
+        value: the risk, in units of loss.
+        dual: its dual variable; see `drrho.risk.Risk`.
+        losses: zero where the base measure is.
+        measure: the base measure q, which sums to one.
+        spread: standard deviation of the losses under q.
+        smallest_scale, largest_scale: between which a ball's scale can be learned.
+    """
+
+    value: Float64[Tensor, ""]
+    dual: Float64[Tensor, ""]
+    losses: Float64[Tensor, " n"]
+    measure: Float64[Tensor, " n"]
+    spread: Float64[Tensor, ""]
+    smallest_scale: Float64[Tensor, ""]
+    largest_scale: Float64[Tensor, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualForm:
+    """Dual form of one risk: its densities, its divergence, and its solution.
+
+    Attributes:
+        density: w, from the distances `losses - nu` and the scale.
+        generator: phi(w), whose mean is the divergence that the adversary has spent.
+        optimum: the best location and scale for samples whose risk is known.
+        variable: what `drrho.risk.Risk.dual` shows, a threshold or temperature.
+        scale: "price" of a penalty, which is given; "learned", the temperature or lambda of a
+            ball; "spread" where it has no influence (CVaR): the losses' standard deviation.
+        radius: a ball's; zero without one.
+        cap: the largest density; infinite without a limit.
+    """
+
+    density: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+    optimum: Callable[[Solved], Dual]
+    variable: Callable[[Dual], Tensor]
+    scale: Literal["price", "learned", "spread"]
+    radius: float = 0.0
+    cap: float = math.inf
+
+    def densities(self, losses: Float[Tensor, " n"], dual: Dual) -> Float64[Tensor, " n"]:
+        """`p / q` of each sample at a location and scale; their mean is one at the optimum only."""
+        return self.density(losses.detach().double() - dual.location, dual.scale)
+
+    def values(self, losses: Float[Tensor, " n"], dual: Dual) -> Float64[Tensor, " n"]:
+        """h, each sample's part of the dual objective, whose mean is never below the risk."""
+        w = self.densities(losses, dual)
+        gained = w * (losses.detach().double() - dual.location)
+        spent = dual.scale * (self.radius - self.generator(w))
+        return dual.location + gained + spent
+
+
+@runtime_checkable
+class HasDualForm(Protocol):
+    """A risk with a dual form; None where its parameters leave nothing to learn."""
+
+    @property
+    def dual_form(self) -> DualForm | None: ...
+
+
+def dual_form(risk: RiskMeasure) -> DualForm:
+    """Return the dual form that a risk carries.
+
+    Raises:
+        ValueError: it has none, as the mean and a ball of radius zero.
+    """
+    form = risk.dual_form if isinstance(risk, HasDualForm) else None
+    if form is None:
+        raise ValueError(
+            f"{risk} has no dual variables to solve for or to learn; BatchEstimator needs none"
+        )
+    return form
 
 
 def solve_dual(
     risk: RiskMeasure, losses: Float[Tensor, " n"], base_measure: Shaped[Tensor, " n"]
 ) -> Dual:
-    """The optimal location and scale for these samples.
+    """Solve for the optimal location and scale of these samples.
 
     Args:
-        risk: one that `has_dual_form`.
+        risk: one that has a dual form.
         losses: excess losses.
         base_measure: mask or sample weights.
+
+    Raises:
+        ValueError: the risk has no dual form.
     """
+    form = dual_form(risk)
     value, _, dual = risk(losses, base_measure=base_measure)
-    value, dual = value.detach().double(), _known(dual).double()
+    assert dual is not None  # every dual form has a variable
     q = normalised(base_measure.double())
     f = torch.where(q > 0, losses.detach().double(), 0.0)
     spread = standard_deviation(f, q)
     # Equal losses have no spread, and every positive scale gives them equal weights.
     low = torch.where(spread > 0, SMALLEST_SCALE * spread, SCALE_WITHOUT_SPREAD)
     high = torch.where(spread > 0, LARGEST_SCALE * spread, SCALE_WITHOUT_SPREAD)
-    match risk:
-        case CVaR():
-            return Dual(dual, spread)
-        case KL(temperature=temperature):
-            return Dual(value, torch.full_like(value, temperature))
-        case KLCVaR(temperature=temperature):
-            return Dual(dual, torch.full_like(value, temperature))
-        case KLBall():
-            temperature = dual.clamp(low, high)
-            return Dual(temperature * (q.log() + f / temperature).logsumexp(dim=-1), temperature)
-        case ChiSquare(strength=strength):
-            return Dual(dual + strength, torch.full_like(value, strength))
-        case ChiSquareBall():
-            scale = (q * (f - dual).clamp_min(0)).sum().clamp(low, high)
-            location = torch.where(dual.isfinite(), dual + scale, (q * f).sum())
-            # All weight on the largest: their common density is one over their share.
-            share = torch.where(f >= dual, q, 0.0).sum()
-            at_maximum = (q * (f > dual)).sum() == 0
-            return Dual(torch.where(at_maximum, dual - scale * (1 / share - 1), location), scale)
-        case _:
-            raise ValueError(f"{risk} has no dual variables")
+    value, dual = value.detach().double(), dual.double()
+    return form.optimum(Solved(value, dual, f, q, spread, low, high))
 
 
 def standard_deviation(
     losses: Float64[Tensor, " n"], base_measure: Float64[Tensor, " n"]
 ) -> Float64[Tensor, ""]:
-    """Under a base measure that sums to one (divisor n)."""
+    """Standard deviation under a base measure that sums to one (divisor n)."""
     mean = (base_measure * losses).sum()
     return (base_measure * (losses - mean).square()).sum().sqrt()
-
-
-def dual_variable(risk: RiskMeasure, dual: Dual) -> Float64[Tensor, ""]:
-    """The one that `drrho.risk.Risk.dual` shows: threshold or temperature."""
-    match risk:
-        case KL() | KLBall():
-            return dual.scale
-        case ChiSquare() | ChiSquareBall():
-            return dual.location - dual.scale
-        case _:
-            return dual.location
-
-
-def density(risk: RiskMeasure, losses: Float[Tensor, " n"], dual: Dual) -> Float64[Tensor, " n"]:
-    """W = p/q of each sample at a location and scale. Its mean is one only at the optimum."""
-    above = losses.detach().double() - dual.location
-    match risk:
-        case CVaR(fraction=fraction):
-            return (above > 0).double() / fraction
-        case KL() | KLBall():
-            return (above / dual.scale).exp()
-        case KLCVaR(fraction=fraction):
-            return (above / dual.scale).clamp(max=-math.log(fraction)).exp()
-        case ChiSquare() | ChiSquareBall():
-            return (1 + above / dual.scale).clamp_min(0)
-        case _:
-            raise ValueError(f"{risk} has no dual variables")
-
-
-def divergence_generator(
-    risk: RiskMeasure, density: Float64[Tensor, " n"]
-) -> Float64[Tensor, " n"]:
-    """phi(w), whose mean is the divergence that the adversary has spent."""
-    match risk:
-        case CVaR():
-            return torch.zeros_like(density)
-        case KL() | KLBall() | KLCVaR():
-            return torch.special.xlogy(density, density) - density + 1
-        case ChiSquare() | ChiSquareBall():
-            return (density - 1).square() / 2
-        case _:
-            raise ValueError(f"{risk} has no dual variables")
-
-
-def dual_values(
-    risk: RiskMeasure, losses: Float[Tensor, " n"], dual: Dual
-) -> Float64[Tensor, " n"]:
-    """h, each sample's part of the dual objective. For every dual the mean is at least the risk."""
-    w = density(risk, losses, dual)
-    radius = risk.radius if isinstance(risk, KLBall | ChiSquareBall) else 0.0
-    gained = w * (losses.detach().double() - dual.location)
-    spent = dual.scale * (radius - divergence_generator(risk, w))
-    return dual.location + gained + spent
-
-
-def _known(dual: Tensor | None) -> Tensor:
-    if dual is None:
-        raise ValueError("the mean has no dual variables")
-    return dual

@@ -8,7 +8,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from drrho.risk.base import Risk
-from drrho.risk.kl import tilt
+from drrho.risk.duality import Dual, DualForm
+from drrho.risk.kl import kl_generator, tilt
 from drrho.risk.limits import check_fraction, check_price
 from drrho.risk.samples import as_risk, normalised, weigh
 
@@ -109,4 +110,16 @@ class KLCVaR:
             temperature=self.temperature,
             fraction=self.fraction,
             base_measure=base_measure,
+        )
+
+    @property
+    def dual_form(self) -> DualForm:
+        log_cap = -math.log(self.fraction)
+        return DualForm(
+            density=lambda above, scale: (above / scale).clamp(max=log_cap).exp(),
+            generator=kl_generator,
+            optimum=lambda at: Dual(at.dual, torch.full_like(at.value, self.temperature)),
+            variable=lambda dual: dual.location,
+            scale="price",
+            cap=1 / self.fraction,
         )

@@ -1,7 +1,8 @@
-"""What the parameters of penalties and balls may be; the errors and warnings that say so."""
+"""Checks of the parameters of penalties and balls, with their errors and warnings."""
 
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,7 +37,11 @@ def check_radius(radius: float) -> None:
 
 
 def warn_if_beyond_reach(
-    radius: float, *, reach: float, num_samples: int, base_measure: Tensor | None
+    radius: float,
+    losses: Tensor,
+    base_measure: Tensor | None,
+    *,
+    reach: Callable[[int], float],
 ) -> None:
     """Warn that a ball of this radius holds every distribution: the risk is the largest loss.
 
@@ -45,16 +50,17 @@ def warn_if_beyond_reach(
 
     Args:
         radius: the ball's.
-        reach: the divergence of one sample alone from equal weights on `num_samples`. A mask
-            keeps fewer samples, whose reach is smaller.
-        num_samples: n.
-        base_measure: as given to the risk.
+        losses, base_measure: as given to the risk.
+        reach: the divergence of one sample alone from equal weights on n samples. A mask keeps
+            fewer samples, whose reach is smaller.
     """
+    num_samples = losses.shape[-1]
+    most = reach(max(num_samples, 1))
     equal_samples = base_measure is None or base_measure.dtype == torch.bool
-    if radius < reach or num_samples < 2 or not equal_samples or torch.compiler.is_compiling():
+    if radius < most or num_samples < 2 or not equal_samples or torch.compiler.is_compiling():
         return
     warnings.warn(
-        f"radius {radius:g} is at least {reach:g}, which no distribution on {num_samples} samples "
+        f"radius {radius:g} is at least {most:g}, which no distribution on {num_samples} samples "
         "exceeds: the risk is the largest loss. Use a smaller radius, or more samples.",
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""The mean: no adversary. Every other risk of this room tends to it."""
+"""The mean: the risk without an adversary, and a limit of every other risk."""
 
 from dataclasses import dataclass
 

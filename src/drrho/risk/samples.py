@@ -1,4 +1,4 @@
-"""The border of every risk: precision, masks and sample weights, translation, the gradient.
+"""Input and output of every risk: precision, masks and sample weights, translation, gradient.
 
 A risk solves for its weights on losses that this module has prepared: every row moved so that
 its largest loss is zero, dropped samples out of the way. Translation invariance, masks and
@@ -54,20 +54,20 @@ class Samples(NamedTuple):
         return numbers if self.alike else self.mass * numbers
 
 
-def may_look(numbers: Tensor) -> bool:
-    """Whether a step may depend on the value of a tensor.
+def may_read_values(numbers: Tensor) -> bool:
+    """Whether a step may depend on the values of a tensor.
 
-    In eager mode on the CPU a look costs nothing, and saves the steps that are not needed. On
-    other devices it would wait for all that has been queued, and it cannot be compiled. (Nor can
+    In eager mode on the CPU reading them costs nothing, and saves the steps that are not needed.
+    On other devices it would wait for all that has been queued, and it cannot be compiled. (Nor can
     it be mapped by `torch.vmap`; rows of losses, which risks take, need no mapping.)
     """
     return numbers.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def dot(a: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """Scalar products over the last dimension; of float64 without an array of the terms.
+    """Scalar products over the last dimension; in float64 without an array of the terms.
 
-    Of float32 with it: the quick way is one that autocast rounds to half precision.
+    In float32 with it: the quick way is one that autocast rounds to half precision.
     """
     return torch.linalg.vecdot(a, b) if a.dtype == torch.float64 else (a * b).sum(dim=-1)
 
@@ -125,7 +125,7 @@ def as_risk(
     weights: Float[Tensor, "*batch m"],
     dual: Float[Tensor, "*batch"] | None,
 ) -> Risk:
-    """A solved risk in the precision of the losses, with the weights as its gradient.
+    """Assemble a solved risk in the precision of the losses, with the weights as its gradient.
 
     What carries the gradient is zero as a number, so `value.item()` is the objective's value
     to the last bit, however far from zero the losses are.

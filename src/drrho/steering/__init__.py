@@ -1,4 +1,4 @@
-"""Losses of a mini-batch to the loss to differentiate: the data set's risk, estimated."""
+"""The DRRho loss: the data set's risk, estimated from mini-batches and differentiated."""
 
 from drrho.steering.accumulation import accumulate_gradients
 from drrho.steering.base import Estimate, Estimator

@@ -1,4 +1,4 @@
-"""A batch in several micro-batches, with the gradient of the whole."""
+"""Gradient accumulation: a batch in several micro-batches, with the gradient of the whole."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,7 @@ def accumulate_gradients(
     backward: Callable[[Tensor], object] = torch.Tensor.backward,
     no_sync: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[SteeredLoss]:
-    """The gradient of a batch that does not fit, exactly.
+    """Accumulate the exact gradient of a batch that does not fit into memory.
 
     How a sample is weighed depends on all others, so there are two passes. The first computes the
     losses of all micro-batches without a graph; they are weighed together, as one batch, and the
@@ -33,8 +33,8 @@ def accumulate_gradients(
     sample's loss depends on its micro-batch as it always does under accumulation.
 
     Args:
-        loss: whose estimator takes one step.
-        micro_batches: of one step of the optimiser; of any type, in memory together.
+        loss: the DRRho loss; its estimator takes one step.
+        micro_batches: those of one optimiser step, of any type, in memory together.
         losses_of: the forward pass: a micro-batch to `Losses`.
         backward: for instance a gradient scaler's: `lambda loss: scaler.scale(loss).backward()`.
         no_sync: entered for all but the last backward pass: `model.no_sync` of

@@ -1,4 +1,4 @@
-"""What an estimator of the data set's risk is given, and what it returns."""
+"""Protocol of the estimators of the data set's risk, and their result."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +9,7 @@ from drrho.risk import RiskMeasure
 
 
 class Estimate(NamedTuple):
-    """The risk of the data set, as seen from one batch.
+    """Estimate of the data set's risk from one batch.
 
     Attributes:
         value: the objective, in units of loss.
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Estimator(Protocol):
-    """From the excess losses of a mini-batch to weights for their gradients.
+    """Estimator of the data set's risk: excess losses of a mini-batch to gradient weights.
 
     The risk of a data set is no mean over samples, so the risk of a mini-batch is a biased
     estimate of it, and the estimators differ in how they lower that bias: by what they remember.
@@ -45,10 +45,12 @@ class Estimator(Protocol):
         base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,
     ) -> Estimate:
-        """Args:
-        risk: whose value over the data set is sought.
-        excess: detached excess losses of the batch, of all processes.
-        base_measure: mask or sample weights; zero drops the sample, whatever its loss.
-        index: the samples' ids, or None where the caller gave none.
+        """Estimate the risk from one batch, and update the state.
+
+        Args:
+            risk: the risk whose value over the data set is sought.
+            excess: detached excess losses of the batch, of all processes.
+            base_measure: mask or sample weights; zero drops the sample, whatever its loss.
+            index: the samples' ids, or None where the caller gave none.
         """
         ...

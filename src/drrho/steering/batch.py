@@ -19,7 +19,7 @@ class BatchEstimator(nn.Module):
     """
 
     def check(self, risk: RiskMeasure) -> None:
-        """Every risk of a batch is defined."""
+        """Accept every risk: each is defined on a batch."""
 
     def forward(
         self,
@@ -68,15 +68,16 @@ class MultiLevelMonteCarlo(nn.Module):
         self.levels = levels
 
     def check(self, risk: RiskMeasure) -> None:
-        """Every risk of a batch is defined."""
+        """Accept every risk: each is defined on a batch."""
 
     def probability(self, level: int) -> float:
-        """P(J): 1/2, 1/4, ... for levels 1, 2, ..., and the last has what is left."""
+        """Probability of a level: 1/2, 1/4, ... for levels 1, 2, ...; the last has what is left."""
         return 2.0 ** -min(level, self.levels - 1) if self.levels > 1 else 1.0
 
     def draw_size(self, generator: torch.Generator) -> int:
-        """The number of samples of the next batch. In a distributed run, of all processes
-        together: draw it from the same seed on each.
+        """Draw the number of samples of the next batch, over all processes together.
+
+        In a distributed run, draw it from the same seed on each process.
         """
         uniform = torch.rand((), generator=generator, device=generator.device).item()
         level = 1

@@ -6,17 +6,8 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
-from drrho.risk import ChiSquareBall, CVaR, KLBall, KLCVaR, RiskMeasure
-from drrho.risk.duality import (
-    Dual,
-    density,
-    divergence_generator,
-    dual_values,
-    dual_variable,
-    has_dual_form,
-    solve_dual,
-    standard_deviation,
-)
+from drrho.risk import RiskMeasure
+from drrho.risk.duality import Dual, DualForm, dual_form, solve_dual, standard_deviation
 from drrho.risk.samples import normalised
 from drrho.steering.base import Estimate
 
@@ -69,9 +60,8 @@ class LearnedDual(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def check(self, risk: RiskMeasure) -> None:
-        """The mean, and a ball of radius zero, have nothing to learn."""
-        if not has_dual_form(risk):
-            raise ValueError(f"{risk} has no dual variable to learn; use BatchEstimator")
+        """Raise ValueError for a risk without a dual form: the mean, a ball of radius zero."""
+        dual_form(risk)
 
     def forward(
         self,
@@ -81,24 +71,25 @@ class LearnedDual(nn.Module):
         base_measure: Shaped[Tensor, " n"],
         index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
     ) -> Estimate:
+        form = dual_form(risk)
         if not base_measure.any():
             nothing = torch.zeros_like(base_measure, dtype=torch.float64)
-            return Estimate(nothing.sum(), nothing, dual_variable(risk, self._dual))
+            return Estimate(nothing.sum(), nothing, form.variable(self._dual))
         q = normalised(base_measure.double())
         excess = excess.detach().double()
         # A dropped sample's density could be infinite, and infinity times zero is NaN.
         lowest = excess.masked_fill(q == 0, math.inf).amin()
         excess = torch.where(q > 0, excess, lowest)
         dual = self._dual
-        w = density(risk, excess, dual)
-        least, most = _mean_densities(risk)
+        w = form.densities(excess, dual)
+        least, most = _mean_densities(form)
         # Negated, so that an overflow counts as lost as well.
         if not self.started or not least <= (q * w).sum() <= most:
             dual = solve_dual(risk, excess, base_measure)
-            w = density(risk, excess, dual)
-        value = (q * dual_values(risk, excess, dual)).sum()
-        self._move(risk, dual, excess=excess, q=q, w=w)
-        return Estimate(value, q * w, dual_variable(risk, dual))
+            w = form.densities(excess, dual)
+        value = (q * form.values(excess, dual)).sum()
+        self._move(form, dual, excess=excess, q=q, w=w)
+        return Estimate(value, q * w, form.variable(dual))
 
     @property
     def _dual(self) -> Dual:
@@ -106,39 +97,34 @@ class LearnedDual(nn.Module):
 
     def _move(
         self,
-        risk: RiskMeasure,
+        form: DualForm,
         dual: Dual,
         *,
         excess: Float64[Tensor, " n"],
         q: Float64[Tensor, " n"],
         w: Float64[Tensor, " n"],
     ) -> None:
-        """One step from `dual`."""
+        """Take one step from `dual`."""
         too_dense = (q * w).sum() - 1
         self.location.copy_(dual.location + dual.scale * (self.rate * too_dense).clamp(max=1))
-        match risk:
-            case KLBall(radius=radius) | ChiSquareBall(radius=radius):
-                spent = (q * divergence_generator(risk, w)).sum()
-                step = self.rate * (spent - radius) / (2 * radius)
+        match form.scale:
+            case "learned":
+                spent = (q * form.generator(w)).sum()
+                step = self.rate * (spent - form.radius) / (2 * form.radius)
                 self.scale.copy_(dual.scale * step.clamp(max=1).exp())
-            case CVaR():
+            case "spread":
                 spread = standard_deviation(excess, q)
                 self.scale.copy_(dual.scale + self.rate * (spread - dual.scale))
-            case _:
+            case "price":
                 self.scale.copy_(dual.scale)
         self.started.fill_(True)
 
 
-def _mean_densities(risk: RiskMeasure) -> tuple[float, float]:
-    """Between which a batch's mean density, one at the optimum, shows that the dual keeps up.
+def _mean_densities(form: DualForm) -> tuple[float, float]:
+    """Limits of a batch's mean density, one at the optimum, beyond which the dual has been lost.
 
-    Where densities are capped, the limit lies half-way to the cap. A small batch may well have
-    none of CVaR's samples.
+    Where densities are capped, the upper limit lies half-way to the cap. A small batch may well
+    have none of CVaR's samples, the only risk whose densities do not depend on the scale.
     """
-    match risk:
-        case CVaR(fraction=fraction):
-            return 0.0, (1 + 1 / fraction) / 2
-        case KLCVaR(fraction=fraction):
-            return LEAST_MEAN_DENSITY, (1 + 1 / fraction) / 2
-        case _:
-            return LEAST_MEAN_DENSITY, LARGEST_MEAN_DENSITY
+    least = 0.0 if form.scale == "spread" else LEAST_MEAN_DENSITY
+    return least, LARGEST_MEAN_DENSITY if math.isinf(form.cap) else (1 + form.cap) / 2

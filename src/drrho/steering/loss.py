@@ -18,7 +18,7 @@ POSITIONS_SHOWN = 8
 
 
 class Losses(NamedTuple):
-    """The losses of a mini-batch or micro-batch, and what belongs to them.
+    """Losses of a mini-batch or micro-batch, with their reference losses, mask, ids and weights.
 
     All have one shape, (batch,) or (batch, tokens) or any other: every element is a sample.
 
@@ -39,7 +39,7 @@ class Losses(NamedTuple):
 
 
 class SteeredLoss(NamedTuple):
-    """The objective, and what is worth logging. Only `loss` carries a gradient.
+    """Objective of a batch and numbers to log. Only `loss` carries a gradient.
 
     Numbers are those of the whole batch: of all processes and all micro-batches together.
 
@@ -71,7 +71,7 @@ class SteeredLoss(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """A micro-batch whose weights are known: `steer` makes the loss.
+    """Micro-batch whose weights are known; `steer` makes its loss.
 
     Attributes:
         summary: the result but for `loss`, which is the objective's share without a gradient.
@@ -82,7 +82,7 @@ class Weighed(NamedTuple):
     gradient_scale: int
 
     def steer(self, losses: Float[Tensor, "*shape"]) -> SteeredLoss:
-        """The loss to differentiate.
+        """Make the loss to differentiate.
 
         Args:
             losses: the target model's, of the same samples in the same order as when they were
@@ -171,7 +171,7 @@ class DRRhoLoss(nn.Module):
         *,
         sample_weight: Shaped[Tensor, "*shape"] | None = None,
     ) -> SteeredLoss:
-        """The loss of one batch; the arguments are those of `Losses`.
+        """Compute the loss of one batch; the arguments are those of `Losses`.
 
         Raises:
             ValueError: shapes differ, there is a loss that may not be there (with its places), or
@@ -226,7 +226,7 @@ class DRRhoLoss(nn.Module):
         ]
 
     def _check_state(self) -> None:
-        """Refuse what `model.to(torch.bfloat16)` makes of the state of a loss within the model."""
+        """Raise ValueError where `model.to(torch.bfloat16)` has rounded the state of the loss."""
         for name, buffer in self.named_buffers():
             if buffer.is_floating_point() and buffer.itemsize < 4:
                 raise ValueError(
@@ -250,7 +250,7 @@ class DRRhoLoss(nn.Module):
         )
 
     def _refuse(self, samples: "_Samples", processes: Partition) -> None:
-        """Raise on every process what one of them must not have, so that none waits for it."""
+        """Raise the same error on every process for bad samples of any, so that none waits."""
         findings = []
         if self.missing == "raise":
             findings.append(("reference_losses are NaN (missing)", samples.missing, "missing"))
@@ -268,8 +268,8 @@ class DRRhoLoss(nn.Module):
 
 
 class _Samples(NamedTuple):
-    """The samples of all processes, one after the other, each of one of four kinds: used,
-    missing its reference, not finite, or masked.
+    """Samples of all processes in order, each of one of four kinds: used, missing its reference,
+    not finite, or masked.
     """
 
     excess: Float64[Tensor, " n"]
@@ -282,7 +282,7 @@ class _Samples(NamedTuple):
 
     @classmethod
     def of(cls, table: Float64[Tensor, "n 6"], *, has_index: bool) -> "_Samples":
-        """From what `_table` made, after its journey."""
+        """Read the samples from the gathered rows of `_table`."""
         losses, reference, excess, measure, _, index = table.unbind(dim=1)
         counts = measure != 0
         is_weight = (measure > 0) & measure.isfinite()
@@ -300,11 +300,10 @@ class _Samples(NamedTuple):
 
 
 def _table(batch: Losses) -> Float64[Tensor, "n 6"]:
-    """Everything about the samples, a row for each, so that one message carries it.
+    """Put everything about each sample into a row, so that one collective gathers it.
 
     float64 holds ids up to 2^53 exactly, and float32 losses; an id that was not given is NaN. The
-    excess is not what the losses leave after the journey: it is subtracted in their own precision,
-    as `excess_loss` says.
+    excess is subtracted before, in the precision of the losses, as `excess_loss` says.
     """
     losses = batch.losses.detach()
     if not losses.is_floating_point():
@@ -336,13 +335,13 @@ def _table(batch: Losses) -> Float64[Tensor, "n 6"]:
 def _of_part(
     whole: SteeredLoss, weights: Float64[Tensor, " part"], losses: Float[Tensor, "*shape"]
 ) -> SteeredLoss:
-    """The result of one micro-batch, in its shape and precision."""
+    """Cut the result of one micro-batch out of the whole, in its shape and precision."""
     dtype = torch.promote_types(losses.dtype, torch.float32)
     return whole._replace(loss=whole.loss.to(dtype), weights=weights.to(dtype).view(losses.shape))
 
 
 def _places(found: Bool[Tensor, " n"], processes: Partition) -> str:
-    """Where samples were found, as positions in the flattened losses of each process."""
+    """Describe where samples were found, as positions in the flattened losses of each process."""
     places = []
     for rank, part in enumerate(found.split(processes.sizes)):
         positions = part.nonzero().squeeze(-1).tolist()

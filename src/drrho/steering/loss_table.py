@@ -38,7 +38,7 @@ class LossTable(nn.Module):
         self.register_buffer("measure", torch.zeros(num_samples))
 
     def check(self, risk: RiskMeasure) -> None:
-        """Every risk of a table is defined."""
+        """Accept every risk: each is defined on a table."""
 
     def forward(
         self,

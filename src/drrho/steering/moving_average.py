@@ -85,7 +85,7 @@ class MovingAverage(nn.Module):
         self._rate = rate
 
     def check(self, risk: RiskMeasure) -> None:
-        """Only the KL penalty has a normaliser that is a mean of known numbers."""
+        """Raise ValueError unless the risk is KL, whose normaliser is a mean of known numbers."""
         if not isinstance(risk, KL):
             raise ValueError(
                 f"a moving average needs the risk KL, got {risk}; LearnedDual and "

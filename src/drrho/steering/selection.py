@@ -1,4 +1,4 @@
-"""Scores to a batch: which candidates of a super-batch are trained on, and with what weight.
+"""Selection from a super-batch: which candidates are trained on, and with what weight.
 
 Score a super-batch without gradient, select, and train on what was selected:
 
@@ -52,7 +52,7 @@ def selection_scores(
     losses: Float[Tensor, "*batch"] | None,
     reference_losses: Float[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*batch"]:
-    """What a candidate is selected by; larger scores go first.
+    """Score candidates; the larger scores are selected first.
 
     Args:
         kind: "excess" is `losses - reference_losses`: learnable and not yet learnt (RHO-LOSS; on
@@ -91,9 +91,10 @@ def selection_scores(
 def select_top_k(
     scores: Float[Tensor, " n"], k: int, *, mask: Bool[Tensor, " n"] | None = None
 ) -> Selected:
-    """The k largest scores, 1/k each: the weights of `CVaR(fraction=k / n)`, n those that count.
+    """Select the k largest scores, 1/k each: the weights of `CVaR(fraction=k / n)`.
 
-    Of candidates tied with the k-th largest score, an unspecified choice enters, with the same
+    n is the number of candidates that count. Of those tied with the k-th largest score, an
+    unspecified choice enters, with the same
     total weight; CVaR, which may use them all, shares it equally.
 
     Args:
@@ -251,7 +252,7 @@ def _candidates(
 def _log_probabilities(
     scores: Float[Tensor, " n"], valid: Bool[Tensor, " n"], temperature: float
 ) -> Float64[Tensor, " n"]:
-    """Of `softmax(scores / temperature)` over the candidates that count; others -infinity.
+    """Logarithm of `softmax(scores / temperature)` over the candidates that count; else -infinity.
 
     NaN where none counts: they are chosen by it then, but no weight is made of it.
     """

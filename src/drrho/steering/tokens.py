@@ -1,4 +1,4 @@
-"""Losses of a language model, token by token."""
+"""Per-token losses of a language model."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 
 class TokenLosses(NamedTuple):
-    """A loss for every token that is predicted.
+    """Loss of every token that is predicted.
 
     Attributes:
         losses: in nats, shape (batch, length - 1): entry t is of token t + 1. Zero where masked.

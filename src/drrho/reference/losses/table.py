@@ -10,10 +10,10 @@ from torch import Tensor
 from drrho.reference.losses.store import references_in
 from drrho.reference.losses.summary import sample_losses
 
-LossTable = dict[str, Float64[Tensor, " samples"]]
+NamedLosses = dict[str, Float64[Tensor, " samples"]]
 
 
-def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> LossTable:
+def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> NamedLosses:
     """Model -> its losses, sample by sample; not finite where there is none.
 
     Args:
@@ -48,7 +48,7 @@ def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> Loss
     return table
 
 
-def _from_csv(path: Path) -> LossTable:
+def _from_csv(path: Path) -> NamedLosses:
     with path.open(encoding="utf-8-sig") as file:
         names = [name.strip().strip('"') for name in file.readline().split(",")]
         try:
@@ -69,7 +69,7 @@ def _column(path: Path, name: str, values: np.ndarray) -> Float64[Tensor, " samp
     return torch.from_numpy(values.astype(np.float64))
 
 
-def _from_store(folder: Path, needed: tuple[str, ...]) -> LossTable:
+def _from_store(folder: Path, needed: tuple[str, ...]) -> NamedLosses:
     known = references_in(folder)
     _require(folder, needed, set(known))
     by_shard = {name: sample_losses(folder, name) for name in needed or known}

@@ -49,7 +49,7 @@ class FiniteClassBound:
 
     @property
     def confidence(self) -> float:
-        """t, in nats."""
+        """The confidence t, in nats."""
         return math.log(4 * self.num_models / self.delta)
 
     @property
@@ -58,7 +58,7 @@ class FiniteClassBound:
         return ChiSquareBall(radius=self.confidence / (self.num_samples - 1))
 
     def certificate(self, risk: float) -> float:
-        """At most what a model's population risk exceeds the reference's by; computable.
+        """Bound a model's population risk minus the reference's, computably.
 
             R(w) - R(ref) <= F(w) + 17 M t / (6 (n - 1))
 
@@ -70,7 +70,7 @@ class FiniteClassBound:
         return risk + 17 / 6 * self._unit
 
     def oracle(self, excess_risk: float, variance: float) -> float:
-        """At most the excess risk of F's minimiser, by any one model of the class.
+        """Bound the excess risk of F's minimiser by that of any one model of the class.
 
             R(w_hat) - R* <= R(w) - R* + 2 sqrt(2 t Var(loss(w) - loss(ref)) / n)
                              + 31 M t / (6 (n - 1))
@@ -88,7 +88,7 @@ class FiniteClassBound:
 
 
 def chi_square_slack(*, radius: float, loss_range: float) -> float:
-    """`radius M / 2`: at most what the chi-square risk lies below mean plus deviation.
+    """`radius M / 2`, a bound on mean plus deviation minus the chi-square risk.
 
         mean + sqrt(2 radius Var) - radius M / 2 <= F <= mean + sqrt(2 radius Var)
 

@@ -1,4 +1,4 @@
-"""What a reference is worth in a regular problem, to leading order.
+"""Value of a reference in a regular problem, to leading order.
 
 Regular: the excess risk is a quadratic form near its minimum, the loss a well-specified
 log-likelihood, and the target sees many samples for each parameter. Then a DRRho risk moves
@@ -102,7 +102,7 @@ def soft_threshold(
     radius: float,
     hessian: Float[Tensor, "*batch d d"],
 ) -> Float[Tensor, "*batch d"]:
-    """Where the chi-square ball's DRRho risk is least, from the two models' parameters alone.
+    """Minimiser of the chi-square ball's DRRho risk, from the two models' parameters alone.
 
         w = w_ref + (1 - sqrt(2 radius) / ||w_ERM - w_ref||)_+ (w_ERM - w_ref)
 
