@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,40 @@ def test_errors_name_the_thing_and_the_remedy(workplace, capsys, arguments, mess
     flat = " ".join((printed.err + printed.out).replace("│", " ").split())
     assert message in flat
     assert "Traceback" not in flat
+
+
+def test_the_traceback_of_an_error_is_shown_where_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("DRRHO_TRACEBACK", "1")
+    assert main(["reference", "losses", "nowhere"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert printed.splitlines()[-1].startswith("drrho: error: nowhere holds no losses")
+
+
+def test_what_is_not_installed_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    with pytest.raises(SystemExit, match=r"needs: pip install 'drrho\[clip,report\]'"):
+        main(["index", "data"])
+    assert main(["--help"]) == 0
+
+
+def test_of_several_processes_the_first_prints(monkeypatch, capsys):
+    launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in (launched | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    assert main(["recipes"]) == 0
+    assert "drrho_clip" in capsys.readouterr().out
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # restored afterwards
+    main(["--help"])
+    assert warnings.formatwarning("123 passes", UserWarning, "x.py", 7) == (
+        "drrho: warning: 123 passes\n"
+    )
 
 
 def test_unknown_commands_and_help(workplace, capsys):
