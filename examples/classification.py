@@ -44,9 +44,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import drrho
 from drrho.plotting.table import markdown_table
-from drrho.risk import KL, CVaR, Mean, RiskMeasure
-from drrho.steering import DRRhoLoss
 from drrho.steering.selection import select_top_k, selection_scores
 
 BATCH = 64
@@ -59,7 +58,7 @@ TUNING_SEEDS = range(100, 105)
 class Method(NamedTuple):
     """A risk; of the excess loss or the loss; of a batch or of one selected from several."""
 
-    risk: RiskMeasure
+    risk: drrho.RiskMeasure
     excess: bool = False
     super_batch: int = 1  # in batches; more than one selects the largest excess losses
     clean_too: bool = False
@@ -67,23 +66,25 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "plain": Method(Mean()),
-    "DRO, CVaR": Method(CVaR(fraction=0.8)),
-    "DRO, KL": Method(KL(temperature=16.0)),
-    "RHO-LOSS": Method(Mean(), super_batch=4),
-    "DRRho, CVaR": Method(CVaR(fraction=0.5), excess=True),
-    "DRRho, KL": Method(KL(temperature=4.0), excess=True),
-    "plain, clean too": Method(Mean(), clean_too=True, learning_rate=1e-3),
+    "plain": Method(drrho.Mean()),
+    "DRO, CVaR": Method(drrho.CVaR(fraction=0.8)),
+    "DRO, KL": Method(drrho.KL(temperature=16.0)),
+    "RHO-LOSS": Method(drrho.Mean(), super_batch=4),
+    "DRRho, CVaR": Method(drrho.CVaR(fraction=0.5), excess=True),
+    "DRRho, KL": Method(drrho.KL(temperature=4.0), excess=True),
+    "plain, clean too": Method(drrho.Mean(), clean_too=True, learning_rate=1e-3),
 }
 RATES, FRACTIONS, TEMPERATURES = (1e-3, 2e-3, 4e-3), (0.3, 0.5, 0.8), (1.0, 4.0, 16.0)
 CANDIDATES = {
-    **{f"plain, rate {r}": Method(Mean(), learning_rate=r) for r in RATES},
-    **{f"DRO, CVaR {a}": Method(CVaR(fraction=a)) for a in FRACTIONS},
-    **{f"DRO, KL {t}": Method(KL(temperature=t)) for t in TEMPERATURES},
-    **{f"RHO-LOSS {k}": Method(Mean(), super_batch=k) for k in (2, 3, 4)},
-    **{f"DRRho, CVaR {a}": Method(CVaR(fraction=a), excess=True) for a in FRACTIONS},
-    **{f"DRRho, KL {t}": Method(KL(temperature=t), excess=True) for t in TEMPERATURES},
-    **{f"clean too, rate {r}": Method(Mean(), clean_too=True, learning_rate=r) for r in RATES},
+    **{f"plain, rate {r}": Method(drrho.Mean(), learning_rate=r) for r in RATES},
+    **{f"DRO, CVaR {a}": Method(drrho.CVaR(fraction=a)) for a in FRACTIONS},
+    **{f"DRO, KL {t}": Method(drrho.KL(temperature=t)) for t in TEMPERATURES},
+    **{f"RHO-LOSS {k}": Method(drrho.Mean(), super_batch=k) for k in (2, 3, 4)},
+    **{f"DRRho, CVaR {a}": Method(drrho.CVaR(fraction=a), excess=True) for a in FRACTIONS},
+    **{f"DRRho, KL {t}": Method(drrho.KL(temperature=t), excess=True) for t in TEMPERATURES},
+    **{
+        f"clean too, rate {r}": Method(drrho.Mean(), clean_too=True, learning_rate=r) for r in RATES
+    },
 }
 
 
@@ -174,7 +175,7 @@ def train(
     torch.manual_seed(seed)  # for the first weights
     model = small_cnn(data.validation)
     optimizer = torch.optim.AdamW(model.parameters(), lr=method.learning_rate)
-    steering = DRRhoLoss(method.risk)
+    steering = drrho.DRRhoLoss(method.risk)
     generator = torch.Generator().manual_seed(seed)
     best, best_weights, weight_on_wrong = -math.inf, {}, 0.0
     for step in range(1, steps + 1):

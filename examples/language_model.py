@@ -55,9 +55,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
+import drrho
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
 from drrho.plotting.table import markdown_table
-from drrho.risk import KL, CVaR, Mean, RiskMeasure
 from drrho.runtime.randomness import derived_seed
 
 VOCABULARY, LENGTH, BATCH = 512, 64, 16
@@ -81,7 +81,7 @@ class Setting(NamedTuple):
 class Method(NamedTuple):
     """The risk for a strength, the strengths to try, and what the risk is taken of."""
 
-    risk: Callable[[float], RiskMeasure]
+    risk: Callable[[float], drrho.RiskMeasure]
     strengths: tuple[float, ...] = ()
     excess: bool = False
     unit: Literal["token", "sequence"] = "token"
@@ -94,16 +94,16 @@ class Method(NamedTuple):
         return [Setting(rate, strength=strength) for rate in rates for strength in self.strengths]
 
 
-def mean(_: float) -> RiskMeasure:
-    return Mean()
+def mean(_: float) -> drrho.RiskMeasure:
+    return drrho.Mean()
 
 
-def cvar(fraction: float) -> RiskMeasure:
-    return CVaR(fraction=fraction)
+def cvar(fraction: float) -> drrho.RiskMeasure:
+    return drrho.CVaR(fraction=fraction)
 
 
-def kl(temperature: float) -> RiskMeasure:
-    return KL(temperature=temperature)
+def kl(temperature: float) -> drrho.RiskMeasure:
+    return drrho.KL(temperature=temperature)
 
 
 METHODS = {

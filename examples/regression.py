@@ -39,8 +39,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import drrho
 from drrho.plotting.table import markdown_table
-from drrho.risk import KL, ChiSquareBall, RiskMeasure, excess_loss
 
 DIMENSIONS = 20
 STRENGTHS = (0.25, 0.5, 1.0, 2.0)
@@ -70,7 +70,7 @@ def draw(true: Tensor, n: int, generator: torch.Generator) -> Samples:
     return Samples(x, (x @ true[..., None]).squeeze(-1) + noise)
 
 
-def minimise(risk: RiskMeasure, samples: Samples, reference_losses: Tensor | None) -> Tensor:
+def minimise(risk: drrho.RiskMeasure, samples: Samples, reference_losses: Tensor | None) -> Tensor:
     """The w (sets, d) of least risk; all data sets are solved as one problem."""
     w = torch.zeros_like(samples.x[:, 0], requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -81,7 +81,7 @@ def minimise(risk: RiskMeasure, samples: Samples, reference_losses: Tensor | Non
         optimizer.zero_grad()
         losses = samples.losses(w)
         if reference_losses is not None:
-            losses = excess_loss(losses, reference_losses)
+            losses = drrho.excess_loss(losses, reference_losses)
         total = risk(losses).value.sum()
         total.backward()
         return total
@@ -156,8 +156,8 @@ def compare(*, seeds: int, n: int, m: int) -> dict[str, list[Estimate]]:
     for s in STRENGTHS:
         g = s / (1 + kappa)
         kl, chi_square = (
-            KL(temperature=kappa / s),
-            ChiSquareBall(radius=g * DIMENSIONS / (2 * n)),
+            drrho.KL(temperature=kappa / s),
+            drrho.ChiSquareBall(radius=g * DIMENSIONS / (2 * n)),
         )
         found["reference"].append(risk_of(reference))
         found["least squares on both"].append(risk_of(both.least_squares()))

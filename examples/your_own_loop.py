@@ -31,9 +31,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+import drrho
 from drrho.plotting.table import markdown_table
-from drrho.risk import KL, Mean
-from drrho.steering import DRRhoLoss, Losses, MovingAverage, accumulate_gradients
 from drrho.steering.selection import select_top_k, selection_scores
 
 BATCH, MICRO_BATCH = 64, 16
@@ -48,7 +47,7 @@ def batches_of(data: TensorDataset, size: int, *, seed: int) -> DataLoader:
 def train(
     model: nn.Module,
     batches: DataLoader,
-    loss: DRRhoLoss,
+    loss: drrho.DRRhoLoss,
     reference_losses: Tensor | None,
     *,
     epochs: int,
@@ -65,16 +64,16 @@ def train(
         batches.generator.set_state(saved["order"])
         start = saved["epoch"]
 
-    def losses_of(samples: Sequence[Tensor]) -> Losses:
+    def losses_of(samples: Sequence[Tensor]) -> drrho.Losses:
         x, y, index = samples
         losses = cross_entropy(model(x), y, reduction="none")
-        return Losses(losses, None if reference_losses is None else reference_losses[index])
+        return drrho.Losses(losses, None if reference_losses is None else reference_losses[index])
 
     for epoch in range(start, epochs):
         for batch in batches:
             micro_batches = zip(*(part.split(MICRO_BATCH) for part in batch), strict=True)
             optimizer.zero_grad()
-            steered = accumulate_gradients(loss, micro_batches, losses_of)
+            steered = drrho.accumulate_gradients(loss, micro_batches, losses_of)
             optimizer.step()
         print(
             f"epoch {epoch + 1}: objective {sum(part.loss.item() for part in steered):.3f},"
@@ -133,8 +132,8 @@ def accuracy(model: nn.Module, data: TensorDataset) -> float:
     return (model(x).argmax(dim=1) == y).double().mean().item()
 
 
-def averaged_kl(temperature: float) -> DRRhoLoss:
-    return DRRhoLoss(KL(temperature=temperature), MovingAverage(rate=0.1))
+def averaged_kl(temperature: float) -> drrho.DRRhoLoss:
+    return drrho.DRRhoLoss(drrho.KL(temperature=temperature), drrho.MovingAverage(rate=0.1))
 
 
 def compare_once(seed: int, *, epochs: int) -> dict[str, float]:
@@ -144,14 +143,14 @@ def compare_once(seed: int, *, epochs: int) -> dict[str, float]:
     reference = nn.Linear(DIMENSIONS, CLASSES)
     target = nn.Sequential(nn.Linear(DIMENSIONS, 128), nn.ReLU(), nn.Linear(128, CLASSES))
     clean = batches_of(task.clean, BATCH, seed=seed)
-    train(reference, clean, DRRhoLoss(Mean()), None, epochs=100)
+    train(reference, clean, drrho.DRRhoLoss(drrho.Mean()), None, epochs=100)
     x, y, _ = task.train.tensors
     with torch.no_grad():
         reference_losses = cross_entropy(reference(x), y, reduction="none")
 
     found = {"reference": accuracy(reference, task.test)}
     for name, loss, used in [
-        ("plain", DRRhoLoss(Mean()), None),
+        ("plain", drrho.DRRhoLoss(drrho.Mean()), None),
         ("DRO", averaged_kl(temperature=4.0), None),
         ("DRRho", averaged_kl(temperature=2.0), reference_losses),
     ]:
