@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,10 @@ from torch.testing import assert_close
 from drrho.cli import main
 from drrho.data.indexing import index_shards
 from drrho.reference.formats.build import ImportConfig, import_reference
+from drrho.reference.formats.clip_retrieval import ClipRetrieval
+from drrho.reference.formats.datacomp import DataComp
+from drrho.reference.formats.drrho_clip import DRRhoClip
+from drrho.reference.formats.members import Members
 from drrho.reference.store import ReferenceStore
 
 COUNT, DIM = 7, 6
@@ -121,25 +126,24 @@ def write_drrho_clip(folder, numbers):
 
 
 FORMATS = {
-    "datacomp": (write_datacomp, "datacomp", {"variant": "b32"}),
-    "clip-retrieval": (write_clip_retrieval, "clip-retrieval", {}),
-    "clip-retrieval by uid": (write_clip_retrieval, "clip-retrieval", {"key_field": "uid"}),
-    "members": (write_members, "members", {"image_row": 1}),
-    "pickled members": (write_pickled_members, "members", {"image_row": 1}),
-    "drrho-clip": (write_drrho_clip, "drrho-clip", {"samples_per_file": 3}),
+    "datacomp": (write_datacomp, partial(DataComp, variant="b32")),
+    "clip-retrieval": (write_clip_retrieval, ClipRetrieval),
+    "clip-retrieval by uid": (write_clip_retrieval, partial(ClipRetrieval, key_field="uid")),
+    "members": (write_members, partial(Members, image_row=1)),
+    "pickled members": (write_pickled_members, partial(Members, image_row=1)),
+    "drrho-clip": (write_drrho_clip, partial(DRRhoClip, samples_per_file=3)),
+}
+COMMANDS = {
+    DataComp: "datacomp",
+    ClipRetrieval: "clip-retrieval",
+    Members: "members",
+    DRRhoClip: "drrho-clip",
 }
 
 
 def config_of(name, source, data, output):
-    _, form, options = FORMATS[name]
-    return ImportConfig(
-        format=form,
-        source=str(source),
-        data=str(data),
-        output=str(output),
-        model="a model",
-        **options,
-    )
+    form = FORMATS[name][1](source=str(source))
+    return ImportConfig(format=form, data=str(data), output=str(output), model="a model")
 
 
 @pytest.fixture(params=FORMATS)
@@ -163,20 +167,21 @@ def test_every_sample_gets_the_row_of_its_key(prepared, data):
     assert report.num_encoded == len(good)
     assert report.absent["imported embedding is not finite"] == 1
     assert report.absent["no caption"] == 1
-    zeros = 2 if prepared.format == "drrho-clip" else 1
+    zeros = 2 if isinstance(prepared.format, DRRhoClip) else 1
     assert report.absent["imported embedding is zero"] == zeros
     assert store.identity["architecture"] == "a model"
-    assert store.identity["format"] == prepared.format
+    assert store.identity["format"] == COMMANDS[type(prepared.format)]
 
 
 def test_it_is_a_command(prepared, capsys):
     options = [
         part
         for name in ("variant", "key_field", "image_row", "samples_per_file")
-        if (value := getattr(prepared, name)) is not None
+        if (value := getattr(prepared.format, name, None)) is not None
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
-    arguments = ["reference", "import", prepared.format, prepared.source, "--data", prepared.data]
+    form = prepared.format
+    arguments = ["reference", "import", COMMANDS[type(form)], form.source, "--data", prepared.data]
     arguments += ["--output", prepared.output, "--model", "a model", *options]
     assert main(arguments) == 0
     assert "embeddings of 3 of 7 samples" in capsys.readouterr().out
@@ -203,12 +208,10 @@ def test_samples_without_the_field_that_joins_are_told(tmp_path):
     np.savez(arrays, image_emb=np.ones(4), text_emb=np.ones(4))
     write_shard(tars / "a.tar", [{"npz": arrays.getvalue()}])
     config = ImportConfig(
-        format="members",
-        source=str(tars),
+        format=Members(source=str(tars), key_field="uid"),
         data=str(data),
         output=str(tmp_path / "out"),
         model="a model",
-        key_field="uid",
     )
     with pytest.raises(ValueError, match=r"\(2 no uid\). They are joined by uid"):
         import_reference(config)
@@ -218,7 +221,7 @@ def test_two_imports_can_be_told_apart(prepared, tmp_path, data):
     import_reference(prepared)
     source = tmp_path / "source"
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
-    name = next(n for n in FORMATS if FORMATS[n][1] == prepared.format)
+    name = next(n for n in FORMATS if FORMATS[n][1](source=str(source)) == prepared.format)
     for path in files:
         path.unlink()
     for path in sorted(source.rglob("*"), reverse=True):
@@ -269,9 +272,13 @@ def test_files_that_do_not_fit_are_named(data, tmp_path):
         import_reference(config)
 
 
-def test_options_of_other_formats_are_refused(data, tmp_path):
-    common = {"source": "x", "data": str(data), "output": str(tmp_path / "out"), "model": "m"}
-    with pytest.raises(ValueError, match="say --variant"):
-        ImportConfig(format="datacomp", **common)
-    with pytest.raises(ValueError, match="samples_per_file has no effect on format 'members'"):
-        ImportConfig(format="members", samples_per_file=3, **common)
+def test_options_of_other_formats_are_refused(tmp_path, capsys):
+    common = ["x", "--data", "d", "--output", str(tmp_path / "out"), "--model", "m"]
+    for arguments, message in (
+        (["datacomp", *common], "--variant"),
+        (["members", *common, "--samples-per-file", "3"], "--samples-per-file"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["reference", "import", *arguments])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What `clip-retrieval inference` writes.
+"""Embeddings that `clip-retrieval inference` wrote.
 
 Source: clip_inference/writer.py of github.com/rom1504/clip-retrieval. A folder with
 `img_emb/img_emb_N.npy`, `text_emb/text_emb_N.npy` and `metadata/metadata_N.parquet`, row by row;
@@ -13,16 +13,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from tyro.conf import Positional
 
-from drrho.data.manifest import Shard
+from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.parquet import count_rows, read_columns
 from drrho.data.reading.shards import IMAGE_EXTENSIONS, RawSample, UnusableSample, decode_caption
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
     ArrayTable,
+    Source,
+    find_files,
     json_field,
-    one_dimension,
     require_pair,
 )
 
@@ -30,68 +32,63 @@ IMAGE_SUFFIXES = {f".{extension}" for extension in (*IMAGE_EXTENSIONS, "bmp")}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipRetrievalSource:
-    """The table of an output folder, made by `open`.
+class ClipRetrieval:
+    """Output folder of `clip-retrieval inference`; joined by key and caption, or by a field.
 
-    It is joined by key and caption: keys are mere counters in many data sets, and the caption
-    tells those apart. Or by a column that is a field of the samples' json, such as uid.
+    Keys are mere counters in many data sets, and the caption tells those apart.
+
+    Attributes:
+        source: folder with img_emb, text_emb and metadata
+        key_field: column of the metadata and field of the samples' json to join by
     """
 
-    key_field: str | None
-    table: ArrayTable
+    source: Positional[str]
+    key_field: str | None = None
 
-    @classmethod
-    def open(cls, folder: Path, *, key_field: str | None = None) -> "ClipRetrievalSource":
-        """Finds the files.
-
-        Args:
-            folder: with img_emb, text_emb and metadata.
-            key_field: column of the metadata and field of the samples' json to join by; None
-                joins by key and caption.
+    def open(self, _manifest: Manifest) -> Source:
+        """Find the files.
 
         Raises:
             FileNotFoundError: a folder or a file is missing.
             ModuleNotFoundError: pyarrow is not installed.
             ValueError: a file is damaged, or two do not fit each other.
         """
-        paths = sorted((folder / "metadata").glob("metadata_*.parquet"))
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder} holds no metadata/metadata_*.parquet; give the output_folder of "
-                "`clip-retrieval inference`"
-            )
-        files = tuple(_file(folder, path) for path in paths)
-        dim = one_dimension({file.name: file.open().image.shape[1] for file in files})
-        return cls(key_field=key_field, table=ArrayTable(files=files, embedding_dim=dim))
+        folder = Path(self.source).expanduser()
+        paths = find_files(
+            folder,
+            "metadata/metadata_*.parquet",
+            remedy="give the output_folder of `clip-retrieval inference`",
+        )
+        return Source(
+            table=ArrayTable.of(_file(folder, path) for path in paths),
+            settings={"format": "clip-retrieval"},
+            key_noun=self.key_field or "key and caption",
+            keys=partial(_keys, paths, self.key_field),
+            key_of=partial(_key_of, self.key_field),
+        )
 
-    @property
-    def settings(self) -> dict[str, str]:
-        return {"format": "clip-retrieval"}
 
-    @property
-    def key_noun(self) -> str:
-        return self.key_field or "key and caption"
+def _keys(paths: list[Path], field: str | None) -> Iterator[str]:
+    for path in paths:
+        if field is not None:
+            yield from map(str, read_columns(path, [field])[0])
+            continue
+        columns = read_columns(path, ["image_path", "caption"])
+        for image, caption in zip(*columns, strict=True):
+            yield _joined(_key(str(image)), str(caption).strip())
 
-    def keys(self) -> Iterator[str]:
-        for file in self.table.files:
-            if self.key_field is not None:
-                yield from map(str, read_columns(file.paths[0], [self.key_field])[0])
-                continue
-            paths, captions = read_columns(file.paths[0], ["image_path", "caption"])
-            for path, caption in zip(paths, captions, strict=True):
-                yield _joined(_key(str(path)), str(caption).strip())
 
-    def key_of(self, shard: Shard, sample: RawSample) -> str | None:  # noqa: ARG002
-        if self.key_field is not None:
-            return json_field(sample, self.key_field)
-        try:
-            return _joined(sample.key, decode_caption(sample))
-        except UnusableSample:
-            return None
+def _key_of(field: str | None, _shard: Shard, sample: RawSample) -> str | None:
+    if field is not None:
+        return json_field(sample, field)
+    try:
+        return _joined(sample.key, decode_caption(sample))
+    except UnusableSample:
+        return None
 
 
 def _key(path: str) -> str:
-    """The key of a sample: as it is, or the name of an image file without folder and suffix."""
+    """Return the key of a sample: a path of an image without folder and suffix, or as it is."""
     file = PurePosixPath(path)
     return file.stem if file.suffix.lower() in IMAGE_SUFFIXES else path
 

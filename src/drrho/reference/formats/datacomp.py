@@ -1,4 +1,4 @@
-"""DataComp's metadata: the embeddings of OpenAI's CLIP that come with its pools.
+"""Embeddings of OpenAI's CLIP in the metadata of DataComp's pools.
 
 Source: `download_upstream.py --download_npz` of github.com/mlfoundations/datacomp. Beside each
 `NAME.parquet` with the columns uid, url, text, ... lies a `NAME.npz` with the arrays b32_img,
@@ -6,74 +6,61 @@ b32_txt, l14_img and l14_txt, float16, row by row. The downloaded shards, and th
 resharder, have the uid in each sample's json.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from drrho.data.manifest import Shard
+from tyro.conf import Positional
+
+from drrho.data.manifest import Manifest
 from drrho.data.reading.parquet import count_rows, read_columns
-from drrho.data.reading.shards import RawSample
 from drrho.reference.formats.npz import map_npz_array
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
     ArrayTable,
+    Source,
+    find_files,
     json_field,
-    one_dimension,
     require_pair,
 )
 
-Variant = Literal["b32", "l14"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class DataCompSource:
-    """The table of a folder of metadata, made by `open`; joined by uid."""
+class DataComp:
+    """Metadata of DataComp's pools, a parquet and an npz file each; joined by uid.
 
-    variant: Variant
-    table: ArrayTable
+    Attributes:
+        source: metadata folder; folders below it are searched too
+        variant: CLIP model, ViT-B/32 or ViT-L/14
+    """
 
-    @classmethod
-    def open(cls, folder: Path, *, variant: Variant) -> "DataCompSource":
-        """Finds the files, in the folder and those below it.
+    source: Positional[str]
+    variant: Literal["b32", "l14"]
 
-        Args:
-            folder: of parquet and npz files.
-            variant: ViT-B/32 or ViT-L/14.
+    def open(self, _manifest: Manifest) -> Source:
+        """Find the files.
 
         Raises:
             FileNotFoundError: there is no parquet file, or the npz file of one is missing.
             ModuleNotFoundError: pyarrow is not installed.
             ValueError: a file is damaged or lacks the arrays, or two do not fit each other.
         """
-        paths = sorted(folder.rglob("*.parquet"))
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder} holds no .parquet file; give the metadata folder that DataComp's "
-                "download_upstream.py wrote"
-            )
-        files = tuple(_file(path, variant=variant) for path in paths)
-        dim = one_dimension({file.name: file.open().image.shape[1] for file in files})
-        return cls(variant=variant, table=ArrayTable(files=files, embedding_dim=dim))
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {"format": "datacomp", "variant": self.variant}
-
-    @property
-    def key_noun(self) -> str:
-        return "uid"
-
-    def keys(self) -> Iterator[str]:
-        for file in self.table.files:
-            yield from map(str, read_columns(file.paths[0], ["uid"])[0])
-
-    def key_of(self, shard: Shard, sample: RawSample) -> str | None:  # noqa: ARG002
-        return json_field(sample, "uid")
+        paths = find_files(
+            Path(self.source).expanduser(),
+            "**/*.parquet",
+            remedy="give the metadata folder that DataComp's download_upstream.py wrote",
+        )
+        return Source(
+            table=ArrayTable.of(_file(path, variant=self.variant) for path in paths),
+            settings={"format": "datacomp", "variant": self.variant},
+            key_noun="uid",
+            keys=lambda: (str(uid) for path in paths for uid in read_columns(path, ["uid"])[0]),
+            key_of=lambda _shard, sample: json_field(sample, "uid"),
+        )
 
 
-def _file(path: Path, *, variant: Variant) -> ArrayFile:
+def _file(path: Path, *, variant: str) -> ArrayFile:
     arrays = path.with_suffix(".npz")
     if not arrays.exists():
         raise FileNotFoundError(

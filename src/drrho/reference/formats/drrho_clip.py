@@ -12,7 +12,6 @@ unrelated data sets: verify what was imported with the model.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,72 +20,63 @@ from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
+from tyro.conf import Positional
 
-from drrho.data.manifest import Shard
+from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
     ArrayTable,
-    one_dimension,
+    Source,
+    find_files,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRRhoClipSource:
-    """The table of a folder of cached features, made by `open`; joined by the number of the key."""
+class DRRhoClip:
+    """Features that the published DRRho-CLIP code cached; joined by the number of the key.
 
-    table: ArrayTable
-    numbers: tuple[int, ...]
-    samples_per_file: int
+    Attributes:
+        source: folder given to it as --cached_ref_features_dir
+        samples_per_file: its --num_samples_per_shard
+    """
 
-    @classmethod
-    def open(cls, folder: Path, *, samples_per_file: int) -> "DRRhoClipSource":
-        """Finds the files.
+    source: Positional[str]
+    samples_per_file: int = 10_000
 
-        Args:
-            folder: what was given as --cached_ref_features_dir.
-            samples_per_file: what was given as --num_samples_per_shard.
+    def open(self, _manifest: Manifest) -> Source:
+        """Find the files.
 
         Raises:
             FileNotFoundError: there is no .pt file.
             ValueError: a file has another name, is damaged, or holds something else.
         """
+        folder = Path(self.source).expanduser()
         if folder.is_file():
             raise ValueError(
                 f"{folder} is a file: what DRRho-CLIP caches without --cached_ref_features_dir "
                 "does not say which samples its rows are; cache it with that option, into a folder"
             )
-        paths = sorted(folder.glob("*.pt"))
-        if not paths:
-            raise FileNotFoundError(
-                f"{folder} holds no .pt file; give the folder that DRRho-CLIP was given as "
-                "--cached_ref_features_dir"
-            )
-        numbers = tuple(_number(path) for path in paths)
-        files = tuple(_file(path, samples_per_file=samples_per_file) for path in paths)
-        dim = one_dimension({file.name: file.open().image.shape[1] for file in files})
-        table = ArrayTable(files=files, embedding_dim=dim)
-        return cls(table=table, numbers=numbers, samples_per_file=samples_per_file)
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {"format": "drrho-clip", "samples_per_file": str(self.samples_per_file)}
-
-    @property
-    def key_noun(self) -> str:
-        return "numeric key"
-
-    def keys(self) -> Iterator[str]:
-        firsts = (number * self.samples_per_file for number in self.numbers)
-        rows = (
+        remedy = "give the folder that DRRho-CLIP was given as --cached_ref_features_dir"
+        paths = find_files(folder, "*.pt", remedy=remedy)
+        firsts = [_number(path) * self.samples_per_file for path in paths]
+        table = ArrayTable.of(_file(path, samples_per_file=self.samples_per_file) for path in paths)
+        rows = [
             range(first, first + file.num_rows)
-            for first, file in zip(firsts, self.table.files, strict=True)
+            for first, file in zip(firsts, table.files, strict=True)
+        ]
+        return Source(
+            table=table,
+            settings={"format": "drrho-clip", "samples_per_file": str(self.samples_per_file)},
+            key_noun="numeric key",
+            keys=lambda: map(str, chain.from_iterable(rows)),
+            key_of=_key_of,
         )
-        return map(str, chain.from_iterable(rows))
 
-    def key_of(self, shard: Shard, sample: RawSample) -> str | None:  # noqa: ARG002
-        return str(int(sample.key)) if re.fullmatch("[0-9]+", sample.key) else None
+
+def _key_of(_shard: Shard, sample: RawSample) -> str | None:
+    return str(int(sample.key)) if re.fullmatch("[0-9]+", sample.key) else None
 
 
 def _number(path: Path) -> int:

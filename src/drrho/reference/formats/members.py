@@ -25,18 +25,19 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
+from tyro.conf import Positional
 
 from drrho.data.indexing import resolve_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
-from drrho.reference.formats.source import Digest, EmbeddingPairs, json_field
+from drrho.reference.formats.source import Digest, EmbeddingPairs, Source, json_field
 
 SUFFIXES = (".npz", ".pth.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """Where the embeddings of a sample lie: so many bytes of a tar file."""
+    """A byte range of a tar file that holds the embeddings of a sample."""
 
     key: str
     name: str
@@ -51,36 +52,23 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemberRows:
-    """Which of a sample's embeddings to take.
-
-    Attributes:
-        image: which augmentation.
-        text: which caption; in DataCompDR 0 is the real one.
-    """
-
-    image: int
-    text: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class MemberTable:
-    """The embeddings in some members, a row each.
+    """Embeddings in members of tar files, a row each.
 
     Attributes:
         members: in the order that gives the rows their numbers.
-        chosen: which of a member's embeddings.
+        rows: the augmentation and the caption to take of each member.
         embedding_dim: d.
     """
 
     members: tuple[Member, ...]
-    chosen: MemberRows
+    rows: tuple[int, int]
     embedding_dim: int
 
     def read(self, rows: Sequence[int]) -> EmbeddingPairs:
         found = torch.empty(2, len(rows), self.embedding_dim)
         for place, row in enumerate(rows):
-            for into, embedding in zip(found, _decode(self.members[row], self.chosen), strict=True):
+            for into, embedding in zip(found, _decode(self.members[row], self.rows), strict=True):
                 if len(embedding) != self.embedding_dim:
                     raise ValueError(
                         f"{self.place(row)} has {len(embedding)} dimensions, {self.place(0)} has "
@@ -100,68 +88,57 @@ class MemberTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MembersSource:
-    """The members of tar files that hold embeddings, made by `open`.
+class Members:
+    """Members KEY.npz or KEY.pth.gz of tar files, as in DataCompDR; joined by key, or by a field.
 
-    Joined by the key within the tar file of the same name, where every shard of the data set has
-    one; else by the key; or by a field of the samples' json that the members are named by.
+    Where every shard of the data set has a tar file of its name, the key is looked up in that file.
+
+    Attributes:
+        source: tar files, as `drrho index` takes them: the training shards or others
+        key_field: field of the samples' json that names the members
+        image_row: augmentation to take
+        text_row: caption to take; in DataCompDR 0 is the real one
     """
 
-    table: MemberTable
-    key_field: str | None
-    parallel: bool
+    source: Positional[str]
+    key_field: str | None = None
+    image_row: int = 0
+    text_row: int = 0
 
-    @classmethod
-    def open(
-        cls, source: str, manifest: Manifest, *, rows: MemberRows, key_field: str | None = None
-    ) -> "MembersSource":
-        """Reads the table of contents of each tar file.
-
-        Args:
-            source: tar files, as `drrho index` takes them: the training shards or others.
-            manifest: the data set that is imported for.
-            rows: which embeddings.
-            key_field: field of the samples' json that names the members; None is their key.
+    def open(self, manifest: Manifest) -> Source:
+        """Read the table of contents of each tar file.
 
         Raises:
             FileNotFoundError: no tar file is there.
             ValueError: one cannot be read, or there are no embeddings in any.
         """
-        tars = [Path(path) for path in resolve_shards(source)]
+        tars = [Path(path) for path in resolve_shards(self.source)]
         names = {path.name for path in tars}
-        parallel = key_field is None and len(names) == len(tars)
+        parallel = self.key_field is None and len(names) == len(tars)
         parallel = parallel and all(Path(shard.url).name in names for shard in manifest.shards)
         members = tuple(member for tar in tars for member in _members(tar))
         if not members:
             raise ValueError(
-                f"the {len(tars)} tar files of {source} have no members KEY.npz or KEY.pth.gz"
+                f"the {len(tars)} tar files of {self.source} have no members KEY.npz or KEY.pth.gz"
             )
-        image, _ = _decode(members[0], rows)
-        table = MemberTable(members=members, chosen=rows, embedding_dim=len(image))
-        return cls(table=table, key_field=key_field, parallel=parallel)
+        rows = (self.image_row, self.text_row)
+        dim = len(_decode(members[0], rows)[0])
 
-    @property
-    def settings(self) -> dict[str, str]:
-        return {
-            "format": "members",
-            "image_row": str(self.table.chosen.image),
-            "text_row": str(self.table.chosen.text),
-        }
+        def full_key(tar: Path, key: str) -> str:
+            return f"{tar.name}/{key}" if parallel else key
 
-    @property
-    def key_noun(self) -> str:
-        return self.key_field or "key"
+        def key_of(shard: Shard, sample: RawSample) -> str | None:
+            if self.key_field is not None:
+                return json_field(sample, self.key_field)
+            return full_key(Path(shard.url), sample.key)
 
-    def keys(self) -> Iterator[str]:
-        return (self._full_key(member.tar, member.key) for member in self.table.members)
-
-    def key_of(self, shard: Shard, sample: RawSample) -> str | None:
-        if self.key_field is not None:
-            return json_field(sample, self.key_field)
-        return self._full_key(Path(shard.url), sample.key)
-
-    def _full_key(self, tar: Path, key: str) -> str:
-        return f"{tar.name}/{key}" if self.parallel else key
+        return Source(
+            table=MemberTable(members=members, rows=rows, embedding_dim=dim),
+            settings={"format": "members", "image_row": str(rows[0]), "text_row": str(rows[1])},
+            key_noun=self.key_field or "key",
+            keys=lambda: (full_key(member.tar, member.key) for member in members),
+            key_of=key_of,
+        )
 
 
 def _members(path: Path) -> Iterator[Member]:
@@ -183,9 +160,9 @@ def _members(path: Path) -> Iterator[Member]:
 
 
 def _decode(
-    member: Member, rows: MemberRows
+    member: Member, rows: tuple[int, int]
 ) -> tuple[Float32[Tensor, " dim"], Float32[Tensor, " dim"]]:
-    """The chosen embeddings of image and text."""
+    """Decode the chosen embeddings of image and text."""
     where = f"{member.name} of {member.tar}"
     try:
         content = member.content()
@@ -201,13 +178,13 @@ def _decode(
         *(ValueError, TypeError, OSError, EOFError, RuntimeError),
     ) as error:
         raise ValueError(f"{where} cannot be read ({error}); fetch its tar file again") from error
-    return _row(image, rows.image, f"image_emb of {where}"), _row(
-        text, rows.text, f"text_emb of {where}"
+    return _row(image, rows[0], f"image_emb of {where}"), _row(
+        text, rows[1], f"text_emb of {where}"
     )
 
 
 def _row(embeddings: Tensor, row: int, where: str) -> Float32[Tensor, " dim"]:
-    """One of several embeddings; a single one may be without the dimension that counts them."""
+    """Take one of several embeddings; a single one may lack the leading dimension."""
     table = embeddings[None] if embeddings.ndim == 1 else embeddings
     if table.ndim != 2 or not 0 <= row < len(table):
         raise ValueError(f"{where} has the shape {tuple(embeddings.shape)} and no row {row}")

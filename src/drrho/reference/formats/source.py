@@ -1,6 +1,6 @@
-"""What every foreign format is turned into: a table of pairs of embeddings, each with a key."""
+"""Tables of embeddings with a key for each row, which every foreign format is read as."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -19,17 +19,13 @@ HASH_CHUNK = 1 << 24  # bytes read at once
 
 @runtime_checkable
 class Digest(Protocol):
-    """What hashlib's hashes have in common."""
+    """The protocol of hashlib's hashes."""
 
     def update(self, content: bytes, /) -> None: ...
 
 
 class EmbeddingPairs(NamedTuple):
-    """Embeddings as they were stored, of any norm; finite or not.
-
-    Attributes:
-        image, text: in float32.
-    """
+    """Embeddings as they were stored, of any norm, finite or not."""
 
     image: Float32[Tensor, "rows dim"]
     text: Float32[Tensor, "rows dim"]
@@ -45,46 +41,39 @@ class Table(Protocol):
         ...
 
     def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        """Some rows, in the order asked for."""
+        """Read some rows, in the order asked for."""
         ...
 
     def place(self, row: int) -> str:
-        """Where a row lies, for messages."""
+        """Describe where a row lies, for messages."""
         ...
 
     def hash_into(self, digest: Digest) -> None:
-        """Hashes what is imported."""
+        """Hash what is imported."""
         ...
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Embeddings that another program stored: a table, and a key for each of its rows."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Embeddings that another program stored: a table, and a key for each of its rows.
 
-    @property
-    def table(self) -> Table: ...
+    Attributes:
+        table: the rows.
+        settings: options of the format, as text; they become a part of the model's identity.
+        key_noun: what the keys are, for messages and reasons.
+        keys: lists the key of each row, in order.
+        key_of: gives the key that the row of a sample must have; None if it can have none.
+    """
 
-    @property
-    def settings(self) -> dict[str, str]:
-        """What was chosen of it, as text; it becomes a part of the model's identity."""
-        ...
-
-    @property
-    def key_noun(self) -> str:
-        """What the keys are, for messages and reasons."""
-        ...
-
-    def keys(self) -> Iterator[str]:
-        """The key of each row, in order."""
-        ...
-
-    def key_of(self, shard: Shard, sample: RawSample) -> str | None:
-        """The key that the row of a sample of the data set must have; None if it can have none."""
-        ...
+    table: Table
+    settings: dict[str, str]
+    key_noun: str
+    keys: Callable[[], Iterable[str]]
+    key_of: Callable[[Shard, RawSample], str | None]
 
 
 class ArrayPair(NamedTuple):
-    """Two arrays on disk, mapped into memory where the format allows it."""
+    """Image and text embeddings on disk, mapped into memory where the format allows it."""
 
     image: Float[np.ndarray, "rows dim"]
     text: Float[np.ndarray, "rows dim"]
@@ -92,7 +81,7 @@ class ArrayPair(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayFile:
-    """One of the files (or sets of files) that a table of arrays consists of.
+    """One file, or set of files, of a table of arrays.
 
     Attributes:
         name: for messages.
@@ -125,8 +114,25 @@ class ArrayTable:
         offsets = accumulate((file.num_rows for file in self.files), initial=0)
         object.__setattr__(self, "_offsets", np.array(list(offsets)))
 
+    @classmethod
+    def of(cls, files: Iterable[ArrayFile]) -> "ArrayTable":
+        """Make the table of some files.
+
+        Raises:
+            ValueError: two differ in the dimension of their embeddings.
+        """
+        files = tuple(files)
+        dim = files[0].open().image.shape[1]
+        for file in files:
+            if (other := file.open().image.shape[1]) != dim:
+                raise ValueError(
+                    f"{file.name} has embeddings of {other} dimensions, {files[0].name} of {dim}: "
+                    "they are of two models; import each from a folder of its own"
+                )
+        return cls(files=files, embedding_dim=dim)
+
     def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        """Some rows, in the order asked for."""
+        """Read some rows, in the order asked for."""
         wanted = np.asarray(rows, dtype=np.int64)
         found = np.empty((2, len(wanted), self.embedding_dim), dtype=np.float32)
         file_of = np.searchsorted(self._offsets, wanted, side="right") - 1
@@ -138,19 +144,19 @@ class ArrayTable:
         return EmbeddingPairs(*torch.from_numpy(found))
 
     def place(self, row: int) -> str:
-        """Which row of which file a row of the table is."""
+        """Describe which row of which file a row of the table is."""
         number = int(np.searchsorted(self._offsets, row, side="right")) - 1
         return f"row {row - self._offsets[number]} of {self.files[number].name}"
 
     def hash_into(self, digest: Digest) -> None:
-        """Hashes names and contents of all files, in order."""
+        """Hash names and contents of all files, in order."""
         for file in self.files:
             for path in file.paths:
                 hash_file(path, digest)
 
 
 def hash_file(path: Path, digest: Digest) -> None:
-    """Hashes the name, the size and the contents of a file."""
+    """Hash the name, the size and the contents of a file."""
     digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     with path.open("rb") as file:
         while chunk := file.read(HASH_CHUNK):
@@ -158,11 +164,11 @@ def hash_file(path: Path, digest: Digest) -> None:
 
 
 def require_pair(name: str, image: Any, text: Any, *, num_rows: int | None = None) -> None:
-    """Checks what the shapes of two arrays promise.
+    """Check that two arrays are tables of one shape.
 
     Args:
-        name: of the file, for messages.
-        image, text: the arrays or tensors, of any kind.
+        name: file name, for messages.
+        image, text: arrays or tensors.
         num_rows: how many rows there must be; None for any number.
 
     Raises:
@@ -181,27 +187,21 @@ def require_pair(name: str, image: Any, text: Any, *, num_rows: int | None = Non
         )
 
 
-def one_dimension(dimensions: dict[str, int]) -> int:
-    """The d that all files have.
-
-    Args:
-        dimensions: d of each file, by its name.
+def find_files(folder: Path, pattern: str, *, remedy: str) -> list[Path]:
+    """List the files of a folder that match a pattern, sorted.
 
     Raises:
-        ValueError: two differ.
+        FileNotFoundError: there are none.
     """
-    (first, dim), *others = dimensions.items()
-    for name, other in others:
-        if other != dim:
-            raise ValueError(
-                f"{name} has embeddings of {other} dimensions, {first} of {dim}: they are of two "
-                "models; import each from a folder of its own"
-            )
-    return dim
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        name = pattern.removeprefix("**/").removeprefix("*")
+        raise FileNotFoundError(f"{folder} holds no {name} file; {remedy}")
+    return paths
 
 
 def json_field(sample: RawSample, name: str) -> str | None:
-    """A field of the sample's json as text; None without one."""
+    """Return a field of the sample's json as text; None without one."""
     try:
         value = decode_metadata(sample).get(name)
     except UnusableSample:
