@@ -8,8 +8,8 @@ import torch
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.evaluate import evaluate_encoder
 from drrho.evaluation.sets import open_evaluation_set
-from drrho.evaluation.tasks.listing import ListedTask
 from drrho.evaluation.tasks.scores import open_task_set, score_task
+from drrho.evaluation.tasks.task import ListedTask
 from drrho.models.build import Model, build_model
 from drrho.models.small import SmallConfig
 from drrho.runtime.launch import Launch, joined

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from drrho.data.scenes import ScenesConfig, scene_samples, zero_shot_tasks
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.sets import open_evaluation_set
-from drrho.evaluation.tasks.listing import ListedTask
 from drrho.evaluation.tasks.scores import score_task
+from drrho.evaluation.tasks.task import ListedTask
 from drrho.models.build import Model, build_model
 from drrho.models.small import SmallConfig
 from drrho.runtime.torchvision import import_torchvision

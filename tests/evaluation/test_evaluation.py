@@ -22,8 +22,8 @@ from drrho.evaluation.sets import (
     ranks_of_captions,
 )
 from drrho.evaluation.tasks.benchmark import TaskScore, averages
-from drrho.evaluation.tasks.listing import ListedTask
 from drrho.evaluation.tasks.scores import score_task
+from drrho.evaluation.tasks.task import ListedTask
 from drrho.runtime.distributed import Processes
 
 

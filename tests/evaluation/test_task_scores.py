@@ -18,8 +18,8 @@ from tests.evaluation.task_folders import (
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.evaluation.tasks.listing import ListedTask
 from drrho.evaluation.tasks.scores import open_task_set, score_task
+from drrho.evaluation.tasks.task import ListedTask
 from drrho.runtime.distributed import Processes
 
 CUES = [

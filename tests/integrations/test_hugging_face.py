@@ -20,6 +20,7 @@ from tokenizers.models import WordLevel
 from torch.testing import assert_close
 
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
+from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 from drrho.risk import KL, CVaR, Mean
 from drrho.steering import LearnedDual, LossTable, MovingAverage
 
@@ -247,7 +248,7 @@ def test_two_processes_are_one_large_contrastive_batch(tmp_path, two_processes):
     for rank in "01":
         found = torch.load(folder / f"{rank}.pt")
         assert_same(found, trainer.model.state_dict(), rtol=1e-4, atol=1e-5)
-    saved = load_file(folder / "checkpoint-4" / contrastive.STATE_FILE)
+    saved = load_file(folder / "checkpoint-4" / ContrastiveTrainer.state_file)
     assert_same(saved, trainer.steering.state_dict(), rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from drrho.contrastive.memory.temperature import TemperatureConfig
 from drrho.contrastive.objectives.config import ObjectiveConfig, named_objective
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.integrations.hugging_face_clip import STATE_FILE, ContrastiveTrainer
+from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 
 N = 16
 DRRHO = ObjectiveConfig(
@@ -126,7 +126,7 @@ def test_resumed_it_ends_as_if_never_interrupted(tmp_path):
     resumed = contrastive(tmp_path, options=saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_close(state_of(resumed), state_of(whole), rtol=0, atol=0)
-    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    (tmp_path / "checkpoint-2" / ContrastiveTrainer.state_file).unlink()
     with pytest.raises(FileNotFoundError, match="no per-sample averages"):
         contrastive(tmp_path, options=saving).train(
             resume_from_checkpoint=str(tmp_path / "checkpoint-2")

@@ -7,6 +7,7 @@ zero-shot tasks; shards with captions are scored by retrieval. What a set has de
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -166,6 +167,41 @@ def of_each_image(
 
     parts = encoder.processes.gather(encoder.processes.on_each(of_own))
     return torch.tensor([number for part in parts for number in part])
+
+
+def column_of(
+    encoder: Encoder,
+    evaluation_set: EvaluationSet,
+    images: SharedImages,
+    *,
+    column: tuple[int, str],
+    below: int | None = None,
+) -> Int[Tensor, " images"]:
+    """Read the number of a group or class from a column of each image's .npy; a collective.
+
+    Args:
+        column: its place, from 0, and its name, for messages.
+        below: how many groups or classes there are; None if any number is one.
+    """
+    place, name = column
+    allowed = "from 0" if below is None else f"from 0 to {below - 1}"
+
+    def number(metadata: Mapping[str, Any]) -> int:
+        row = metadata.get("npy", [])
+        if place >= len(row):
+            raise ValueError(
+                f"{name!r} stands in column {place} of a sample's .npy, it has {len(row)} columns; "
+                "mend the data, or the task's group_by or kind"
+            )
+        value = row[place]
+        if not 0 <= value < (below or torch.inf) or value != int(value):
+            raise ValueError(
+                f"{name!r}, column {place} of the .npy, must be a whole number {allowed}, got "
+                f"{value}"
+            )
+        return int(value)
+
+    return of_each_image(encoder, evaluation_set, images, number)
 
 
 def label_ranks_of(

@@ -8,28 +8,25 @@ trainer = SteeredTrainer(
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
+from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
-from drrho.integrations.trainer_state import load_state, save_state
+from drrho.integrations.trainer import TrainerWithState
 from drrho.risk import RiskMeasure
 from drrho.steering import DRRhoLoss, Estimator, Losses, LossTable, token_losses
 from drrho.steering.loss import Weighed
-
-STATE_FILE = "steering.safetensors"
 
 Batch = Mapping[str, Any]
 Collator = Callable[[list[Any]], Any]
 IGNORED = -100  # the label of a token that does not count, in all of transformers
 
 
-class SteeredTrainer(Trainer):
+class SteeredTrainer(TrainerWithState):
     """Trains on the DRRho risk of the excess token losses. All else is the Trainer's.
 
     * Every token that is predicted, of all micro-batches of a step and of all processes, is a
@@ -72,6 +69,8 @@ class SteeredTrainer(Trainer):
 
     # The Trainer must not divide the loss of a micro-batch by their number.
     loss_is_scaled_for_ga = True
+    state_file = "steering.safetensors"
+    steering: DRRhoLoss
 
     def __init__(  # noqa: PLR0913 - the host's arguments
         self,
@@ -118,10 +117,9 @@ class SteeredTrainer(Trainer):
         self.steering = DRRhoLoss(risk, estimator, nonfinite=nonfinite, missing=missing)
         self.steering.to(args.device)
         self.reference: PreTrainedModel | None = None
-        self.reference_column: str | None = None
         match reference:
             case str():
-                self.reference_column = reference
+                self.own_column = reference
                 self.data_collator = _CollatorWithLosses(self.data_collator, column=reference)
             case PreTrainedModel():
                 self.reference = reference.requires_grad_(False).eval()
@@ -158,7 +156,7 @@ class SteeredTrainer(Trainer):
         if not model.training:
             return super().compute_loss(
                 model,
-                {name: value for name, value in inputs.items() if name != self.reference_column},
+                {name: value for name, value in inputs.items() if name != self.own_column},
                 return_outputs=return_outputs,
                 num_items_in_batch=num_items_in_batch,
             )
@@ -219,7 +217,7 @@ class SteeredTrainer(Trainer):
         """The losses of a micro-batch and the model's output, of which the Trainer makes no use."""
         inputs = dict(inputs)
         labels = inputs.pop("labels", None)
-        column = self.reference_column
+        column = self.own_column
         stored = None if column is None else inputs.pop(column, None)
         if labels is None:
             raise ValueError(
@@ -270,27 +268,11 @@ class SteeredTrainer(Trainer):
             self._sums, self._num_summed = {}, 0
         super().log(logs, start_time)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        # The column is no argument of the model, and would be removed.
-        super()._set_signature_columns_if_needed()
-        column, columns = self.reference_column, self._signature_columns
-        if column is not None and columns is not None and column not in columns:
-            columns.append(column)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        save_state(self.steering.state_dict(), Path(output_dir) / STATE_FILE, self.args)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        load_state(
-            self.steering,
-            Path(checkpoint) / STATE_FILE,
-            missing="does not exist: the checkpoint holds no state of the estimator "
+    def missing_state(self) -> str:
+        return (
+            "the checkpoint holds no state of the estimator "
             f"{type(self.steering.estimator).__name__}; resume with the estimator that it was "
-            "trained with",
+            "trained with"
         )
 
 

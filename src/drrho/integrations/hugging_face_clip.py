@@ -7,13 +7,12 @@ reference=store, train_dataset=data,
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.contrastive.pairs import PairEmbeddings
@@ -21,19 +20,16 @@ from drrho.integrations.pairs import (
     MAX_LOG_SCALE,
     EmbeddingStore,
     SteeredPairs,
-    gamma_schedule,
     logit_scale,
     whole_state,
 )
-from drrho.integrations.trainer_state import load_state, save_state
+from drrho.integrations.trainer import TrainerWithState
 from drrho.training.schedules import Schedule
-
-STATE_FILE = "contrastive.safetensors"
 
 Batch = Mapping[str, Any]
 
 
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(TrainerWithState):
     """Trains a dual encoder on a contrastive objective. All else is the Trainer's.
 
     * The Trainer's own training of a CLIPModel contrasts the pairs of each process with each
@@ -63,6 +59,9 @@ class ContrastiveTrainer(Trainer):
         ValueError: an option would have no effect or a wrong one, or the model is none of these.
             In training: a batch has no ids.
     """
+
+    state_file = "contrastive.safetensors"
+    steering: SteeredPairs
 
     def __init__(  # noqa: PLR0913 - the host's arguments
         self,
@@ -97,7 +96,7 @@ class ContrastiveTrainer(Trainer):
         if num_samples is None:
             num_samples = len(train_dataset)
         self.num_samples = num_samples
-        self.id_column = id_column
+        self.own_column = self.id_column = id_column
         self.steering = SteeredPairs(objective, num_samples=num_samples, reference=reference)
         self.steering.to(args.device)
         self._gamma: Schedule | None = None
@@ -161,31 +160,16 @@ class ContrastiveTrainer(Trainer):
         if self._gamma is None:
             steps = self.state.max_steps
             pairs = steps * self.args.train_batch_size * self.args.world_size
-            self._gamma = gamma_schedule(
-                self.steering.config, steps=steps, epochs=pairs / self.num_samples
-            )
+            self._gamma = self.steering.gamma_schedule(steps=steps, epochs=pairs / self.num_samples)
         return self._gamma
 
-    def _set_signature_columns_if_needed(self) -> None:
-        # The ids are no argument of the model, and would be removed.
-        super()._set_signature_columns_if_needed()
-        columns = self._signature_columns
-        if columns is not None and self.id_column not in columns:
-            columns.append(self.id_column)
+    def saved_state(self) -> Mapping[str, Tensor]:
+        return whole_state(self.steering)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        save_state(whole_state(self.steering), Path(output_dir) / STATE_FILE, self.args)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        load_state(
-            self.steering,
-            Path(checkpoint) / STATE_FILE,
-            missing="does not exist: the checkpoint holds no per-sample averages; resume with the "
-            "trainer and the objective that it was trained with",
+    def missing_state(self) -> str:
+        return (
+            "the checkpoint holds no per-sample averages; resume with the trainer and the "
+            "objective that it was trained with"
         )
 
 

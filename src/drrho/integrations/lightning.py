@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, gamma_schedule, whole_state
+from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, whole_state
 from drrho.training.schedules import Schedule
 
 
@@ -71,7 +71,9 @@ class Steering(Callback):
     ) -> Float[Tensor, ""]:
         """The loss of a training step, as `SteeredPairs`; logs gamma."""
         if self._gamma is None:
-            self._gamma = _gamma_of_run(self.pairs, module.trainer)
+            steps = int(module.trainer.estimated_stepping_batches)
+            epochs = steps / max(1, int(module.trainer.num_training_batches))
+            self._gamma = self.pairs.gamma_schedule(steps=steps, epochs=epochs)
         gamma = self._gamma(module.trainer.global_step)
         if self.pairs.objective.estimator is not None:
             module.log("gamma", gamma)
@@ -98,10 +100,3 @@ class Steering(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict and self._pairs is not None:  # validation has no use for it
             self._pairs.load_state_dict(state_dict)
-
-
-def _gamma_of_run(pairs: SteeredPairs, trainer: Trainer) -> Schedule:
-    steps = int(trainer.estimated_stepping_batches)
-    return gamma_schedule(
-        pairs.config, steps=steps, epochs=steps / max(1, int(trainer.num_training_batches))
-    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from drrho.contrastive.objectives.config import ObjectiveConfig
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, gamma_schedule
+from drrho.integrations.pairs import EmbeddingStore, SteeredPairs
 
 ID_KEY = "sample_id"  # of batches that are dictionaries
 
@@ -54,7 +54,7 @@ class SteeredClipLoss(nn.Module):
         super().__init__()
         self.pairs = SteeredPairs(config, num_samples=num_samples, reference=reference)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._gamma = gamma_schedule(config, steps=steps, epochs=epochs)
+        self._gamma = self.pairs.gamma_schedule(steps=steps, epochs=epochs)
         self._arrived: list[Tensor] = []
         self._ids: Tensor | None = None
         self._before: Tensor | None = None

@@ -122,6 +122,19 @@ class SteeredPairs(nn.Module):
         loss, _ = self.objective(target, reference, sample_ids=sample_ids, gamma=gamma)
         return loss + unused
 
+    def gamma_schedule(self, *, steps: int, epochs: float) -> Schedule:
+        """Gamma by step, as in `drrho train`: 1 to gamma_min over half of the run, or constant.
+
+        Args:
+            steps: optimiser steps of the whole training.
+            epochs: passes over the data of the whole training; they decide `gamma_min` where the
+                config leaves it open.
+
+        Source: docs/mathematics.md, "Per-sample estimators".
+        """
+        final = self.config.final_gamma(epochs=epochs)
+        return averaging_rate(final, kind=self.config.gamma_schedule, steps=steps)
+
     def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
         """What is remembered of these samples, of all processes; None for a loss without memory."""
         estimator = self.objective.estimator
@@ -159,21 +172,6 @@ class _HostTemperature(nn.Module):
 
     def forward(self) -> Float[Tensor, ""]:
         return self.tau
-
-
-def gamma_schedule(config: ObjectiveConfig, *, steps: int, epochs: float) -> Schedule:
-    """Gamma by step, as `drrho train` has it: 1 to gamma_min over half of the run, or constant.
-
-    Args:
-        config: its `gamma_min`, or `recommended_gamma_min` of the epochs.
-        steps: of the whole training.
-        epochs: of the whole training.
-
-    Source: docs/mathematics.md, "Per-sample estimators".
-    """
-    return averaging_rate(
-        config.final_gamma(epochs=epochs), kind=config.gamma_schedule, steps=steps
-    )
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

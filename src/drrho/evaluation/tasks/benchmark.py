@@ -10,8 +10,9 @@ from typing import Any
 
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.evaluate import EvaluateConfig, named_encoder
-from drrho.evaluation.tasks.listing import ListedTask, read_task_list
+from drrho.evaluation.tasks.listing import read_task_list, task_folders
 from drrho.evaluation.tasks.scores import open_task_set, score_task
+from drrho.evaluation.tasks.task import ListedTask
 from drrho.runtime.files import write_atomically
 
 
@@ -91,7 +92,7 @@ def _attempt(
     encoder: Encoder, task: ListedTask, *, data: Path, config: EvaluateConfig, place: str
 ) -> dict[str, Any] | TaskScore:
     """The task's line of results, or why there is none; the same on all processes."""
-    folders = task.folders(data)
+    folders = task_folders(task, data)
     folder = encoder.processes.on_first(
         lambda: next((folder for folder in folders if folder.is_dir()), None)
     )

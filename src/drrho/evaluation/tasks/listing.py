@@ -1,60 +1,33 @@
 """A list of evaluation tasks with their main metrics, in the form of DataComp's tasklist.yml."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
+
+from drrho.evaluation.tasks.scores import KINDS
+from drrho.evaluation.tasks.task import ListedTask
 
 DATACOMP = "datacomp"
 KEYS = {"name", "size", "main_metric", "folder", "suite", "group_by", "kind"}
 # What DataComp's list says besides, which no score depends on.
 OTHER_KEYS = {"time", "num_classes", "random_score", "tags"}
-# How a task is scored: the class of an image, captions and images for each other, the images that
-# belong to a cue, or several labels of a face.
-Kind = Literal["classification", "retrieval", "associations", "faces"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListedTask:
-    """A task of a list.
+def task_folders(task: ListedTask, data: Path) -> list[Path]:
+    """List where the data of a task may lie, the likeliest first.
 
-    Attributes:
-        key: its name in the list, such as "vtab/eurosat".
-        name: to show.
-        kind: how it is scored; None leaves "classification" or "retrieval" to what its data have.
-        main_metric: the metric that enters the average; None is none, and it does not.
-        size: number of its samples, or of the cues of associations; None is not said.
-        folder: where its data are, relative to the data folder; None tries the usual names.
-        suite: tasks whose scores are averaged too; None is none.
-        group_by: name of a division -> column of a sample's .npy that holds its group; of
-            classification.
+    DataComp's `download_evalsets.py` writes `wds_vtab-eurosat_test`; clip_benchmark's own data
+    sets are called `wds_vtab-eurosat` or `wds_mscoco_captions`. Associations are no shards, and
+    their folder is `winogavil`.
     """
-
-    key: str
-    name: str
-    kind: Kind | None = None
-    main_metric: str | None = "acc1"
-    size: int | None = None
-    folder: str | None = None
-    suite: str | None = None
-    group_by: Mapping[str, int] = field(default_factory=dict)
-
-    def folders(self, data: Path) -> list[Path]:
-        """Where its data may lie, the likeliest first.
-
-        DataComp's `download_evalsets.py` writes `wds_vtab-eurosat_test`; clip_benchmark's own data
-        sets are called `wds_vtab-eurosat` or `wds_mscoco_captions`. Associations are no shards,
-        and `winogavil` is theirs.
-        """
-        if self.folder is not None:
-            return [data / self.folder]
-        whole, last = self.key.replace("/", "-"), self.key.rpartition("/")[2]
-        if self.kind == "associations":
-            return [data / name for name in dict.fromkeys([last, self.key, whole])]
-        names = [f"wds_{whole}_test", f"wds_{last}_test", f"wds_{whole}", f"wds_{last}"]
-        return [data / name for name in dict.fromkeys([*names, self.key, whole, last])]
+    if task.folder is not None:
+        return [data / task.folder]
+    whole, last = task.key.replace("/", "-"), task.key.rpartition("/")[2]
+    if task.kind is not None and not KINDS[task.kind].in_shards:
+        return [data / name for name in dict.fromkeys([last, task.key, whole])]
+    names = [f"wds_{whole}_test", f"wds_{last}_test", f"wds_{whole}", f"wds_{last}"]
+    return [data / name for name in dict.fromkeys([*names, task.key, whole, last])]
 
 
 def read_task_list(source: str) -> tuple[ListedTask, ...]:
@@ -121,8 +94,8 @@ def _task(key: str, entry: dict, *, where: str) -> ListedTask:
             f"{where}: main_metric must be a metric's name or null, got {entry['main_metric']!r}"
         )
     kind = entry.get("kind", "classification")
-    if kind not in get_args(Kind):
-        raise ValueError(f"{where}: kind must be one of {list(get_args(Kind))}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"{where}: kind must be one of {list(KINDS)}, got {kind!r}")
     size = entry.get("size")
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"{where}: size must be a positive number, got {size!r}")
@@ -134,7 +107,7 @@ def _task(key: str, entry: dict, *, where: str) -> ListedTask:
         raise ValueError(
             f"{where}: group_by must be an object of a name -> column of the .npy, got {groups!r}"
         )
-    if groups and kind != "classification":
+    if groups and not KINDS[kind].takes_groups:
         raise ValueError(f"{where}: group_by has no effect on a task of kind {kind!r}")
     chosen: dict[str, Any] = {"name": key} | {name: entry[name] for name in KEYS & entry.keys()}
     return ListedTask(key=key, **chosen)

@@ -1,4 +1,4 @@
-"""Cues and the images to choose from, as Hugging Face's `save_to_disk` wrote WinoGAViL."""
+"""Associations: cues and images to choose from, as `save_to_disk` of datasets wrote WinoGAViL."""
 
 from pathlib import Path
 
@@ -6,20 +6,21 @@ import torch
 
 from drrho.data.indexing import Columns, index_shards
 from drrho.data.reading.sources import DATASET_FILE, dataset_columns, list_lengths
-from drrho.encoding.shared import Encoder, SharedImages
+from drrho.encoding.shared import Encoder
 from drrho.evaluation.metrics.associations import (
     association_metrics,
     jaccard_scores,
     parse_question,
 )
-from drrho.evaluation.sets import EvaluationSet
+from drrho.evaluation.sets import EvaluationSet, embedded_set
+from drrho.evaluation.tasks.task import ListedTask, Scored, TaskKind
 
 IMAGES = "candidate_images"
 COLUMNS = ["cue", "candidates", "associations"]
 
 
 def open_association_set(folder: Path) -> EvaluationSet:
-    """The questions of a dataset on disk; each image of a row's `candidate_images` is a sample.
+    """Read the questions of a dataset on disk; each of a row's `candidate_images` is a sample.
 
     Raises:
         ValueError: it is no dataset of one split, lacks a column, or has a row that is no
@@ -53,16 +54,17 @@ def open_association_set(folder: Path) -> EvaluationSet:
     )
 
 
-def association_scores(
-    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages
-) -> tuple[dict[str, float | None], int]:
-    """The metrics, and how many questions they are of: those whose images could all be decoded.
+def score_associations(
+    encoder: Encoder, evaluation_set: EvaluationSet, _task: ListedTask
+) -> Scored:
+    """Score the questions whose images could all be decoded.
 
     Every process scores all questions, which takes no time beside encoding their images.
 
     Raises:
         ValueError: there is no such question.
     """
+    images = embedded_set(encoder, evaluation_set)
     found = set(encoder.sample_ids(images).tolist())
     questions, kept, start = [], [], 0
     for question in evaluation_set.questions:
@@ -80,4 +82,8 @@ def association_scores(
         questions,
     )
     sizes = [len(question.candidates) for question in questions]
-    return association_metrics(scores, sizes), len(questions)
+    metrics = association_metrics(scores, sizes)
+    return Scored(metrics=metrics, images=images, size=len(questions))
+
+
+ASSOCIATIONS = TaskKind(open=open_association_set, score=score_associations, in_shards=False)

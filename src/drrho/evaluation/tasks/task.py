@@ -1,0 +1,61 @@
+"""Tasks of a list, and what a kind of task has to provide."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drrho.encoding.shared import Encoder, SharedImages
+from drrho.evaluation.sets import EvaluationSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedTask:
+    """A task of a list.
+
+    Attributes:
+        key: name in the list, such as "vtab/eurosat".
+        name: name to show.
+        kind: how the task is scored, a key of `scores.KINDS`; None chooses "classification" or
+            "retrieval" by what the data have.
+        main_metric: metric that enters the average; None leaves the task out of it.
+        size: number of samples, or of cues of associations; None if the list does not say.
+        folder: data folder, relative to that of all tasks; None tries the usual names.
+        suite: tasks whose scores are averaged too; None is none.
+        group_by: name of a division -> column of a sample's .npy that holds its group; for
+            classification.
+    """
+
+    key: str
+    name: str
+    kind: str | None = None
+    main_metric: str | None = "acc1"
+    size: int | None = None
+    folder: str | None = None
+    suite: str | None = None
+    group_by: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Metrics of a task, the scored images, and the number of samples as a list counts it."""
+
+    metrics: Mapping[str, float | None]
+    images: SharedImages
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """How tasks of one kind are opened and scored.
+
+    Attributes:
+        open: makes the evaluation set of a folder.
+        score: computes the metrics; a collective.
+        in_shards: whether the data are WebDataset shards, whose folders are called wds_NAME.
+        takes_groups: whether `group_by` has an effect.
+    """
+
+    open: Callable[[Path], EvaluationSet]
+    score: Callable[[Encoder, EvaluationSet, ListedTask], Scored]
+    in_shards: bool = True
+    takes_groups: bool = False
