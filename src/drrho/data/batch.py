@@ -1,4 +1,4 @@
-"""What the loaders give: batches of decoded samples, each with its sample id."""
+"""Batches of decoded samples with their sample ids, as the loaders return them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -28,20 +28,20 @@ class Batch:
     views: Int64[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on another device; the copy from pinned memory does not block."""
+        """Move the batch to another device; the copy from pinned memory does not block."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory; the DataLoader calls this where there is a GPU."""
+        """Copy the batch to page-locked memory; the DataLoader calls this where there is a GPU."""
         return self._map(Tensor.pin_memory)
 
     def keep(self, rows: Bool[Tensor, " batch"], *, skipped: Iterable[tuple[int, str]]) -> "Batch":
-        """The batch without some of its samples, which join the skipped ones."""
+        """Remove some samples from the batch and record them as skipped."""
         kept = self._map(lambda tensor: tensor[rows.to(tensor.device)])
         return replace(kept, skipped=(*self.skipped, *skipped))
 
     def take(self, rows: slice | Int64[Tensor, " rows"]) -> "Batch":
-        """Some of the samples; nothing is counted as skipped."""
+        """Take some of the samples; nothing is counted as skipped."""
         taken = self._map(lambda t: t[rows] if isinstance(rows, slice) else t[rows.to(t.device)])
         return replace(taken, skipped=())
 

@@ -1,4 +1,4 @@
-"""Shards -> the manifest that gives their samples ids."""
+"""Writing manifests, which give the samples of shards their ids: `drrho index` and `drrho mix`."""
 
 import os
 from collections import Counter

@@ -32,7 +32,7 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Where a table or dataset has what.
+    """Names of the columns of a table or dataset.
 
     Attributes:
         image: column of the image.
@@ -46,7 +46,7 @@ class Columns:
 
 
 def open_manifest(source: str | Path) -> Manifest:
-    """The manifest in a `.json` file, or of the shards that `source` names, indexed now."""
+    """Load the manifest in a `.json` file, or index the shards that `source` names."""
     if str(source).endswith(".json"):
         return Manifest.load(Path(source).expanduser())
     return index_shards(source)
@@ -59,7 +59,7 @@ def index_shards(
     workers: int = 0,
     columns: Columns | None = None,
 ) -> Manifest:
-    """Reads every shard that `source` names (see `resolve_shards`) once, from end to end.
+    """Read every shard that `source` names (see `resolve_shards`) once, from end to end.
 
     Args:
         source: the shards.
@@ -97,7 +97,7 @@ def index_shards(
 
 
 def resolve_shards(source: str | Path) -> list[str]:
-    """The absolute paths, or the URLs, of the shards that `source` names.
+    """List the absolute paths or URLs of the shards that `source` names.
 
     Args:
         source: a folder (its *.tar files, sorted), a tar file, a glob pattern (sorted), or a
@@ -128,7 +128,7 @@ def summarise_shard(
     layout: Layout | None = None,
     state: FileState | None = None,
 ) -> Shard:
-    """Counts and hashes the samples of a shard, in one pass.
+    """Count and hash the samples of a shard, in one pass.
 
     Of the samples of a tar file that share a key only the first is usable: either the same sample
     is there twice, or the files of one are apart and each part is taken for a sample.
@@ -185,7 +185,7 @@ def _without_tars(folder: str) -> list[str]:
 
 
 def _layout(url: str, columns: Columns) -> Layout | None:
-    """What is no tar file needs one."""
+    """Choose the layout of a source; None for tar files."""
     fields = {"image": columns.image, "caption": columns.caption}
     if os.path.isfile(os.path.join(url, DATASET_FILE)):
         return Layout(kind="dataset", **fields)
@@ -235,7 +235,7 @@ def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shar
 
 
 def open_manifest_together(source: str, processes: Processes) -> Manifest:
-    """As `open_manifest`; shards that are indexed now are read by the first process alone."""
+    """Open a manifest on every process; shards are indexed by the first process alone."""
     if source.endswith(".json"):
         return open_manifest(source)
     return processes.on_first(lambda: open_manifest(source))

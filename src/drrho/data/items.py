@@ -10,7 +10,7 @@ from drrho.data.manifest import ITEMS, FieldHash, Manifest, Shard
 def manifest_of_items(
     items: Iterable[bytes], *, name: str, items_per_shard: int = 65_536
 ) -> Manifest:
-    """Reads every item once; the one at position i has the sample id i.
+    """Index items, each read once; the one at position i has the sample id i.
 
     The hashes only have to tell data sets apart. So an item is any bytes that determine the
     sample: `row["text"].encode()`, the array of its token ids `.tobytes()`, an image file.
@@ -45,7 +45,7 @@ def manifest_of_items(
 
 
 def require_file_name(argument: str, name: str) -> None:
-    """Raises ValueError if a name cannot be a file's name, or not on every system."""
+    """Raise ValueError if a name cannot be a file name on every system."""
     if re.fullmatch(r"\w[\w.-]*", name) is None:
         raise ValueError(
             f"{argument} must be made of letters, digits, '_', '.' and '-', and begin with none "

@@ -81,7 +81,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Which batches: the place in an endless stream of them, and whose part.
+    """Position in an endless stream of batches, and the share of a process.
 
     Attributes:
         seed: of the order and the random transforms.
@@ -103,7 +103,7 @@ class Position:
 
 
 class NothingReadable(ValueError):
-    """Not one sample of a batch, or of a whole data set, could be decoded.
+    """Error: no sample of a batch, or of a whole data set, could be decoded.
 
     Attributes:
         skipped: id and reason of each.
@@ -122,7 +122,7 @@ def training_batches(
     config: Loading,
     position: Position,
 ) -> Iterator[Batch]:
-    """Batches without end from a position on; each epoch in the order of `epoch_order`.
+    """Yield batches without end from a position on; each epoch in the order of `epoch_order`.
 
     Args:
         manifest: the data set.
@@ -165,7 +165,7 @@ def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of 
     view: View | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Examples]:
-    """Every usable sample once, in the order of the ids.
+    """Yield every usable sample once, in the order of the ids.
 
     No batch reaches over the end of a shard, so what shares a batch does not depend on which
     other shards are in the manifest, nor on how many processes share the batches.
@@ -287,14 +287,14 @@ class _EvaluationExamples(Dataset[Examples]):
 
 
 def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:
-    """The image, the captions to choose from, and what they were decoded from."""
+    """Decode the image and the captions to choose from; the sample itself comes third."""
     return decode_image(sample), decode_captions(sample), sample
 
 
 def _training_plan(
     manifest: Manifest, config: Loading, position: Position
 ) -> Iterator[tuple[int, list[int]]]:
-    """The epoch and the sample ids of each batch from a position on, without end."""
+    """Yield epoch and sample ids of each batch from a position on, without end."""
     batch_size, window, seed = config.batch_size, config.shuffle_window, position.seed
     rank, num_shares = position.share
     steps = steps_per_epoch(manifest, batch_size=batch_size)
@@ -308,14 +308,14 @@ def _training_plan(
 
 
 def _evaluation_plan(manifest: Manifest, *, batch_size: int, with_captions: bool) -> list[Tensor]:
-    """The usable ids of each shard in turn, at most `batch_size` at a time."""
+    """List the usable ids of each shard in turn, at most `batch_size` at a time."""
     shards = range(len(manifest.shards))
     ids = (manifest.usable_ids_in(shard, with_captions=with_captions) for shard in shards)
     return [chunk for part in ids for chunk in part.split(batch_size) if len(chunk) > 0]
 
 
 def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
-    """The items of a data set in the order of the plan, whatever the number of workers."""
+    """Load the items of a data set in the order of the plan, whatever the number of workers."""
     exiting = RawValue(c_bool, False)
     if workers > 0:
         # Before the function that multiprocessing registered: it ends workers, and waits for them.
@@ -332,7 +332,7 @@ def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
 
 
 def _outlive_signals(exiting: c_bool, _worker: int) -> None:
-    """Leaves it to the main process to act on a signal that a scheduler sends to all of them.
+    """Ignore, in a worker, the signals of a scheduler, which the main process handles.
 
     The main process ends its workers when it closes the stream, or with SIGTERM when it exits; a
     worker whose main process was killed notices within 5 seconds (torch's watchdog).
@@ -350,7 +350,7 @@ def _outlive_signals(exiting: c_bool, _worker: int) -> None:
 
 
 def _never_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Passing over a step would shift all later ones, so an empty batch ends the run."""
+    """Raise NothingReadable at an empty batch: to skip it would shift all later steps."""
     for batch in batches:
         if len(batch.sample_ids) == 0:
             raise NothingReadable(
@@ -363,7 +363,7 @@ def _never_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _without_empty_ones(batches: Iterable[Examples]) -> Iterator[Examples]:
-    """Hands the skipped samples of an empty batch to the next one, or at the end to the last."""
+    """Merge the skipped samples of an empty batch into the next batch, or into the last one."""
     held, skipped = None, ()
     for batch in batches:
         skipped += batch.skipped

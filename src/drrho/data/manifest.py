@@ -45,7 +45,7 @@ class FieldHash:
         self._digest = hashlib.sha256()
 
     def add(self, content: bytes | None) -> None:
-        """Takes in the next field; None for one that is absent."""
+        """Hash the next field; None for one that is absent."""
         self._digest.update(b"absent," if content is None else b"%d," % len(content))
         self._digest.update(content or b"")
 
@@ -54,7 +54,7 @@ class FieldHash:
 
 
 class Spans(NamedTuple):
-    """Where the samples of a shard lie in its file, row by row.
+    """Byte ranges and checksums of the samples of a shard, row by row.
 
     Attributes:
         start: of the first byte.
@@ -67,18 +67,18 @@ class Spans(NamedTuple):
     checksum: Int32[Tensor, " rows"]
 
     def range(self, row: int) -> tuple[int, int]:
-        """The bytes of a row, from the first to before the last."""
+        """Return the byte range of a row, the end excluded."""
         start = int(self.start[row])
         return start, start + int(self.size[row])
 
     def rows(self, start: int, end: int) -> "Spans":
-        """Those of some rows."""
+        """Select a range of rows."""
         return Spans(*(column[start:end] for column in self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """What one tar file holds, or a run of items (`drrho.data.items`).
+    """Index entry of one tar file, or of a run of items (`drrho.data.items`).
 
     Attributes:
         url: path or fsspec URL of the tar file, or `items://` and a name.
@@ -120,12 +120,12 @@ class Shard:
 
     @property
     def contents(self) -> tuple[int, str, str]:
-        """What two shards share exactly if they hold the same samples in the same order."""
+        """Identity of the contents: equal exactly for the same samples in the same order."""
         return self.num_samples, self.keys_sha256, self.content_sha256
 
     @cached_property
     def num_usable(self) -> int:
-        """Image-caption pairs that no filter leaves out."""
+        """Number of image-caption pairs that no filter leaves out."""
         if self.left_out is None:
             return self.num_samples - len(self.unusable)
         kept = ~self.left_out
@@ -155,7 +155,7 @@ class Manifest:
         return self.offsets[-1]
 
     def locate(self, sample_id: int) -> tuple[int, int]:
-        """The index of the shard that holds a sample, and its row there.
+        """Find the index of the shard that holds a sample, and its row there.
 
         Raises:
             IndexError: no sample has this id.
@@ -166,7 +166,7 @@ class Manifest:
         return shard, sample_id - self.offsets[shard]
 
     def usable_ids(self, *, with_captions: bool = True) -> Int64[Tensor, " usable"]:
-        """The ids of the usable samples, ascending.
+        """List the ids of the usable samples, ascending.
 
         Args:
             with_captions: False counts samples that lack nothing but a caption as usable too;
@@ -178,7 +178,7 @@ class Manifest:
     def usable_ids_in(
         self, shard_index: int, *, with_captions: bool = True
     ) -> Int64[Tensor, " usable"]:
-        """The part of `usable_ids` that lies in one shard."""
+        """List the usable ids of one shard, ascending."""
         shard, offset = self.shards[shard_index], self.offsets[shard_index]
         usable = torch.ones(shard.num_samples, dtype=torch.bool)
         for row, reason in shard.unusable.items():
@@ -188,7 +188,7 @@ class Manifest:
         return usable.nonzero().squeeze(1) + offset
 
     def without(self, reasons: Mapping[int, str]) -> "Manifest":
-        """The same samples with the same ids, of which more are unusable.
+        """Mark more samples as unusable; all ids stay the same.
 
         Args:
             reasons: sample id -> why it is left out, in words that many samples share.
@@ -209,7 +209,7 @@ class Manifest:
 
     @cached_property
     def contents_sha256(self) -> str:
-        """Of what the shards hold, in order, wherever they lie, and of what was curated out."""
+        """SHA-256 of the contents of the shards, in order, and of the samples curated out."""
         curated = [
             [row for row, reason in sorted(shard.unusable.items()) if reason.startswith(CURATED)]
             for shard in self.shards
@@ -220,7 +220,7 @@ class Manifest:
         return hashlib.sha256(contents.encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Writes the manifest as JSON; a reader sees the old file or the new one, whole.
+        """Write the manifest as JSON; a reader sees the old file or the new one, whole.
 
         Where the samples lie is written beside it, 16 bytes a sample, into `NAME.rows-HASH`.
         Shards below the manifest's folder are named relative to it, so that all move together.
@@ -245,7 +245,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
             FileNotFoundError: there is no such file, or that of its rows is missing.
@@ -289,7 +289,7 @@ def _require_distinct(shards: Sequence[Shard]) -> None:
 
 
 def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
-    """A shard as plain data; `_parse_shard` reads it."""
+    """Convert a shard to plain data, which `_parse_shard` reads."""
     entry = {
         field.name: getattr(shard, field.name)
         for field in fields(shard)

@@ -1,4 +1,4 @@
-"""The order in which an epoch visits the samples of a data set."""
+"""Order in which an epoch visits the samples of a data set."""
 
 import torch
 from jaxtyping import Int64
@@ -9,7 +9,7 @@ from drrho.runtime.randomness import derived_seed
 
 
 def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:
-    """Full batches in one epoch of the usable samples; a ragged last one is left out.
+    """Count the full batches in one epoch; a ragged last one is left out.
 
     Raises:
         ValueError: there is not one full batch.
@@ -28,7 +28,7 @@ def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:
 def epoch_order(
     manifest: Manifest, *, seed: int, epoch: int, shuffle_window: int
 ) -> Int64[Tensor, " usable"]:
-    """The ids of all usable samples in the order of one epoch; a pure function.
+    """Compute the order of one epoch: the ids of all usable samples; a pure function.
 
     The shards are shuffled and cut into windows of `shuffle_window` shards, and the samples of
     each window are shuffled together, so that only a window of shards is open at a time. A shard of
@@ -52,7 +52,7 @@ def _visits(shard: Shard) -> int:
 def _visited(
     manifest: Manifest, index: int, generator: torch.Generator
 ) -> Int64[Tensor, " visits"]:
-    """The usable ids of a shard, as often as an epoch visits them."""
+    """List the usable ids of a shard, each as often as an epoch visits it."""
     ids, shard = manifest.usable_ids_in(index), manifest.shards[index]
     if shard.weight == 1 or len(ids) == 0:
         return ids

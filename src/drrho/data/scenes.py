@@ -89,7 +89,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What an image shows; every attribute is a key of the tables above."""
+    """Attributes of what an image shows; each is a key of the tables above."""
 
     shape: str
     colour: str
@@ -138,7 +138,7 @@ class ScenesConfig:
 
 
 def draw_scene(generator: np.random.Generator) -> Scene:
-    """A scene with every attribute drawn uniformly and independently."""
+    """Draw a scene, every attribute uniformly and independently."""
 
     def pick(table):
         return list(table)[generator.integers(len(table))]
@@ -154,7 +154,7 @@ def draw_scene(generator: np.random.Generator) -> Scene:
 
 
 def describe(scene: Scene, generator: np.random.Generator, *, omission_rate: float) -> str:
-    """A caption such as "a big crimson disc at the top left on a striped pink ground"."""
+    """Write a caption such as "a big crimson disc at the top left on a striped pink ground"."""
 
     def word(choices):
         return choices[generator.integers(len(choices))]
@@ -179,7 +179,7 @@ def describe(scene: Scene, generator: np.random.Generator, *, omission_rate: flo
 
 
 def render(scene: Scene, generator: np.random.Generator, *, noise: float) -> Image.Image:
-    """The scene as a 64 px RGB image, with jitter in place, size, colour and light."""
+    """Render the scene as a 64 px RGB image, with jitter in place, size, colour and light."""
     extent = IMAGE_SIZE * OVERSAMPLING
     image = Image.new("RGB", (extent, extent), _jitter(BACKGROUNDS[scene.background], generator))
     _draw_pattern(ImageDraw.Draw(image), scene.pattern, image.getpixel((0, 0)), generator)
@@ -201,7 +201,7 @@ def render(scene: Scene, generator: np.random.Generator, *, noise: float) -> Ima
 def mismatched_captions(
     num_samples: int, rate: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """For each sample the sample whose caption it gets, shape (num_samples,).
+    """Choose for each sample the sample whose caption it gets, shape (num_samples,).
 
     `round(rate * num_samples)` samples, chosen at random, pass their captions round a
     random circle, so that none of them keeps its own; all others keep theirs. A single
@@ -214,7 +214,7 @@ def mismatched_captions(
 
 
 def scene_samples(config: ScenesConfig) -> Iterator[dict[str, bytes | str]]:
-    """WebDataset samples (`__key__`, `jpg`, `txt`, `json`) of the set, in order.
+    """Yield the WebDataset samples (`__key__`, `jpg`, `txt`, `json`) of the set, in order.
 
     Sample i is drawn by a generator of its own, seeded by (seed, i): the images of a set do
     not depend on its mismatch rate or size.
@@ -271,7 +271,7 @@ def zero_shot_tasks() -> dict[str, dict[str, object]]:
 
 
 def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
-    """Writes the set as WebDataset shards `scenes-0000.tar`, ... and `zero_shot.json`.
+    """Write the set as WebDataset shards `scenes-0000.tar`, ... and `zero_shot.json`.
 
     The same configuration gives the same bytes. A complete set of this configuration is left
     alone; what an interrupted call left behind is written again.

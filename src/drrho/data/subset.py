@@ -1,4 +1,4 @@
-"""Parts of a data set, in which every sample keeps its id."""
+"""Subsets of a data set in which every sample keeps its id."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from drrho.data.manifest import Manifest
 
 
 def restricted(manifest: Manifest, ids: Int64[Tensor, " kept"], *, reason: str) -> Manifest:
-    """The same shards, of which only some samples are usable.
+    """Restrict a manifest to some samples; the others become unusable.
 
     Ids, hashes and stored embeddings stay valid.
 
@@ -35,7 +35,7 @@ def restricted(manifest: Manifest, ids: Int64[Tensor, " kept"], *, reason: str) 
 
 
 def disjoint_halves(manifest: Manifest, *, generator: torch.Generator) -> tuple[Manifest, Manifest]:
-    """Two data sets of half the usable samples each, drawn at random.
+    """Split a data set at random into two with half the usable samples each.
 
     Raises:
         ValueError: fewer than two usable samples.

@@ -1,4 +1,4 @@
-"""Views of a pair that a stored reference and a training run have in common.
+"""Fixed augmented views of pairs, shared by a stored reference and a training run.
 
 A reference's embeddings are of images as they are, and training sees random crops. A view is a
 crop that a seed and the sample decide: the reference is stored for a few views of every sample,
@@ -49,7 +49,7 @@ class Views:
             )
 
     def view(self, number: int) -> "View":
-        """One of them.
+        """Return one view by number.
 
         Raises:
             IndexError: there are not that many.
@@ -59,7 +59,7 @@ class Views:
         return View(number=number, seed=self.seed, scale=self.scale, captions=self.captions)
 
     def drawn(self, *parts: str | int) -> "View":
-        """A view at random, as a function of the parts."""
+        """Choose a view at random, as a function of the parts."""
         return self.view(derived_seed("which view", *parts) % self.count)
 
 
@@ -74,19 +74,19 @@ class View:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What embeddings of this view depend on, for the identity of what is stored."""
+        """Settings that embeddings of this view depend on, for the identity of a store."""
         return {IDENTITY: json.dumps(asdict(self))}
 
     @classmethod
     def of_identity(cls, identity: dict[str, str]) -> "View | None":
-        """The view that embeddings with this identity are of; None for images as they are."""
+        """Parse the view in the identity of a store; None for images as they are."""
         if IDENTITY not in identity:
             return None
         fields = json.loads(identity[IDENTITY])
         return cls(**fields | {"scale": tuple(fields["scale"])})
 
     def image(self, image: Image.Image, sample: RawSample) -> Image.Image:
-        """The crop, stretched to a square: area uniform in `scale`, logarithm of the aspect ratio
+        """Crop and stretch to a square: area uniform in `scale`, logarithm of the aspect ratio
         uniform, place uniform; what would reach over the edge is cut to the edge.
         """
         draws = self._draws("crop", sample)
@@ -101,13 +101,13 @@ class View:
         return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
     def caption(self, captions: list[str], sample: RawSample) -> str:
-        """One of the captions of a sample."""
+        """Choose one of the captions of a sample."""
         if self.captions == "first":
             return captions[0]
         return captions[int(self._draws("caption", sample).random() * len(captions))]
 
     def _draws(self, purpose: str, sample: RawSample) -> random.Random:
-        """Follows from what the sample is, not from its id, which differs between data sets that
+        """Seed by the contents of the sample, not by its id, which differs between data sets that
         share a shard. Python promises that `random.Random` draws the same in later versions.
         """
         return random.Random(derived_seed("view", purpose, self.seed, self.number, sample.checksum))

@@ -1,1 +1,1 @@
-"""How good embeddings are: retrieval and zero-shot classification, computed in chunks."""
+"""Evaluation of models: retrieval, zero-shot classification and lists of tasks."""

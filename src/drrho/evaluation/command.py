@@ -24,7 +24,7 @@ def run_evaluate(config: EvaluateConfig) -> str:
 
 
 def _task_table(scores: list[TaskScore]) -> str:
-    """The main metric of each task, averages, and what was passed over."""
+    """Table of the main metric of each task, with averages and the tasks that were passed over."""
     rows = [
         [
             score.task.name,

@@ -1,4 +1,4 @@
-"""A model on data sets: retrieval where they have captions, zero-shot where they have tasks."""
+"""Evaluation of a model by retrieval where data have captions, and by their zero-shot tasks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +70,7 @@ def evaluate_model(
     workers: int = 0,
     processes: Processes | None = None,
 ) -> EvaluationResult:
-    """All scores that the set allows. The model must be on `device` and in evaluation mode.
+    """Compute all scores of a set. The model must be on `device` and in evaluation mode.
 
     Samples that cannot be decoded are left out, counted in `skipped` and warned of. Of several
     processes each encodes its share of images and texts and ranks its share of the queries, and
@@ -87,7 +87,7 @@ def evaluate_model(
 
 
 def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> EvaluationResult:
-    """As `evaluate_model`."""
+    """Compute all scores of a set, as `evaluate_model`."""
     images = embedded_set(encoder, evaluation_set)
     metrics: dict[str, float] = {}
     reciprocal_ranks = torch.empty(0)
@@ -151,7 +151,7 @@ class EvaluateConfig:
 
 
 def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
-    """Set name -> metrics of the model. Under torchrun or `srun` the processes share the work.
+    """Score a model on sets, by name. Under torchrun or `srun` the processes share the work.
 
     Raises:
         FileNotFoundError: the run is not finished, or a set is not there.
@@ -172,7 +172,7 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
-    """The model, on the device of this process, together with the others.
+    """Open the model on the device of this process, in evaluation mode; a collective.
 
     Raises:
         FileNotFoundError: the run is not finished.

@@ -1,4 +1,4 @@
-"""A data set to evaluate on, and what the processes find in it together.
+"""Evaluation sets, and their embeddings, captions and labels over several processes.
 
 A folder with `zero_shot.json`, or with clip_benchmark's `classnames.txt` and templates, has
 zero-shot tasks; shards with captions are scored by retrieval. What a set has decides.
@@ -38,7 +38,7 @@ ZERO_SHOT_FILE = "zero_shot.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """Samples and what can be asked of them.
+    """Samples with the tasks they can be scored by.
 
     Attributes:
         name: of the folder or file, for tables.
@@ -61,7 +61,7 @@ class EvaluationSet:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What the scores need beside the images."""
+        """Parts of a sample that the scores need beside the image."""
         captions: tuple[Part, ...] = ("caption",) if self.with_captions else ()
         return (*captions, "metadata") if self.tasks else captions
 
@@ -69,7 +69,7 @@ class EvaluationSet:
 def open_evaluation_set(
     source: str | Path, *, caption_templates: tuple[str, ...] = (), objectives: bool = False
 ) -> EvaluationSet:
-    """Finds shards and tasks.
+    """Open an evaluation set: find its shards and tasks.
 
     Args:
         source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
@@ -115,7 +115,7 @@ def open_evaluation_set(
 
 
 def embedded_set(encoder: Encoder, evaluation_set: EvaluationSet) -> SharedImages:
-    """The set's images, with captions and metadata as it has them."""
+    """Encode the set's images, with captions and metadata as it has them; a collective."""
     return encoder.images(
         evaluation_set.manifest,
         name=evaluation_set.name,
@@ -126,7 +126,7 @@ def embedded_set(encoder: Encoder, evaluation_set: EvaluationSet) -> SharedImage
 def captions_of(
     encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages
 ) -> list[Sequence[str]]:
-    """The captions of every image, of all processes."""
+    """Gather the captions of every image, from all processes."""
     own: list[Sequence[str]] = images.own.captions
     if evaluation_set.captions_in_lines:
         own = [_lines(captions) for captions in own]
@@ -136,7 +136,7 @@ def captions_of(
 def labels_of(
     encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages, *, task: ZeroShotTask
 ) -> Int[Tensor, " images"]:
-    """The label of every image, as `of_each_image`."""
+    """Read the label of every image, as `of_each_image`."""
     return of_each_image(encoder, evaluation_set, images, task.label)
 
 
@@ -146,7 +146,7 @@ def of_each_image(
     images: SharedImages,
     read: Callable[[Mapping[str, object]], int],
 ) -> Int[Tensor, " images"]:
-    """A number out of every image's metadata, of all processes.
+    """Read a number from every image's metadata, over all processes.
 
     Raises:
         ValueError: on all processes, if `read` raised one; the message says where the sample is.
@@ -210,7 +210,7 @@ def label_ranks_of(
     classes: Float[Tensor, "classes dim"],
     labels: Int[Tensor, " images"],
 ) -> PositiveRanks:
-    """Where each image's class stands, the images shared by the processes."""
+    """Rank each image's class, the images divided among the processes."""
     return shared_ranks(
         encoder.processes,
         len(labels),
@@ -221,7 +221,7 @@ def label_ranks_of(
 def ensemble_of(
     encoder: Encoder, texts: list[str], owners: Int[Tensor, " texts"]
 ) -> Float[Tensor, "owners dim"]:
-    """Unit embeddings of what several texts each stand for: classes, captions in templates."""
+    """Encode classes, or captions in templates: the mean of several texts, to unit length."""
     return ensemble(encoder.texts(texts), owners)
 
 
@@ -233,7 +233,7 @@ def ranks_of_captions(
     pairs: Pairs,
     templates: tuple[str, ...],
 ) -> RetrievalRanks:
-    """Retrieval in both directions, the queries shared by the processes."""
+    """Rank images and texts in both directions, the queries divided among the processes."""
     if templates:
         prompts = [template.replace(PLACEHOLDER, text) for text in texts for template in templates]
         owners = torch.arange(len(texts)).repeat_interleave(len(templates))

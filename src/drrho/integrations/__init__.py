@@ -1,4 +1,4 @@
-"""A host's training loop into a steered one: `drrho.integrations.hugging_face`."""
+"""Steering inside other training loops: open_clip's, Hugging Face's Trainer, Lightning."""
 
 from drrho.runtime.torchvision import import_torchvision
 

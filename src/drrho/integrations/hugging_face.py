@@ -27,7 +27,7 @@ IGNORED = -100  # the label of a token that does not count, in all of transforme
 
 
 class SteeredTrainer(TrainerWithState):
-    """Trains on the DRRho risk of the excess token losses. All else is the Trainer's.
+    """Trainer of a language model on the DRRho risk of the excess token losses.
 
     * Every token that is predicted, of all micro-batches of a step and of all processes, is a
       sample of one population. So accumulation and processes do not change the gradient, and
@@ -283,7 +283,7 @@ def reference_token_losses(
     data_collator: Collator = default_data_collator,
     batch_size: int = 8,
 ) -> list[np.ndarray]:
-    """A reference's losses of a data set, computed once, to be stored as a column of it.
+    """Compute a reference's losses of a data set once, to be stored as a column of it.
 
         column = reference_token_losses(reference, dataset, data_collator=collator)
         dataset = dataset.add_column("reference_losses", column)             # of `datasets`
@@ -364,7 +364,7 @@ def _logits(outputs: Any, whose: str) -> Float[Tensor, "batch length vocabulary"
 def _mean_of_sequences(
     losses: Float[Tensor, "batch predicted"], mask: Bool[Tensor, "batch predicted"]
 ) -> Float[Tensor, " batch"]:
-    """Over the tokens that count; zero where none does."""
+    """Average over the tokens that count; zero where none does."""
     return torch.where(mask, losses, 0.0).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
 
 

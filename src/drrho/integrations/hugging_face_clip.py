@@ -30,7 +30,7 @@ Batch = Mapping[str, Any]
 
 
 class ContrastiveTrainer(TrainerWithState):
-    """Trains a dual encoder on a contrastive objective. All else is the Trainer's.
+    """Trainer of a dual encoder on a contrastive objective.
 
     * The Trainer's own training of a CLIPModel contrasts the pairs of each process with each
       other. Here every pair is a negative of every other pair of the step, on whichever process,

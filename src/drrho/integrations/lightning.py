@@ -1,4 +1,4 @@
-"""Lightning: a callback that holds the objective, its per-sample state and its schedule.
+"""Lightning callback that holds a contrastive objective, its per-sample state and its schedule.
 
 class Model(LightningModule):
 def training_step(self, batch, _):
@@ -24,7 +24,7 @@ from drrho.training.schedules import Schedule
 
 
 class Steering(Callback):
-    """A contrastive objective in a LightningModule.
+    """Callback with a contrastive objective for a LightningModule.
 
     The objective must not be a submodule, for DDP would overwrite every process's share of the
     averages by the first one's; as a callback it is out of DDP's sight and its state is in
@@ -69,7 +69,7 @@ class Steering(Callback):
         sample_ids: Int[Tensor, " batch"],
         logit_scale: Float[Tensor, "..."],
     ) -> Float[Tensor, ""]:
-        """The loss of a training step, as `SteeredPairs`; logs gamma."""
+        """Compute the loss of a training step, as `SteeredPairs`; logs gamma."""
         if self._gamma is None:
             steps = int(module.trainer.estimated_stepping_batches)
             epochs = steps / max(1, int(module.trainer.num_training_batches))

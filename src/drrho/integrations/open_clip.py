@@ -60,7 +60,7 @@ class SteeredClipLoss(nn.Module):
         self._before: Tensor | None = None
 
     def expect(self, sample_ids: Int[Tensor, " batch"]) -> None:
-        """The ids of a batch that the trainer is about to take, in order; called by the data."""
+        """Announce the ids of the next batch of the trainer, in order; called by the data."""
         self._arrived.append(sample_ids)
 
     def forward(
@@ -70,7 +70,7 @@ class SteeredClipLoss(nn.Module):
         logit_scale: Float[Tensor, "..."],
         output_dict: bool = False,
     ) -> Float[Tensor, ""] | dict[str, Tensor]:
-        """The loss of all batches since the last step, or of the same ones again.
+        """Compute the loss of all batches since the last step, or of the same ones again.
 
         Raises:
             ValueError: no ids have arrived, or not as many as there are rows.
@@ -101,7 +101,7 @@ class SteeredClipLoss(nn.Module):
 
 
 class DataWithIds:
-    """What open_clip's trainers take as `data["train"]`: batches, whose ids go to the loss.
+    """Training data of open_clip's trainers, `data["train"]`, that passes sample ids to the loss.
 
     Args:
         batches_of_epoch: epoch to its batches: (images, texts, sample ids), or dictionaries with
@@ -129,7 +129,7 @@ class DataWithIds:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """As the trainers do before each epoch."""
+        """Set the epoch, as the trainers do before each."""
         self._epoch = epoch
 
     def __len__(self) -> int:

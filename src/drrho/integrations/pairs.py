@@ -18,7 +18,7 @@ MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)
 
 @runtime_checkable
 class FoundEmbeddings(Protocol):
-    """What a store finds: unit embeddings (B, d), and of which samples there are any."""
+    """Protocol of looked-up embeddings: unit norm, shape (B, d), with a mask of presence."""
 
     @property
     def image(self) -> Tensor: ...
@@ -30,7 +30,7 @@ class FoundEmbeddings(Protocol):
 
 @runtime_checkable
 class EmbeddingStore(Protocol):
-    """A reference's embeddings by sample id: `drrho.reference.store.ReferenceStore`."""
+    """Protocol of a reader of stored embeddings, as `drrho.open_reference` returns it."""
 
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> FoundEmbeddings: ...
 
@@ -95,7 +95,7 @@ class SteeredPairs(nn.Module):
         logit_scale: Float[Tensor, "..."],
         gamma: float,
     ) -> Float[Tensor, ""]:
-        """The loss of one optimiser step; updates the averages of its samples.
+        """Compute the loss of one optimiser step; updates the averages of its samples.
 
         Args:
             target: unit embeddings (B, d) of this process's pairs.
@@ -136,14 +136,14 @@ class SteeredPairs(nn.Module):
         return averaging_rate(final, kind=self.config.gamma_schedule, steps=steps)
 
     def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
-        """What is remembered of these samples, of all processes; None for a loss without memory."""
+        """Read the averages of these samples, of all processes; None for a loss without memory."""
         estimator = self.objective.estimator
         return None if estimator is None else estimator.averages.log_u.read(sample_ids)
 
     def put_back(
         self, sample_ids: Int[Tensor, " batch"], averages: Float[Tensor, "2 batch"] | None
     ) -> None:
-        """As `averages` gave them, so that a step that is computed again counts once."""
+        """Restore what `averages` returned, so that a step that is computed again counts once."""
         estimator = self.objective.estimator
         if estimator is not None and averages is not None:
             estimator.averages.log_u.update(sample_ids, averages, lambda _, earlier: earlier)
@@ -175,7 +175,7 @@ class _HostTemperature(nn.Module):
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state with the shares of all processes put together, on the CPU; a collective.
+    """Gather a module's state from the shares of all processes, on the CPU; a collective.
 
     Every process gets all of it; one saves it, and `load_state_dict` on any number of processes
     takes its share.
@@ -184,7 +184,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def set_logit_scale(model: nn.Module, temperature: float) -> None:
-    """Makes `1 / temperature` the model's logit scale, in place.
+    """Set the model's logit scale to `1 / temperature`, in place.
 
     Where a learned temperature starts; and with a constant one, what the saved model should say.
 
@@ -197,7 +197,7 @@ def set_logit_scale(model: nn.Module, temperature: float) -> None:
 
 
 def logit_scale(model: nn.Module) -> nn.Parameter:
-    """The parameter of that name: the logarithm of 1 / tau.
+    """Return the model's parameter `logit_scale`, the logarithm of 1 / tau.
 
     Raises:
         ValueError: the model has none.
@@ -224,7 +224,7 @@ def _whole(value: Tensor) -> Tensor:
 def _with_reference(
     target: PairEmbeddings, sample_ids: Tensor, found: FoundEmbeddings
 ) -> tuple[PairEmbeddings, Tensor, PairEmbeddings]:
-    """Those pairs that the reference has, everything on the target's device."""
+    """Keep the pairs that the reference has embeddings of, on the target's device."""
     device = target.image.device
     reference = PairEmbeddings(found.image.to(device), found.text.to(device))
     if bool(found.present.all()):

@@ -1,1 +1,1 @@
-"""The second model: a frozen encoder, and its embeddings computed once and kept on disk."""
+"""Reference models: embeddings and losses computed once, stored, and read by sample id."""

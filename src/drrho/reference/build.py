@@ -1,4 +1,4 @@
-"""Naming a reference model -> its stored embeddings of a data set; naming losses -> a summary."""
+"""Commands on stored references: precompute, verify, summarise losses."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -66,7 +66,7 @@ class PrecomputeConfig:
         self.chosen_views()
 
     def chosen_views(self) -> Views | None:
-        """The views to store.
+        """Collect the options of the views to store; None without views.
 
         Raises:
             ValueError: a field of theirs is out of range, or given without `views`.
@@ -129,7 +129,7 @@ class VerifyConfig:
 
 
 def verify_reference(config: VerifyConfig) -> Verification:
-    """Builds the model, if one is given, and checks; see `drrho.reference.verify`."""
+    """Build the model, if one is given, and check a store; see `drrho.reference.verify`."""
     folder = Path(config.folder).expanduser()
     if view_folder(folder, 0).exists():
         raise ValueError(
@@ -151,7 +151,7 @@ def verify_reference(config: VerifyConfig) -> Verification:
 
 
 def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
-    """Builds the model and stores its embeddings; see `drrho.reference.precompute`.
+    """Build the model and store its embeddings; see `drrho.reference.precompute`.
 
     Under torchrun or `srun` all processes call this and share out the shards.
     """
@@ -166,7 +166,7 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
 def _precomputed(
     config: PrecomputeConfig, encoder: ReferenceEncoder, manifest: Manifest, processes: Processes
 ) -> PrecomputeReport:
-    """Of all views together, where there are several."""
+    """Store every view and add up the reports."""
     views, folder = config.chosen_views(), Path(config.output)
     folders: list[tuple[View | None, Path]] = [(None, folder)]
     if views is not None:

@@ -1,4 +1,4 @@
-"""Pairs of a data set that a stored reference knows, drawn and read."""
+"""Drawing and reading pairs that a stored reference has embeddings of."""
 
 import torch
 from jaxtyping import Int64
@@ -31,6 +31,6 @@ def drawn_ids(
 
 
 def stored_pairs(store: Reference, sample_ids: Int64[Tensor, " pairs"]) -> PairEmbeddings:
-    """The reference's embeddings; zero for a pair it has none of."""
+    """Read the reference's embeddings of pairs; zero for a pair it has none of."""
     found = store.gather(sample_ids)
     return PairEmbeddings(found.image, found.text)

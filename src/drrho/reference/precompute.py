@@ -29,7 +29,7 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeReport:
-    """What a folder holds after `precompute`.
+    """Counts of a folder after `precompute`.
 
     Attributes:
         num_samples: rows of the data set.
@@ -53,7 +53,7 @@ def precompute(
     workers: int = 0,
     processes: Processes | None = None,
 ) -> PrecomputeReport:
-    """Writes the reference embeddings of a data set, for `ReferenceStore` to read.
+    """Write the reference embeddings of a data set, for `ReferenceStore` to read.
 
     Several processes share out the shards, and write to one folder. Each shard is written whole or
     not at all. Run again after an interruption it encodes the shards that are missing, to the same
@@ -120,12 +120,12 @@ def precompute(
 
 
 def stored_bytes(num_samples: int, embedding_dim: int) -> int:
-    """Of a store: image and text in float16, and whether there are any."""
+    """Size of a store in bytes: image and text in float16, and a flag of presence."""
     return num_samples * (2 * embedding_dim * torch.float16.itemsize + 1)
 
 
 def require_space(folder: Path, shards: Sequence[Shard], embedding_dim: int) -> None:
-    """Raises OSError if a store of these shards does not fit; before the work, not after hours."""
+    """Raise OSError, before any work, if a store of these shards does not fit on the disk."""
     needed = stored_bytes(sum(shard.num_samples for shard in shards), embedding_dim)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -136,7 +136,7 @@ def require_space(folder: Path, shards: Sequence[Shard], embedding_dim: int) -> 
 
 
 def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path) -> ReferenceCard:
-    """The card of the folder; a new one is written first, so that an interrupted run leaves it."""
+    """Read the card of the folder, or write a new one before anything else."""
     card = ReferenceCard(
         model=encoder.identity,
         embedding_dim=encoder.embedding_dim,
@@ -151,7 +151,7 @@ def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path)
 
 
 def _require_same(found: ReferenceCard, wanted: ReferenceCard, *, folder: Path) -> None:
-    """Raises if a folder was begun with another model or data set, and says what both are."""
+    """Raise ValueError if a folder was begun with another model or data set."""
     remedy = "choose another folder, or remove this one"
     if found.model != wanted.model:
         differing = identity_differences(found.model, wanted.model)
@@ -174,7 +174,7 @@ def _describe(card: ReferenceCard) -> str:
 
 
 def _absent_in_finished_shards(card: ReferenceCard, files: ShardFiles) -> dict[int, dict[int, str]]:
-    """For each shard whose file is complete, the rows without embeddings."""
+    """List the rows without embeddings of each shard whose file is complete."""
     return {
         s: load_shard(files, entry, embedding_dim=card.embedding_dim).absent
         for s, entry in enumerate(card.shards)
@@ -190,7 +190,7 @@ def _encode_shards(
     workers: int,
     progress: Progress,
 ) -> Iterator[ShardEmbeddings]:
-    """The embeddings of each shard in turn; one loader serves them all."""
+    """Yield the embeddings of each shard in turn; one loader serves them all."""
     manifest = Manifest(shards=tuple(shards))
     absent = [dict(shard.unusable) for shard in shards]
     batches = evaluation_batches(
@@ -221,7 +221,7 @@ def _note_absent(
     absent: list[dict[int, str]],
     progress: Progress,
 ) -> Iterator[Examples]:
-    """Passes the batches on, and writes into `absent`, by shard and row, what they skipped."""
+    """Pass batches through and record the samples they skipped in `absent`, by shard and row."""
     try:
         for batch in batches:
             _note(batch.skipped, manifest, absent=absent)
@@ -243,7 +243,7 @@ def _note(
 def _encode_batch(
     encoder: ReferenceEncoder, batch: Examples, *, into: ShardEmbeddings, offset: int
 ) -> None:
-    """Fills in the rows of a batch; those whose embeddings are not finite become absent."""
+    """Fill in the rows of a batch; those whose embeddings are not finite become absent."""
     images = encoder.encode_image(batch.images)
     texts = encoder.encode_text(encoder.tokenizer(batch.captions))
     good = (has_unit_norm(images) & has_unit_norm(texts)).cpu()

@@ -25,7 +25,7 @@ class RowsOfShard(NamedTuple):
 def locate(
     sample_ids: Int64[Tensor, " batch"], offsets: Int64[Tensor, " bounds"]
 ) -> list[RowsOfShard]:
-    """The batch by shards, in their order; within a shard by row.
+    """Group a batch by shard, in the order of the manifest; within a shard by row.
 
     Args:
         sample_ids: in any order, on any device; an id may occur twice.
@@ -53,7 +53,7 @@ def locate(
 def select(
     located: Sequence[RowsOfShard], stored: Callable[[int], Shaped[Tensor, "rows ..."]]
 ) -> Shaped[Tensor, "batch ..."]:
-    """The rows of a batch, in its order.
+    """Gather the rows of a batch, in its order.
 
     Args:
         located: the batch, at least one sample.

@@ -1,4 +1,4 @@
-"""What a reference computed, on disk: a card that names the model, and a file for each shard.
+"""Stored tables of rows by sample id: a card that names the model, and a file for each shard.
 
 A shard is recognised by its contents. So what is stored serves every data set made of some of
 its shards, in any order and wherever they lie, and no other.
@@ -24,7 +24,7 @@ Card = TypeVar("Card")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """Which file belongs to which shard; the last three as in the manifest."""
+    """File of a shard; the last three attributes are as in the manifest."""
 
     shard: str
     file: str
@@ -34,14 +34,14 @@ class ShardEntry:
 
     @property
     def contents(self) -> tuple[int, str, str]:
-        """As `Shard.contents`: equal for the shard that the file belongs to."""
+        """Identity of the contents, as `Shard.contents`."""
         return self.num_samples, self.keys_sha256, self.content_sha256
 
 
 def entries_of(
     shards: Iterable[Shard], *, found: Sequence[ShardEntry] = ()
 ) -> tuple[ShardEntry, ...]:
-    """An entry for each shard. The files have the shards' names; where that would give two files
+    """Make an entry for each shard. Files have the shards' names; where that would give two files
     of the folder one name, the new ones are numbered.
 
     Args:
@@ -77,7 +77,7 @@ def _distinct(files: Sequence[str], found: Sequence[ShardEntry]) -> bool:
 def load_card(
     path: Path, *, expected: Mapping[str, Any], parse: Callable[[dict], Card], remedy: str
 ) -> Card:
-    """Reads a card.
+    """Read a card.
 
     Args:
         path: a JSON file.
@@ -111,7 +111,7 @@ def load_card(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFiles:
-    """The files of a folder, each of which says which shard and model it belongs to.
+    """Shard files of a folder, each labelled with its shard and model.
 
     Attributes:
         folder: where they lie.
@@ -128,7 +128,7 @@ class ShardFiles:
     remedy: str
 
     def find(self, shard: Shard) -> ShardEntry:
-        """The entry of a shard.
+        """Find the entry of a shard.
 
         Raises:
             ValueError: there is none, because it was changed or was never there.
@@ -139,13 +139,13 @@ class ShardFiles:
         return entry
 
     def exists(self, entry: ShardEntry) -> bool:
-        """Whether the file of a shard was written."""
+        """Tell whether the file of a shard was written."""
         return (self.folder / entry.file).exists()
 
     def save(
         self, entry: ShardEntry, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Any]
     ) -> None:
-        """Writes the file of one shard, atomically; the same contents give the same bytes.
+        """Write the file of one shard, atomically; the same contents give the same bytes.
 
         Args:
             entry: the shard.
@@ -160,7 +160,7 @@ class ShardFiles:
     def load(
         self, entry: ShardEntry, names: Iterable[str]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of one shard and the notes beside them. The tensors are mapped into
+        """Load the tensors of one shard and the notes beside them. The tensors are mapped into
         memory: rows are read when they are used.
 
         Raises:
@@ -189,7 +189,7 @@ class ShardFiles:
         return tensors, notes
 
     def damaged(self, entry: ShardEntry, fault: str) -> ValueError:
-        """The error to raise where a file of the right shard holds what it cannot."""
+        """Make the error for a file of the right shard with wrong contents."""
         return ValueError(
             f"{self.folder / entry.file}, the {self.noun} of shard {entry.shard}, is damaged "
             f"({fault}); remove it and {self.remedy}, which completes the folder"
@@ -204,7 +204,7 @@ class ShardFiles:
         return hashlib.sha256(json.dumps(dict(self.model), sort_keys=True).encode()).hexdigest()
 
     def _header(self, entry: ShardEntry) -> dict[str, str]:
-        """What each file says of itself, so that one from elsewhere is noticed."""
+        """Label of a file, by which one from elsewhere is noticed."""
         return {
             "keys_sha256": entry.keys_sha256,
             "content_sha256": entry.content_sha256,
@@ -212,7 +212,7 @@ class ShardFiles:
         }
 
     def _why_unknown(self, shard: Shard) -> str:
-        """Why no file fits a shard, judged by the one of the same name if there is one."""
+        """Explain why no file fits a shard, by the one of the same name if there is one."""
         for entry in self.entries:
             if entry.shard != Path(shard.url).name:
                 continue

@@ -35,7 +35,7 @@ REMEDY = "run `drrho reference precompute` on this data set"
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceCard:
-    """What `reference.json` says: the model, and the shards its embeddings belong to.
+    """Contents of `reference.json`: the model, and the shards its embeddings belong to.
 
     Attributes:
         model: the encoder's identity: architecture, weights' hash, transform, tokenizer,
@@ -95,7 +95,7 @@ class ShardEmbeddings:
     def empty(
         cls, num_samples: int, embedding_dim: int, *, absent: dict[int, str]
     ) -> "ShardEmbeddings":
-        """Of no sample yet, to be filled in; `absent` is taken over."""
+        """Make a shard without embeddings, to be filled in; `absent` is taken over."""
         return cls(
             image=torch.zeros(num_samples, embedding_dim, dtype=torch.float16),
             text=torch.zeros(num_samples, embedding_dim, dtype=torch.float16),
@@ -105,13 +105,13 @@ class ShardEmbeddings:
 
 
 def save_shard(files: ShardFiles, entry: ShardEntry, embeddings: ShardEmbeddings) -> None:
-    """Writes the embeddings of one shard, as `ShardFiles.save`."""
+    """Write the embeddings of one shard, as `ShardFiles.save`."""
     tensors = {name: getattr(embeddings, name) for name in TENSORS}
     files.save(entry, tensors, notes={"absent": embeddings.absent})
 
 
 def load_shard(files: ShardFiles, entry: ShardEntry, *, embedding_dim: int) -> ShardEmbeddings:
-    """The embeddings of one shard; errors as `ShardFiles.load`."""
+    """Load the embeddings of one shard; errors as `ShardFiles.load`."""
     tensors, notes = files.load(entry, TENSORS)
     rows = (entry.num_samples, embedding_dim)
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
@@ -167,7 +167,7 @@ class ReferenceStore:
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest) -> "ReferenceStore":
-        """Attaches the embeddings in a folder to the samples of a manifest.
+        """Attach the embeddings in a folder to the samples of a manifest.
 
         A reference serves every data set made of some of its shards.
 
@@ -186,7 +186,7 @@ class ReferenceStore:
         return cls(card, manifest.offsets, shards)
 
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> ReferenceEmbeddings:
-        """The embeddings of some samples, in their order, on the CPU.
+        """Look up the embeddings of some samples, in their order, on the CPU.
 
         Embeddings that are not finite count as absent: nothing of the loss would survive one.
 
@@ -209,7 +209,7 @@ class ReferenceStore:
 
     @property
     def num_absent(self) -> int:
-        """Samples of the data set without embeddings."""
+        """Number of samples without embeddings."""
         return sum(int((~shard.present).sum()) for shard in self._shards)
 
     @property
@@ -218,7 +218,7 @@ class ReferenceStore:
         return len(self._shards)
 
     def present_in(self, shard: int) -> Bool[Tensor, " rows"]:
-        """Which rows of a shard of the manifest have embeddings, finite or not."""
+        """Mark the rows of a shard with embeddings, finite or not."""
         return self._shards[shard].present
 
     def similarities_in(self, shard: int) -> Float32[Tensor, " rows"]:
@@ -234,7 +234,7 @@ class ReferenceStore:
 
 
 def identity_differences(stored: dict[str, str], given: dict[str, str]) -> list[str]:
-    """In what two models' identities differ, in words."""
+    """List the differences of two models' identities, in words."""
     return [
         f"{name} {stored.get(name)!r}, not {given.get(name)!r}"
         for name in sorted(stored.keys() | given.keys())
@@ -243,7 +243,7 @@ def identity_differences(stored: dict[str, str], given: dict[str, str]) -> list[
 
 
 def has_unit_norm(embeddings: Float[Tensor, "rows dim"]) -> Bool[Tensor, " rows"]:
-    """Which rows have norm one, up to the rounding of float16; false for NaN as well."""
+    """Mark the rows with norm one, up to the rounding of float16; false for NaN."""
     return (embeddings.float().norm(dim=-1) - 1).abs() <= NORM_TOLERANCE
 
 

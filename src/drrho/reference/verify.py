@@ -1,4 +1,4 @@
-"""Whether stored embeddings are those of a data set: files, norms, and a sample encoded again."""
+"""Verification of stored embeddings: files, norms, and some samples encoded again."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ SHOWN = 5
 
 @dataclass(kw_only=True)
 class Verification:
-    """What was found.
+    """Result of a verification.
 
     Attributes:
         num_samples: rows of the data set.
@@ -62,7 +62,7 @@ def verify(
     num_encoded: int,
     generator: torch.Generator,
 ) -> Verification:
-    """Looks at every stored row, and encodes some of the samples again.
+    """Check every stored row, and encode some of the samples again.
 
     A row must be finite and of unit length; an encoded sample's cosine with its row at least
     `FLOOR`, or what `FLOORS` says of the encoder's precision. A sample whose embedding lies closer
@@ -102,7 +102,7 @@ def verify(
 def _readable_shards(
     card: ReferenceCard, folder: Path, manifest: Manifest, found: Verification
 ) -> Iterator[tuple[int, ShardEmbeddings]]:
-    """The stored embeddings of each shard; where there are none that can be read, a fault."""
+    """Yield the stored embeddings of each shard; one that cannot be read is a fault."""
     files = card.files(folder)
     for index, shard in enumerate(manifest.shards):
         try:
@@ -133,7 +133,7 @@ def _drawn(
     num_drawn: int,
     generator: torch.Generator,
 ) -> Int64[Tensor, " drawn"]:
-    """Ids of samples with embeddings, at random, ascending."""
+    """Draw ids of samples with embeddings, ascending."""
     stored = [
         shards[index].present.nonzero().squeeze(1) + manifest.offsets[index] for index in shards
     ]
@@ -181,7 +181,7 @@ def _encode_again(
 
 
 def _encoded(encoder: ReferenceEncoder, sample: RawSample) -> tuple[Vector, Vector]:
-    """Embeddings of image and caption, or of the view of them that is stored."""
+    """Encode image and caption, or the view of them that is stored."""
     image, captions = decode_image(sample), decode_captions(sample)
     caption = captions[0]
     if encoder.view is not None:
@@ -200,7 +200,7 @@ def _unit_rows(embeddings: ShardEmbeddings) -> tuple[Rows, Rows]:
 def _compared(
     units: tuple[Rows, ...], encoded: tuple[Vector, Vector], row: int
 ) -> tuple[Float32[Tensor, "2"], int]:
-    """Cosines of image and text with their row, and the row of the shard that is closest."""
+    """Compute the cosines of image and text with their row, and find the closest row."""
     both = torch.stack(
         [unit @ vector for unit, vector in zip(units, encoded, strict=True)]
     ).nan_to_num(-1.0)

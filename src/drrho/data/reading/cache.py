@@ -33,7 +33,7 @@ class OpenShards:
         self.__init__(**state)
 
     def read(self, sample_ids: list[int]) -> list[RawSample]:
-        """Some samples, in their order.
+        """Read samples by id, in the order given.
 
         Raises:
             FileNotFoundError: a shard is not there.
@@ -60,7 +60,7 @@ class OpenShards:
         *,
         decode: Callable[[RawSample], Decoded],
     ) -> Iterator[tuple[int, Decoded]]:
-        """The samples that decode, with their ids; the others go to `skipped`."""
+        """Yield the samples that decode, with their ids; the others are appended to `skipped`."""
         for sample_id, sample in zip(sample_ids, self.read(sample_ids), strict=True):
             try:
                 decoded = decode(sample)

@@ -1,4 +1,4 @@
-"""Columns of parquet files, by pyarrow where it is installed."""
+"""Reading columns of parquet files, with pyarrow where it is installed."""
 
 import importlib
 from pathlib import Path
@@ -6,12 +6,12 @@ from types import ModuleType
 
 
 def count_rows(path: str | Path) -> int:
-    """The number of rows of a parquet file; errors as `column_names`."""
+    """Count the rows of a parquet file; errors as `column_names`."""
     return _opened(path).metadata.num_rows
 
 
 def column_names(path: str | Path) -> list[str]:
-    """The names of its columns.
+    """List the column names of a parquet file.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
@@ -21,7 +21,7 @@ def column_names(path: str | Path) -> list[str]:
 
 
 def read_columns(path: str | Path, names: list[str]) -> list[list]:
-    """Some columns of a parquet file, as lists of Python values.
+    """Read columns of a parquet file, as lists of Python values.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.

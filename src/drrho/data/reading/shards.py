@@ -52,7 +52,7 @@ class RawSample:
 
 
 class UnusableSample(Exception):
-    """A sample lacks, or does not let decode, what was asked of it.
+    """Error: a part of a sample is missing or cannot be decoded.
 
     Attributes:
         reason: a short phrase that is the same for every sample with this fault, to count by.
@@ -160,7 +160,7 @@ def _files(stream: Stream) -> Iterator[_File]:
 
 
 def image_bytes(sample: RawSample) -> bytes | None:
-    """The encoded image, or None if the sample has none."""
+    """Return the encoded image, or None if the sample has none."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample.fields:
             return sample.fields[extension]
@@ -168,7 +168,7 @@ def image_bytes(sample: RawSample) -> bytes | None:
 
 
 def find_fault(sample: RawSample) -> str | None:
-    """Why the sample is no image-caption pair, as far as one sees without decoding the image."""
+    """Say why the sample is no image-caption pair, without decoding it; None if it is one."""
     content = image_bytes(sample)
     if content is None:
         return "no image"
@@ -182,7 +182,7 @@ def find_fault(sample: RawSample) -> str | None:
 
 
 def decode_image(sample: RawSample) -> Image.Image:
-    """The image in RGB; what is transparent shows white.
+    """Decode the image to RGB; transparent parts become white.
 
     Raises:
         UnusableSample: there is no image, or as `decode_image_bytes`.
@@ -194,7 +194,7 @@ def decode_image(sample: RawSample) -> Image.Image:
 
 
 def decode_image_bytes(content: bytes) -> Image.Image:
-    """An encoded image in RGB; what is transparent shows white.
+    """Decode an encoded image to RGB; transparent parts become white.
 
     Raises:
         UnusableSample: the bytes do not decode to the last row, or the image has more than
@@ -224,7 +224,7 @@ def decode_image_bytes(content: bytes) -> Image.Image:
 
 
 def decode_caption(sample: RawSample) -> str:
-    """The caption, the first of several, without white space around it.
+    """Decode the caption, the first of several, without white space around it.
 
     Raises:
         UnusableSample: there is none, it is empty, or it is not UTF-8.
@@ -244,7 +244,7 @@ def decode_caption(sample: RawSample) -> str:
 
 
 def decode_captions(sample: RawSample) -> list[str]:
-    """All captions of the sample: those of its captions.json, or the one of its txt.
+    """Decode all captions of the sample: those of its captions.json, or the one of its txt.
 
     Raises:
         UnusableSample: there is none, or captions.json is no list of texts.
@@ -265,7 +265,7 @@ def decode_captions(sample: RawSample) -> list[str]:
 
 
 def decode_metadata(sample: RawSample) -> dict:
-    """The object in the sample's json file, and under "cls" the class index of its cls file.
+    """Decode the object in the sample's json file, with the class index of its cls file as "cls".
 
     Under "npy" stands the list of numbers in its npy file, such as the groups it belongs to. A
     sample without any gives an empty dict.
@@ -304,7 +304,7 @@ def _decode_numbers(content: bytes) -> list[int | float]:
 
 
 def _require_end_of_archive(stream: Stream) -> None:
-    """Catches a file cut between two members, which tarfile takes for a complete archive."""
+    """Raise on a file cut between two members, which tarfile takes for a complete archive."""
     stream.seek(0, os.SEEK_END)
     stream.seek(-min(512, stream.tell()), os.SEEK_END)
     if any(stream.read()):
@@ -312,7 +312,7 @@ def _require_end_of_archive(stream: Stream) -> None:
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB; what is transparent shows white."""
+    """Decode the image to RGB; transparent parts become white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):

@@ -28,7 +28,7 @@ Kind = Literal["table", "folder", "dataset"]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the rows of a source become samples.
+    """Mapping from the rows of a source to samples.
 
     Attributes:
         kind: "table" is a csv, tsv or parquet file, "folder" one of images with captions beside
@@ -47,7 +47,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Rows:
-    """The samples of a source, one by one in any order.
+    """Random access to the samples of a source.
 
     Attributes:
         num_rows: how many there are.
@@ -72,7 +72,7 @@ class Rows:
 
 
 def open_rows(url: str, layout: Layout) -> Rows:
-    """The rows of a source.
+    """Open the rows of a source.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -89,7 +89,7 @@ def open_rows(url: str, layout: Layout) -> Rows:
 
 
 def image_folders(folder: str) -> list[str]:
-    """The folders in a folder, itself included, that hold images, sorted."""
+    """List the folders in a folder, itself included, that hold images, sorted."""
     found = [path for path, _, names in os.walk(folder) if any(map(_is_image, names))]
     return sorted(os.path.abspath(path) for path in found)
 
@@ -137,7 +137,7 @@ def _read_cells(
 
 
 def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
-    """Columns of what Hugging Face's `save_to_disk` wrote, whole: texts and numbers, not images.
+    """Read whole columns of a Hugging Face dataset on disk: texts and numbers, not images.
 
     Raises:
         ValueError: it lacks a column, or holds several splits.
@@ -188,7 +188,7 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
 
 
 def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
-    """Each image of each row's list, with the row's captions."""
+    """Make a sample of each image of each row's list, with the row's captions."""
     ends = list(accumulate(_lengths(dataset.data.column(layout.image))))
 
     def read(sample: int) -> tuple[str, bytes | None, list[str], dict]:
@@ -221,7 +221,7 @@ def _lengths(column: Any) -> list[int]:
 
 
 def _image_of(cell: Any, root: Path) -> bytes | None:
-    """Of a path, of bytes, or of both, as Hugging Face has them; None where there is none."""
+    """Return the encoded image of a cell: a path, bytes, or Hugging Face's dictionary of both."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes):

@@ -1,4 +1,4 @@
-"""Bytes of files on local paths and behind fsspec's URLs (`s3://`, `gs://`, `https://`, ...)."""
+"""Reading files on local paths and behind fsspec's URLs (`s3://`, `gs://`, `https://`, ...)."""
 
 import glob
 import os
@@ -19,7 +19,7 @@ BRACE_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 
 @runtime_checkable
 class Stream(Protocol):
-    """A file to read, in whatever class it comes."""
+    """Protocol of a seekable binary file."""
 
     def read(self, size: int = -1, /) -> bytes: ...
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
@@ -35,7 +35,7 @@ class Stream(Protocol):
 
 
 class FileState(NamedTuple):
-    """What tells without reading whether a file is still the same one.
+    """Size and time of change of a file, to notice changes without reading it.
 
     Attributes:
         size: bytes.
@@ -47,12 +47,12 @@ class FileState(NamedTuple):
 
 
 def is_remote(url: str) -> bool:
-    """Whether a URL names a file system, and not a local path."""
+    """Tell whether a URL names a file system, and not a local path."""
     return "://" in url
 
 
 def open_file(url: str) -> Stream:
-    """A file to read from its beginning, seekable.
+    """Open a file for reading; it is seekable.
 
     Raises:
         FileNotFoundError: there is none.
@@ -66,7 +66,7 @@ def open_file(url: str) -> Stream:
 
 
 def file_state(url: str) -> FileState:
-    """Size and time of change; errors as `open_file`."""
+    """Return size and time of change; errors as `open_file`."""
     if not is_remote(url):
         found = os.stat(url)
         return FileState(found.st_size, str(found.st_mtime_ns))
@@ -76,7 +76,7 @@ def file_state(url: str) -> FileState:
 
 
 def find_files(source: str) -> list[str]:
-    """The files that a path, glob pattern or brace pattern names; patterns of glob are sorted.
+    """List the files that a path, glob or brace pattern names; matches of a glob are sorted.
 
     Local paths come back absolute.
 
@@ -135,7 +135,7 @@ def _expand_range(text: str) -> list[str] | None:
 
 
 def list_folder(folder: str, suffix: str) -> list[str] | None:
-    """The files in a folder whose names end so, sorted; None if it is no folder."""
+    """List the files in a folder with a suffix, sorted; None if it is no folder."""
     if not is_remote(folder):
         folder = os.path.expanduser(folder)
         if not os.path.isdir(folder):
@@ -150,7 +150,7 @@ def list_folder(folder: str, suffix: str) -> list[str] | None:
 
 
 class OpenFiles:
-    """Ranges of bytes of files, of which some are kept open.
+    """Reader of byte ranges that keeps some local files open.
 
     Args:
         capacity: local files that are open at once; the one unused for longest is closed first.
@@ -161,7 +161,7 @@ class OpenFiles:
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     def read(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes from each start to before its end, in order; remote ones at the same time.
+        """Read byte ranges (start, end) of a file, in order; remote ones concurrently.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -199,7 +199,7 @@ def _file_system(url: str) -> fsspec.AbstractFileSystem:
 
 
 def nothing_at(place: str) -> FileNotFoundError:
-    """The error of a place without data."""
+    """Make the error for a place without data."""
     return FileNotFoundError(
         f"no shards found at {place}; expected a folder of .tar files or of images, a .tar, .csv "
         "or .parquet file, a glob or brace pattern, or a manifest .json"

@@ -67,12 +67,12 @@ class Question:
 
     @property
     def right(self) -> list[bool]:
-        """Whether each candidate is an association; their number is how many are chosen."""
+        """Mask of the candidates that are associations; as many are chosen."""
         return [name in self.associations for name in self.candidates]
 
 
 def parse_question(cue: object, candidates: object, associations: object) -> Question:
-    """A row of WinoGAViL's columns of these names.
+    """Parse a row of WinoGAViL's columns of these names.
 
     Raises:
         ValueError: the cue is no text, the others are no lists of texts, or as of `Question`.
@@ -91,7 +91,7 @@ def jaccard_scores(
     cue_embeddings: Float[Tensor, "questions dim"],
     questions: Sequence[Question],
 ) -> list[float]:
-    """`expected_jaccard` of each question.
+    """Compute `expected_jaccard` of each question.
 
     Args:
         image_embeddings: of the candidates of the first question, of the second, and so on; of
@@ -141,7 +141,7 @@ def expected_jaccard(
 
 
 def association_metrics(scores: Sequence[float], sizes: Sequence[int]) -> dict[str, float | None]:
-    """Means of the questions' scores under DataComp's names.
+    """Average the questions' scores under DataComp's names.
 
     Args:
         scores: of `jaccard_scores`.

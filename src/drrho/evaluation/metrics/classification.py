@@ -16,7 +16,7 @@ FEWEST_CLASSES_FOR_TOP_5 = 5
 def predicted_classes(
     image_embeddings: Float[Tensor, "images dim"], classes: Float[Tensor, "classes dim"]
 ) -> Int[Tensor, " images"]:
-    """The class of highest cosine similarity; of several that are exactly equal the first.
+    """Choose the class of highest cosine similarity; of several that are equal the first.
 
     Args:
         image_embeddings: of any length, finite.
@@ -35,7 +35,7 @@ def classification_metrics(
     num_classes: int,
     groups: Mapping[str, Int[Tensor, " images"]],
 ) -> dict[str, float | None]:
-    """Accuracies of all images, of classes and of groups.
+    """Compute accuracies of all images, of classes and of groups.
 
     Args:
         ranks: of the right classes, from `label_ranks`.

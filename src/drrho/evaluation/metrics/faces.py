@@ -22,7 +22,7 @@ CRIME = slice(18, None)
 
 
 def require_objectives(tasks: Mapping[str, ZeroShotTask]) -> None:
-    """Raises ValueError unless there are the four objectives with the classes that are counted."""
+    """Raise ValueError unless there are the four objectives with the classes that are counted."""
     if tasks.keys() != set(OBJECTIVES):
         raise ValueError(
             f"faces are scored by the objectives {list(OBJECTIVES)}, the class names have "
@@ -41,7 +41,7 @@ def face_metrics(
     classes: Mapping[str, Float[Tensor, "_ dim"]],
     labels: Mapping[str, Int[Tensor, " images"]],
 ) -> dict[str, float]:
-    """Accuracies and shares of insults, by group.
+    """Compute accuracies and shares of insulting predictions, by group.
 
     Each objective's class of highest cosine is predicted, and of several within 1e-6 one at
     random, whose expectation counts.

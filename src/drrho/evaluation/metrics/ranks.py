@@ -15,7 +15,7 @@ TILE = 2**24  # similarities compared at once; 64 MiB in float32, and as much fo
 
 @dataclass(frozen=True, kw_only=True)
 class PositiveRanks:
-    """Where the best positive of each query stands; ties are taken to be ordered at random.
+    """Ranks of the best positive of each query; ties are taken to be ordered at random.
 
     Were ties counted as wins, a collapsed model, which finds everything equally similar, would be
     perfect; were they losses, copies of an image would count against each other. Ordered at
@@ -66,7 +66,7 @@ def positive_ranks(
     rows: tuple[int, int] | None = None,
     chunk_size: int | None = None,
 ) -> PositiveRanks:
-    """Ranks each query's best positive among all candidates, by cosine similarity.
+    """Rank each query's best positive among all candidates, by cosine similarity.
 
     Args:
         queries: embeddings of any length, any floating type; compared as float32 unit vectors.
@@ -116,7 +116,7 @@ def ranks_of_similarities(
 def _sorted_positives(
     positives: Int[Tensor, "2 pairs"], num_queries: int, num_candidates: int
 ) -> Int[Tensor, "2 pairs"]:
-    """The pairs in the order of the queries, of which each has one."""
+    """Sort the pairs by query; every query must have one."""
     for name, indices, count in zip(
         ("queries", "candidates"), positives, (num_queries, num_candidates), strict=True
     ):
@@ -135,7 +135,7 @@ def _sorted_positives(
 
 
 def require_embeddings(name: str, embeddings: Float[Tensor, "n dim"]) -> None:
-    """Raises ValueError unless there is at least one row and all values are finite."""
+    """Raise ValueError unless there is at least one row and all values are finite."""
     if embeddings.shape[0] == 0:
         raise ValueError(f"{name} are empty; there is nothing to score")
     damaged = ~embeddings.isfinite().all(dim=-1)

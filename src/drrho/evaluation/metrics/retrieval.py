@@ -15,7 +15,7 @@ Pairs = Int[Tensor, "2 pairs"]  # rows of an image and of a text that belong tog
 
 
 def distinct_texts(captions: Sequence[str | Sequence[str]]) -> tuple[list[str], Pairs]:
-    """The different captions, in the order of their first appearance, and which image has which.
+    """List the distinct captions, in the order of first appearance, and the pairs with images.
 
     Images with the same caption share one text: asked for the text of one of them, a model cannot
     prefer the "right" copy of two equal strings.
@@ -45,7 +45,7 @@ def separate_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], Pairs]
 
 @dataclass(frozen=True)
 class RetrievalRanks:
-    """Where the right answer of every query stands.
+    """Ranks of the right answers, in both directions.
 
     Attributes:
         image_to_text: for each image, of the best-ranked of its texts.
@@ -109,7 +109,7 @@ def retrieval(
 def summarise_ranks(
     ranks: RetrievalRanks, *, recall_at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """What `retrieval` returns, from ranks that are kept for other purposes too.
+    """Summarise ranks as the metrics that `retrieval` returns.
 
     Raises:
         ValueError: a k of `recall_at` is not positive.
@@ -129,7 +129,7 @@ def summarise_ranks(
 def clip_benchmark_recalls(
     ranks: RetrievalRanks, *, recall_at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recalls under the names of clip_benchmark and DataComp.
+    """Compute recalls under the names of clip_benchmark and DataComp.
 
     Args:
         ranks: on the texts of `separate_texts`.
@@ -156,7 +156,7 @@ def clip_benchmark_recalls(
 
 
 def reciprocal_rank_of_images(ranks: RetrievalRanks, pairs: Pairs) -> Float[Tensor, " images"]:
-    """One value per image whose mean is `mrr`: for intervals, and for paired differences.
+    """Compute one value per image whose mean is `mrr`, for intervals and paired differences.
 
     Half of it is the image's own reciprocal rank as a query. The other half is the reciprocal
     ranks of its texts as queries, each shared among the images that carry the text and scaled so

@@ -63,7 +63,7 @@ class ZeroShotTask:
             )
 
     def prompts(self, class_name: str) -> list[str]:
-        """The class name in each of the templates."""
+        """Insert the class name into each template."""
         return [template.replace(PLACEHOLDER, class_name) for template in self.templates]
 
     def all_prompts(self) -> tuple[list[str], Int[Tensor, " prompts"]]:
@@ -103,7 +103,7 @@ class ZeroShotTask:
 def ensemble(
     prompt_embeddings: Float[Tensor, "prompts dim"], owners: Int[Tensor, " prompts"]
 ) -> Float[Tensor, "owners dim"]:
-    """One unit embedding per class: the normalised mean of its normalised prompt embeddings.
+    """Average the normalised prompt embeddings of each class, to unit length.
 
     Args:
         prompt_embeddings: of any length.
@@ -130,7 +130,7 @@ def label_ranks(
     rows: tuple[int, int] | None = None,
     chunk_size: int | None = None,
 ) -> PositiveRanks:
-    """Where each image's class stands among all classes, by cosine similarity.
+    """Rank each image's class among all classes, by cosine similarity.
 
     Args:
         classes: from `ensemble`.
@@ -175,7 +175,7 @@ def zero_shot(
 def summarise_labels(
     ranks: PositiveRanks, labels: Int[Tensor, " images"], *, num_classes: int
 ) -> dict[str, float]:
-    """Accuracies from the ranks of the right classes.
+    """Compute accuracies from the ranks of the right classes.
 
     An image is right at k if its class is among the first k; ties are ordered at random, as
     `PositiveRanks` explains, so a model that cannot tell the classes apart scores as guessing.

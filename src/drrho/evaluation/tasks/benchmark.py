@@ -1,4 +1,4 @@
-"""A model on a list of tasks, with DataComp's metrics and in its form of results."""
+"""Evaluation of a model on a list of tasks, with DataComp's metrics and form of results."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from drrho.runtime.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """What became of a task.
+    """Outcome of a task.
 
     Attributes:
         task: of the list.
@@ -35,7 +35,7 @@ class TaskScore:
 
 
 def evaluate_task_list(config: EvaluateConfig) -> list[TaskScore]:
-    """Every task of the list whose data are there; results are written task by task.
+    """Score every task of the list whose data are there; results are written task by task.
 
     A task that is in `config.output` already is not done again. One whose folder is missing or
     damaged is passed over with the reason.
@@ -71,7 +71,7 @@ def evaluate_task_list(config: EvaluateConfig) -> list[TaskScore]:
 
 
 def averages(scores: list[TaskScore]) -> dict[str, float]:
-    """The mean main metric of the tasks of each suite, and of all, named with their numbers.
+    """Average the main metric over the tasks of each suite, and over all.
 
     Tasks without a main metric do not count.
     """
@@ -91,7 +91,7 @@ def averages(scores: list[TaskScore]) -> dict[str, float]:
 def _attempt(
     encoder: Encoder, task: ListedTask, *, data: Path, config: EvaluateConfig, place: str
 ) -> dict[str, Any] | TaskScore:
-    """The task's line of results, or why there is none; the same on all processes."""
+    """Score a task, or say why there is no score; the same on all processes."""
     folders = task_folders(task, data)
     folder = encoder.processes.on_first(
         lambda: next((folder for folder in folders if folder.is_dir()), None)
@@ -146,7 +146,7 @@ class _Results:
 
 
 def _identity(config: EvaluateConfig, encoder: Encoder) -> dict[str, str]:
-    """What scores depend on besides the data: the model, with its transform and tokenizer, and
+    """Identify what scores depend on besides the data: the model, its transform and tokenizer, and
     how captions are put.
     """
     content = [sorted(encoder.model.identity.items()), config.caption_templates]

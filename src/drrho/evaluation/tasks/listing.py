@@ -31,7 +31,7 @@ def task_folders(task: ListedTask, data: Path) -> list[Path]:
 
 
 def read_task_list(source: str) -> tuple[ListedTask, ...]:
-    """The tasks of a list.
+    """Read the tasks of a list.
 
     Args:
         source: a YAML or JSON file of key -> {name, kind, main_metric, size, folder, suite,

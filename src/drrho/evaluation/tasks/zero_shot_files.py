@@ -17,7 +17,7 @@ KEYS = {"class_names", "templates", "field"}
 
 
 def is_retrieval_folder(folder: Path) -> bool:
-    """Whether clip_benchmark's `dataset_type.txt` says so: each line of a .txt is a caption.
+    """Tell whether clip_benchmark's `dataset_type.txt` says retrieval: each line is a caption.
 
     Raises:
         ValueError: it says neither "retrieval" nor "classification".
@@ -38,7 +38,7 @@ def is_retrieval_folder(folder: Path) -> bool:
 
 
 def is_class_folder(folder: Path) -> bool:
-    """Whether a folder has clip_benchmark's `classnames.txt`.
+    """Tell whether a folder has clip_benchmark's `classnames.txt`.
 
     Raises:
         FileNotFoundError: it is in that layout and lacks it.
@@ -53,7 +53,7 @@ def is_class_folder(folder: Path) -> bool:
 
 
 def shards_of_test(folder: Path) -> str:
-    """The shards of a folder in clip_benchmark's layout: `test/0.tar`, `test/1.tar`, ...
+    """Find the shards of a folder in clip_benchmark's layout: `test/0.tar`, `test/1.tar`, ...
 
     Raises:
         FileNotFoundError: `test/` is missing, or a shard that `test/nshards.txt` counts.
@@ -79,7 +79,7 @@ def shards_of_test(folder: Path) -> str:
 
 
 def require_templates(argument: str, templates: tuple[str, ...]) -> None:
-    """Raises ValueError unless each template has the place where the text goes."""
+    """Raise ValueError unless each template has the place where the text goes."""
     if unusable := [template for template in templates if PLACEHOLDER not in template]:
         raise ValueError(
             f"{argument}: each template needs {PLACEHOLDER} where the text goes, got {unusable}"
@@ -87,7 +87,7 @@ def require_templates(argument: str, templates: tuple[str, ...]) -> None:
 
 
 def read_clip_benchmark_task(folder: Path) -> ZeroShotTask:
-    """The task of a folder with `classnames.txt` and `zeroshot_classification_templates.txt`.
+    """Read the task of a folder with `classnames.txt` and its file of templates.
 
     One class name or template a line. Labels are the `.cls` files of the samples; the task has
     the name of the folder.
@@ -157,7 +157,7 @@ def read_zero_shot_json(path: Path) -> tuple[ZeroShotTask, ...]:
 
 
 def _of_objectives(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Where each line stands, its objective and the rest of it."""
+    """Yield place, objective and rest of each line."""
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}, line {number}"
         objective, colon, text = (part.strip() for part in line.partition(":"))

@@ -1,1 +1,1 @@
-"""Embeddings that other programs stored, read into a reference store."""
+"""Formats of embeddings that other programs stored, imported into a reference store."""

@@ -1,4 +1,4 @@
-"""Embeddings that another program stored -> a store of a data set, joined by key."""
+"""Import of foreign embeddings into a store of a data set, joined by key."""
 
 import hashlib
 from collections import Counter
@@ -28,7 +28,7 @@ ZERO = "imported embedding is zero"
 def import_embeddings(
     source: Source, manifest: Manifest, folder: str | Path, *, model: str
 ) -> PrecomputeReport:
-    """Writes a store of a data set out of what another program stored.
+    """Write a store of a data set from embeddings that another program stored.
 
     Every sample is looked up by its key; what is found is brought to unit length. A sample without
     a row, or whose row is zero or not finite, is marked as absent and counted. The card is
@@ -115,7 +115,7 @@ class _Lookup:
     def _found(
         self, index: int, samples: list[RawSample], absent: dict[int, str]
     ) -> Iterator[tuple[int, int]]:
-        """Row of the shard and row of the source, of the samples that have one."""
+        """Yield row of the shard and row of the source of the samples that have one."""
         for sample in samples:
             key = self.source.key_of(self.manifest.shards[index], sample)
             if key is None:

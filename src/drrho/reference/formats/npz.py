@@ -1,4 +1,4 @@
-"""Arrays of an .npz file, mapped into memory instead of read."""
+"""Mapping arrays of an .npz file into memory."""
 
 import struct
 import zipfile
@@ -12,7 +12,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member; at its end the length
 
 
 def map_npz_array(path: Path, name: str) -> np.ndarray:
-    """One array of an .npz file.
+    """Map one array of an .npz file into memory.
 
     np.savez stores its arrays as they are, so their bytes lie in one piece and can be mapped;
     np.load would read each whole. What np.savez_compressed wrote has to be read whole.

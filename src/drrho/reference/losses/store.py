@@ -34,7 +34,7 @@ REMEDY = "write them with `LossWriter`"
 
 @dataclass(frozen=True, kw_only=True)
 class LossCard:
-    """What `losses.json` says: whose losses, of what, and the shards they belong to.
+    """Contents of `losses.json`: what computed the losses, and the shards they belong to.
 
     Attributes:
         identity: what computed them: the model, its weights and its loss.
@@ -95,7 +95,7 @@ class ShardLosses:
 
     @classmethod
     def none_of(cls, num_rows: int, *, unit: LossUnit) -> "ShardLosses":
-        """A shard before anything was written."""
+        """Make a shard without losses."""
         tokens = unit == "token"
         return cls(
             losses=torch.empty(0) if tokens else torch.full((num_rows,), math.nan),
@@ -105,7 +105,7 @@ class ShardLosses:
 
 
 def save_losses(files: ShardFiles, entry: ShardEntry, losses: ShardLosses) -> None:
-    """Writes the losses of one shard, as `ShardFiles.save`."""
+    """Write the losses of one shard, as `ShardFiles.save`."""
     tensors = {"losses": losses.losses, "written": losses.written}
     if losses.offsets is not None:
         tensors["offsets"] = losses.offsets
@@ -113,7 +113,7 @@ def save_losses(files: ShardFiles, entry: ShardEntry, losses: ShardLosses) -> No
 
 
 def load_losses(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
-    """The losses of one shard; errors as `ShardFiles.load`."""
+    """Load the losses of one shard; errors as `ShardFiles.load`."""
     names = ("losses", "written") if unit == "sample" else ("losses", "written", "offsets")
     tensors, _ = files.load(entry, names)
     rows, offsets = entry.num_samples, tensors.get("offsets")
@@ -130,14 +130,14 @@ def load_losses(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> Shar
 
 
 def load_losses_so_far(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
-    """As `load_losses`, but a file that was not written yet is a shard without losses."""
+    """Load the losses of one shard; a file that was not written yet is a shard without losses."""
     if not files.exists(entry):
         return ShardLosses.none_of(entry.num_samples, unit=unit)
     return load_losses(files, entry, unit=unit)
 
 
 def references_in(folder: str | Path) -> list[str]:
-    """The names of the references whose losses a folder holds."""
+    """List the names of the references whose losses a folder holds."""
     return sorted(card.parent.name for card in Path(folder).glob(f"*/{FILE_NAME}"))
 
 
@@ -157,7 +157,7 @@ class LossStore:
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest, *, reference: str) -> "LossStore":
-        """Attaches the losses of a reference to the samples of a manifest.
+        """Attach the losses of a reference to the samples of a manifest.
 
         They serve every data set made of some of their shards. A sample without a loss is no
         error here.
@@ -180,7 +180,7 @@ class LossStore:
         return cls(card, manifest.offsets, shards)
 
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
-        """The losses of some samples, on the device of the ids; NaN where there is none.
+        """Look up the losses of some samples, on the device of the ids; NaN where there is none.
 
         The lookup is on the CPU: ids that lie there, as a loader gives them, wait for nothing.
 
@@ -197,7 +197,7 @@ class LossStore:
     def gather_tokens(
         self, sample_ids: Int64[Tensor, " batch"], mask: Bool[Tensor, "samples length"]
     ) -> Float32[Tensor, "samples length"]:
-        """The losses of the tokens of some samples, on the device of the mask.
+        """Look up the losses of the tokens of some samples, on the device of the mask.
 
         The k-th stored loss of a sample goes where the k-th True of its row is; all else is
         NaN. So the padding, to either side and any length, may differ from that of the batch
@@ -234,7 +234,7 @@ class LossStore:
         return losses.to(mask.device)
 
     def _tokens(self, part: RowsOfShard) -> list[Tensor | None]:
-        """The losses of the tokens of each sample of the part; None where none were written."""
+        """List the token losses of each sample of the part; None where none were written."""
         shard = self._shards[part.shard]
         assert shard.offsets is not None
         starts, ends = shard.offsets[part.rows].tolist(), shard.offsets[part.rows + 1].tolist()

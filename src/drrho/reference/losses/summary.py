@@ -1,4 +1,4 @@
-"""What a folder of losses holds: how many, how they are distributed, how alike references are."""
+"""Summary of a folder of losses: counts, mean, spread, and correlations of references."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class LossSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class LossCorrelation:
-    """How alike the losses of two references are.
+    """Correlation of the losses of two references.
 
     Attributes:
         references: their names.
@@ -84,7 +84,7 @@ def summarise_losses(folder: str | Path) -> tuple[list[LossSummary], list[LossCo
 def sample_losses(
     folder: str | Path, reference: str
 ) -> dict[tuple[int, str, str], Float64[Tensor, " rows"]]:
-    """The losses of one reference by the contents of their shard; of tokens, a sample's mean.
+    """Load the losses of one reference by contents of the shard; of tokens, a sample's mean.
 
     Not finite where there is none.
 
@@ -135,7 +135,7 @@ def _stored(shard: ShardLosses) -> Tensor:
 
 
 def _sample_losses(shard: ShardLosses) -> Float64[Tensor, " rows"]:
-    """One number for each row, not finite where there is no loss: its own or its tokens' mean."""
+    """Reduce to one loss per row, that of its tokens the mean; not finite where there is none."""
     if shard.offsets is None:
         return shard.losses.double()
     lengths = shard.offsets.diff()

@@ -14,7 +14,7 @@ NamedLosses = dict[str, Float64[Tensor, " samples"]]
 
 
 def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> NamedLosses:
-    """Model -> its losses, sample by sample; not finite where there is none.
+    """Read the losses of several models, sample by sample; not finite where there is none.
 
     Args:
         source: a folder that `LossWriter` wrote to, of which the samples are taken that all

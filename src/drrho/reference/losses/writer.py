@@ -30,7 +30,7 @@ FLUSHING_SHARE = 0.1  # of the time, at most, where a flush takes long
 
 
 class LossWriter:
-    """Takes the losses of a reference in batches, in any order. Made by `LossWriter.open`.
+    """Writer of the losses of a reference, in batches of any order. Made by `LossWriter.open`.
 
         identity = "resnet50, weights 7ad3ba5f, cross-entropy"
         with LossWriter.open("losses", manifest, reference="resnet50", identity=identity) as writer:
@@ -71,7 +71,7 @@ class LossWriter:
         identity: str,
         unit: LossUnit = "sample",
     ) -> Iterator["LossWriter"]:
-        """Begins to write the losses of a reference, or goes on with it.
+        """Begin to write the losses of a reference, or continue.
 
         Args:
             folder: of the losses of any number of references; made if need be.
@@ -101,11 +101,11 @@ class LossWriter:
             writer._write_empty_shards()
 
     def unwritten_ids(self) -> Int64[Tensor, " unwritten"]:
-        """The ids of the samples without a loss so far, ascending."""
+        """List the ids of the samples without a loss so far, ascending."""
         return torch.cat(self._written).logical_not().nonzero().squeeze(1)
 
     def write(self, sample_ids: Int64[Tensor, " batch"], losses: Float[Tensor, "..."]) -> None:
-        """Takes the losses of a batch of samples, from any device; they become float32.
+        """Add the losses of a batch of samples, from any device; they become float32.
 
         Args:
             sample_ids: whose losses they are.
@@ -130,7 +130,7 @@ class LossWriter:
         losses: Float[Tensor, "..."],
         mask: Bool[Tensor, "..."],
     ) -> None:
-        """Takes the losses of the tokens of a batch of samples; they become float32.
+        """Add the losses of the tokens of a batch of samples; they become float32.
 
         Args:
             sample_ids: whose losses they are.
@@ -150,7 +150,7 @@ class LossWriter:
         self._take(sample_ids, losses, mask.cpu())
 
     def flush(self) -> None:
-        """Writes what is in memory."""
+        """Write the losses that are in memory."""
         started = time.monotonic()
         for shard in list(self._pending):
             self._save(shard)
@@ -186,7 +186,7 @@ class LossWriter:
         del self._pending[shard]  # only now: an interruption loses nothing
 
     def _write_empty_shards(self) -> None:
-        """Leaves a folder that is whole: the samples without a loss are so knowingly."""
+        """Write empty shards, so that missing losses are recorded explicitly."""
         for entry in self._entries:
             if not self._files.exists(entry):
                 none = ShardLosses.none_of(entry.num_samples, unit=self._unit)
@@ -211,7 +211,7 @@ class _Given(NamedTuple):
 
 
 def _refuse_equal_shards(manifest: Manifest) -> None:
-    """Shards are recognised by their contents, so equal ones would overwrite each other."""
+    """Raise on shards of equal contents, which would overwrite each other."""
     known: dict[tuple[int, str, str], str] = {}
     for shard in manifest.shards:
         other = known.setdefault(shard.contents, shard.url)
@@ -224,7 +224,7 @@ def _refuse_equal_shards(manifest: Manifest) -> None:
 
 
 def _begin(path: Path, wanted: LossCard, manifest: Manifest) -> LossCard:
-    """The card of the folder; it is written first, so that an interrupted run leaves it."""
+    """Write the card of the folder, before anything else, or read and extend it."""
     card = wanted
     if (path / FILE_NAME).exists():
         found = LossCard.load(path)
@@ -246,7 +246,7 @@ def _begin(path: Path, wanted: LossCard, manifest: Manifest) -> LossCard:
 
 
 def _joined(before: ShardLosses, given: list[_Given]) -> ShardLosses:
-    """A shard with what was given since; of a row that was given twice the later loss."""
+    """Merge a shard with the losses given since; a later loss of a row replaces an earlier one."""
     written = before.written.clone()
     for part in given:
         written[part.rows] = True
