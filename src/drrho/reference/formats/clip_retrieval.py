@@ -38,8 +38,8 @@ class ClipRetrieval:
     Keys are mere counters in many data sets, and the caption tells those apart.
 
     Attributes:
-        source: folder with img_emb, text_emb and metadata
-        key_field: column of the metadata and field of the samples' json to join by
+        source: folder with img_emb, text_emb and metadata.
+        key_field: column of the metadata and field of the samples' json to join by.
     """
 
     source: Positional[str]

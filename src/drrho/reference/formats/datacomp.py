@@ -31,8 +31,8 @@ class DataComp:
     """Metadata of DataComp's pools, a parquet and an npz file each; joined by uid.
 
     Attributes:
-        source: metadata folder; folders below it are searched too
-        variant: CLIP model, ViT-B/32 or ViT-L/14
+        source: metadata folder; folders below it are searched too.
+        variant: CLIP model, ViT-B/32 or ViT-L/14.
     """
 
     source: Positional[str]

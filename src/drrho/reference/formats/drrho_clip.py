@@ -38,8 +38,8 @@ class DRRhoClip:
     """Features that the published DRRho-CLIP code cached; joined by the number of the key.
 
     Attributes:
-        source: folder given to it as --cached_ref_features_dir
-        samples_per_file: its --num_samples_per_shard
+        source: folder given to it as --cached_ref_features_dir.
+        samples_per_file: its --num_samples_per_shard.
     """
 
     source: Positional[str]

@@ -94,10 +94,10 @@ class Members:
     Where every shard of the data set has a tar file of its name, the key is looked up in that file.
 
     Attributes:
-        source: tar files, as `drrho index` takes them: the training shards or others
-        key_field: field of the samples' json that names the members
-        image_row: augmentation to take
-        text_row: caption to take; in DataCompDR 0 is the real one
+        source: tar files, as `drrho index` takes them: the training shards or others.
+        key_field: field of the samples' json that names the members.
+        image_row: augmentation to take.
+        text_row: caption to take; in DataCompDR 0 is the real one.
     """
 
     source: Positional[str]
