@@ -73,7 +73,7 @@ def measured(config: Config, *, rate: float, seed: int) -> dict[str, object]:
     return {
         "rate": rate,
         "seed": seed,
-        "estimated": found.summary["mismatched_share"],
+        "estimated": found.summary.mismatched_share,
         "wrong": wrong,
         "called": called,
     }

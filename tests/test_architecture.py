@@ -26,7 +26,7 @@ ON_REQUEST = {"datasets", "pyarrow", "transformers", "wandb"}
 NEEDS_EXTRA = {
     "runtime/progress.py": "clip",
     "plotting/png.py": "report",
-    "plotting/curves.py": "report",
+    "plotting/axes.py": "report",
     "plotting/svg.py": "report",
 }
 # Engines built on process groups that do not hand one to the caller.

@@ -27,7 +27,7 @@ from drrho.recipe.train import train_recipe
 from drrho.reference.store import ReferenceStore
 from drrho.studies.compare.compare import compare
 from drrho.studies.compare.spec import Comparison
-from drrho.studies.probe.tables import probe_table
+from drrho.studies.probe.results import read_probe
 from drrho.studies.report.write import ReportConfig, write_report
 from drrho.studies.scaling.points import read_runs
 from drrho.training.config import Training
@@ -177,7 +177,7 @@ def test_a_comparison_is_read_and_not_run_again(old):
 
 
 def test_a_probe_is_read(old):
-    assert "reference" in probe_table(json.loads(Path("probe/probe.json").read_text()))
+    assert "reference" in str(read_probe(Path("probe/probe.json")))
 
 
 def test_a_report_of_all_of_it_is_written(old):

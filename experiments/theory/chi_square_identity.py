@@ -16,7 +16,7 @@ import torch
 from study import Table, generator_of, parser_of, publish
 from torch import Tensor
 
-from drrho.plotting.png import Chart, Series
+from drrho.plotting.chart import Chart, Series
 from drrho.risk import chi_square_ball_risk
 from drrho.risk.theory.bounds import chi_square_slack
 from drrho.runtime.progress import Progress

@@ -22,7 +22,7 @@ import torch
 from study import Estimate, Table, generator_of, mean_of, parser_of, publish
 from torch import Tensor
 
-from drrho.plotting.png import Chart, Series
+from drrho.plotting.chart import Chart, Series
 from drrho.risk import KL, ChiSquareBall, CVaR, RiskMeasure
 from drrho.runtime.progress import Progress
 from drrho.steering import AdaptiveRate, BatchEstimator, Estimator, LearnedDual, MovingAverage

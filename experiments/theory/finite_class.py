@@ -21,7 +21,7 @@ import torch
 from study import Estimate, Table, generator_of, mean_of, parser_of, publish
 from torch import Tensor
 
-from drrho.plotting.png import Chart, Series
+from drrho.plotting.chart import Chart, Series
 from drrho.risk import chi_square_ball_risk, mean_risk
 from drrho.risk.theory.bounds import FiniteClassBound
 from drrho.runtime.progress import Progress

@@ -24,7 +24,7 @@ from newton import Minimum, Problem, minimise, minimise_from_reference
 from study import Estimate, Table, generator_of, mean_of, parser_of, publish, ratio_of
 from torch import Tensor
 
-from drrho.plotting.png import Chart, Series
+from drrho.plotting.chart import Chart, Series
 from drrho.risk import KL, ChiSquareBall, Mean
 from drrho.risk.theory.laws import best_rho, chi_square_law, parallel_sum, soft_threshold
 from drrho.runtime.progress import Progress

@@ -28,7 +28,7 @@ from study import Estimate, Table, generator_of, mean_of, parser_of, publish, ra
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from drrho.plotting.png import Chart, Series
+from drrho.plotting.chart import Chart, Series
 from drrho.risk import KL, ChiSquareBall, CVaR, Mean
 from drrho.risk.theory.laws import best_rho, kl_law, parallel_sum
 from drrho.runtime.progress import Progress

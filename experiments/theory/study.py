@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from drrho.plotting.png import Chart, draw_charts
+from drrho.plotting.chart import Chart
+from drrho.plotting.png import draw_png
 from drrho.plotting.table import markdown_table
 from drrho.runtime.files import write_atomically, write_json
 
@@ -83,7 +84,7 @@ def publish(
     folder: Path = options.output
     write_json(folder / f"{name}.json", settings | _plain(results))
     write_atomically(folder / f"{name}.md", text.encode())
-    draw_charts(charts, folder / f"{name}.png")
+    draw_png(charts, folder / f"{name}.png")
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from drrho.plotting.png import Chart, Series, draw_charts
+from drrho.plotting.chart import Chart, Series
+from drrho.plotting.palette import places
+from drrho.plotting.png import draw_png
 
 
 def chart(**changed):
@@ -11,16 +13,24 @@ def chart(**changed):
 
 
 def test_a_file_of_one_page_is_written(tmp_path):
-    draw_charts([chart(), chart(half_width=[0.1, 0.2])], tmp_path / "new" / "a.png")
+    draw_png([chart(), chart(half_width=[0.1, 0.2])], tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("changed", [{"y": [1]}, {"half_width": [1]}])
 def test_lengths_that_differ_are_named(tmp_path, changed):
     with pytest.raises(ValueError, match="'a' of 'T'"):
-        draw_charts([chart(**changed)], tmp_path / "a.png")
+        draw_png([chart(**changed)], tmp_path / "a.png")
 
 
 def test_no_chart_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one chart"):
-        draw_charts([], tmp_path / "a.png")
+        draw_png([], tmp_path / "a.png")
+
+
+def test_a_method_has_its_colour_in_every_picture_where_it_is_free():
+    assert places(["clip", "fastclip", "drrho_clip"]) == {"clip": 0, "fastclip": 1, "drrho_clip": 2}
+    assert places(["mine", "drrho_clip"]) == {"mine": 0, "drrho_clip": 2}
+    assert places(["a/drrho_clip-seed0", "drrho_clip-seed1"])["a/drrho_clip-seed0"] == 2
+    many = places(["clip", "openclip", *map(str, range(20))])
+    assert len(set(many.values())) == 22

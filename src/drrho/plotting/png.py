@@ -1,121 +1,77 @@
-"""Measurements beside predictions: panels of points with intervals, lines and bands, as a PNG."""
+"""Charts side by side, as a PNG."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from drrho.plotting.curves import COLOURS
+from drrho.plotting.axes import Look, draw_axes
+from drrho.plotting.chart import Chart
+from drrho.plotting.palette import COLOURS
 
-Scale = Literal["linear", "log"]
-# Ratio of the ends of a logarithmic axis below which it is labelled at 1, 2 and 5.
-SHORT_AXIS = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Series:
-    """One line or one set of points.
-
-    Attributes:
-        name: for the legend; series of one name share an entry. Empty: none.
-        x: positions.
-        y: heights, as many.
-        half_width: of each point's interval; empty for what has none, such as a prediction.
-        style: matplotlib's, of marker and line: "o" measured, "-" predicted, "o-", "--", ".".
-        colour: a number, so that what belongs together looks alike; taken modulo the palette.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    half_width: Sequence[float] = ()
-    style: str = "o-"
-    colour: int = 0
+LOOK = Look(colours=COLOURS)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One set of axes.
+def draw_png(
+    charts: Sequence[Chart],
+    path: Path,
+    *,
+    columns: int = 2,
+    size: tuple[float, float] = (9.6, 3.9),
+    title: str | None = None,
+    share_y: bool = False,
+) -> None:
+    """Draws charts side by side and writes a PNG.
 
-    Attributes:
-        title: above the axes.
-        x_label: of the horizontal axis, with its unit.
-        y_label: of the vertical axis, with its unit.
-        series: what is drawn.
-        x_scale: of the horizontal axis.
-        y_scale: of the vertical axis.
-        level: the height of a thin line across; None for none.
-    """
+    Charts without a legend of their own share one below all of them.
 
-    title: str
-    x_label: str
-    y_label: str
-    series: Sequence[Series] = field(default_factory=tuple)
-    x_scale: Scale = "linear"
-    y_scale: Scale = "linear"
-    level: float | None = None
-
-
-def draw_charts(charts: Sequence[Chart], path: Path, *, columns: int = 2) -> None:
-    """Draws the charts side by side, each with its legend, and writes a PNG of page width.
+    Args:
+        charts: at least one.
+        path: of the file; its folder is made.
+        columns: charts in a line.
+        size: width of the picture and height of a line of charts, in inches.
+        title: above all.
+        share_y: whether all have the vertical axis of the first.
 
     Raises:
-        ValueError: there is no chart, or the lengths within a series differ.
+        ValueError: there is no chart.
     """
     if not charts:
-        raise ValueError("draw_charts needs at least one chart")
+        raise ValueError("draw_png needs at least one chart")
     columns = min(columns, len(charts))
     lines = -(-len(charts) // columns)
-    figure = Figure(figsize=(9.6, 3.9 * lines), layout="constrained")
+    figure = Figure(figsize=(size[0], size[1] * lines), layout="constrained")
     FigureCanvasAgg(figure)  # no window system, whatever the environment says
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    for chart, ax in zip(charts, axes, strict=False):
-        _draw(chart, ax)
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=share_y).flatten()
+    for number, (chart, ax) in enumerate(zip(charts, axes, strict=False)):
+        draw_axes(ax, chart, LOOK)
+        ax.set_title(chart.title, fontsize=10)
+        ax.grid(alpha=0.3, axis="x" if chart.rows else "both")
+        if share_y and number % columns:
+            ax.set_ylabel("")
+        entries = _legend([ax])
+        if chart.legend and entries:
+            ax.legend(entries.values(), entries.keys(), fontsize=8, framealpha=0.8)
     for unused in axes[len(charts) :]:
         unused.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-
-
-def _draw(chart: Chart, ax: Axes) -> None:
-    for series in chart.series:
-        lengths = {len(series.x), len(series.y), len(series.half_width) or len(series.x)}
-        if len(lengths) > 1:
-            raise ValueError(f"series {series.name!r} of {chart.title!r} has lengths {lengths}")
-        ax.errorbar(
-            series.x,
-            series.y,
-            yerr=list(series.half_width) or None,
-            fmt=series.style,
-            color=COLOURS[series.colour % len(COLOURS)],
-            label=series.name or "_nolegend_",
-            markersize=2 if "." in series.style else 4.5,
-            linewidth=1.4,
-            capsize=2,
+    shared = _legend([ax for chart, ax in zip(charts, axes, strict=False) if not chart.legend])
+    if shared:
+        figure.legend(
+            shared.values(), shared.keys(), loc="outside lower center", ncols=min(len(shared), 5)
         )
-    if chart.level is not None:
-        ax.axhline(chart.level, color="#888888", linewidth=0.8, zorder=0)
-    ax.set_xscale(chart.x_scale)
-    ax.set_yscale(chart.y_scale)
-    for axis, scale, (low, high) in (
-        (ax.xaxis, chart.x_scale, ax.get_xlim()),
-        (ax.yaxis, chart.y_scale, ax.get_ylim()),
-    ):
-        if scale == "log" and high < SHORT_AXIS * low:
-            # Powers of ten are too few here, and matplotlib's choice of more overlaps.
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
-    ax.set_title(chart.title, fontsize=10)
-    ax.set_xlabel(chart.x_label)
-    ax.set_ylabel(chart.y_label)
-    ax.grid(alpha=0.3)
-    handles, names = ax.get_legend_handles_labels()
-    if names:
-        entries = dict(zip(names, handles, strict=True))
-        ax.legend(entries.values(), entries.keys(), fontsize=8, framealpha=0.8)
+    if title is not None:
+        figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _legend(axes: Sequence[Axes]) -> dict[str, Any]:
+    """Name -> mark, each name once."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for mark, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries[str(name)] = mark
+    return entries

@@ -4,18 +4,15 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from drrho.runtime.files import write_json
 
+# The metadata of a field that is None by default, and then left out of the file.
+OPTIONAL = {"left_out_if_none": True}
 FORMAT = "format"  # the name of the version number in every file
-
-
-def optional() -> Any:
-    """Declares a field that is None by default, and then left out of the file."""
-    return field(default=None, metadata={"left_out_if_none": True})
 
 
 def to_json(value: Any) -> Any:
@@ -28,7 +25,7 @@ def to_json(value: Any) -> Any:
         return {
             f.name: to_json(content)
             for f, content in found.items()
-            if not (content is None and f.metadata.get("left_out_if_none"))
+            if not (content is None and f.metadata == OPTIONAL)
         }
     match value:
         case Mapping():

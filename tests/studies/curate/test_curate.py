@@ -1,7 +1,6 @@
 """Ranking a data set's pairs, and training on what is left."""
 
 import csv
-import json
 from dataclasses import replace
 
 import pyarrow.parquet
@@ -17,7 +16,14 @@ from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.pairs import stored_pairs
 from drrho.reference.reader import open_reference
 from drrho.studies.curate import curate as curating
-from drrho.studies.curate.curate import CurateConfig, Quality, curate, find_repeats, label_pairs
+from drrho.studies.curate.curate import (
+    CurateConfig,
+    Quality,
+    curate,
+    find_repeats,
+    label_pairs,
+    read_summary,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +58,8 @@ def test_every_pair_is_in_the_table_with_its_ranks(found, run):
     assert called == {row["sample_id"] for row in rows if int(row["mismatched_rank"]) <= 10}
     best = min(rows, key=lambda row: int(row["learnable_rank"]))
     assert float(best["excess_loss"]) == max(float(row["excess_loss"]) for row in rows)
-    assert found.summary["kept"] == 30
-    assert json.loads((run.parent / "out" / "summary.json").read_text()) == found.summary
+    assert found.summary.kept == 30
+    assert read_summary(run.parent / "out" / "summary.json") == found.summary
 
 
 def test_training_takes_the_filtered_manifest_with_the_same_reference(found, steered_recipe, run):

@@ -4,13 +4,12 @@ import math
 
 import pytest
 
-from drrho.studies.report.alerts import ReferenceCheck, Thresholds, find_alerts
+from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 
 RECIPE = {
     "loading": {"batch_size": 101},
     "objective": {"rho": None, "temperature": {"minimum": None}},
 }
-LIMITS = Thresholds()
 
 
 def alerts(rows=(), *, recipe=None, results=None, reference=None):

@@ -11,8 +11,9 @@ from drrho.studies.compare.tables import differences_in_words
 from drrho.studies.report.compared import compared_tables
 from drrho.studies.report.page import Report, factor, render
 from drrho.studies.report.run_charts import draw_panels
-from drrho.studies.report.scaling_chart import draw_scaling, read_scaling
+from drrho.studies.report.scaling_chart import draw_scaling
 from drrho.studies.report.summary import summarise_run
+from drrho.studies.scaling.results import read_laws
 
 ROWS = [
     {
@@ -100,21 +101,25 @@ def test_results_of_one_test_set_and_of_several(tmp_path):
     assert told_apart == [False, True]
 
 
-def test_a_scaling_law_is_drawn_where_there_is_one():
+def test_a_scaling_law_is_drawn_where_there_is_one(tmp_path):
     document = {
         "methods": {
             "clip": {
                 "law": {"scale": 2.0, "exponent": 0.1, "floor": 0.0},
                 "intervals": {"exponent": [0.05, 0.15]},
                 "points": [{"compute": c, "error": 2 * c**-0.1} for c in (1e3, 1e4, 1e5)],
+                "later": "a number of a later version",
             },
-            "odd": {"points": "none"},
         }
     }
-    drawn = draw_scaling(read_scaling(document), "laws")
-    assert drawn.rows == [["clip", "3", "0.100", "0.050 to 0.150"]]
+    path = tmp_path / "scaling.json"
+    path.write_text(json.dumps(document))
+    drawn = draw_scaling(read_laws(path), "laws")
+    assert drawn.rows == [["CLIP", "3", "0.100", "0.050 to 0.150"]]
     assert "to the power -0.100" in drawn.svg
-    assert read_scaling({"methods": []}) == {}
+    path.write_text(json.dumps({"methods": {"odd": {"points": "none"}}}))
+    with pytest.raises(ValueError, match=r"methods\.odd has no 'law'"):
+        read_laws(path)
 
 
 def test_a_report_of_nothing_is_refused():

@@ -1,8 +1,64 @@
-"""How far a mean over queries can be trusted."""
+"""Resampling with replacement, and percentile intervals of what was computed from the resamples."""
+
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+
+
+def draw_rows(num_rows: int, *, generator: torch.Generator) -> Int64[Tensor, " rows"]:
+    """Draws as many rows as there are, with replacement, on the generator's device."""
+    return torch.randint(num_rows, (num_rows,), generator=generator, device=generator.device)
+
+
+def draw_resamples(
+    num_rows: int, *, resamples: int, generator: torch.Generator
+) -> Int64[Tensor, "resamples rows"]:
+    """Draws many resamples at once: memory is 8 bytes times their number times the rows.
+
+    Raises:
+        ValueError: no resamples.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    return torch.stack([draw_rows(num_rows, generator=generator) for _ in range(resamples)])
+
+
+def percentile_interval(
+    values: Float[Tensor, " resamples"],
+    *,
+    level: float = 0.95,
+    ends: Literal["interpolated", "nearest", "outward"] = "interpolated",
+) -> tuple[float, float]:
+    """The interval that holds the middle `level` of a statistic's values on resamples.
+
+    Args:
+        values: one per resample.
+        level: share of the values inside, between 0 and 1.
+        ends: between two values, the nearer value, or the value farther out; the latter two
+            also where values are infinite.
+
+    Raises:
+        ValueError: no values, or a level out of range.
+    """
+    if len(values) == 0 or not 0 < level < 1:
+        raise ValueError(
+            f"level must lie between 0 and 1 and values be given, got {level}, {values}"
+        )
+    tail = (1 - level) / 2
+    match ends:
+        case "interpolated":
+            kinds = ("linear", "linear")
+        case "nearest":
+            kinds = ("nearest", "nearest")
+        case "outward":
+            kinds = ("lower", "higher")
+    low, high = (
+        float(values.double().quantile(end, interpolation=kind))
+        for end, kind in zip((tail, 1 - tail), kinds, strict=True)
+    )
+    return low, high
 
 
 def bootstrap_interval(
@@ -22,7 +78,7 @@ def bootstrap_interval(
         values: one per query, for example reciprocal ranks or hits (0 or 1).
         generator: on any device; the draws are made there.
         level: share of resamples inside, between 0 and 1.
-        resamples: number of repetitions; memory is O(n) whatever their number.
+        resamples: number of repetitions; memory is that of the values whatever their number.
 
     Returns:
         Lower and upper end, in the unit of the values.
@@ -34,17 +90,8 @@ def bootstrap_interval(
     """
     if len(values) == 0 or not bool(values.isfinite().all()):
         raise ValueError(f"values must be finite and at least one, got {values}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    device = generator.device
-    values = values.to(device).double()
-    means = torch.empty(resamples, dtype=torch.float64, device=device)
-    for index in range(resamples):
-        drawn = torch.randint(len(values), (len(values),), generator=generator, device=device)
-        means[index] = values[drawn].mean()
-    tail = (1 - level) / 2
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64, device=device)
-    low, high = means.quantile(ends).tolist()
-    return low, high
+    values = values.to(generator.device).double()
+    means = [values[draw_rows(len(values), generator=generator)].mean() for _ in range(resamples)]
+    return percentile_interval(torch.stack(means), level=level)

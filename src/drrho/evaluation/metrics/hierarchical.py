@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drrho.evaluation.metrics.bootstrap import draw_rows, percentile_interval
+
 Statistic = Callable[[Float[Tensor, "resamples tables"]], Float[Tensor, " resamples"]]
 
 
@@ -50,12 +52,11 @@ def resampled_means(
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     means = torch.empty(resamples, len(values), dtype=torch.float64)
     for index in range(resamples):
-        drawn = torch.randint(num_queries, (num_queries,), generator=generator)
+        drawn = draw_rows(num_queries, generator=generator)
         counts = torch.bincount(drawn, minlength=num_queries).double()
         by_seed = values @ (counts / num_queries)
         if num_seeds > 1:
-            seeds = torch.randint(num_seeds, (num_seeds,), generator=generator)
-            by_seed = by_seed[:, seeds]
+            by_seed = by_seed[:, draw_rows(num_seeds, generator=generator)]
         means[index] = by_seed.mean(dim=1)
     return means
 
@@ -81,15 +82,10 @@ def hierarchical_interval(
     Raises:
         ValueError: as `resampled_means`, or a level out of range.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
     means = resampled_means(tables, generator=generator, resamples=resamples)
     values = statistic(means).double()
     values = torch.where(values.isnan(), torch.inf, values)
-    tail = (1 - level) / 2
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = values.quantile(ends, interpolation="nearest").tolist()
-    return low, high
+    return percentile_interval(values, level=level, ends="nearest")
 
 
 def mean_of_first(means: Float[Tensor, "resamples tables"]) -> Float[Tensor, " resamples"]:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from drrho.plotting.curves import Row, draw_curves
-from drrho.plotting.table import method_title
 from drrho.recipe.recipe import load_recipe
 from drrho.runtime.files import exclusive, write_atomically
 from drrho.runtime.launch import require_one_process
 from drrho.studies.compare.collect import comparison_results
-from drrho.studies.compare.plots import draw_costs, draw_differences
+from drrho.studies.compare.curves import Row
+from drrho.studies.compare.plots import draw_costs, draw_curves, draw_differences
 from drrho.studies.compare.results import FILE_NAME, Results, write_results
 from drrho.studies.compare.runs import chosen_setting, finished, run_parts
 from drrho.studies.compare.spec import Comparison, Part
@@ -60,7 +59,7 @@ def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
         recipe = comparison.recipe(part, setting=choice.setting)
         if finished(recipe) is not None:
             rows: list[Row] = [*read_metrics(Path(recipe.output))]
-            logs.setdefault(method_title(part.method), []).append(rows)
+            logs.setdefault(part.method, []).append(rows)
     return logs
 
 

@@ -1,91 +1,120 @@
-"""Pictures of a comparison: paired differences with their intervals, and quality against cost."""
+"""Pictures of a comparison: curves, paired differences with intervals, quality against cost."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from drrho.plotting.curves import COLOURS
+from drrho.plotting.chart import Chart, Series
+from drrho.plotting.palette import marker, places
+from drrho.plotting.png import draw_png
 from drrho.plotting.table import method_title
+from drrho.studies.compare.curves import Runs, curve_chart, styles_in_words
 from drrho.studies.compare.results import Difference, Results
 from drrho.studies.compare.tables import shown_differences
+from drrho.training.metrics import PANELS, metrics_of
 
-MARKERS = "osD^vPX*"  # with seven colours: methods beyond the seventh differ in their mark
+COSTS = (("training_gflop", 1e-3, "TFLOP of a run"), ("seconds", 1.0, "seconds of a run"))
+
+
+def draw_curves(runs: Runs, path: Path, *, levels: Mapping[str, float] | None = None) -> None:
+    """Draws a panel per group of metrics, a colour per method, and writes a PNG.
+
+    Args:
+        runs: name -> for each of its runs the rows of the metrics log.
+        path: the PNG to write.
+        levels: name -> height of a horizontal line in the first panel, such as the reference's
+            own score.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not runs:
+        raise ValueError("draw_curves needs at least one run")
+    charts = []
+    for panel in (panel for panel in PANELS if panel.compared):
+        metrics = metrics_of(panel)
+        chart = curve_chart(panel, metrics, runs, levels=None if charts else levels)
+        words = styles_in_words(metrics)
+        charts.append(replace(chart, title=f"{panel.title} ({words.lower()})") if words else chart)
+    draw_png(charts, path, size=(11, 3.6))
 
 
 def draw_differences(results: Results, path: Path) -> None:
     """A forest plot for each test set: a row per pair, its difference of MRR and the interval."""
-    tests = [test for test in results.setup.test if shown_differences(results, test)]
-    if not tests:
+    charts = [
+        _forest(shown, f"Differences of MRR on {test}, 95 % intervals")
+        for test in results.setup.test
+        if (shown := shown_differences(results, test))
+    ]
+    if not charts:
         return
-    rows = max(len(shown_differences(results, test)) for test in tests)
-    figure = Figure(figsize=(8, len(tests) * (1.3 + 0.36 * rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for ax, test in zip(figure.subplots(len(tests), squeeze=False)[:, 0], tests, strict=True):
-        _forest(ax, shown_differences(results, test))
-        ax.set_title(f"Differences of MRR on {test}, 95 % intervals", fontsize=10)
-    figure.savefig(path, dpi=120)
+    rows = max(len(chart.rows) for chart in charts)
+    draw_png(charts, path, columns=1, size=(8, 1.3 + 0.36 * rows))
+
+
+def _forest(rows: list[Difference], title: str) -> Chart:
+    series = [
+        Series(
+            name="",
+            x=[row.mrr],
+            y=[place],
+            low=[row.interval[0]],
+            high=[row.interval[1]],
+            interval="along",
+            style="o",
+            colour=0 if row.is_clear else None,
+        )
+        for place, row in enumerate(rows)
+    ]
+    return Chart(
+        title=title,
+        x_label="difference of MRR; to the right of the axes: seeds won",
+        y_label="",
+        series=series,
+        upright=0.0,
+        rows=[f"{method_title(row.method)} - {method_title(row.minus)}" for row in rows],
+        row_notes=[f"{row.won}/{len(row.seeds)}" for row in rows],
+    )
 
 
 def draw_costs(results: Results, path: Path) -> None:
     """MRR against training compute and against wall time, a mark per method, intervals upright.
 
-    Drawn for the first test set that has an MRR. The references' own training is not in the cost;
-    a hollow mark says that there is a reference.
+    Drawn for the first test set, if it has an MRR. The references' own training is not in the
+    cost; a hollow mark says that there is a reference.
     """
     test = next(iter(results.setup.test))
     methods = {
-        name: method
+        name: (method, method.cost)
         for name, method in results.methods.items()
         if test in method.intervals
-        and method.cost is not None
-        and method.cost.training_gflop is not None
+        if method.cost is not None and method.cost.training_gflop is not None
     }
     if not methods:
         return
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, (cost, scale, unit) in zip(
-        axes,
-        (("training_gflop", 1e-3, "TFLOP of a run"), ("seconds", 1.0, "seconds of a run")),
-        strict=True,
-    ):
-        for i, (name, method) in enumerate(methods.items()):
-            mrr, (low, high) = method.tests[test]["mrr"], method.intervals[test]
-            ax.errorbar(
-                getattr(method.cost, cost) * scale,
-                mrr,
-                yerr=[[max(0.0, mrr - low)], [max(0.0, high - mrr)]],
-                fmt=MARKERS[(i // len(COLOURS)) % len(MARKERS)],
-                color=COLOURS[i % len(COLOURS)],
-                markerfacecolor="white" if method.reference_cost else None,
-                capsize=2,
-                label=method_title(name),
-            )
-        ax.set_xlabel(f"{unit}, references not counted")
-        ax.set_xlim(left=0)
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel(f"MRR on {test}, 95 % interval")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle("Quality against cost (hollow: steered by a reference)", fontsize=10)
-    figure.savefig(path, dpi=120)
-
-
-def _forest(ax: Axes, rows: list[Difference]) -> None:
-    for place, row in enumerate(rows):
-        low, high = row.interval
-        ax.plot(
-            [low, high], [place, place], color="#0072B2" if row.is_clear else "#888888", linewidth=2
+    colours = places(results.methods)
+    charts = [
+        Chart(
+            title="",
+            x_label=f"{unit}, references not counted",
+            y_label=f"MRR on {test}, 95 % interval",
+            series=[
+                Series(
+                    name=method_title(name),
+                    x=[getattr(cost, attribute) * scale],
+                    y=[method.tests[test]["mrr"]],
+                    low=[method.intervals[test][0]],
+                    high=[method.intervals[test][1]],
+                    style=marker(colours[name]),
+                    colour=colours[name],
+                    hollow=bool(method.reference_cost),
+                )
+                for name, (method, cost) in methods.items()
+            ],
+            x_range=(0, None),
+            legend=False,
         )
-        ax.plot(row.mrr, place, "o", color="#0072B2" if row.is_clear else "#888888")
-        won = f"{row.won}/{len(row.seeds)}"
-        ax.annotate(won, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
-    titles = [f"{method_title(r.method)} - {method_title(r.minus)}" for r in rows]
-    ax.set_yticks(range(len(rows)), titles, fontsize=8)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.axvline(0, color="black", linewidth=1)
-    ax.set_xlabel("difference of MRR; to the right of the axes: seeds won", fontsize=8)
-    ax.grid(axis="x", alpha=0.3)
+        for attribute, scale, unit in COSTS
+    ]
+    title = "Quality against cost (hollow: steered by a reference)"
+    draw_png(charts, path, size=(11, 4.6), title=title, share_y=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from drrho.runtime.records import (
+    OPTIONAL,
     from_json,
-    optional,
     read_json_object,
     require_version,
     to_json,
@@ -50,7 +50,7 @@ class Cost:
     forward_only: float = 0
     seconds: float = 0.0
     skipped: float = 0
-    training_gflop: float | None = optional()
+    training_gflop: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import csv
 import importlib
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,14 +25,23 @@ from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.pairs import drawn_ids, stored_pairs
 from drrho.reference.reader import Reference
-from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.progress import Progress
+from drrho.runtime.records import (
+    from_json,
+    read_json_object,
+    require_version,
+    to_json,
+    write_record,
+)
 from drrho.studies.curate.pair_quality import mismatched_share, nearest_earlier, pair_scores
 
 Label = Literal["mismatched", "redundant", "learned", "learnable"]
 Dropped = Literal["mismatched", "redundant", "learned"]
 TILE = 1024
+SUMMARY_FILE = "summary.json"
+VERSION = 1
 COLUMNS = (
     *("sample_id", "shard", "row", "label"),
     *("mismatched_rank", "learnable_rank", "repeats"),
@@ -113,17 +122,37 @@ class Quality(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curation:
-    """What was found and written.
+class CurationSummary:
+    """The contents of `summary.json`.
 
     Attributes:
-        table, manifest: where.
-        summary: as in `summary.json`: counts of labels, estimated share of mismatched pairs, kept.
+        pairs: in the data set.
+        labels: label -> pairs.
+        mismatched_share: given, or estimated.
+        kept: pairs in the filtered manifest.
+        left_out: reason -> pairs.
+        run: folder of the run.
+        reference: identity of its embeddings.
+        seed: of the draw.
     """
+
+    pairs: int
+    labels: Mapping[str, int]
+    mismatched_share: float
+    kept: int
+    left_out: Mapping[str, int]
+    run: str
+    reference: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curation:
+    """The written files, and the summary of their contents."""
 
     table: Path
     manifest: Path
-    summary: dict[str, Any]
+    summary: CurationSummary
 
 
 def curate(config: CurateConfig) -> Curation:
@@ -161,18 +190,30 @@ def curate(config: CurateConfig) -> Curation:
     reasons = _reasons(manifest, quality, labels, kept)
     filtered = output / "manifest.json"
     manifest.without(reasons).save(filtered)
-    summary = {
-        "pairs": manifest.num_samples,
-        "labels": dict(Counter(labels)),
-        "mismatched_share": share,
-        "kept": int(kept.sum()),
-        "left_out": dict(Counter(reasons.values())),
-        "run": str(run.path),
-        "reference": store.identity,
-        "seed": config.seed,
-    }
-    write_json(output / "summary.json", summary)
+    summary = CurationSummary(
+        pairs=manifest.num_samples,
+        labels=dict(Counter(labels)),
+        mismatched_share=share,
+        kept=int(kept.sum()),
+        left_out=dict(Counter(reasons.values())),
+        run=str(run.path),
+        reference=store.identity,
+        seed=config.seed,
+    )
+    write_record(output / SUMMARY_FILE, to_json(summary), version=VERSION)
     return Curation(table=table, manifest=filtered, summary=summary)
+
+
+def read_summary(path: Path) -> CurationSummary:
+    """Reads `summary.json`, of this version or an earlier one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or something else.
+    """
+    content = read_json_object(path)
+    require_version(content, VERSION, path=path)
+    return from_json(CurationSummary, content, where=str(path))
 
 
 def score_pairs(
@@ -378,9 +419,9 @@ def _pyarrow() -> tuple[Any, Any]:
 def run_curate(config: CurateConfig) -> str:
     """Rank the pairs of a data set, and leave some out of its manifest."""
     found = curate(config)
-    labels = found.summary["labels"]
+    labels = found.summary.labels
     return (
         f"{found.table}: {in_brackets(labels).strip(' ()')}\n"
-        f"{found.manifest}: {found.summary['kept']:,} of {found.summary['pairs']:,} pairs kept; "
+        f"{found.manifest}: {found.summary.kept:,} of {found.summary.pairs:,} pairs kept; "
         f"train on it with --data {found.manifest}"
     )

@@ -3,18 +3,20 @@
 Source: docs/mathematics.md, "Contamination".
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from drrho.evaluation.metrics.bootstrap import draw_resamples
 from drrho.studies.probe.steerability import FEWEST_SAMPLES
 
 ALARM_LEVEL = 0.995  # one-sided: among a dozen clean references one false alarm in 17 probes
 
 
-class Contamination(NamedTuple):
+@dataclass(frozen=True)
+class Contamination:
     """How much lower a reference's losses are on the training samples.
 
     Attributes:
@@ -57,7 +59,7 @@ def contamination(
             )
 
     def means(losses: Tensor) -> Tensor:
-        drawn = torch.randint(len(losses), (resamples, len(losses)), generator=generator)
+        drawn = draw_resamples(len(losses), resamples=resamples, generator=generator)
         return losses[drawn].mean(dim=1)
 
     gaps = means(train) - means(held_out)

@@ -1,7 +1,7 @@
 """Before training: which reference will steer best? Losses, or a recipe and pairs -> a ranking."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from drrho.data.indexing import open_manifest
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.losses.table import read_loss_table
-from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import require_one_process, resolve_device
 from drrho.studies.probe.contamination import Contamination, contamination
 from drrho.studies.probe.pairs import (
@@ -27,14 +27,16 @@ from drrho.studies.probe.pairs import (
     train_pilots,
     training_subset,
 )
+from drrho.studies.probe.plots import draw_probe
+from drrho.studies.probe.results import FILE_NAME, ProbedReference, ProbeResults, write_probe
 from drrho.studies.probe.steerability import (
+    Estimate,
     Steerability,
     bootstrap_weights,
     effective_share,
     loss_moments,
     rank_references,
 )
-from drrho.studies.probe.tables import draw_probe, probe_table
 
 References = Annotated[tuple[str, ...], UseAppendAction]
 
@@ -105,11 +107,8 @@ class ProbeConfig:
             raise ValueError(f"pilot_steps must be at least 1, got {self.pilot_steps}")
 
 
-def probe_losses(config: LossesProbeConfig) -> dict[str, Any]:
-    """Ranks by stored losses.
-
-    Returns:
-        What `probe.json` holds: `kind`, `held_out` (samples), `references`, best first.
+def probe_losses(config: LossesProbeConfig) -> ProbeResults:
+    """Ranks references by losses on held-out samples.
 
     Raises:
         FileNotFoundError: there is no such table.
@@ -134,25 +133,23 @@ def probe_losses(config: LossesProbeConfig) -> dict[str, Any]:
     seen = _contaminations(config, held_out, generator)
     middle = pilots.mean(dim=0)
     rows = {
-        name: _entry(found, seen[name])
-        | {
-            "held_out_loss": float(held_out[name].mean()),
-            "temperature": found.temperature,
-            "radius": found.radius,
-            "effective_share": effective_share(middle - held_out[name], found.temperature),
-        }
+        name: _probed(
+            found,
+            seen[name],
+            held_out_loss=float(held_out[name].mean()),
+            temperature=found.temperature,
+            radius=found.radius,
+            effective_share=effective_share(middle - held_out[name], found.temperature),
+        )
         for name, found in ranked.items()
     }
-    document = {
-        "kind": "losses",
-        "held_out": losses.shape[1],
-        "left_out": num_dropped,
-        "references": rows,
-    }
-    return _written(document, config.output)
+    results = ProbeResults(
+        kind="losses", held_out=losses.shape[1], left_out=num_dropped, references=rows
+    )
+    return _written(results, config.output)
 
 
-def probe_recipe(recipe: Recipe, config: ProbeConfig) -> dict[str, Any]:
+def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     """Trains the pilots, embeds the held-out pairs by every model, and ranks.
 
     Raises:
@@ -188,16 +185,14 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> dict[str, Any]:
         resamples=config.resamples,
     )
     rates = {name: held.rate for name, held, _ in embedded}
-    document = {
-        "kind": "pairs",
-        "held_out": found.num_held_out,
-        "pilot_steps": steps,
-        "temperature": recipe.objective.temperature.initial,
-        "references": _pair_rows(
-            found, rates, num_pairs=len(train.usable_ids()), generator=generator
-        ),
-    }
-    return _written(document, config.output)
+    results = ProbeResults(
+        kind="pairs",
+        held_out=found.num_held_out,
+        pilot_steps=steps,
+        temperature=recipe.objective.temperature.initial,
+        references=_pair_rows(found, rates, num_pairs=len(train.usable_ids()), generator=generator),
+    )
+    return _written(results, config.output)
 
 
 def _pair_rows(
@@ -206,7 +201,7 @@ def _pair_rows(
     *,
     num_pairs: int,
     generator: torch.Generator,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ProbedReference]:
     """By held-out mean reciprocal rank: of what was tried for pairs it foretells gains best."""
     ranks = found.reciprocal_ranks
     ordered = sorted(ranks, key=lambda name: -float(ranks[name].mean()))
@@ -216,31 +211,31 @@ def _pair_rows(
         ahead = None
         if following is not None:
             ahead = bootstrap_interval(ranks[name] - ranks[following], generator=generator)[0] > 0
-        rows[name] = _entry(steerability, found.contamination[name]) | {
-            "mrr": [
-                float(ranks[name].mean()),
-                *bootstrap_interval(ranks[name], generator=generator),
-            ],
-            "resolved": ahead,
-            "held_out_loss": found.held_out_losses[name],
-            "by_anchor": found.by_anchor[name].steerability.value,
-            "effective_share": found.weights[name].effective_share,
-            "divergence": found.weights[name].divergence,
-            "precompute_seconds": None if rate is None else num_pairs / rate,
-        }
+        rows[name] = replace(
+            _probed(
+                steerability,
+                found.contamination[name],
+                held_out_loss=found.held_out_losses[name],
+                effective_share=found.weights[name].effective_share,
+                mrr=Estimate(
+                    float(ranks[name].mean()),
+                    *bootstrap_interval(ranks[name], generator=generator),
+                ),
+                by_anchor=found.by_anchor[name].steerability.value,
+                divergence=found.weights[name].divergence,
+                precompute_seconds=None if rate is None else num_pairs / rate,
+            ),
+            resolved=ahead,
+        )
     return rows
 
 
-def _entry(found: Steerability, seen: Contamination | None) -> dict[str, Any]:
+def _probed(found: Steerability, seen: Contamination | None, **more: Any) -> ProbedReference:
     fields = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(found).items()
-        if name not in {"temperature", "radius"}
+        name: value for name, value in vars(found).items() if name not in {"temperature", "radius"}
     }
-    return fields | {
-        "contamination": None if seen is None else seen._asdict(),
-        "alarm": found.too_close or (seen is not None and seen.alarm),
-    }
+    alarm = found.too_close or (seen is not None and seen.alarm)
+    return ProbedReference(**fields, contamination=seen, alarm=alarm, **more)
 
 
 def _contaminations(
@@ -267,16 +262,16 @@ def _finite(losses: dict[str, Tensor]) -> tuple[Float64[Tensor, "models samples"
     return stacked[:, finite], int((~finite).sum())
 
 
-def _written(document: dict[str, Any], output: str | None) -> dict[str, Any]:
+def _written(results: ProbeResults, output: str | None) -> ProbeResults:
     # The best that may be taken is first.
-    ranked = sorted(document["references"].items(), key=lambda item: item[1]["alarm"])
-    document = document | {"references": dict(ranked)}
+    ranked = sorted(results.references.items(), key=lambda item: item[1].alarm)
+    results = replace(results, references=dict(ranked))
     if output is not None:
         folder = Path(os.path.expanduser(output))
-        write_json(folder / "probe.json", document)
-        write_atomically(folder / "probe.md", (probe_table(document) + "\n").encode())
-        draw_probe(document, folder / "probe.png")
-    return document
+        write_probe(folder / FILE_NAME, results)
+        write_atomically(folder / "probe.md", f"{results}\n".encode())
+        draw_probe(results, folder / "probe.png")
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,10 +288,10 @@ class ProbeCommand(ProbeConfig):
 def run_probe(config: ProbeCommand) -> str:
     """Rank references for a recipe before training with any of them."""
     require_one_process("drrho probe")
-    table = probe_table(probe_recipe(load_recipe(config.recipe, Recipe), config))
-    return f"{table}\n\n{config.output}/probe.json has all numbers, probe.png the picture."
+    results = probe_recipe(load_recipe(config.recipe, Recipe), config)
+    return f"{results}\n\n{config.output}/probe.json has all numbers, probe.png the picture."
 
 
 def run_probe_losses(config: LossesProbeConfig) -> str:
     """Rank references by stored losses of any training loop."""
-    return probe_table(probe_losses(config))
+    return str(probe_losses(config))

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from drrho.evaluation.metrics.bootstrap import draw_resamples, percentile_interval
 from drrho.risk import effective_sample_size
 
 # A temperature of 0.05 where 0 is right costs (0.05 / 1.05)^2 = 0.2 % of plain training's excess
@@ -93,9 +94,7 @@ def bootstrap_weights(
         raise ValueError(
             f"a probe needs at least {FEWEST_SAMPLES} held-out samples, got {num_samples}"
         )
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    drawn = torch.randint(num_samples, (resamples, num_samples), generator=generator)
+    drawn = draw_resamples(num_samples, resamples=resamples, generator=generator)
     counts = torch.zeros(resamples + 1, num_samples, dtype=torch.float64)
     counts[1:].scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
     counts[0] = 1.0
@@ -209,10 +208,7 @@ def suggested_temperature(kappa: Float64[Tensor, " resamples"]) -> float:
 
 def interval(values: Float64[Tensor, " resamples"]) -> Estimate:
     """Row 0 as the estimate, the percentiles of the others as its interval."""
-    tail = (1 - LEVEL) / 2
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = values[1:].quantile(ends).tolist()
-    return Estimate(float(values[0]), low, high)
+    return Estimate(float(values[0]), *percentile_interval(values[1:], level=LEVEL))
 
 
 def effective_share(excess: Float64[Tensor, " samples"], temperature: float) -> float:

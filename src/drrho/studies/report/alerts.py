@@ -1,21 +1,21 @@
-"""What in a run's numbers should make one look twice, and by which threshold."""
+"""Alerts: numbers of a run that are beyond a threshold."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from drrho.training.metrics import METRICS
 
 Row = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """From where on a number is an alert.
+    """Alert thresholds beside those that the metrics of the log declare (`Limit`).
 
     Attributes:
         tail: share of the log's rows, the newest, that an alert's mean is taken of.
-        negatives: effective negatives of an anchor below which the weights have collapsed.
-        saturated: share of anchors with less than half of their gradient.
         floor_excess: a learned temperature within this factor of its minimum is at it.
         memorised: how much better than on held-out pairs, in mean reciprocal rank, the reference
             may be on the training pairs.
@@ -23,18 +23,14 @@ class Thresholds:
             steer by.
         left_out: share of samples that were skipped.
         fell: an evaluation below this share of the best one of the run.
-        waiting: share of the time that training waits for data.
     """
 
     tail: float = 0.1
-    negatives: float = 2.0
-    saturated: float = 0.5
     floor_excess: float = 1.02
     memorised: float = 0.05
     solved: float = 0.98
     left_out: float = 0.01
     fell: float = 0.9
-    waiting: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +64,7 @@ class Alert:
         remedy: what to do.
     """
 
-    name: Literal[
-        "effective sample size collapsed",
-        "rho unreachable",
-        "reference contaminated",
-        "anchors saturated",
-        "steps not finite",
-        "samples left out",
-        "quality fell",
-        "waiting for data",
-    ]
+    name: str
     run: str
     text: str
     remedy: str
@@ -100,7 +87,7 @@ def find_alerts(
         rows: of its metrics log.
         results: what its `results.json` says; None while it is not finished.
         reference: what is known of its reference.
-        thresholds: from where on; None means the defaults.
+        thresholds: None means the defaults.
     """
     limits = Thresholds() if thresholds is None else thresholds
     selection = recipe.get("selection") or recipe["loading"]
@@ -108,12 +95,10 @@ def find_alerts(
     return [
         *_not_finite(run, rows, results),
         *_contaminated(run, reference, limits),
-        *_collapsed(run, rows, num_negatives, limits),
         *_unreachable(run, recipe, rows, num_negatives, limits),
-        *_saturated(run, rows, limits),
+        *_beyond_limits(run, rows, num_negatives, limits),
         *_fell(run, rows, limits),
         *_left_out(run, results, limits),
-        *_waiting(run, rows, limits),
     ]
 
 
@@ -124,16 +109,14 @@ def recent(rows: Sequence[Row], metric: str, *, tail: float) -> float | None:
     return sum(newest) / len(newest) if newest else None
 
 
-def _collapsed(run: str, rows: Sequence[Row], num_negatives: int, limits: Thresholds):
-    share = recent(rows, "effective_sample_size", tail=limits.tail)
-    if share is not None and share * num_negatives < limits.negatives:
-        yield Alert(
-            name="effective sample size collapsed",
-            run=run,
-            text=f"Of an anchor's {num_negatives:,} negatives {share * num_negatives:.1f} count "
-            f"on average (alert below {limits.negatives:g}): it learns from next to one pair.",
-            remedy="Raise the temperature, or rho where it is learned less.",
-        )
+def _beyond_limits(run: str, rows: Sequence[Row], num_negatives: int, limits: Thresholds):
+    for metric in METRICS:
+        value = recent(rows, metric.name, tail=limits.tail)
+        if metric.limit is None or value is None:
+            continue
+        text = metric.limit.found(value, num_negatives=num_negatives)
+        if text is not None:
+            yield Alert(name=metric.limit.alert, run=run, text=text, remedy=metric.limit.remedy)
 
 
 def _unreachable(
@@ -201,18 +184,6 @@ def _contaminated(run: str, reference: ReferenceCheck | None, limits: Thresholds
         yield Alert(name="reference contaminated", run=run, text=text, remedy=remedy)
 
 
-def _saturated(run: str, rows: Sequence[Row], limits: Thresholds):
-    share = recent(rows, "saturated_anchors", tail=limits.tail)
-    if share is not None and share > limits.saturated:
-        yield Alert(
-            name="anchors saturated",
-            run=run,
-            text=f"{share:.0%} of the anchors have given up more than half of their gradient "
-            f"(alert above {limits.saturated:.0%}): their negatives are all far away.",
-            remedy="The run may end here; to go on, take a smaller epsilon or larger batches.",
-        )
-
-
 def _not_finite(run: str, rows: Sequence[Row], results: Mapping[str, Any] | None):
     steps = [int(row.get("step") or 0) for row in rows if "loss" in row and row["loss"] is None]
     skipped = 0 if results is None else results.get("skipped_steps", 0)
@@ -253,16 +224,4 @@ def _fell(run: str, rows: Sequence[Row], limits: Thresholds):
             text=f"The last evaluation, {values[-1]:.3f}, is below {limits.fell:.0%} of the best, "
             f"{max(values):.3f}.",
             remedy='Train for fewer steps, or keep the best: training.keep_best="evaluation/mrr".',
-        )
-
-
-def _waiting(run: str, rows: Sequence[Row], limits: Thresholds):
-    share = recent(rows, "time/data_wait", tail=limits.tail)
-    if share is not None and share > limits.waiting:
-        yield Alert(
-            name="waiting for data",
-            run=run,
-            text=f"Training waits for data {share:.0%} of the time (alert above "
-            f"{limits.waiting:.0%}).",
-            remedy="Take more loading.workers.",
         )

@@ -1,4 +1,4 @@
-"""What was found of some runs -> one HTML page that needs nothing else.
+"""One HTML page about runs, which needs no other file.
 
 Charts are inline SVG, drawn by matplotlib in the page's colours, and not an interactive library: a
 page of hundreds of kilobytes opens on a phone, prints, follows dark mode, and has its numbers in
@@ -13,16 +13,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from drrho.plotting.curves import Row
-from drrho.plotting.svg import SERIES, Chart, Series, draw_svg
+from drrho.plotting.chart import Chart, Series
+from drrho.plotting.palette import COLOURS, places
+from drrho.plotting.svg import draw_svg
+from drrho.studies.compare.curves import STYLES, Row
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import differences_in_words
 from drrho.studies.report.alerts import Alert, Thresholds
 from drrho.studies.report.compared import compared_tables
 from drrho.studies.report.gallery import Gallery, ShownStage
 from drrho.studies.report.run_charts import DrawnChart, draw_panels
-from drrho.studies.report.scaling_chart import ScalingResults, draw_scaling
+from drrho.studies.report.scaling_chart import draw_scaling
 from drrho.studies.report.summary import summarise_run
+from drrho.studies.scaling.results import ScalingResults
+from drrho.training.metrics import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +90,12 @@ def render(report: Report) -> str:
     galleries = [run.gallery for run in report.runs if run.gallery is not None]
     return environment.get_template("page.html").render(
         report=report,
-        colours=len(SERIES),
+        colours=len(COLOURS),
+        places=places(rows),
         summaries=[summarise_run(r.name, r.recipe, r.rows, r.results) for r in report.runs],
         alerts=[alert for run in report.runs for alert in run.alerts],
         thresholds=vars(Thresholds()),
+        limits=[metric.limit for metric in METRICS if metric.limit is not None],
         charts=draw_panels(rows),
         comparisons={name: _comparison(results) for name, results in report.comparisons.items()},
         scaling={name: draw_scaling(found, name) for name, found in report.scaling.items()},
@@ -113,7 +119,14 @@ def _comparison(results: Results) -> dict[str, Any]:
 
 def _histogram(gallery: Gallery, number: int) -> DrawnChart:
     series = [
-        Series(name=stage.title, x=gallery.edges, y=stage.histogram, colour=place, dash=place)
+        Series(
+            name=stage.title,
+            x=gallery.edges,
+            y=stage.histogram,
+            colour=place,
+            style=STYLES[place % len(STYLES)],
+            steps=True,
+        )
         for place, stage in enumerate(gallery.stages)
     ]
     chart = Chart(
@@ -121,7 +134,6 @@ def _histogram(gallery: Gallery, number: int) -> DrawnChart:
         x_label="log10 of the weight (0 is an even share)",
         y_label="share of the negatives",
         series=series,
-        steps=True,
     )
     words = "; ".join(_in_words(stage, gallery.edges) for stage in gallery.stages)
     return DrawnChart(

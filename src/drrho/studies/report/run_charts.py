@@ -1,88 +1,14 @@
-"""Metrics of runs as charts, each with what it shows in words and the numbers in a table."""
+"""Charts of the page, each with what it shows in words and the numbers in a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drrho.plotting.curves import Row
-from drrho.plotting.svg import Chart, Series, draw_svg
+from drrho.plotting.chart import Series
+from drrho.plotting.svg import draw_svg
+from drrho.studies.compare.curves import Row, curve_chart, styles_in_words
+from drrho.training.metrics import PANELS, metrics_of
 
 TABLE_ROWS = 12  # of the table behind a chart; metrics.jsonl has them all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """A chart of the page: metrics against the samples seen.
-
-    Attributes:
-        title: of the chart.
-        unit: of its vertical axis.
-        meaning: what the metric says, in a sentence.
-        metrics: metric -> name beside the run's, empty if there is but one.
-        logarithmic: whether the vertical axis is.
-    """
-
-    title: str
-    unit: str
-    meaning: str
-    metrics: Mapping[str, str]
-    logarithmic: bool = False
-
-
-PANELS = (
-    Panel(
-        title="Quality",
-        unit="mean reciprocal rank",
-        meaning="How high the right partner ranks on the evaluation set; 1 is always first.",
-        metrics={"evaluation/mrr": ""},
-    ),
-    Panel(
-        title="Loss",
-        unit="loss, in the method's unit",
-        meaning="What is minimised. Methods have losses in different units.",
-        metrics={"loss": ""},
-    ),
-    Panel(
-        title="Mean gaps",
-        unit="cosine",
-        meaning="Mean over all negatives of the loss, and of its excess over the reference.",
-        metrics={"excess_loss_mean": "excess loss", "loss_mean": "loss"},
-    ),
-    Panel(
-        title="Variance of gaps",
-        unit="squared cosine",
-        meaning="The theory's bound is small where the variance of the excess loss is.",
-        metrics={"excess_loss_variance": "excess loss", "loss_variance": "loss"},
-        logarithmic=True,
-    ),
-    Panel(
-        title="Effective sample size",
-        unit="share of the negatives",
-        meaning="How many of an anchor's negatives count: 1 is all of them alike.",
-        metrics={"effective_sample_size": ""},
-    ),
-    Panel(
-        title="Divergence of the weights from uniform",
-        unit="KL, nats",
-        meaning="How far the adversary has moved the weights of an anchor's negatives.",
-        metrics={"weights_kl": ""},
-    ),
-    Panel(
-        title="Temperature",
-        unit="cosine",
-        meaning="Similarities are divided by it: the lower, the more hard negatives count.",
-        metrics={
-            "temperature": "",
-            "temperature_image": "image anchors",
-            "temperature_text": "text anchors",
-        },
-    ),
-    Panel(
-        title="Saturated anchors",
-        unit="share of the anchors",
-        meaning="Anchors whose negatives are all far away: they have given up half their gradient.",
-        metrics={"saturated_anchors": ""},
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +19,7 @@ class DrawnChart:
         title, meaning: in print.
         svg: the element.
         header, rows: of the table, in print.
+        places: in the palette, of what each row is about; empty where rows have no colour.
     """
 
     title: str
@@ -100,6 +27,7 @@ class DrawnChart:
     svg: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    places: Sequence[int] = ()
 
 
 def draw_panels(runs: Mapping[str, Sequence[Row]]) -> list[DrawnChart]:
@@ -110,37 +38,19 @@ def draw_panels(runs: Mapping[str, Sequence[Row]]) -> list[DrawnChart]:
     """
     drawn = []
     for number, panel in enumerate(PANELS):
-        series = [
-            Series(
-                name=f"{run}, {kind}" if kind else run,
-                x=[float(row["samples"] or 0) for row in rows if row.get(metric) is not None],
-                y=[value for row in rows if (value := row.get(metric)) is not None],
-                colour=colour,
-                dash=dash,
-            )
-            for colour, (run, rows) in enumerate(runs.items())
-            for dash, (metric, kind) in enumerate(panel.metrics.items())
-        ]
-        series = [line for line in series if line.y]
-        if not series:
+        metrics = metrics_of(panel)
+        logs = {name: [rows] for name, rows in runs.items()}
+        chart = curve_chart(panel, metrics, logs, labelled=True)
+        if not chart.series:
             continue
-        logarithmic = panel.logarithmic and all(min(line.y) > 0 for line in series)
-        chart = Chart(
-            title=panel.title,
-            x_label="samples seen",
-            y_label=panel.unit,
-            series=series,
-            log_y=logarithmic,
-        )
-        header, rows = _table(series)
-        svg = draw_svg(chart, name=f"curve-{number}", description=describe(series))
-        dashed = len(panel.metrics) > 1 and any("," in line.name for line in series)
-        kinds = list(panel.metrics.values()) if dashed else []
+        several = any("," in line.name for line in chart.series)
+        styles = [f"{styles_in_words(metrics)}."] if several and len(metrics) > 1 else []
+        header, rows = _table(chart.series)
         drawn.append(
             DrawnChart(
                 title=panel.title,
-                meaning=" ".join([panel.meaning, *_dash_legend(kinds)]),
-                svg=svg,
+                meaning=" ".join([panel.meaning, *styles]),
+                svg=draw_svg(chart, name=f"curve-{number}", description=describe(chart.series)),
                 header=header,
                 rows=rows,
             )
@@ -155,12 +65,6 @@ def describe(series: Sequence[Series]) -> str:
         f"{max(line.y):.3g}"
         for line in series
     )
-
-
-def _dash_legend(kinds: Sequence[str]) -> list[str]:
-    styles = ("Solid", "dashed", "dotted")
-    named = [f"{style}: {kind}" for style, kind in zip(styles, kinds, strict=False) if kind]
-    return [f"{', '.join(named)}."] if named else []
 
 
 def _table(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drrho.plotting.curves import Row
 from drrho.plotting.table import method_title
+from drrho.studies.compare.curves import Row
 from drrho.studies.report.alerts import recent
 
 TAIL = 0.1

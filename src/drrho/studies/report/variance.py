@@ -1,14 +1,16 @@
 """Variances on held-out pairs along training: a table and a plot."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from drrho.plotting.curves import Panel, Row, draw_curves
+from drrho.plotting.png import draw_png
 from drrho.plotting.table import markdown_table
+from drrho.studies.compare.curves import Row, curve_chart
 from drrho.training.log import read_metrics
+from drrho.training.metrics import VARIANCE, Metric
 
 LOSS = "evaluation/loss_variance"
 EXCESS = "evaluation/excess_loss_variance/"
@@ -37,17 +39,13 @@ def draw_variances(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
         ValueError: there is no run, or one has no variances.
     """
     metrics = dict.fromkeys(metric for run, log in runs.items() for metric in _metrics(run, log))
-    panels = [
-        Panel(
-            title="Held-out variance of the "
-            + ("loss" if metric == LOSS else f"excess loss over {metric.removeprefix(EXCESS)}"),
-            unit="squared cosine",
-            metrics={metric: "-"},
-            logarithmic=True,
-        )
-        for metric in metrics
-    ]
-    draw_curves({name: [rows] for name, rows in runs.items()}, path, panels=panels)
+    logs = {name: [rows] for name, rows in runs.items()}
+    charts = []
+    for metric in metrics:
+        name = "loss" if metric == LOSS else f"excess loss over {metric.removeprefix(EXCESS)}"
+        panel = replace(VARIANCE, title=f"Held-out variance of the {name}")
+        charts.append(curve_chart(panel, [Metric(name=metric)], logs))
+    draw_png(charts, path, size=(11, 3.6))
 
 
 def _metrics(run: str, log: Sequence[Row]) -> list[str]:

@@ -1,9 +1,7 @@
 """Finished and unfinished runs -> one HTML page about them."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,9 +31,8 @@ from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
 from drrho.studies.report.page import Report, ReportedRun, render
-from drrho.studies.report.scaling_chart import MethodLaw, read_scaling
+from drrho.studies.scaling.results import LAWS_FILE, ScalingResults, read_laws
 
-SCALING_FILE = "scaling.json"
 MOST_GALLERIES = 3  # a page is to open on a phone
 # What keeps a part from the page, which then says so.
 PART_ERRORS = (OSError, ValueError, IndexError, CheckpointError, ModuleNotFoundError)
@@ -205,17 +202,13 @@ def _check_reference(
     return ReferenceCheck(
         train=float(train_ranks.mean()),
         held_out=float(ranks.mean()),
-        interval=_interval_of_difference(train_ranks, ranks),
+        # Of independent samples; pairing at random keeps the variance of both.
+        interval=bootstrap_interval(
+            train_ranks - ranks, generator=torch.Generator().manual_seed(0)
+        ),
         common_shards=_common_shards(manifest, model),
         num_pairs=count,
     )
-
-
-def _interval_of_difference(
-    first: Float[Tensor, " n"], second: Float[Tensor, " n"]
-) -> tuple[float, float]:
-    """Of independent samples of equal size; pairing at random keeps the variance of both."""
-    return bootstrap_interval(first - second, generator=torch.Generator().manual_seed(0))
 
 
 def _reciprocal_ranks(pairs: PairEmbeddings) -> Float[Tensor, " pairs"]:
@@ -252,29 +245,14 @@ def _comparisons(folders: list[Path]) -> dict[str, Results]:
     return {name: results for name, results in found.items() if results is not None}
 
 
-def _scaling(folders: list[Path]) -> dict[str, dict[str, MethodLaw]]:
-    """Of the folders themselves, and of those directly in them."""
-    found = {}
-    for folder in folders:
-        for path in [folder / SCALING_FILE, *sorted(folder.glob(f"*/{SCALING_FILE}"))]:
-            if laws := read_scaling(_document(path)):
-                found[path.parent.resolve().name] = laws
-    return found
-
-
-def _document(path: Path) -> dict[str, Any]:
-    """What a JSON file says; nothing if there is none.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); it was damaged") from error
-    return content if isinstance(content, dict) else {}
+def _scaling(folders: list[Path]) -> dict[str, ScalingResults]:
+    """The laws in the folders themselves, and in those directly in them."""
+    paths = [
+        path
+        for folder in folders
+        for path in [folder / LAWS_FILE, *sorted(folder.glob(f"*/{LAWS_FILE}"))]
+    ]
+    return {path.parent.resolve().name: read_laws(path) for path in paths if path.is_file()}
 
 
 def run_report(config: ReportConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from drrho.evaluation.metrics.bootstrap import draw_resamples
 from drrho.studies.scaling.laws import interval_of
 
 Bound = Literal["exact", "at_least", "at_most"]
@@ -109,14 +110,12 @@ def sample_ratios(
             `samples_at_equal_score`.
     """
     seeds = _common_seeds(method, baseline)
-    draws = torch.randint(
-        len(seeds), (resamples, len(seeds)), generator=generator, device=generator.device
-    ).tolist()
+    draws = draw_resamples(len(seeds), resamples=resamples, generator=generator).tolist()
     numbers = sorted(baseline)
 
     def compare(samples: int, chosen: list[int]) -> tuple[float, float, Bound]:
-        score = _mean(method[samples], chosen)
-        curve = [_mean(baseline[number], chosen) for number in numbers]
+        score = mean_score(method[samples], chosen)
+        curve = [mean_score(baseline[number], chosen) for number in numbers]
         equal, bound = samples_at_equal_score(numbers, curve, score)
         return score, equal / samples, bound
 
@@ -144,5 +143,7 @@ def _common_seeds(method: Scores, baseline: Scores) -> list[int]:
     return seeds
 
 
-def _mean(runs: Mapping[int, float], seeds: Sequence[int]) -> float:
-    return sum(runs[seed] for seed in seeds) / len(seeds)
+def mean_score(runs: Mapping[int, float], seeds: Sequence[int] | None = None) -> float:
+    """The mean over some seeds, or over all."""
+    scores = list(runs.values()) if seeds is None else [runs[seed] for seed in seeds]
+    return sum(scores) / len(scores)

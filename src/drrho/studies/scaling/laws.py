@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from drrho.evaluation.metrics.bootstrap import draw_rows, percentile_interval
+
 PointRule = Literal["all", "pareto"]
 # Resamples that cannot be fitted (too few different computes) are drawn again, so many times.
 ATTEMPTS_PER_RESAMPLE = 50
@@ -210,9 +212,7 @@ def bootstrap_laws(
                 f"{rule!r}: their resamples cannot be fitted; add runs, or fit all points without "
                 "a floor"
             )
-        drawn = torch.randint(
-            len(settings), (len(settings),), generator=generator, device=generator.device
-        )
+        drawn = draw_rows(len(settings), generator=generator)
         names = [settings[i] for i in drawn.tolist()]
         found = {}
         for method, points in methods.items():
@@ -240,14 +240,10 @@ def interval_of(values: list[float], *, level: float = 0.95) -> tuple[float, flo
     The ends are values that occurred (no interpolation, which infinity does not allow). A value
     that is not a number speaks for neither side: with any the interval is without ends.
     """
-    if not values or not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1) and values be given, got {level}, {values}")
     if any(math.isnan(value) for value in values):
         return -math.inf, math.inf
-    ordered = sorted(values)
-    tail = (1 - level) / 2
-    last = len(ordered) - 1
-    return ordered[math.floor(tail * last)], ordered[math.ceil((1 - tail) * last)]
+    resampled = torch.tensor(values, dtype=torch.float64)
+    return percentile_interval(resampled, level=level, ends="outward")
 
 
 def _check(compute: Float[Tensor, " runs"], error: Float[Tensor, " runs"]) -> None:

@@ -1,55 +1,50 @@
-"""Scaling laws and data efficiency: tables, words and plots."""
+"""Scaling laws and data efficiency as tables and in words."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from drrho.plotting.curves import COLOURS
 from drrho.plotting.table import markdown_table, method_title
+from drrho.studies.scaling.efficiency import mean_score
+from drrho.studies.scaling.results import ComputeRatio, EfficiencyResults, ScalingResults
 
 
-def scaling_in_words(results: Mapping[str, Any]) -> str:
+def scaling_in_words(results: ScalingResults) -> str:
     """The laws as a table, then differences of exponents and compute at equal error."""
-    config = results["config"]
-    with_floor = config["floor"]
+    config = results.config
+    assert config is not None
+    with_floor = config.floor
     header = ["", "a", "95 %", "b", "95 %", *(["E0", "95 %"] if with_floor else [])]
     names = ["scale", "exponent", *(["floor"] if with_floor else [])]
     rows = []
-    for method, found in results["methods"].items():
+    for method, found in results.methods.items():
         cells = [
             cell
             for name in names
-            for cell in (_number(found["law"][name]), _range(found["intervals"][name]))
+            for cell in (_number(getattr(found.law, name)), _range(found.intervals[name]))
         ]
-        used = sum(point["used"] for point in found["points"])
-        rows.append([method_title(method), *cells, f"{used} of {len(found['points'])}"])
+        used = sum(point.used for point in found.points)
+        rows.append([method_title(method), *cells, f"{used} of {len(found.points)}"])
     law = "E = E0 + a C^-b" if with_floor else "E = a C^-b"
     rule = {
         "all": "all runs entered",
         "pareto": "the runs entered that no run of their method beats with at most their compute",
-    }[config["points"]]
+    }[config.points]
     explanation = (
         f"{law}, fitted by least squares of log E; E is the error, C the forward GFLOP per sample "
         f"times the samples seen; {rule}. Intervals: bootstrap over settings (model and samples), "
-        f"{config['resamples']:,} resamples, in which methods share what they have in common. They "
+        f"{config.resamples:,} resamples, in which methods share what they have in common. They "
         "say how far other settings of the same kind could move the fit, not whether the law goes "
         "on beyond the runs."
     )
     paragraphs = [markdown_table([*header, "runs"], rows), explanation]
-    for row in results["exponent_differences"]:
-        names = f"b of {method_title(row['method'])} minus b of {method_title(row['minus'])}"
-        low, high = row["interval"]
+    for row in results.exponent_differences:
+        names = f"b of {method_title(row.method)} minus b of {method_title(row.minus)}"
+        low, high = row.interval
         verdict = "" if low > 0 or high < 0 else ": the exponents cannot be told apart"
-        paragraphs.append(
-            f"{names}: {row['difference']:+.4f} ({low:+.4f} to {high:+.4f}){verdict}."
-        )
-    if results["compute_ratios"]:
-        paragraphs.append(_ratio_table(results["compute_ratios"]))
-    elif results["exponent_differences"]:
+        paragraphs.append(f"{names}: {row.difference:+.4f} ({low:+.4f} to {high:+.4f}){verdict}.")
+    if results.compute_ratios:
+        paragraphs.append(_ratio_table(results.compute_ratios))
+    elif results.exponent_differences:
         paragraphs.append(
             "No error was reached by both methods, so compute at equal error is not given; name "
             "errors with --at to have it from the lines beyond the runs."
@@ -57,70 +52,42 @@ def scaling_in_words(results: Mapping[str, Any]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _ratio_table(ratios: Sequence[Mapping[str, Any]]) -> str:
+def _ratio_table(ratios: Sequence[ComputeRatio]) -> str:
     rows = [
         [
-            f"{method_title(row['method'])} over {method_title(row['over'])}",
-            f"{row['error']:.3f}",
-            _number(row["ratio"]),
-            _range(row["interval"]),
-            "extrapolated" if row["extrapolated"] else "",
+            f"{method_title(row.method)} over {method_title(row.over)}",
+            f"{row.error:.3f}",
+            _number(row.ratio),
+            _range(row.interval),
+            "extrapolated" if row.extrapolated else "",
         ]
         for row in ratios
     ]
     return markdown_table(["compute at equal error", "error", "ratio", "95 %", "note"], rows)
 
 
-def draw_laws(results: Mapping[str, Any], path: Path) -> None:
-    """Runs and laws, both axes logarithmic; runs that did not enter are hollow. Writes a PNG."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    for i, (method, found) in enumerate(results["methods"].items()):
-        colour = COLOURS[i % len(COLOURS)]
-        points, law = found["points"], found["law"]
-        for used in (True, False):
-            chosen = [(p["compute"], p["error"]) for p in points if p["used"] == used]
-            if chosen:
-                fill = colour if used else "none"
-                ax.scatter(*zip(*chosen, strict=True), s=22, facecolors=fill, edgecolors=colour)
-        ends = [math.log(pick(p["compute"] for p in points)) for pick in (min, max)]
-        x = [math.exp(ends[0] + k / 100 * (ends[1] - ends[0])) for k in range(101)]
-        y = [law["floor"] + law["scale"] * c ** -law["exponent"] for c in x]
-        floor = f"{law['floor']:.3g} + " if law["floor"] else ""
-        label = f"{method_title(method)}: {floor}{law['scale']:.3g} C^-{law['exponent']:.3f}"
-        ax.plot(x, y, color=colour, label=label)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("C: forward GFLOP per sample x samples seen")
-    ax.set_ylabel("E: error on the test set")
-    ax.grid(alpha=0.3, which="both")
-    ax.legend()
-    figure.savefig(path, dpi=120)
-
-
-def efficiency_in_words(results: Mapping[str, Any]) -> str:
+def efficiency_in_words(results: EfficiencyResults) -> str:
     """Scores by number of samples and the sample ratio of each, with what is not known."""
-    config, scores = results["config"], results["scores"]
-    method, baseline = config["method"], config["baseline"]
+    config, scores = results.config, results.scores
+    method, baseline = config.method, config.baseline
     rows = []
-    for ratio in results["ratios"]:
-        of_baseline = scores[baseline].get(ratio["samples"])
+    for ratio in results.ratios:
+        of_baseline = scores[baseline].get(ratio.samples)
         rows.append(
             [
-                f"{ratio['samples']:,}",
-                f"{ratio['score']:.3f}",
-                "" if of_baseline is None else f"{_mean(of_baseline):.3f}",
-                {"exact": "", "at_least": "> ", "at_most": "< "}[ratio["bound"]]
-                + f"{ratio['ratio']:.2f}",
-                _measured_range([ratio["low"], ratio["high"]]),
+                f"{ratio.samples:,}",
+                f"{ratio.score:.3f}",
+                "" if of_baseline is None else f"{mean_score(of_baseline):.3f}",
+                {"exact": "", "at_least": "> ", "at_most": "< "}[ratio.bound]
+                + f"{ratio.ratio:.2f}",
+                _measured_range([ratio.low, ratio.high]),
             ]
         )
     header = ["training data", method_title(method), method_title(baseline), "sample ratio"]
     seeds = len(next(iter(scores[method].values())))
     explanation = (
-        f"The scores are {config['metric']}, means over {seeds} seeds, after equally many samples "
-        f"seen ({results['samples_seen']:,.0f}). The sample ratio says how many times the data "
+        f"The scores are {config.metric}, means over {seeds} seeds, after equally many samples "
+        f"seen ({results.samples_seen:,.0f}). The sample ratio says how many times the data "
         f"{method_title(baseline)} needs to equal the score, by a curve through its "
         f"{len(scores[baseline])} measured scores that never falls and is linear in the logarithm "
         "of the data. `>` and `<`: it lies beyond what was measured, and the number is the end of "
@@ -128,32 +95,6 @@ def efficiency_in_words(results: Mapping[str, Any]) -> str:
         "is not known is left open, and an interval that lies wholly beyond is called so."
     )
     return f"{markdown_table([*header, '95 %'], rows)}\n\n{explanation}"
-
-
-def draw_efficiency(results: Mapping[str, Any], path: Path) -> None:
-    """Scores of every seed and their means against the training pairs. Writes a PNG."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    ax = figure.subplots()
-    for colour, (method, scores) in zip(COLOURS, results["scores"].items(), strict=False):
-        samples = sorted(scores)
-        runs = [(number, score) for number in samples for score in scores[number].values()]
-        ax.scatter(*zip(*runs, strict=True), s=14, color=colour, alpha=0.5)
-        means = [_mean(scores[number]) for number in samples]
-        ax.plot(samples, means, "o-", color=colour, label=method_title(method))
-    ax.set_xscale("log")
-    amounts = sorted({number for scores in results["scores"].values() for number in scores})
-    ax.set_xticks(amounts, [f"{number:,}" for number in amounts])
-    ax.set_xticks([], minor=True)
-    ax.set_xlabel("training data")
-    ax.set_ylabel(results["config"]["metric"])
-    ax.grid(alpha=0.3, which="both")
-    ax.legend()
-    figure.savefig(path, dpi=120)
-
-
-def _mean(scores: Mapping[int, float]) -> float:
-    return sum(scores.values()) / len(scores)
 
 
 def _number(value: float) -> str:

@@ -1,15 +1,9 @@
-"""Curves are drawn for what there is; a row of a table has all its cells."""
+"""Curves are drawn for what there is."""
 
 import pytest
 from PIL import Image
 
-from drrho.plotting.curves import draw_curves
-from drrho.plotting.table import markdown_table
-
-
-def test_rows_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="2 cells, got 1"):
-        markdown_table(["a", "b"], [["1"]])
+from drrho.studies.compare.plots import draw_curves
 
 
 def test_curves_are_drawn_for_the_metrics_there_are(tmp_path):

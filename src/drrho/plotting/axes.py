@@ -1,0 +1,110 @@
+"""Charts on matplotlib's axes, for both back ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from drrho.plotting.chart import Chart, Series
+
+# Ratio of the ends of a logarithmic axis below which more than powers of ten are labelled.
+SHORT_AXIS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a back end draws.
+
+    Attributes:
+        colours: of the palette's places.
+        muted: of lines and points that are beside the point.
+        ink: of lines through the axes.
+        line, marker: widths in points.
+    """
+
+    colours: Sequence[str]
+    muted: str = "#888888"
+    ink: str = "#000000"
+    line: float = 1.4
+    marker: float = 4.5
+
+
+def draw_axes(axes: Axes, chart: Chart, look: Look) -> None:
+    """Draws a chart without title and legend."""
+    for series in chart.series:
+        _draw_series(axes, series, look)
+    if chart.level is not None:
+        axes.axhline(chart.level, color=look.muted, linewidth=0.8, zorder=0)
+    for name, height in chart.levels.items():
+        axes.axhline(height, color=look.muted, linestyle="--", linewidth=1)
+        axes.annotate(name, (0.01, height), xycoords=("axes fraction", "data"), va="top")
+    if chart.upright is not None:
+        axes.axvline(chart.upright, color=look.ink, linewidth=1)
+    axes.set_xscale(chart.x_scale)
+    axes.set_yscale(chart.y_scale)
+    axes.set_xlabel(chart.x_label)
+    axes.set_ylabel(chart.y_label)
+    axes.set_xlim(*chart.x_range)
+    _label_short_axes(axes, chart)
+    if chart.rows:
+        axes.set_yticks(range(len(chart.rows)), chart.rows)
+        axes.set_ylim(len(chart.rows) - 0.5, -0.5)
+        for place, note in enumerate(chart.row_notes):
+            where = (1.01, place)
+            axes.annotate(note, where, xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    if chart.x_ticks:
+        axes.set_xticks(chart.x_ticks, [f"{number:,}" for number in chart.x_ticks])
+        axes.set_xticks([], minor=True)
+
+
+def _draw_series(axes: Axes, series: Series, look: Look) -> None:
+    colour = look.muted
+    if series.colour is not None:
+        colour = look.colours[series.colour % len(look.colours)]
+    if series.steps:
+        axes.stairs(series.y, series.x, color=colour, linestyle=series.style, linewidth=look.line)
+        return
+    error = _error(series)
+    lone = "o" if len(series.x) == 1 and series.style in ("-", "--", ":", "-.") else None
+    axes.errorbar(
+        series.x,
+        series.y,
+        yerr=error if series.interval == "upright" else None,
+        xerr=error if series.interval == "along" else None,
+        fmt=series.style,
+        color=colour,
+        label=series.name or "_nolegend_",
+        marker=lone,
+        markersize=2 if "." in series.style and "-" not in series.style else look.marker,
+        markerfacecolor="white" if series.hollow else None,
+        linewidth=look.line,
+        capsize=0 if series.interval == "along" else 2,
+    )
+    if series.interval == "band" and series.low:
+        axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _error(series: Series) -> list[list[float]] | list[float] | None:
+    """What lies below and above each point, as matplotlib wants it."""
+    if series.half_width:
+        return list(series.half_width)
+    if not series.low or series.interval == "band":
+        return None
+    middle = series.x if series.interval == "along" else series.y
+    below = [max(0.0, value - end) for value, end in zip(middle, series.low, strict=True)]
+    above = [max(0.0, end - value) for value, end in zip(middle, series.high, strict=True)]
+    return [below, above]
+
+
+def _label_short_axes(axes: Axes, chart: Chart) -> None:
+    """Powers of ten are too few on a short axis, and matplotlib's choice of more overlaps."""
+    for axis, scale, (low, high) in (
+        (axes.xaxis, chart.x_scale, axes.get_xlim()),
+        (axes.yaxis, chart.y_scale, axes.get_ylim()),
+    ):
+        if scale == "log" and high < SHORT_AXIS * low:
+            subs = (1, 2, 5) if high > 10 * low else range(1, 10)
+            axis.set_major_locator(LogLocator(subs=subs))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())

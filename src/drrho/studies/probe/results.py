@@ -1,0 +1,104 @@
+"""What a probe says of its references as typed data, and `probe.json`, its file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from drrho.runtime.records import (
+    OPTIONAL,
+    from_json,
+    read_json_object,
+    require_version,
+    to_json,
+    write_record,
+)
+from drrho.studies.probe.contamination import Contamination
+from drrho.studies.probe.steerability import Estimate
+
+FILE_NAME = "probe.json"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedReference:
+    """What a probe says of one reference; estimates as in `Steerability`.
+
+    Attributes:
+        contamination: None if not measured.
+        alarm: whether it seems to have seen what it would steer on.
+        held_out_loss: its mean loss on the held-out samples.
+        effective_share: effective sample size of the weights, as a share of the samples.
+        temperature, radius: suggested; of a probe of losses.
+        mrr: its mean reciprocal rank of the right partner; of a probe of pairs, as the rest.
+        by_anchor: steerability of the anchors' losses.
+        divergence: of the weights from uniform, in nats.
+        precompute_seconds: to embed all training pairs; None if they are stored.
+    """
+
+    steerability: Estimate
+    kappa: Estimate
+    too_close: bool
+    scaled: Estimate
+    beta: Estimate
+    scale_mismatch: bool
+    variance_ratio: float
+    resolved: bool | None
+    contamination: Contamination | None
+    alarm: bool
+    held_out_loss: float
+    effective_share: float
+    temperature: float | None = field(default=None, metadata=OPTIONAL)
+    radius: float | None = field(default=None, metadata=OPTIONAL)
+    mrr: Estimate | None = field(default=None, metadata=OPTIONAL)
+    by_anchor: float | None = field(default=None, metadata=OPTIONAL)
+    divergence: float | None = field(default=None, metadata=OPTIONAL)
+    precompute_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResults:
+    """A ranking of references; printed, a table.
+
+    Attributes:
+        kind: "losses" of any training loop, or "pairs" of a contrastive recipe.
+        held_out: samples that the references were judged on.
+        references: name -> what is said of it, best first, those with an alarm last.
+        left_out: samples without a finite loss of every model; of losses.
+        pilot_steps: of each pilot; of pairs, as the next.
+        temperature: of the recipe.
+    """
+
+    kind: Literal["losses", "pairs"]
+    held_out: int
+    references: Mapping[str, ProbedReference]
+    left_out: int | None = field(default=None, metadata=OPTIONAL)
+    pilot_steps: int | None = field(default=None, metadata=OPTIONAL)
+    temperature: float | None = field(default=None, metadata=OPTIONAL)
+
+    def __str__(self) -> str:
+        # The table is of this module's types.
+        from drrho.studies.probe.tables import probe_table  # noqa: PLC0415
+
+        return probe_table(self)
+
+    def ranked_by(self, found: ProbedReference) -> Estimate:
+        """What orders the references: steerability of losses, mean reciprocal rank of pairs."""
+        return found.steerability if found.mrr is None else found.mrr
+
+
+def write_probe(path: Path, results: ProbeResults) -> None:
+    """Writes `probe.json`."""
+    write_record(path, to_json(results), version=VERSION)
+
+
+def read_probe(path: Path) -> ProbeResults:
+    """Reads `probe.json`, of this version or an earlier one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or something else.
+    """
+    content = read_json_object(path)
+    require_version(content, VERSION, path=path)
+    return from_json(ProbeResults, content, where=str(path))

@@ -1,0 +1,176 @@
+"""The metrics of a run's log, each declared once: where it is drawn, and when it is an alert."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A chart of metrics against the samples seen.
+
+    Attributes:
+        title: above it.
+        unit: of its vertical axis.
+        meaning: what its metrics say, in a sentence.
+        logarithmic: whether the vertical axis is.
+        compared: whether `drrho compare` draws it beside its results.
+    """
+
+    title: str
+    unit: str
+    meaning: str
+    logarithmic: bool = False
+    compared: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """When the mean of a metric over the newest rows is an alert.
+
+    Attributes:
+        alert: its name.
+        text: what was found, with `{value}`, `{limit}` and `{negatives}`, their number.
+        remedy: what to do.
+        checked: what is looked for, in a sentence with `{limit}`.
+        above, below: the limit; one of them is given.
+        of_negatives: whether the metric is a share of an anchor's negatives, and the limit their
+            number.
+    """
+
+    alert: str
+    text: str
+    remedy: str
+    checked: str
+    above: float | None = None
+    below: float | None = None
+    of_negatives: bool = False
+
+    @property
+    def limit(self) -> float:
+        limit = self.below if self.above is None else self.above
+        assert limit is not None
+        return limit
+
+    def found(self, share: float, *, num_negatives: int) -> str | None:
+        """The alert's text for a value of the metric; None within the limit."""
+        value = share * num_negatives if self.of_negatives else share
+        beyond = value < self.limit if self.above is None else value > self.limit
+        text = self.text.format(value=value, limit=self.limit, negatives=num_negatives)
+        return text if beyond else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A number that training logs.
+
+    Attributes:
+        name: in the log.
+        panel: that shows it; None for none.
+        label: tells it from the other metrics of its panel; empty for the only one.
+        limit: None for no alert.
+    """
+
+    name: str
+    panel: Panel | None = None
+    label: str = ""
+    limit: Limit | None = None
+
+
+QUALITY = Panel(
+    title="Quality",
+    unit="mean reciprocal rank",
+    meaning="How high the right partner ranks on the evaluation set; 1 is always first.",
+    compared=True,
+)
+LOSS = Panel(
+    title="Loss",
+    unit="loss, in the method's unit",
+    meaning="What is minimised. Methods have losses in different units.",
+)
+GAPS = Panel(
+    title="Mean gaps",
+    unit="cosine",
+    meaning="Mean over all negatives of the loss, and of its excess over the reference.",
+)
+VARIANCE = Panel(
+    title="Variance of gaps",
+    unit="squared cosine",
+    meaning="The theory's bound is small where the variance of the excess loss is.",
+    logarithmic=True,
+    compared=True,
+)
+SAMPLE_SIZE = Panel(
+    title="Effective sample size",
+    unit="share of the negatives",
+    meaning="How many of an anchor's negatives count: 1 is all of them alike.",
+    compared=True,
+)
+DIVERGENCE = Panel(
+    title="Divergence of the weights from uniform",
+    unit="KL, nats",
+    meaning="How far the adversary has moved the weights of an anchor's negatives.",
+    compared=True,
+)
+TEMPERATURE = Panel(
+    title="Temperature",
+    unit="cosine",
+    meaning="Similarities are divided by it: the lower, the more hard negatives count.",
+)
+SATURATION = Panel(
+    title="Saturated anchors",
+    unit="share of the anchors",
+    meaning="Anchors whose negatives are all far away: they have given up half their gradient.",
+)
+
+METRICS = (
+    Metric(name="evaluation/mrr", panel=QUALITY),
+    Metric(name="loss", panel=LOSS),
+    Metric(name="excess_loss_mean", panel=GAPS, label="excess loss"),
+    Metric(name="loss_mean", panel=GAPS, label="loss"),
+    Metric(name="excess_loss_variance", panel=VARIANCE, label="excess loss"),
+    Metric(name="loss_variance", panel=VARIANCE, label="loss"),
+    Metric(
+        name="effective_sample_size",
+        panel=SAMPLE_SIZE,
+        limit=Limit(
+            alert="effective sample size collapsed",
+            text="Of an anchor's {negatives:,} negatives {value:.1f} count on average (alert below "
+            "{limit:g}): it learns from next to one pair.",
+            remedy="Raise the temperature, or rho where it is learned less.",
+            checked="fewer than {limit:.1f} of an anchor's negatives count.",
+            below=2.0,
+            of_negatives=True,
+        ),
+    ),
+    Metric(name="weights_kl", panel=DIVERGENCE),
+    Metric(name="temperature", panel=TEMPERATURE),
+    Metric(name="temperature_image", panel=TEMPERATURE, label="image anchors"),
+    Metric(name="temperature_text", panel=TEMPERATURE, label="text anchors"),
+    Metric(
+        name="saturated_anchors",
+        panel=SATURATION,
+        limit=Limit(
+            alert="anchors saturated",
+            text="{value:.0%} of the anchors have given up more than half of their gradient (alert "
+            "above {limit:.0%}): their negatives are all far away.",
+            remedy="The run may end here; to go on, take a smaller epsilon or larger batches.",
+            checked="more than {limit:.0%} of the anchors have given up half their gradient.",
+            above=0.5,
+        ),
+    ),
+    Metric(
+        name="time/data_wait",
+        limit=Limit(
+            alert="waiting for data",
+            text="Training waits for data {value:.0%} of the time (alert above {limit:.0%}).",
+            remedy="Take more loading.workers.",
+            checked="more than {limit:.0%} of the time.",
+            above=0.5,
+        ),
+    ),
+)
+PANELS = tuple(dict.fromkeys(metric.panel for metric in METRICS if metric.panel is not None))
+
+
+def metrics_of(panel: Panel) -> tuple[Metric, ...]:
+    """The metrics that a panel shows."""
+    return tuple(metric for metric in METRICS if metric.panel == panel)
