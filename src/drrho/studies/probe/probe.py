@@ -278,6 +278,8 @@ def _written(results: ProbeResults, output: str | None) -> ProbeResults:
 class ProbeCommand(ProbeConfig):
     """Train two short pilots and rank references of a contrastive recipe.
 
+    `drrho probe losses` ranks by stored losses instead.
+
     Attributes:
         recipe: Python file that defines `recipe = Recipe(...)`.
     """
