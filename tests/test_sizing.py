@@ -10,7 +10,7 @@ from drrho.contrastive.objectives.global_risk import AnchorAverages
 from drrho.data.indexing import index_shards
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.shard_files import entries_of
-from drrho.reference.store import ReferenceCard, ShardEmbeddings, save_shard
+from drrho.reference.store import REFERENCE_CARDS, ReferenceCard, ShardEmbeddings, save_shard
 from tests.data.tar_files import pair, write_shard
 
 SIZING = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "sizing.py"))
@@ -38,7 +38,7 @@ def test_reference(manifest, tmp_path):
     embeddings = ShardEmbeddings(
         image=block, text=block.clone(), present=torch.ones(ROWS, dtype=torch.bool), absent={}
     )
-    save_shard(card.files(tmp_path), card.shards[0], embeddings)
+    save_shard(REFERENCE_CARDS.files(card, tmp_path), card.shards[0], embeddings)
     (file,) = tmp_path.glob("*.safetensors")
     assert file.stat().st_size == pytest.approx(stored_bytes(ROWS, DIM), abs=1_500)
 

@@ -18,7 +18,7 @@ from drrho.plotting.table import in_brackets, markdown_table
 from drrho.reference.losses.summary import summarise_losses
 from drrho.reference.precompute import PrecomputeReport, precompute
 from drrho.reference.reader import view_folder
-from drrho.reference.store import FILE_NAME, ReferenceCard
+from drrho.reference.store import REFERENCE_CARDS
 from drrho.reference.verify import Verification, verify
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive
@@ -140,7 +140,7 @@ def verify_reference(config: VerifyConfig) -> Verification:
     if config.model is not None:
         model = Model(name=config.model, pretrained=config.pretrained)
         encoder = _encoder(model, config.precision, resolve_device(config.device))
-        encoder.view = View.of_identity(ReferenceCard.load(folder).model)
+        encoder.view = View.of_identity(REFERENCE_CARDS.load(folder).model)
     return verify(
         folder,
         open_manifest(config.data),
@@ -171,7 +171,7 @@ def _precomputed(
     folders: list[tuple[View | None, Path]] = [(None, folder)]
     if views is not None:
         folders = [(views.view(n), view_folder(folder, n)) for n in range(views.count)]
-    if views is not None and (folder / FILE_NAME).exists():
+    if views is not None and REFERENCE_CARDS.exists(folder):
         raise ValueError(f"{folder} holds embeddings of samples as they are; choose another folder")
     reports = []
     for encoder.view, place in folders:

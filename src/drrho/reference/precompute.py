@@ -15,7 +15,7 @@ from drrho.data.manifest import Manifest, Shard
 from drrho.encoding.encoder import ReferenceEncoder
 from drrho.reference.shard_files import ShardFiles, entries_of
 from drrho.reference.store import (
-    FILE_NAME,
+    REFERENCE_CARDS,
     ReferenceCard,
     ShardEmbeddings,
     has_unit_norm,
@@ -79,7 +79,7 @@ def precompute(
     folder = Path(folder)
     processes = Processes() if processes is None else processes
     card = processes.on_first(lambda: _open_folder(encoder, manifest, folder=folder))
-    files = card.files(folder)
+    files = REFERENCE_CARDS.files(card, folder)
     absent = processes.on_first(lambda: _absent_in_finished_shards(card, files))
     shards_found = len(absent)
     usable = [shard.num_samples - len(shard.unusable) for shard in manifest.shards]
@@ -142,10 +142,10 @@ def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path)
         embedding_dim=encoder.embedding_dim,
         shards=entries_of(manifest.shards),
     )
-    if not (folder / FILE_NAME).exists():
-        card.save(folder)
+    if not REFERENCE_CARDS.exists(folder):
+        REFERENCE_CARDS.save(card, folder)
         return card
-    found = ReferenceCard.load(folder)
+    found = REFERENCE_CARDS.load(folder)
     _require_same(found, card, folder=folder)
     return found
 

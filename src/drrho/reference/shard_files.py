@@ -7,17 +7,18 @@ its shards, in any order and wherever they lie, and no other.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drrho.data.manifest import Shard
-from drrho.runtime.files import write_atomically
+from drrho.runtime.files import write_atomically, write_json
 
 Card = TypeVar("Card")
 
@@ -72,41 +73,6 @@ def entries_of(
 def _distinct(files: Sequence[str], found: Sequence[ShardEntry]) -> bool:
     names = [*files, *(entry.file for entry in found)]
     return len({name.lower() for name in names}) == len(names)  # some file systems ignore case
-
-
-def load_card(
-    path: Path, *, expected: Mapping[str, Any], parse: Callable[[dict], Card], remedy: str
-) -> Card:
-    """Read a card.
-
-    Args:
-        path: a JSON file.
-        expected: what it must say of itself: format, version, ...
-        parse: makes the card of the document.
-        remedy: for the messages.
-
-    Raises:
-        FileNotFoundError: there is none.
-        NotADirectoryError: its folder is a file.
-        ValueError: it is damaged, or of a version or kind that this program does not read.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-        found = [document[name] for name in expected]
-        card = parse(document) if found == list(expected.values()) else None
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} holds no {path.name}; {remedy}") from None
-    except NotADirectoryError:
-        raise NotADirectoryError(
-            f"{path.parent} is a file, not a folder that holds {path.name}; {remedy}"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); {remedy}") from error
-    if card is None:
-        raise ValueError(
-            f"{path} says {found}, this program reads {list(expected.values())}; {remedy}"
-        )
-    return card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,4 +196,69 @@ class ShardFiles:
         return (
             f"{self.folder} holds no {self.noun} of shard {shard.url}; it holds those of "
             f"{len(self.entries)} shards: {known}, ...; {self.remedy}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardKind(Generic[Card]):
+    """Cards of one kind of table: a JSON file that says what computed it, and of which shards.
+
+    Attributes:
+        card: dataclass of the cards, with `shards`, and `model`, by which files are labelled.
+        file_name: name of the file.
+        header: entries that a card must have: format, version, ...
+        noun: contents of the shard files, for messages.
+        remedy: how to write them, for messages.
+    """
+
+    card: Callable[..., Card]
+    file_name: str
+    header: Mapping[str, Any]
+    noun: str
+    remedy: str
+
+    def exists(self, folder: Path) -> bool:
+        """Tell whether a folder has a card."""
+        return (folder / self.file_name).exists()
+
+    def save(self, card: Any, folder: Path) -> None:
+        """Write a card, atomically."""
+        write_json(folder / self.file_name, {**self.header, **asdict(card)})
+
+    def load(self, folder: Path) -> Card:
+        """Read a card.
+
+        Raises:
+            FileNotFoundError: there is none.
+            NotADirectoryError: the folder is a file.
+            ValueError: it is damaged, or of a version or kind that this program does not read.
+        """
+        path = folder / self.file_name
+        try:
+            document = json.loads(path.read_bytes())
+            found = [document[name] for name in self.header]
+            if found == list(self.header.values()):
+                entries = {name: document[name] for name in signature(self.card).parameters}
+                shards = tuple(ShardEntry(**shard) for shard in entries["shards"])
+                return self.card(**entries | {"shards": shards})
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{folder} holds no {self.file_name}; {self.remedy}") from None
+        except NotADirectoryError:
+            raise NotADirectoryError(
+                f"{folder} is a file, not a folder that holds {self.file_name}; {self.remedy}"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); {self.remedy}") from error
+        raise ValueError(
+            f"{path} says {found}, this program reads {list(self.header.values())}; {self.remedy}"
+        )
+
+    def files(self, card: Any, folder: Path) -> ShardFiles:
+        """Return the files of a card's shards in its folder."""
+        return ShardFiles(
+            folder=folder,
+            entries=card.shards,
+            model=card.model,
+            noun=self.noun,
+            remedy=self.remedy,
         )

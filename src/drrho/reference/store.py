@@ -6,7 +6,7 @@ share cancels in the differences R_ij - R_ii that the loss takes.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,16 +15,9 @@ from torch import Tensor
 
 from drrho.data.manifest import Manifest
 from drrho.reference.rows import locate, select
-from drrho.reference.shard_files import ShardEntry, ShardFiles, load_card
-from drrho.runtime.files import write_json
+from drrho.reference.shard_files import CardKind, ShardEntry, ShardFiles
 
 FILE_NAME = "reference.json"
-KIND = {
-    "format": "drrho reference",
-    "version": 1,
-    "dtype": "float16",
-    "normalisation": "unit L2 norm",
-}
 TENSORS = ("image", "text", "present")
 # Rounding d components to float16 moves the norm by less than 2^-11 of it.
 NORM_TOLERANCE = 2e-3
@@ -48,32 +41,19 @@ class ReferenceCard:
     embedding_dim: int
     shards: tuple[ShardEntry, ...]
 
-    def save(self, folder: Path) -> None:
-        """Writes `reference.json`, atomically."""
-        write_json(folder / FILE_NAME, KIND | asdict(self))
 
-    @classmethod
-    def load(cls, folder: Path) -> "ReferenceCard":
-        """Reads `reference.json`; errors as `load_card`."""
-        return load_card(folder / FILE_NAME, expected=KIND, parse=cls._parse, remedy=REMEDY)
-
-    @classmethod
-    def _parse(cls, document: dict) -> "ReferenceCard":
-        return cls(
-            model=document["model"],
-            embedding_dim=document["embedding_dim"],
-            shards=tuple(ShardEntry(**shard) for shard in document["shards"]),
-        )
-
-    def files(self, folder: Path) -> ShardFiles:
-        """The files of the shards in the card's folder."""
-        return ShardFiles(
-            folder=folder,
-            entries=self.shards,
-            model=self.model,
-            noun="embeddings",
-            remedy=REMEDY,
-        )
+REFERENCE_CARDS = CardKind(
+    card=ReferenceCard,
+    file_name=FILE_NAME,
+    header={
+        "format": "drrho reference",
+        "version": 1,
+        "dtype": "float16",
+        "normalisation": "unit L2 norm",
+    },
+    noun="embeddings",
+    remedy=REMEDY,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +156,8 @@ class ReferenceStore:
             ValueError: there are no embeddings of a shard, it was changed since they were
                 computed, or a file is not what `reference.json` says.
         """
-        card = ReferenceCard.load(Path(folder))
-        files = card.files(Path(folder))
+        card = REFERENCE_CARDS.load(Path(folder))
+        files = REFERENCE_CARDS.files(card, Path(folder))
         shards = []
         for entry in map(files.find, manifest.shards):
             embeddings = load_shard(files, entry, embedding_dim=card.embedding_dim)

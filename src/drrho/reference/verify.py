@@ -15,6 +15,7 @@ from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import RawSample, UnusableSample, decode_captions, decode_image
 from drrho.encoding.encoder import ReferenceEncoder
 from drrho.reference.store import (
+    REFERENCE_CARDS,
     ReferenceCard,
     ShardEmbeddings,
     has_unit_norm,
@@ -80,7 +81,7 @@ def verify(
         FileNotFoundError: the folder is no store.
         ValueError: its card is damaged.
     """
-    card = ReferenceCard.load(folder)
+    card = REFERENCE_CARDS.load(folder)
     found = Verification(num_samples=manifest.num_samples)
     shards = dict(_readable_shards(card, folder, manifest, found))
     for index, embeddings in shards.items():
@@ -103,7 +104,7 @@ def _readable_shards(
     card: ReferenceCard, folder: Path, manifest: Manifest, found: Verification
 ) -> Iterator[tuple[int, ShardEmbeddings]]:
     """Yield the stored embeddings of each shard; one that cannot be read is a fault."""
-    files = card.files(folder)
+    files = REFERENCE_CARDS.files(card, folder)
     for index, shard in enumerate(manifest.shards):
         try:
             yield index, load_shard(files, files.find(shard), embedding_dim=card.embedding_dim)

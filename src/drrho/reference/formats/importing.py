@@ -15,7 +15,7 @@ from drrho.data.reading.shards import RawSample
 from drrho.reference.formats.source import Source
 from drrho.reference.precompute import PrecomputeReport, require_space
 from drrho.reference.shard_files import entries_of
-from drrho.reference.store import FILE_NAME, ReferenceCard, ShardEmbeddings, save_shard
+from drrho.reference.store import REFERENCE_CARDS, ReferenceCard, ShardEmbeddings, save_shard
 from drrho.runtime.progress import Progress
 
 DIGEST_BYTES = 16  # of a key: two of a billion are alike with a chance of 1e-21
@@ -47,7 +47,7 @@ def import_embeddings(
         OSError: the disk is too small.
     """
     folder = Path(folder)
-    if (folder / FILE_NAME).exists():
+    if REFERENCE_CARDS.exists(folder):
         raise FileExistsError(f"{folder} holds embeddings already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, manifest.shards, source.table.embedding_dim)
@@ -57,7 +57,7 @@ def import_embeddings(
         embedding_dim=source.table.embedding_dim,
         shards=entries_of(manifest.shards),
     )
-    files = card.files(folder)
+    files = REFERENCE_CARDS.files(card, folder)
     lookup = _Lookup(source, manifest, rows_by_key)
     reasons: Counter[str] = Counter()
     with Progress("import", total=manifest.num_samples) as progress:
@@ -79,7 +79,7 @@ def import_embeddings(
             f"Their {source.key_noun}s are like {lookup.seen}, those of the imported rows like "
             f"{_first_keys(source)}; is it of another data set?"
         )
-    card.save(folder)
+    REFERENCE_CARDS.save(card, folder)
     return PrecomputeReport(
         num_samples=manifest.num_samples,
         num_encoded=manifest.num_samples - reasons.total(),

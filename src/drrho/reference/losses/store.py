@@ -12,7 +12,7 @@ no tar files. They need no more than `pip install drrho`.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,13 +22,11 @@ from torch import Tensor
 
 from drrho.data.manifest import Manifest
 from drrho.reference.rows import RowsOfShard, locate, select
-from drrho.reference.shard_files import ShardEntry, ShardFiles, load_card
-from drrho.runtime.files import write_json
+from drrho.reference.shard_files import CardKind, ShardEntry, ShardFiles
 
 LossUnit = Literal["sample", "token"]
 
 FILE_NAME = "losses.json"
-KIND = {"format": "drrho losses", "version": 1, "dtype": "float32"}
 REMEDY = "write them with `LossWriter`"
 
 
@@ -52,29 +50,19 @@ class LossCard:
         if self.unit not in get_args(LossUnit):
             raise ValueError(f"unit must be 'sample' or 'token', got {self.unit!r}")
 
-    def save(self, folder: Path) -> None:
-        """Writes `losses.json`, atomically."""
-        write_json(folder / FILE_NAME, KIND | asdict(self))
+    @property
+    def model(self) -> dict[str, str]:
+        """What every shard file is labelled with."""
+        return {"identity": self.identity, "unit": self.unit}
 
-    @classmethod
-    def load(cls, folder: Path) -> "LossCard":
-        """Reads `losses.json`; errors as `load_card`."""
-        return load_card(folder / FILE_NAME, expected=KIND, parse=cls._parse, remedy=REMEDY)
 
-    @classmethod
-    def _parse(cls, document: dict) -> "LossCard":
-        return cls(
-            identity=document["identity"],
-            unit=document["unit"],
-            shards=tuple(ShardEntry(**shard) for shard in document["shards"]),
-        )
-
-    def files(self, folder: Path) -> ShardFiles:
-        """The files of the shards in the card's folder."""
-        model = {"identity": self.identity, "unit": self.unit}
-        return ShardFiles(
-            folder=folder, entries=self.shards, model=model, noun="losses", remedy=REMEDY
-        )
+LOSS_CARDS = CardKind(
+    card=LossCard,
+    file_name=FILE_NAME,
+    header={"format": "drrho losses", "version": 1, "dtype": "float32"},
+    noun="losses",
+    remedy=REMEDY,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +156,14 @@ class LossStore:
                 or a file is not what `losses.json` says.
         """
         path = Path(folder) / reference
-        if not (path / FILE_NAME).exists():
+        if not LOSS_CARDS.exists(path):
             known = ", ".join(references_in(folder)) or "none"
             raise FileNotFoundError(
                 f"{folder} holds no losses of a reference {reference!r}; it holds those of: "
                 f"{known}. Take one of these, or {REMEDY}"
             )
-        card = LossCard.load(path)
-        files = card.files(path)
+        card = LOSS_CARDS.load(path)
+        files = LOSS_CARDS.files(card, path)
         shards = [load_losses(files, files.find(s), unit=card.unit) for s in manifest.shards]
         return cls(card, manifest.offsets, shards)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drrho.reference.losses.store import (
     FILE_NAME,
+    LOSS_CARDS,
     REMEDY,
     LossCard,
     LossUnit,
@@ -98,8 +99,8 @@ def sample_losses(
 def _read(
     folder: str | Path, reference: str
 ) -> tuple[LossCard, dict[tuple[int, str, str], ShardLosses]]:
-    card = LossCard.load(Path(folder) / reference)
-    files = card.files(Path(folder) / reference)
+    card = LOSS_CARDS.load(Path(folder) / reference)
+    files = LOSS_CARDS.files(card, Path(folder) / reference)
     shards = {
         entry.contents: load_losses_so_far(files, entry, unit=card.unit) for entry in card.shards
     }

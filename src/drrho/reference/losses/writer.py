@@ -14,7 +14,7 @@ from torch import Tensor
 from drrho.data.items import require_file_name
 from drrho.data.manifest import Manifest
 from drrho.reference.losses.store import (
-    FILE_NAME,
+    LOSS_CARDS,
     LossCard,
     LossUnit,
     ShardLosses,
@@ -92,7 +92,7 @@ class LossWriter:
         wanted = LossCard(identity=identity, unit=unit, shards=entries_of(manifest.shards))
         with exclusive(path):
             card = _begin(path, wanted, manifest)
-            writer = cls(card.files(path), manifest, unit=unit)
+            writer = cls(LOSS_CARDS.files(card, path), manifest, unit=unit)
             try:
                 yield writer
             finally:
@@ -226,8 +226,8 @@ def _refuse_equal_shards(manifest: Manifest) -> None:
 def _begin(path: Path, wanted: LossCard, manifest: Manifest) -> LossCard:
     """Write the card of the folder, before anything else, or read and extend it."""
     card = wanted
-    if (path / FILE_NAME).exists():
-        found = LossCard.load(path)
+    if LOSS_CARDS.exists(path):
+        found = LOSS_CARDS.load(path)
         if (found.identity, found.unit) != (wanted.identity, wanted.unit):
             raise ValueError(
                 f"{path} holds losses of {found.identity!r}, one for each {found.unit}, not of "
@@ -241,7 +241,7 @@ def _begin(path: Path, wanted: LossCard, manifest: Manifest) -> LossCard:
         if not new:
             return found
         card = LossCard(identity=found.identity, unit=found.unit, shards=(*found.shards, *new))
-    card.save(path)
+    LOSS_CARDS.save(card, path)
     return card
 
 
