@@ -37,8 +37,9 @@ MODEL = {
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 2},
 }
 RECIPE = """
-from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
@@ -50,9 +51,7 @@ recipe = Recipe(
     data="{folder}/data/manifest.json",
     loading=Loading(batch_size=8),
     model=Model(name="local-dir:{folder}/model"),
-    objective=ObjectiveConfig(
-        method="fastclip", temperature=TemperatureConfig(kind="learned"), rho=1.0
-    ),
+    objective=FastCLIP(temperature=Learned(), rho=1.0),
     training=Training(
         steps={steps}, optimizer=Optimizer(learning_rate=1e-3), log_every=50,
         checkpoint_every=10,

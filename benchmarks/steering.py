@@ -25,7 +25,7 @@ from measuring import machine
 from small_clip import write_small_clip
 from torch.nn.functional import normalize
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import index_shards, open_manifest
@@ -52,7 +52,7 @@ MODEL = {
     "vision_cfg": {"image_size": 64, "patch_size": 16, **WIDTHS},
     "text_cfg": {"context_length": 32, "vocab_size": 49408, "heads": 2, **WIDTHS},
 }
-RUNS = {False: ObjectiveConfig(method="fastclip"), True: ObjectiveConfig(method="drrho_clip")}
+RUNS = {False: FastCLIP(), True: DRRhoCLIP()}
 Call = Callable[[], object]
 
 

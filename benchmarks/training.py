@@ -41,8 +41,9 @@ MODEL = {
 BATCH, STEPS, WORKERS, LOG_EVERY = 64, 60, 1, 10
 SAMPLES = 4_096
 RECIPE = """
-from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.contrastive.memory.temperature import TemperatureConfig
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
@@ -75,11 +76,11 @@ runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
 """
 OBJECTIVES = {
     "drrho, CLIP": (
-        'ObjectiveConfig(method="clip", temperature=TemperatureConfig(kind="learned"))',
+        "CLIP(temperature=Learned())",
         False,
     ),
-    "drrho, FastCLIP": ('ObjectiveConfig(method="fastclip")', False),
-    "drrho, DRRho-CLIP": ('ObjectiveConfig(method="drrho_clip")', True),
+    "drrho, FastCLIP": ("FastCLIP()", False),
+    "drrho, DRRho-CLIP": ("DRRhoCLIP()", True),
 }
 
 

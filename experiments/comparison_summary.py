@@ -12,7 +12,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from drrho.plotting.table import markdown_table, method_title
+from drrho.contrastive.objectives.algorithms import method_title
+from drrho.plotting.table import markdown_table
 from drrho.runtime.files import write_atomically
 from drrho.studies.compare.results import Difference, Results, read_results
 

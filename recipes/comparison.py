@@ -22,7 +22,12 @@ import math
 import os
 from dataclasses import replace
 
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.memory.temperature import Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import Objective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
@@ -88,24 +93,24 @@ openclip = Recipe(
     data=train,
     loading=Loading(batch_size=BATCH_SIZE),
     model=small(8, 64),
-    objective=named_objective("openclip", temperature=TEMPERATURE),
+    objective=CLIP(temperature=Learned(initial=TEMPERATURE)),
     training=steps(STEPS),
     evaluation=Evaluation(data=validation),
 )
 # A constant temperature, so that selection and distillation know what it was trained with.
-equal = replace(openclip, objective=ObjectiveConfig(method="clip"), data=reference_data, seed=100)
+equal = replace(openclip, objective=CLIP(), data=reference_data, seed=100)
 stronger = replace(equal, model=small(16, 96), training=steps(3 * STEPS))
 weaker = replace(equal, model=small(4, 32), training=steps(STEPS // 2))
 
-teacher = DistillationConfig(teacher_temperatures=(TEMPERATURE,))
+teacher = DistillationTerm(teacher_temperatures=(TEMPERATURE,))
 # SigLIP's bias starts where sigmoid(b) is the share of right pairs: -10 for batches of 32,768.
-siglip = replace(named_objective("siglip", temperature=0.1), initial_bias=-math.log(BATCH_SIZE - 1))
-fastclip = named_objective("fastclip_v1", temperature=TEMPERATURE)
-drrho_clip = ObjectiveConfig(method="drrho_clip")
+siglip = replace(SigLIP(temperature=Learned(initial=0.1)), initial_bias=-math.log(BATCH_SIZE - 1))
+fastclip = FastCLIP(temperature=TEMPERATURE)
+drrho_clip = DRRhoCLIP()
 top_k = Selection(batch_size=BATCH_SIZE // 2, selection="top_k", reference_temperature=TEMPERATURE)
 
 
-def taught(recipe: Recipe, objective: ObjectiveConfig) -> Recipe:
+def taught(recipe: Recipe, objective: Objective) -> Recipe:
     return replace(recipe, objective=objective, teachers=("stronger",))
 
 
@@ -117,17 +122,24 @@ methods = {
     "siglip": replace(openclip, objective=siglip),
     "fastclip_v1": replace(openclip, objective=fastclip),
     "fastclip_v3": replace(
-        openclip, objective=named_objective("fastclip_v3", temperature=TEMPERATURE, rho=RHO)
+        openclip, objective=FastCLIP(temperature=Learned(initial=TEMPERATURE), rho=RHO)
     ),
     "isogclr": replace(
         openclip,
-        objective=named_objective("isogclr", temperature=TEMPERATURE, rho=RHO, gamma=0.8),
+        objective=FastCLIP(
+            temperature=PerSample(initial=TEMPERATURE),
+            rho=RHO,
+            gamma_min=0.8,
+            gamma_schedule="constant",
+        ),
     ),
     "jest": replace(selected, selection=replace(top_k, selection="sample")),
     "jest_top_k": selected,
     "rho_top_k": replace(selected, selection=replace(top_k, selection="rho_top_k")),
     "filter": replace(openclip, filtering=Filtering(kept_fraction=0.7, reference="stronger")),
-    "distillation": taught(openclip, ObjectiveConfig(method="distillation", distillation=teacher)),
+    "distillation": taught(
+        openclip, Distillation(teacher_temperatures=teacher.teacher_temperatures)
+    ),
     "fastclip_distillation": taught(openclip, replace(fastclip, distillation=teacher)),
     "drrho_clip": steered,
     "drrho_clip_equal": replace(steered, reference="equal"),

@@ -12,7 +12,8 @@ pairs each; the reference on the two others. DRRHO_DATA names the folder that ho
 import os
 from dataclasses import replace
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.recipe import Evaluation, Recipe
@@ -25,13 +26,16 @@ OUTPUT = "runs/data-efficiency-emoji"
 STEPS = 120  # of 128 pairs
 
 
+OBJECTIVES = {"clip": CLIP(), "fastclip": FastCLIP(), "drrho_clip": DRRhoCLIP()}
+
+
 def run(method: str, shards: int) -> Recipe:
     return Recipe(
         output=OUTPUT,
         data=f"{DATA}/train-{{0002..{shards + 1:04d}}}.tar",
         loading=Loading(batch_size=128),
         model=Model(name="small"),
-        objective=ObjectiveConfig(method=method),
+        objective=OBJECTIVES[method],
         reference="emoji" if method == "drrho_clip" else None,
         training=Training(
             steps=STEPS,

@@ -15,7 +15,8 @@ trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of
 
 from dataclasses import replace
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
@@ -28,13 +29,16 @@ OUTPUT = "runs/data-efficiency-scenes"
 STEPS = 120  # of 128 pairs
 
 
+OBJECTIVES = {"clip": CLIP(), "fastclip": FastCLIP(), "drrho_clip": DRRhoCLIP()}
+
+
 def run(method: str, shards: int) -> Recipe:
     return Recipe(
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train/scenes-{{0000..{shards - 1:04d}}}.tar",
         loading=Loading(batch_size=128),
         model=Model(name="small", small=SmallConfig(text_width=96, text_heads=3)),
-        objective=ObjectiveConfig(method=method),
+        objective=OBJECTIVES[method],
         reference="scenes" if method == "drrho_clip" else None,
         training=Training(
             steps=STEPS,

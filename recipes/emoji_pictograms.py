@@ -28,7 +28,8 @@ keywords, under free licences. DRRHO_DATA names the folder that holds `emoji-pic
 import os
 from dataclasses import replace
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.recipe import Evaluation, Recipe
@@ -48,7 +49,7 @@ target = Recipe(
     data=HALF,
     loading=Loading(batch_size=256),
     model=Model(name="small"),
-    objective=ObjectiveConfig(method="clip"),
+    objective=CLIP(),
     training=Training(
         steps=STEPS,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=40, weight_decay=0.1),
@@ -59,7 +60,7 @@ target = Recipe(
     evaluation=Evaluation(data=f"{DATA}/val-0000.tar"),
 )
 
-fastclip = replace(target, objective=ObjectiveConfig(method="fastclip"))
+fastclip = replace(target, objective=FastCLIP())
 
 recipe = Comparison(
     output=OUTPUT,
@@ -67,9 +68,7 @@ recipe = Comparison(
     methods={
         "clip": target,
         "fastclip": fastclip,
-        "drrho_clip": replace(
-            target, objective=ObjectiveConfig(method="drrho_clip"), reference="reference"
-        ),
+        "drrho_clip": replace(target, objective=DRRhoCLIP(), reference="reference"),
         "fastclip_both_halves": replace(fastclip, data=BOTH),
         "fastclip_both_halves_840": replace(
             fastclip, data=BOTH, training=replace(target.training, steps=2 * STEPS)

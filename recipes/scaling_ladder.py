@@ -16,7 +16,8 @@ run that was stopped early would be judged before its learning rate had fallen.
 
 from dataclasses import replace
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
@@ -34,13 +35,16 @@ SIZES = {
 STEPS = (25, 50, 100, 200)  # of 128 pairs
 
 
+OBJECTIVES = {"clip": CLIP(), "drrho_clip": DRRhoCLIP()}
+
+
 def run(method: str, size: str, steps: int) -> Recipe:
     return Recipe(
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train",
         loading=Loading(batch_size=128),
         model=Model(name="small", small=SIZES[size]),
-        objective=ObjectiveConfig(method=method),
+        objective=OBJECTIVES[method],
         reference="scenes" if method == "drrho_clip" else None,
         training=Training(
             steps=steps,
@@ -59,7 +63,7 @@ recipe = Comparison(
     },
     methods={
         f"{method}+{size}-{steps}": run(method, size, steps)
-        for method in ("clip", "drrho_clip")
+        for method in OBJECTIVES
         for size in SIZES
         for steps in STEPS
     },

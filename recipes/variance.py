@@ -16,7 +16,7 @@ The scenes and the references are those of recipes/comparison.py with DRRHO_STUD
         --output docs/results/variance/variance.png
 """
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
@@ -32,7 +32,7 @@ recipe = Recipe(
     data=f"{SCENES}/train-30",
     loading=Loading(batch_size=128),
     model=Model(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
-    objective=ObjectiveConfig(method="drrho_clip"),
+    objective=DRRhoCLIP(),
     reference=f"{STORED}/train-stronger",
     training=Training(
         steps=STEPS,

@@ -11,8 +11,7 @@ epochs (262,500 steps). The batch here is one that fits most GPUs and their host
 smaller learning rate is in place.
 """
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.recipe import Recipe
@@ -25,12 +24,7 @@ recipe = Recipe(
     reference="reference",
     loading=Loading(batch_size=512, workers=4),
     model=Model(name="ViT-B-16"),
-    objective=ObjectiveConfig(
-        method="drrho_clip",
-        temperature=TemperatureConfig(initial=0.01),
-        epsilon=1e-4,
-        gamma_min=1.0,
-    ),
+    objective=DRRhoCLIP(temperature=0.01, epsilon=1e-4, gamma_min=1.0),
     training=Training(
         steps=20_000,
         precision="bfloat16",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.loading import Loading
 from drrho.data.scenes import ScenesConfig, write_scenes
@@ -45,7 +46,7 @@ def plain_recipe(scenes) -> Recipe:
         data=str(scenes / "train" / "manifest.json"),
         loading=Loading(batch_size=8),
         model=TINY,
-        objective=ObjectiveConfig(method="clip"),
+        objective=CLIP(),
         training=Training(
             steps=6,
             optimizer=Optimizer(learning_rate=1e-3, warmup_steps=2),
@@ -79,6 +80,6 @@ def steered_recipe(plain_recipe, reference) -> Recipe:
     """DRRho-CLIP for 6 steps."""
     return replace(
         plain_recipe,
-        objective=ObjectiveConfig(method="drrho_clip", gamma_min=0.5),
+        objective=DRRhoCLIP(gamma_min=0.5),
         reference=str(reference),
     )

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
+from drrho.contrastive.memory.temperature import Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Loading
 from drrho.models.build import Model, build_model
@@ -56,7 +58,7 @@ def plain(output: str) -> Recipe:
         data="train/manifest.json",
         loading=Loading(batch_size=8),
         model=Model(name="python:encoder.py"),
-        objective=ObjectiveConfig(method="clip", temperature=TemperatureConfig(kind="learned")),
+        objective=CLIP(temperature=Learned()),
         training=Training(
             steps=6,
             optimizer=Optimizer(learning_rate=1e-2, warmup_steps=2),
@@ -73,9 +75,7 @@ def plain(output: str) -> Recipe:
 def steered(output: str) -> Recipe:
     return replace(
         plain(output),
-        objective=ObjectiveConfig(
-            method="drrho_clip", temperature=TemperatureConfig(initial=0.05), gamma_min=0.5
-        ),
+        objective=DRRhoCLIP(temperature=0.05, gamma_min=0.5),
         reference="reference",
         selection=Selection(batch_size=4, num_chunks=2, reference_temperature=0.07),
         filtering=Filtering(kept_fraction=0.7),
@@ -85,13 +85,12 @@ def steered(output: str) -> Recipe:
 def individual(output: str) -> Recipe:
     return replace(
         plain(output),
-        objective=ObjectiveConfig(
-            method="fastclip",
-            temperature=TemperatureConfig(initial=0.05, kind="per_sample"),
+        objective=FastCLIP(
+            temperature=PerSample(initial=0.05),
             rho=1.5,
             gamma_min=0.8,
             gamma_schedule="constant",
-            distillation=DistillationConfig(teacher_temperatures=(0.07,)),
+            distillation=DistillationTerm(teacher_temperatures=(0.07,)),
         ),
         teachers=("reference",),
     )
@@ -139,8 +138,8 @@ def test_a_run_with_another_configuration_is_not_continued(old):
 
 def test_the_stages_of_runs_are_read(old):
     finished = read_run(Path("trained/steered"))
-    assert finished.method == "drrho_clip"
-    assert finished.batch_size == 4
+    assert finished.recipe.objective.method == "drrho_clip"
+    assert finished.recipe.trained_batch_size == 4
     assert [stage.step for stage in stages_of(finished)] == [0, 6]
     interrupted = read_run(Path("trained/individual-interrupted"))
     assert interrupted.results is None
@@ -163,9 +162,7 @@ def test_a_comparison_is_read_and_not_run_again(old):
         references={"weak": replace(short, seed=7)},
         methods={
             "openclip": short,
-            "drrho_clip": replace(
-                short, objective=ObjectiveConfig(method="drrho_clip"), reference="weak"
-            ),
+            "drrho_clip": replace(short, objective=DRRhoCLIP(), reference="weak"),
         },
         test="test",
     )

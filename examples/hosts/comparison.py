@@ -21,7 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import drrho.integrations  # noqa: F401 - before what imports torchvision
-from drrho.contrastive.objectives.config import ObjectiveConfig, named_objective
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
+from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data import scenes
 from drrho.evaluation.metrics.retrieval import distinct_texts, retrieval_ranks
@@ -61,7 +64,7 @@ class Run(NamedTuple):
     """A model to train: `folder` is of its checkpoints; `reference` has a row for each pair."""
 
     pairs: Pairs
-    objective: ObjectiveConfig
+    objective: Objective
     reference: PairEmbeddings | None
     epochs: int
     seed: int
@@ -124,13 +127,13 @@ def compare(
     test = draw(300, seed=3 * options.seed + 2)
 
     def trained(
-        name: str, pairs: Pairs, objective: ObjectiveConfig, reference: PairEmbeddings | None
+        name: str, pairs: Pairs, objective: Objective, reference: PairEmbeddings | None
     ) -> Model:
         folder = options.output / name
         return train(Run(pairs, objective, reference, options.epochs, options.seed, folder))
 
-    clip = named_objective("openclip")
-    drrho_clip = named_objective("drrho_clip", temperature=options.temperature)
+    clip = CLIP(temperature=Learned())
+    drrho_clip = DRRhoCLIP(temperature=options.temperature)
     reference = trained("reference", clean, clip, None)
     stored = embed(reference, mismatched)
     models = {

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from scoring import Probe, report
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.loading import Loading
 from drrho.data.manifest import Manifest
@@ -87,7 +87,7 @@ class Plan:
             data=data,
             loading=Loading(batch_size=BATCH),
             model=Model(name="small", small=small),
-            objective=ObjectiveConfig(method="fastclip"),
+            objective=FastCLIP(),
             training=Training(
                 steps=steps,
                 optimizer=Optimizer(
@@ -208,7 +208,7 @@ def steer(plan: Plan, plain: Recipe, source: str, *, name: str) -> tuple[str, st
 
     def trained(prefix: str, steps: int) -> str:
         made = plan.recipe(f"{prefix}-{name}", plain.data, steps=steps, seed=plain.seed)
-        objective = ObjectiveConfig(method="drrho_clip")
+        objective = DRRhoCLIP()
         train_recipe(replace(made, objective=objective, reference=store))
         return made.output
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
 
 RECIPE = """
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
@@ -37,7 +37,7 @@ recipe = Recipe(
     output="run", data="train.json", reference="reference",
     loading=Loading(batch_size=8),
     model=Model(name="small", small=SmallConfig(image_width=2, text_width=8, text_heads=1)),
-    objective=ObjectiveConfig(method="drrho_clip"),
+    objective=DRRhoCLIP(),
     training=Training(steps=100, optimizer=Optimizer(learning_rate=1e-3)),
 )
 """
@@ -75,15 +75,14 @@ def test_what_a_recipe_selects_and_distils_can_be_overridden(workplace, referenc
     text = Path("recipe.py").read_text()
     text += f"""
 from dataclasses import replace
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import DistillationTerm
 from drrho.recipe.selection import Selection
 recipe = replace(
     recipe,
     reference={str(reference)!r},
     teachers=({str(reference)!r},),
-    objective=ObjectiveConfig(
-        method="clip", distillation=DistillationConfig(teacher_temperatures=(0.07,))
-    ),
+    objective=CLIP(distillation=DistillationTerm(teacher_temperatures=(0.07,))),
     selection=Selection(batch_size=4, num_chunks=2, reference_temperature=0.07),
 )
 """

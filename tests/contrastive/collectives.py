@@ -12,35 +12,32 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
-from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.memory.temperature import Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.runtime import distributed
 
 WORLD, NUM_PAIRS, DIM, REFERENCE_DIM = 2, 12, 5, 3
-LEARNED = TemperatureConfig(kind="learned")
-TEACHER = DistillationConfig(teacher_temperatures=(0.05,))
+LEARNED = Learned()
+TEACHER = DistillationTerm(teacher_temperatures=(0.05,))
 # By the names in the guide's table.
 CONFIGS = {
-    "CLIP": ObjectiveConfig(method="clip"),
-    "CLIP, learned temperature": ObjectiveConfig(method="clip", temperature=LEARNED),
-    "SigLIP, learned temperature": ObjectiveConfig(method="siglip", temperature=LEARNED),
-    "FastCLIP": ObjectiveConfig(method="fastclip"),
-    "FastCLIP, learned temperature": ObjectiveConfig(
-        method="fastclip", temperature=LEARNED, rho=0.5
+    "CLIP": CLIP(),
+    "CLIP, learned temperature": CLIP(temperature=LEARNED),
+    "SigLIP, learned temperature": SigLIP(temperature=LEARNED),
+    "FastCLIP": FastCLIP(),
+    "FastCLIP, learned temperature": FastCLIP(temperature=LEARNED, rho=0.5),
+    "FastCLIP, temperature per sample": FastCLIP(temperature=PerSample(), rho=0.5),
+    "DRRho-CLIP": DRRhoCLIP(),
+    "DRRho-CLIP, learned temperature": DRRhoCLIP(temperature=LEARNED, rho=0.5),
+    "DRRho-CLIP, temperature per sample": DRRhoCLIP(temperature=PerSample(), rho=0.5),
+    "distillation from one teacher": Distillation(
+        teacher_temperatures=TEACHER.teacher_temperatures
     ),
-    "FastCLIP, temperature per sample": ObjectiveConfig(
-        method="fastclip", temperature=TemperatureConfig(kind="per_sample"), rho=0.5
-    ),
-    "DRRho-CLIP": ObjectiveConfig(method="drrho_clip"),
-    "DRRho-CLIP, learned temperature": ObjectiveConfig(
-        method="drrho_clip", temperature=LEARNED, rho=0.5
-    ),
-    "DRRho-CLIP, temperature per sample": ObjectiveConfig(
-        method="drrho_clip", temperature=TemperatureConfig(kind="per_sample"), rho=0.5
-    ),
-    "distillation from one teacher": ObjectiveConfig(method="distillation", distillation=TEACHER),
 }
 
 
@@ -77,7 +74,7 @@ def unit(dim: int, seed: int) -> PairEmbeddings:
     )
 
 
-def step(config: ObjectiveConfig, rank: int) -> list[int]:
+def step(config: Objective, rank: int) -> list[int]:
     objective = ContrastiveObjective(config, num_samples=2 * NUM_PAIRS)
     target = PairEmbeddings(*(e.requires_grad_() for e in unit(DIM, seed=rank)))
     other = unit(REFERENCE_DIM, seed=10 + rank)

@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from drrho.contrastive.accumulation import encode_in_micro_batches
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.runtime.randomness import seed_generators
@@ -52,9 +52,7 @@ def inputs_of():
 
 def stepped(encoder, embed):
     """Loss, gradients and state after a step from a fixed seed."""
-    config = ObjectiveConfig(
-        method="drrho_clip", temperature=TemperatureConfig(kind="learned"), rho=0.5
-    )
+    config = DRRhoCLIP(temperature=Learned(), rho=0.5)
     objective = ContrastiveObjective(config, num_samples=20).double()
     reference = draw_pairs(NUM_PAIRS, 4, seed=1)
     seed_generators(7)

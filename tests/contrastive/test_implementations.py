@@ -72,7 +72,7 @@ def test_without_triton_it_says_how_to_get_it(make, monkeypatch):
 
 @needs_triton
 def test_triton_says_what_it_cannot_do():
-    with pytest.raises(ValueError, match=r"no kernels for method 'siglip'; take impl='tiles'"):
+    with pytest.raises(ValueError, match=r"no kernels for SigLIP; take impl='tiles'"):
         objective("SigLIP, learned temperature", impl="triton")
     with pytest.raises(TypeError, match=r"float64; convert them, or take impl='tiles'"):
         call(objective(impl="triton"), torch.float64)

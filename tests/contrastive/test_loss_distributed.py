@@ -12,26 +12,26 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from drrho.contrastive.accumulation import encode_in_micro_batches
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.memory.temperature import Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from tests.processes import run
 
 NUM_PAIRS, NUM_SAMPLES, NUM_STEPS = 14, 21, 3
 SHARES = {1: [14], 2: [5, 9], 4: [4, 0, 7, 3]}
 CONFIGS = {
-    "clip": named_objective("openclip"),
-    "siglip": named_objective("siglip", temperature=0.1),
-    "isogclr": named_objective("isogclr", gamma=0.6, rho=0.5),
-    "drrho, per direction": ObjectiveConfig(
-        method="drrho_clip", temperature=TemperatureConfig(kind="per_direction"), rho=0.5
-    ),
-    "drrho, per sample, and teachers": ObjectiveConfig(
-        method="drrho_clip",
-        temperature=TemperatureConfig(kind="per_sample"),
+    "clip": CLIP(temperature=Learned()),
+    "siglip": SigLIP(temperature=Learned(initial=0.1)),
+    "isogclr": FastCLIP(temperature=PerSample(), rho=0.5, gamma_min=0.6, gamma_schedule="constant"),
+    "drrho, per direction": DRRhoCLIP(temperature=Learned(per_direction=True), rho=0.5),
+    "drrho, per sample, and teachers": DRRhoCLIP(
+        temperature=PerSample(),
         rho=0.5,
-        distillation=DistillationConfig(teacher_temperatures=(0.05, 0.1)),
+        distillation=DistillationTerm(teacher_temperatures=(0.05, 0.1)),
     ),
 }
 

@@ -1,19 +1,20 @@
 """Each method builds, steps, and refuses what would have no effect."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from drrho.contrastive.diagnostics import contrastive_diagnostics
 from drrho.contrastive.exact import log_anchor_losses, log_gap_means, pair_similarities
-from drrho.contrastive.memory.temperature import Temperature, TemperatureConfig
-from drrho.contrastive.objectives.config import (
-    DistillationConfig,
-    ObjectiveConfig,
-    named_objective,
-    recommended_gamma_min,
-)
+from drrho.contrastive.memory.temperature import Constant, Learned, PerSample, Temperature
+from drrho.contrastive.objectives.algorithms import ALGORITHMS, method_title
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP, recommended_gamma_min
 from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import strip
 from tests.contrastive.conftest import draw_pairs
@@ -21,42 +22,30 @@ from tests.contrastive.conftest import draw_pairs
 IDS = torch.arange(7)
 
 
-LEARNED = TemperatureConfig(kind="learned")
+LEARNED = Learned()
 EVERY_METHOD = {
-    "clip": ObjectiveConfig(method="clip"),
-    "clip, learned": named_objective("openclip"),
-    "clip, per direction": ObjectiveConfig(
-        method="clip", temperature=TemperatureConfig(kind="per_direction")
+    "clip": CLIP(),
+    "clip, learned": CLIP(temperature=Learned()),
+    "clip, per direction": CLIP(temperature=Learned(per_direction=True)),
+    "siglip": SigLIP(temperature=Learned(initial=0.1)),
+    "sogclr": FastCLIP(gamma_min=0.8, gamma_schedule="constant"),
+    "isogclr": FastCLIP(temperature=PerSample(), rho=0.5, gamma_min=0.8, gamma_schedule="constant"),
+    "fastclip v1": FastCLIP(),
+    "fastclip v3": FastCLIP(temperature=Learned(), rho=0.5),
+    "fastclip, per direction": FastCLIP(temperature=Learned(per_direction=True), rho=0.5),
+    "drrho": DRRhoCLIP(),
+    "drrho, learned": DRRhoCLIP(temperature=LEARNED, rho=0.5),
+    "drrho, per sample": DRRhoCLIP(temperature=PerSample(), rho=0.5),
+    "drrho, reference as logits": DRRhoCLIP(reference_scale=2.0),
+    "distillation": Distillation(teacher_temperatures=(0.05,)),
+    "clip and two teachers": CLIP(
+        distillation=DistillationTerm(teacher_temperatures=(0.05, 0.1), weight=2.0)
     ),
-    "siglip": named_objective("siglip", temperature=0.1),
-    "sogclr": named_objective("sogclr", gamma=0.8),
-    "isogclr": named_objective("isogclr", gamma=0.8, rho=0.5),
-    "fastclip v1": named_objective("fastclip_v1"),
-    "fastclip v3": named_objective("fastclip_v3", rho=0.5),
-    "fastclip, per direction": ObjectiveConfig(
-        method="fastclip", temperature=TemperatureConfig(kind="per_direction"), rho=0.5
-    ),
-    "drrho": named_objective("drrho_clip"),
-    "drrho, learned": ObjectiveConfig(method="drrho_clip", temperature=LEARNED, rho=0.5),
-    "drrho, per sample": ObjectiveConfig(
-        method="drrho_clip", temperature=TemperatureConfig(kind="per_sample"), rho=0.5
-    ),
-    "drrho, reference as logits": ObjectiveConfig(method="drrho_clip", reference_scale=2.0),
-    "distillation": ObjectiveConfig(
-        method="distillation", distillation=DistillationConfig(teacher_temperatures=(0.05,))
-    ),
-    "clip and two teachers": ObjectiveConfig(
-        method="clip",
-        distillation=DistillationConfig(teacher_temperatures=(0.05, 0.1), weight=2.0),
-    ),
-    "siglip and a teacher": ObjectiveConfig(
-        method="siglip", distillation=DistillationConfig(teacher_temperatures=(0.05,))
-    ),
-    "drrho, per sample, and a teacher": ObjectiveConfig(
-        method="drrho_clip",
-        temperature=TemperatureConfig(kind="per_sample"),
+    "siglip and a teacher": SigLIP(distillation=DistillationTerm(teacher_temperatures=(0.05,))),
+    "drrho, per sample, and a teacher": DRRhoCLIP(
+        temperature=PerSample(),
         rho=0.5,
-        distillation=DistillationConfig(teacher_temperatures=(0.05,)),
+        distillation=DistillationTerm(teacher_temperatures=(0.05,)),
     ),
 }
 
@@ -118,9 +107,9 @@ def test_diagnostics_in_tiles_are_those_of_the_matrix(target, reference, shape, 
 
 def test_per_sample_temperatures_move_by_the_exact_gradient(target, reference):
     """Against autograd of an anchor's own F_i in its own temperature."""
-    config = TemperatureConfig(initial=0.2, kind="per_sample", momentum=0.75, learning_rate=0.02)
+    config = PerSample(initial=0.2, momentum=0.75, learning_rate=0.02)
     objective = ContrastiveObjective(
-        ObjectiveConfig(method="drrho_clip", temperature=config, rho=0.3, epsilon=1e-2),
+        DRRhoCLIP(temperature=config, rho=0.3, epsilon=1e-2),
         num_samples=12,
     ).double()
     ids = torch.tensor([8, 0, 3, 11, 2, 5, 9])
@@ -142,10 +131,8 @@ def test_per_sample_temperatures_move_by_the_exact_gradient(target, reference):
 
 def test_per_sample_temperatures_settle_where_the_weights_are_rho_from_uniform():
     target = draw_pairs(40, 8, seed=0)
-    config = TemperatureConfig(initial=0.1, kind="per_sample", learning_rate=0.02, momentum=0.5)
-    objective = ContrastiveObjective(
-        ObjectiveConfig(method="fastclip", temperature=config, rho=0.7), num_samples=40
-    ).double()
+    config = PerSample(initial=0.1, learning_rate=0.02, momentum=0.5)
+    objective = ContrastiveObjective(FastCLIP(temperature=config, rho=0.7), num_samples=40).double()
     for _ in range(150):
         leaves = PairEmbeddings(*(e.clone().requires_grad_() for e in target))
         objective(leaves, sample_ids=torch.arange(40), gamma=1.0).loss.backward()
@@ -157,9 +144,7 @@ def test_per_sample_temperatures_settle_where_the_weights_are_rho_from_uniform()
 
 def test_the_reference_as_logits_of_its_own_temperature(target, reference):
     """x / tau is S / tau - R / tau_ref where reference_scale is tau / tau_ref."""
-    config = ObjectiveConfig(
-        method="drrho_clip", temperature=TemperatureConfig(initial=0.1), reference_scale=0.1 / 0.04
-    )
+    config = DRRhoCLIP(temperature=0.1, reference_scale=0.1 / 0.04)
     loss = ContrastiveObjective(config, num_samples=7)(target, reference, sample_ids=IDS, gamma=1.0)
     z = target.image @ target.text.T / 0.1 - reference.image @ reference.text.T / 0.04
     expected = []
@@ -170,7 +155,7 @@ def test_the_reference_as_logits_of_its_own_temperature(target, reference):
 
 
 def test_an_unreachable_rho_is_warned_of_once_with_the_numbers(target):
-    objective = ContrastiveObjective(named_objective("fastclip_v3", rho=5.0), num_samples=7)
+    objective = ContrastiveObjective(FastCLIP(temperature=Learned(), rho=5.0), num_samples=7)
     with pytest.warns(UserWarning, match=r"rho = 5.0 .* 6 negatives .* at most 1.79 nats"):
         objective(target, sample_ids=IDS, gamma=1.0)
     objective(target, sample_ids=IDS, gamma=1.0)
@@ -179,7 +164,7 @@ def test_an_unreachable_rho_is_warned_of_once_with_the_numbers(target):
 def test_diagnostics_know_uniform_and_single_weights():
     """All negatives alike: every one counts. One negative near, the others far: it counts."""
     objective = ContrastiveObjective(
-        ObjectiveConfig(method="fastclip", temperature=TemperatureConfig(initial=0.01)),
+        FastCLIP(temperature=0.01),
         num_samples=4,
     )
     apart = PairEmbeddings(torch.eye(4), torch.eye(4))
@@ -197,42 +182,53 @@ def test_diagnostics_know_uniform_and_single_weights():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("objective", "options"),
     [
-        ({"method": "clip", "rho": 1.0}, "rho"),
-        ({"method": "clip", "epsilon": 0.1}, "epsilon"),
-        ({"method": "clip", "gamma_min": 0.5}, "gamma_min"),
-        ({"method": "fastclip", "rho": 1.0}, "learned temperature"),
-        (
-            {"method": "fastclip", "temperature": TemperatureConfig(kind="learned")},
-            "needs objective.rho",
-        ),
-        ({"method": "fastclip", "epsilon": 0.0}, "epsilon must be positive"),
-        ({"method": "fastclip", "gamma_min": 0.0}, "gamma_min must be"),
-        ({"method": "siglip", "gamma_schedule": "constant"}, "no effect"),
-        ({"method": "fastclip", "gamma_schedule": "constant"}, "needs objective.gamma_min"),
-        ({"method": "fastclip", "reference_scale": 2.0}, "no effect"),
-        ({"method": "drrho_clip", "reference_scale": 0.0}, "reference_scale must be positive"),
-        ({"method": "clip", "initial_bias": -5.0}, "no effect"),
-        ({"method": "distillation"}, "needs objective.distillation"),
-        ({"method": "clip", "temperature": TemperatureConfig(kind="per_sample")}, "does not fit"),
-        (
-            {
-                "method": "distillation",
-                "distillation": DistillationConfig(teacher_temperatures=(0.1,), weight=2.0),
-            },
-            "no other loss",
-        ),
+        (CLIP, {"rho": 1.0}),
+        (CLIP, {"epsilon": 0.1}),
+        (CLIP, {"gamma_min": 0.5}),
+        (SigLIP, {"gamma_schedule": "constant"}),
+        (FastCLIP, {"reference_scale": 2.0}),
+        (CLIP, {"initial_bias": -5.0}),
+        (Distillation, {"teacher_temperatures": (0.1,), "weight": 2.0}),
+        (Constant, {"minimum": 0.005}),
+        (Learned, {"maximum": 0.5}),
+        (Learned, {"momentum": 0.5}),
     ],
 )
-def test_options_without_effect_or_sense_are_errors(options, message):
+def test_an_option_without_effect_cannot_be_written(objective, options):
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        objective(**options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        (FastCLIP, {"rho": 1.0}, "learned temperature"),
+        (FastCLIP, {"temperature": Learned()}, "needs objective.rho"),
+        (FastCLIP, {"epsilon": 0.0}, "epsilon must be positive"),
+        (FastCLIP, {"gamma_min": 0.0}, "gamma_min must be"),
+        (FastCLIP, {"gamma_schedule": "constant"}, "needs objective.gamma_min"),
+        (DRRhoCLIP, {"reference_scale": 0.0}, "reference_scale must be positive"),
+        (SigLIP, {"temperature": Learned(per_direction=True)}, "does not fit"),
+        (Distillation, {"teacher_temperatures": ()}, "at least one"),
+    ],
+)
+def test_options_without_sense_are_errors(objective, options, message):
     with pytest.raises(ValueError, match=message):
-        ObjectiveConfig(**options)
+        objective(**options)
+
+
+def test_a_float_is_a_constant_temperature():
+    for objective in (CLIP, SigLIP, FastCLIP, DRRhoCLIP):
+        assert objective(temperature=0.01) == objective(temperature=Constant(initial=0.01))
+    with pytest.raises(ValueError, match="temperature.initial must be positive"):
+        DRRhoCLIP(temperature=-1.0)
 
 
 def test_a_reference_must_be_there_exactly_when_it_is_used(target, reference):
-    steered = ContrastiveObjective(ObjectiveConfig(method="drrho_clip"), num_samples=7)
-    plain = ContrastiveObjective(ObjectiveConfig(method="fastclip"), num_samples=7)
+    steered = ContrastiveObjective(DRRhoCLIP(), num_samples=7)
+    plain = ContrastiveObjective(FastCLIP(), num_samples=7)
     with pytest.raises(ValueError, match="needs reference embeddings"):
         steered(target, sample_ids=IDS, gamma=1.0)
     with pytest.raises(ValueError, match="take none"):
@@ -247,7 +243,7 @@ def test_recommended_gamma_min_shrinks_with_the_epochs():
 
 
 def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
-    temperature = Temperature(TemperatureConfig(initial=0.02, kind="learned", minimum=0.01))
+    temperature = Temperature(Learned(initial=0.02, minimum=0.01))
     optimiser = torch.optim.SGD(temperature.parameters(), lr=1.0)
     for sign, expected in ((1.0, 0.01), (-1.0, 0.01 * torch.e)):
         temperature().log().mul(sign).backward()
@@ -257,23 +253,20 @@ def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("kind", "options"),
     [
-        {"initial": 0.0},
-        {"initial": float("nan")},
-        {"minimum": 0.005},
-        {"initial": 0.001, "kind": "learned"},
-        {"minimum": 0.0, "kind": "learned"},
-        {"kind": "learned", "maximum": 0.5},
-        {"kind": "learned", "momentum": 0.5},
-        {"kind": "per_sample", "maximum": 0.01},
-        {"kind": "per_sample", "learning_rate": 0.0},
-        {"kind": "per_sample", "momentum": 1.0},
+        (Constant, {"initial": 0.0}),
+        (Constant, {"initial": float("nan")}),
+        (Learned, {"initial": 0.001}),
+        (Learned, {"minimum": 0.0}),
+        (PerSample, {"maximum": 0.01}),
+        (PerSample, {"learning_rate": 0.0}),
+        (PerSample, {"momentum": 1.0}),
     ],
 )
-def test_temperatures_are_checked(options):
+def test_temperatures_are_checked(kind, options):
     with pytest.raises(ValueError, match="temperature"):
-        TemperatureConfig(**options)
+        kind(**options)
 
 
 @pytest.mark.parametrize(
@@ -286,15 +279,34 @@ def test_temperatures_are_checked(options):
 )
 def test_distillation_is_checked(options):
     with pytest.raises(ValueError, match="distillation"):
-        DistillationConfig(**options)
+        DistillationTerm(**options)
 
 
-def test_an_algorithm_needs_its_numbers_and_no_others():
-    with pytest.raises(ValueError, match="needs objective.rho"):
-        named_objective("fastclip_v3")
-    with pytest.raises(ValueError, match="no effect"):
-        named_objective("openclip", gamma=0.5)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_says_what_it_is(name):
+    algorithm = ALGORITHMS[name]
+    assert method_title(name) == algorithm.title
+    assert algorithm.citation.startswith("arXiv ")
+    assert algorithm.objective.method in (
+        "clip",
+        "siglip",
+        "fastclip",
+        "drrho_clip",
+        "distillation",
+    )
 
 
 def test_a_constant_temperature_may_be_as_small_as_one_likes():
-    assert_close(Temperature(TemperatureConfig(initial=0.001))().item(), 0.001, rtol=1e-6, atol=0)
+    assert_close(Temperature(Constant(initial=0.001))().item(), 0.001, rtol=1e-6, atol=0)
+
+
+def test_the_guide_has_the_table_of_algorithms():
+    rows = [
+        f"| `{name}` | {found.title} | `{type(found.objective).__name__}` | "
+        f"`{type(found.objective.temperature).__name__}` | {found.summary} | {found.citation} |\n"
+        for name, found in ALGORITHMS.items()
+    ]
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "contrastive.md"
+    before, table, _ = guide.read_text().partition("".join(rows) + "\n")
+    assert table
+    assert before.endswith("|---|---|---|---|---|---|\n")

@@ -7,15 +7,14 @@ import torch
 import transformers
 from torch.testing import assert_close
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import ObjectiveConfig, named_objective
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 
 N = 16
-DRRHO = ObjectiveConfig(
-    method="drrho_clip", temperature=TemperatureConfig(initial=0.1), gamma_min=0.5
-)
+DRRHO = DRRhoCLIP(temperature=0.1, gamma_min=0.5)
 
 
 def dual_encoder(seed=1):
@@ -94,7 +93,7 @@ class Plain(transformers.Trainer):
 def test_on_one_process_clip_is_the_models_own_loss(tmp_path):
     plain = Plain(dual_encoder(), arguments(tmp_path), train_dataset=ROWS)
     plain.train()
-    trainer = contrastive(tmp_path, objective=named_objective("openclip"), reference=None)
+    trainer = contrastive(tmp_path, objective=CLIP(temperature=Learned()), reference=None)
     trainer.train()
     assert_close(trainer.model.state_dict(), plain.model.state_dict(), rtol=1e-4, atol=1e-5)
     assert_close(logged(trainer, "loss"), logged(plain, "loss"), rtol=1e-4, atol=1e-4)

@@ -7,9 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
-from drrho.contrastive.memory.temperature import TemperatureConfig  # noqa: E402
-from drrho.contrastive.objectives.config import ObjectiveConfig  # noqa: E402
-from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss  # noqa: E402
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, GlobalContrastiveLoss  # noqa: E402
 from drrho.contrastive.pairs import PairEmbeddings  # noqa: E402
 from drrho.integrations.lightning import Steering  # noqa: E402
 from drrho.integrations.pairs import whole_state  # noqa: E402
@@ -17,12 +15,7 @@ from drrho.integrations.pairs import whole_state  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about machines
 
 N = 16
-DRRHO = ObjectiveConfig(
-    method="drrho_clip",
-    temperature=TemperatureConfig(initial=0.1),
-    gamma_min=0.5,
-    gamma_schedule="constant",
-)
+DRRHO = DRRhoCLIP(temperature=0.1, gamma_min=0.5, gamma_schedule="constant")
 generator = torch.Generator().manual_seed(3)
 REFERENCE = PairEmbeddings(
     *torch.nn.functional.normalize(torch.randn(2, N, 5, generator=generator), dim=-1)

@@ -9,9 +9,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
-from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP, GlobalContrastiveLoss
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.open_clip import DataWithIds, SteeredClipLoss
 from drrho.integrations.pairs import SteeredPairs, logit_scale, set_logit_scale, whole_state
@@ -22,12 +24,7 @@ train_one_epoch = importlib.import_module("open_clip_train.train").train_one_epo
 
 N = 16
 GAMMA = 0.5
-DRRHO = ObjectiveConfig(
-    method="drrho_clip",
-    temperature=TemperatureConfig(initial=0.1),
-    gamma_min=GAMMA,
-    gamma_schedule="constant",
-)
+DRRHO = DRRhoCLIP(temperature=0.1, gamma_min=GAMMA, gamma_schedule="constant")
 
 
 def tiny_model(seed=1):
@@ -144,7 +141,7 @@ def test_it_is_the_loss_of_an_own_loop():
 def test_without_a_reference_and_learned_it_is_open_clips_loss():
     images, texts, ids = next(iter(batches_of(8)(0)))
     gradients = []
-    for make in (lambda: new_loss(named_objective("openclip")), open_clip.loss.ClipLoss):
+    for make in (lambda: new_loss(CLIP(temperature=Learned())), open_clip.loss.ClipLoss):
         model, loss = tiny_model(), make()
         if isinstance(loss, SteeredClipLoss):
             loss.expect(ids)
@@ -154,14 +151,9 @@ def test_without_a_reference_and_learned_it_is_open_clips_loss():
     assert gradients[0]["logit_scale"] != 0
 
 
-@pytest.mark.parametrize("method", ["drrho_clip", "fastclip"])
+@pytest.mark.parametrize("method", [DRRhoCLIP, FastCLIP])
 def test_accumulation_is_one_large_batch_and_one_update(method):
-    config = ObjectiveConfig(
-        method=method,
-        temperature=TemperatureConfig(initial=0.1),
-        gamma_min=GAMMA,
-        gamma_schedule="constant",
-    )
+    config = method(temperature=0.1, gamma_min=GAMMA, gamma_schedule="constant")
     whole = Run(new_loss(config)).train(0, 1)
     parts = Run(new_loss(config), batch=4, accumulate=2).train(0, 1)
     assert_close(parts.state, whole.state, rtol=1e-4, atol=1e-5)
@@ -236,22 +228,16 @@ def test_rows_and_ids_that_do_not_fit_are_an_error():
 
 
 def test_what_a_host_cannot_give_is_refused():
-    def refused(match, **options):
+    def refused(match, objective):
         with pytest.raises(ValueError, match=match):
-            SteeredPairs(ObjectiveConfig(**options), num_samples=N)
+            SteeredPairs(objective, num_samples=N)
 
-    learned = {"kind": "learned", "initial": 0.02}
-    refused("clip, fastclip or drrho_clip", method="siglip")
-    refused(
-        "without distillation",
-        method="clip",
-        distillation=DistillationConfig(teacher_temperatures=(0.01,)),
-    )
-    refused(
-        "constant or learned", method="clip", temperature=TemperatureConfig(kind="per_direction")
-    )
-    refused("no effect but by its kind", method="clip", temperature=TemperatureConfig(**learned))
-    refused("got none for 'drrho_clip'", method="drrho_clip")
+    refused("CLIP, FastCLIP or DRRhoCLIP", SigLIP())
+    term = DistillationTerm(teacher_temperatures=(0.01,))
+    refused("without distillation", CLIP(distillation=term))
+    refused("constant or learned", CLIP(temperature=Learned(per_direction=True)))
+    refused("no effect but by its kind", CLIP(temperature=Learned(initial=0.02)))
+    refused("got none for 'drrho_clip'", DRRhoCLIP())
     with pytest.raises(ValueError, match="row for each of the 17 samples, got 16"):
         SteeredPairs(DRRHO, num_samples=17, reference=REFERENCE)
 

@@ -1,18 +1,18 @@
 """Every published recipe trains, at the size of a test."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 from tests.small_runs import TINY
 
-from drrho.recipe.published import Name, Scale, named_recipe
+from drrho.contrastive.objectives.algorithms import ALGORITHMS
+from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.train import train_recipe
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
 
-@pytest.mark.parametrize("name", get_args(Name))
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_recipe_trains_in_small(name, plain_recipe, reference, tmp_path):
     scale = Scale(batch_size=4, samples_seen=4)
     recipe = named_recipe(name, scale)
@@ -20,7 +20,7 @@ def test_every_recipe_trains_in_small(name, plain_recipe, reference, tmp_path):
     if filtering is not None:
         filtering = replace(filtering, reference=str(reference))
     objective = recipe.objective
-    if objective.rho is not None:
+    if getattr(objective, "rho", None) is not None:
         objective = replace(objective, rho=0.5)  # which four pairs can reach
     small = replace(
         recipe,

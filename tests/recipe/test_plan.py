@@ -9,11 +9,10 @@ from PIL import Image
 from tests.small_runs import TINY
 
 from drrho.cli import main
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.models.build import Model, build_model
 from drrho.recipe.filtering import Filtering
-from drrho.recipe.plan import plan_run
-from drrho.recipe.sizes import activation_bytes, sizes_of
+from drrho.recipe.plan import activation_bytes, plan_run, sizes_of
 from drrho.recipe.train import train_recipe
 
 
@@ -77,7 +76,7 @@ def test_missing_shards_are_named(plain_recipe, scenes, tmp_path):
 def test_sizes_are_those_of_the_model_and_of_the_state(plain_recipe):
     model = build_model(TINY, seed=0)
     parameters = sum(p.numel() for p in model.module.parameters())
-    fast = replace(plain_recipe, objective=ObjectiveConfig(method="fastclip"))
+    fast = replace(plain_recipe, objective=FastCLIP())
     one = sizes_of(fast, model, num_samples=1000, num_processes=1)
     assert one.parameters == parameters
     assert one.model_and_optimizer == 16 * parameters

@@ -12,9 +12,12 @@ from tests.processes import Process, until
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig, named_objective
+from drrho.contrastive.memory.temperature import Constant, Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 from drrho.data.batch import Batch
@@ -210,28 +213,28 @@ def test_every_option_builds_and_steps_on_the_cpu(
         plain_recipe,
         output=str(tmp_path),
         training=training,
-        objective=ObjectiveConfig(
-            method=method,
-            temperature=TemperatureConfig(kind="learned" if learned else "constant"),
-            rho=1.0 if learned and method != "clip" else None,
+        objective=METHODS[method](
+            temperature=Learned() if learned else Constant(),
+            **{"rho": 1.0} if learned and method != "clip" else {},
         ),
         reference=str(reference) if method == "drrho_clip" else None,
     )
     assert train_recipe(recipe)["samples_seen"] == 8
 
 
-TEACHER = DistillationConfig(teacher_temperatures=(0.07,))
+METHODS = {objective.method: objective for objective in (CLIP, SigLIP, FastCLIP, DRRhoCLIP)}
+TEACHER = DistillationTerm(teacher_temperatures=(0.07,))
 
 
 @pytest.mark.parametrize(
     "objective",
     [
-        named_objective("siglip", temperature=0.1),
-        named_objective("sogclr", gamma=0.8),
-        named_objective("isogclr", gamma=0.8, rho=1.0),
-        ObjectiveConfig(method="clip", temperature=TemperatureConfig(kind="per_direction")),
-        ObjectiveConfig(method="distillation", distillation=TEACHER),
-        ObjectiveConfig(method="drrho_clip", reference_scale=0.5, distillation=TEACHER),
+        SigLIP(temperature=Learned(initial=0.1)),
+        FastCLIP(gamma_min=0.8, gamma_schedule="constant"),
+        FastCLIP(temperature=PerSample(), rho=1.0, gamma_min=0.8, gamma_schedule="constant"),
+        CLIP(temperature=Learned(per_direction=True)),
+        Distillation(teacher_temperatures=TEACHER.teacher_temperatures),
+        DRRhoCLIP(reference_scale=0.5, distillation=TEACHER),
     ],
     ids=lambda objective: objective.method,
 )
@@ -283,7 +286,7 @@ def test_joint_selection_trains_on_exactly_its_batch_and_resumes(
     selection = Selection(batch_size=4, num_chunks=num_chunks, **options)
     recipe = replace(
         plain_recipe,
-        objective=ObjectiveConfig(method=method),
+        objective=METHODS[method](),
         selection=selection,
         reference=str(reference) if selection.needs_reference else None,
         evaluation=Evaluation(),
@@ -313,15 +316,13 @@ def test_selections_that_do_not_fit_are_refused(plain_recipe, reference):
             plain_recipe,
             selection=excess,
             reference=str(reference),
-            objective=ObjectiveConfig(method="siglip"),
+            objective=SigLIP(),
         )
     with pytest.raises(ValueError, match="per_direction.* does not fit"):
         replace(
             plain_recipe,
             selection=by_loss,
-            objective=ObjectiveConfig(
-                method="clip", temperature=TemperatureConfig(kind="per_direction")
-            ),
+            objective=CLIP(temperature=Learned(per_direction=True)),
         )
     with pytest.raises(ValueError, match="needs selection.reference_temperature"):
         Selection(batch_size=4)
@@ -358,7 +359,7 @@ def test_micro_batches_step_as_the_batch_does(size):
         reference=None,
     )
     towers = LinearTowers()
-    loss = ContrastiveObjective(ObjectiveConfig(method="fastclip"), num_samples=8)
+    loss = ContrastiveObjective(FastCLIP(), num_samples=8)
     found = []
     for micro_batch_size in (None, size):
         step = ContrastiveStep(

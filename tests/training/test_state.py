@@ -95,12 +95,15 @@ def test_what_a_version_adds_had_its_default(tmp_path):
     save(state(tmp_path))
     new = {"a": {"b": 1, "c": [1, 2], "d": 0}, "data": {"workers": 4}, "e": None}
     with pytest.raises(CheckpointError, match=r"config a\.d: absent before, 0 now"):
-        state(tmp_path, config=new).resume(defaults={"e": None})
-    # A value that the checkpoint does name keeps it, whatever the default.
-    assert state(tmp_path, config=new).resume(defaults={"a": {"b": 7, "d": 0}, "e": None})
-    other = {"a": {"b": 1, "c": [1, 2], "d": 5}, "data": {"workers": 4}}
+        state(tmp_path, config=new).resume(upgrade=lambda saved: {**saved, "e": None})
+
+    def upgrade(saved):
+        return {**saved, "a": {"d": 0, **saved["a"]}, "e": None}
+
+    assert state(tmp_path, config=new).resume(upgrade=upgrade)
+    other = {"a": {"b": 1, "c": [1, 2], "d": 5}, "data": {"workers": 4}, "e": None}
     with pytest.raises(CheckpointError, match=r"config a\.d: 0 before, 5 now"):
-        state(tmp_path, config=other).resume(defaults={"a": {"d": 0}})
+        state(tmp_path, config=other).resume(upgrade=upgrade)
 
 
 def test_other_shapes_are_named_and_nothing_is_changed(tmp_path):

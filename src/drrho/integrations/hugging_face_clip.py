@@ -1,7 +1,7 @@
 """Hugging Face's Trainer for dual encoders: negatives of all processes, steered by a reference.
 
 trainer = ContrastiveTrainer(
-model, args, objective=named_objective("drrho_clip", temperature=0.01),
+model, args, objective=DRRhoCLIP(temperature=0.01),
 reference=store, train_dataset=data,
 )
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import TrainingArguments
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.pairs import (
     MAX_LOG_SCALE,
@@ -68,7 +68,7 @@ class ContrastiveTrainer(TrainerWithState):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        objective: ObjectiveConfig,
+        objective: Objective,
         reference: EmbeddingStore | PairEmbeddings | None = None,
         num_samples: int | None = None,
         id_column: str = "sample_id",

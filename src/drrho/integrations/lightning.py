@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, whole_state
 from drrho.training.schedules import Schedule
@@ -38,7 +38,7 @@ class Steering(Callback):
 
     def __init__(
         self,
-        objective: ObjectiveConfig,
+        objective: Objective,
         *,
         num_samples: int,
         reference: EmbeddingStore | PairEmbeddings | None = None,

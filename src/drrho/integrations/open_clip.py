@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.pairs import EmbeddingStore, SteeredPairs
 
@@ -44,7 +44,7 @@ class SteeredClipLoss(nn.Module):
 
     def __init__(
         self,
-        config: ObjectiveConfig,
+        config: Objective,
         *,
         num_samples: int,
         steps: int,

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from drrho.contrastive.memory.temperature import CLIP_MINIMUM, TemperatureConfig
-from drrho.contrastive.objectives.config import GLOBAL_METHODS, ObjectiveConfig
-from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.memory.temperature import CLIP_MINIMUM, Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.training.schedules import Schedule, averaging_rate
+from drrho.training.schedules import Schedule, averaging_rate, constant
 
 MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)
 
@@ -61,7 +62,7 @@ class SteeredPairs(nn.Module):
 
     def __init__(
         self,
-        config: ObjectiveConfig,
+        config: Objective,
         *,
         num_samples: int,
         reference: EmbeddingStore | PairEmbeddings | None = None,
@@ -70,7 +71,7 @@ class SteeredPairs(nn.Module):
         _require_fit(config)
         if config.needs_reference != (reference is not None):
             raise ValueError(
-                "reference is for drrho_clip, which needs one, and for no other method; got "
+                "reference is for DRRhoCLIP, which needs one, and for no other objective; got "
                 f"{'none' if reference is None else 'one'} for {config.method!r}"
             )
         if isinstance(reference, PairEmbeddings) and len(reference.image) != num_samples:
@@ -84,7 +85,7 @@ class SteeredPairs(nn.Module):
         self._reference = reference
 
     @property
-    def config(self) -> ObjectiveConfig:
+    def config(self) -> Objective:
         return self.objective.config
 
     def forward(
@@ -132,8 +133,11 @@ class SteeredPairs(nn.Module):
 
         Source: docs/mathematics.md, "Per-sample estimators".
         """
-        final = self.config.final_gamma(epochs=epochs)
-        return averaging_rate(final, kind=self.config.gamma_schedule, steps=steps)
+        config = self.config
+        if not isinstance(config, FastCLIP | DRRhoCLIP):
+            return constant(1.0)
+        final = config.final_gamma(epochs=epochs)
+        return averaging_rate(final, kind=config.gamma_schedule, steps=steps)
 
     def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
         """Read the averages of these samples, of all processes; None for a loss without memory."""
@@ -237,19 +241,20 @@ def _with_reference(
     )
 
 
-def _require_fit(config: ObjectiveConfig) -> None:
-    if config.method not in ("clip", *GLOBAL_METHODS) or config.distillation is not None:
+def _require_fit(config: Objective) -> None:
+    if not isinstance(config, CLIP | FastCLIP | DRRhoCLIP) or config.distillation is not None:
         raise ValueError(
-            "objective.method must be clip, fastclip or drrho_clip without distillation inside "
-            f"another trainer, got {config.method!r}; `drrho train` has all of them"
+            "the objective must be CLIP, FastCLIP or DRRhoCLIP without distillation inside "
+            f"another trainer, got {config}; `drrho train` has all of them"
         )
     temperature = config.temperature
-    if temperature.kind not in ("constant", "learned"):
+    per_direction = isinstance(temperature, Learned) and temperature.per_direction
+    if isinstance(temperature, PerSample) or per_direction:
         raise ValueError(
-            "objective.temperature.kind must be constant or learned inside another trainer, whose "
-            f"model has one logit_scale, got {temperature.kind!r}; `drrho train` has all of them"
+            "objective.temperature must be constant or learned inside another trainer, whose "
+            f"model has one logit_scale, got {temperature}; `drrho train` has all of them"
         )
-    if temperature.learned and temperature != TemperatureConfig(kind="learned"):
+    if isinstance(temperature, Learned) and temperature != Learned():
         raise ValueError(
             "objective.temperature has no effect but by its kind where it is learned: it is the "
             "logit_scale of the model; use set_logit_scale(model, temperature) for its start"

@@ -2,26 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-NAMES = {
-    "clip": "CLIP",
-    "openclip": "OpenCLIP",
-    "siglip": "SigLIP",
-    "fastclip": "FastCLIP",
-    "fastclip_v1": "FastCLIP v1",
-    "fastclip_v3": "FastCLIP v3",
-    "isogclr": "iSogCLR",
-    "jest": "JEST",
-    "jest_top_k": "JEST top-k",
-    "rho_top_k": "RHO top-k",
-    "filter": "filter by similarity",
-    "distillation": "distillation",
-    "fastclip_distillation": "FastCLIP + distillation",
-    "drrho_clip": "DRRho-CLIP",
-    "drrho_clip_equal": "DRRho-CLIP, equal reference",
-    "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
-    "drrho_clip_distillation": "DRRho-CLIP + distillation",
-}
-
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns: the first to the left, the others to the right.
@@ -46,11 +26,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for column, width in enumerate(widths)
     ]
     return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-def method_title(method: str) -> str:
-    """A method's name in print."""
-    return NAMES.get(method, method)
 
 
 def metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:

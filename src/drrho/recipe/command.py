@@ -7,11 +7,13 @@ from pathlib import Path
 
 import tyro
 
+from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.plotting.table import in_brackets, metrics_table
 from drrho.recipe.filtering import FilterReport
+from drrho.recipe.override import overridden
 from drrho.recipe.plan import plan_run
-from drrho.recipe.published import SUMMARIES, Name, Scale, named_recipe
-from drrho.recipe.recipe import Recipe, absent_part, load_recipe
+from drrho.recipe.published import Scale, named_recipe
+from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 
 DRY_RUN, SCALE = "--dry-run", "--scale."
@@ -87,22 +89,21 @@ def _recipe(source: str, arguments: list[str]) -> Recipe:
     A file is what ends in `.py` or lies there; anything else is a name. `--scale.batch-size` and
     its like change a published recipe with all that follows from them, and come first.
     """
-    if source in SUMMARIES and not Path(source).is_file():
+    if source in ALGORITHMS and not Path(source).is_file():
         of_scale, others = _of_scale(_in_full(arguments, ALIASES_OF_PUBLISHED))
         prog = f"drrho train {source}"
         options = tyro.cli(ScaleOptions, args=of_scale, prog=prog)
-        return _overridden(
-            named_recipe(_name(source), options.scale), source, others, ALIASES_OF_PUBLISHED
-        )
+        recipe, aliases = named_recipe(source, options.scale), ALIASES_OF_PUBLISHED
+        return overridden(recipe, others, source=source, description=_described(aliases))
     if not source.endswith(".py") and not Path(source).exists():
-        near = difflib.get_close_matches(source, list(SUMMARIES))
+        near = difflib.get_close_matches(source, list(ALGORITHMS))
         raise ValueError(
             f"{source!r} is neither a Python file nor a published recipe"
             + (f"; near it: {near}" if near else "")
             + ". `drrho recipes` lists them"
         )
-    recipe = load_recipe(source, Recipe)
-    return _overridden(recipe, source, _in_full(arguments, ALIASES), ALIASES)
+    recipe, options = load_recipe(source, Recipe), _in_full(arguments, ALIASES)
+    return overridden(recipe, options, source=source, description=_described(ALIASES))
 
 
 def _in_full(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
@@ -123,10 +124,6 @@ def _in_full(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _name(source: str) -> Name:
-    return next(name for name in SUMMARIES if name == source)
-
-
 def _of_scale(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The options of the scale, with their values, and the others."""
     of_scale, others, takes = [], [], False
@@ -141,8 +138,8 @@ def _of_scale(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _list_of_recipes() -> str:
-    width = max(map(len, SUMMARIES))
-    rows = [f"  {name:<{width}}  {summary}" for name, summary in SUMMARIES.items()]
+    width = max(map(len, ALGORITHMS))
+    rows = [f"  {name:<{width}}  {found.summary}" for name, found in ALGORITHMS.items()]
     return (
         "published recipes, for ViT-B/16 on 192 million pairs at batch 5,120:\n\n"
         + "\n".join(rows)
@@ -152,32 +149,11 @@ def _list_of_recipes() -> str:
     )
 
 
-def _overridden(
-    recipe: Recipe, path: str, arguments: list[str], aliases: Mapping[str, str]
-) -> Recipe:
-    """The recipe with any field changed: `--training.steps 2000`.
-
-    What the recipe leaves out altogether (`selection`, `objective.distillation`) has no fields to
-    change; it is added in the file.
-
-    Raises:
-        ValueError: an option is of a part that the recipe leaves out.
-    """
-    for option in arguments:
-        if option.startswith("--") and (part := absent_part(recipe, option)):
-            raise ValueError(
-                f"{option} has nothing to change: recipe {path} has {part} = None. Set {part} in a "
-                "recipe's file; the command line can change it then"
-            )
-    return tyro.cli(
-        Recipe,
-        args=arguments,
-        prog=f"drrho train {path}",
-        description=(
-            "Train a model by this recipe, with any field changed. --dry-run checks and describes "
-            "the run.\n\nShort names: "
-            + ", ".join(f"{short} = {full}" for short, full in aliases.items())
-        ),
-        default=recipe,
-        config=(tyro.conf.AvoidSubcommands,),
+def _described(aliases: Mapping[str, str]) -> str:
+    """Help of `drrho train RECIPE`, before the list of its options."""
+    short = ", ".join(f"{short} = {full}" for short, full in aliases.items())
+    return (
+        "Train a model by this recipe, with any field changed. --dry-run checks and describes the "
+        "run. --objective.method and --objective.temperature.kind choose another class of "
+        f"objective and of temperature.\n\nShort names: {short}"
     )

@@ -9,8 +9,8 @@ from tyro.conf import Positional
 
 from drrho.models.build import Model, build_model, load_model
 from drrho.models.export import export_hugging_face, export_open_clip
-from drrho.models.small import SmallConfig
 from drrho.models.two_tower import TwoTower
+from drrho.recipe.document import read_recipe
 from drrho.recipe.train import RECIPE_FILE
 from drrho.training.checkpoint import read_values
 
@@ -89,10 +89,10 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
 def recorded_model(run: Path) -> Model:
     """What a run's recipe says of its model; FileNotFoundError if the folder is no run."""
     try:
-        fields = json.loads((run / RECIPE_FILE).read_bytes())["model"]
+        document = json.loads((run / RECIPE_FILE).read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
-    return Model(**fields | {"small": SmallConfig(**fields["small"])})
+    return read_recipe(document).model
 
 
 def run_export(config: ExportConfig) -> str:

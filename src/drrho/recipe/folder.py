@@ -10,7 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 from drrho.data.manifest import Manifest
 from drrho.models.build import build_model, load_model
 from drrho.models.two_tower import TwoTower
-from drrho.recipe.export import load_checkpoint_model, recorded_model
+from drrho.recipe.document import read_recipe
+from drrho.recipe.export import load_checkpoint_model
+from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import RECIPE_FILE, RESULTS_FILE
 from drrho.reference.reader import Reference, open_reference
 from drrho.training.checkpoint import list_checkpoints
@@ -25,30 +27,20 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
-        recipe: what `recipe.json` says.
+        recipe: what was trained.
         rows: of its metrics log; none before the first is written.
         results: of a finished run.
     """
 
     path: Path
-    recipe: dict[str, Any]
+    recipe: Recipe
     rows: list[Row]
     results: dict[str, Any] | None
-
-    @property
-    def method(self) -> str:
-        return self.recipe["objective"]["method"]
 
     @property
     def step(self) -> int:
         """The last step in the log."""
         return int(self.rows[-1]["step"] or 0) if self.rows else 0
-
-    @property
-    def batch_size(self) -> int:
-        """Pairs of a step that the model is trained on."""
-        selection = self.recipe.get("selection")
-        return (selection or self.recipe["loading"])["batch_size"]
 
     def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
         """The stored embeddings that steered it, or those in another folder; None if none did.
@@ -57,16 +49,18 @@ class RunFolder:
             FileNotFoundError, ValueError: as `open_reference`; or it was steered by embeddings
                 of views, which say nothing of the samples as they are.
         """
-        if folder is None and self.recipe["loading"].get("views"):
+        if folder is None and self.recipe.loading.views is not None:
             raise ValueError(
                 f"{self.path} was trained on views; name stored embeddings of the samples as they "
                 "are (--reference)"
             )
         if folder is not None:
             return open_reference(folder, manifest)
-        named = self.recipe.get("reference")
-        weights = self.recipe.get("reference_weights")
-        return open_reference(named, manifest, weights=weights) if named else None
+        if self.recipe.reference is None:
+            return None
+        return open_reference(
+            self.recipe.reference, manifest, weights=self.recipe.reference_weights
+        )
 
     def temperature_at(self, step: int) -> float:
         """The one last logged by then, of several their mean; before the first row, as it began."""
@@ -75,7 +69,7 @@ class RunFolder:
         for row in reversed(taken):
             if values := [value for name in names if (value := row.get(name)) is not None]:
                 return sum(values) / len(values)
-        return self.recipe["objective"]["temperature"]["initial"]
+        return self.recipe.objective.temperature.initial
 
 
 @runtime_checkable
@@ -109,15 +103,16 @@ def read_run(path: Path) -> RunFolder:
         FileNotFoundError: it holds no run.
         ValueError: a file of it is damaged.
     """
-    recipe = _read_json(path / RECIPE_FILE)
-    if recipe is None:
+    document = _read_json(path / RECIPE_FILE)
+    if document is None:
         raise FileNotFoundError(
             f"{path} holds no run: it has no {RECIPE_FILE}. Give a folder that `drrho train` or "
             "`drrho compare` wrote"
         )
-    for name in ("objective", "loading", "model", "data"):
-        if name not in recipe:
-            raise ValueError(f"{path / RECIPE_FILE} is damaged: it has no {name!r}")
+    try:
+        recipe = read_recipe(document)
+    except ValueError as error:
+        raise ValueError(f"{path / RECIPE_FILE} is damaged: {error}") from error
     try:
         rows = read_metrics(path)
     except FileNotFoundError:
@@ -149,7 +144,7 @@ def stages_of(run: RunFolder) -> list[Stage]:
     def stage(step: int, title: str, load: ModelLoader) -> Stage:
         return Stage(step=step, title=title, temperature=run.temperature_at(step), load=load)
 
-    start = partial(build_model, recorded_model(run.path), seed=run.recipe["seed"])
+    start = partial(build_model, run.recipe.model, seed=run.recipe.seed)
     stages = [stage(0, "before training", start)]
     finished = run.results is not None
     for checkpoint in list_checkpoints(run.path / "checkpoints"):

@@ -8,13 +8,20 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
-from drrho.contrastive.objectives.config import GLOBAL_METHODS
-from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.memory.temperature import AnyTemperature, Learned, PerSample
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import Distillation
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Position, training_batches
 from drrho.data.manifest import Manifest
@@ -23,9 +30,9 @@ from drrho.evaluation.evaluate import open_evaluation_set
 from drrho.models.build import build_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
+from drrho.recipe.document import upgraded
 from drrho.recipe.filtering import FilterReport
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
-from drrho.recipe.sizes import Sizes, sizes_of
 from drrho.recipe.train import (
     RECIPE_FILE,
     RESULTS_FILE,
@@ -38,9 +45,119 @@ from drrho.reference.reader import Reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.launch import Launch, resolve_device
 from drrho.runtime.provenance import config_differences
+from drrho.runtime.randomness import preserved_generators
 from drrho.training.checkpoint import latest_checkpoint
-from drrho.training.config import require_precision
+from drrho.training.config import Precision, require_precision
 from drrho.training.optimizer import build_optimizer
+
+FLOAT = 4  # bytes
+MEASURED = (2, 4)  # pairs of the two forward passes that activations are measured with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Bytes of one process, but for the disk.
+
+    Attributes:
+        parameters: numbers, trainable or not; of the whole model.
+        model_and_optimizer: parameters, gradients and AdamW's moments in float32.
+        activations: of the pairs that are encoded at once; None if it is not known.
+        images: of the loaded pairs, and the same again that wait.
+        per_sample: averages and individual temperatures.
+        checkpoints: on disk, with the one that is being written.
+    """
+
+    parameters: int
+    model_and_optimizer: int
+    activations: int | None
+    images: int
+    per_sample: int
+    checkpoints: int
+
+
+def sizes_of(recipe: Recipe, model: TwoTower, *, num_samples: int, num_processes: int) -> Sizes:
+    """An estimate from the model, which is on the CPU, and the formats of drrho's files.
+
+    Activations are what autograd keeps of two small forward passes of both towers, per pair,
+    times the pairs that a process encodes at once.
+    """
+    trainable = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in model.module.parameters())
+    shares = num_processes if recipe.parallel == "sharded" else 1
+    state = per_sample_bytes(recipe.objective) * num_samples
+    one_checkpoint = FLOAT * (parameters + 2 * trainable) + state
+    trained, loaded = (
+        -(-size // num_processes) for size in (recipe.trained_batch_size, recipe.loading.batch_size)
+    )
+    at_once = trained if recipe.micro_batch_size is None else recipe.micro_batch_size
+    kept = None
+    if not recipe.gradient_checkpointing:
+        kept = activation_bytes(model, precision=recipe.training.precision) * at_once
+    return Sizes(
+        parameters=parameters,
+        model_and_optimizer=FLOAT * (parameters + 3 * trainable) // shares,
+        activations=kept,
+        images=2 * loaded * FLOAT * _pixels(model).numel(),
+        per_sample=state // num_processes,
+        checkpoints=(recipe.training.keep_checkpoints + 1) * one_checkpoint,
+    )
+
+
+def per_sample_bytes(objective: Objective) -> int:
+    """Bytes of state for one sample of the data set, in memory and in a checkpoint."""
+    averages = 2 * FLOAT if objective.has_averages else 0
+    temperatures = 4 * FLOAT if isinstance(objective.temperature, PerSample) else 0
+    return averages + temperatures
+
+
+def activation_bytes(model: TwoTower, *, precision: Precision) -> int:
+    """Bytes that the backward pass of both towers needs of a pair."""
+    fewer, more = (_saved_bytes(model, pairs, precision) for pairs in MEASURED)
+    return max(0, more - fewer) // (MEASURED[1] - MEASURED[0])
+
+
+def _saved_bytes(model: TwoTower, num_pairs: int, precision: Precision) -> int:
+    """Of the distinct tensors that autograd saves, without the parameters."""
+    module: Any = model.module
+    own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
+    saved: dict[int, int] = {}
+    alive: list[Tensor] = []  # or a later tensor could take the memory of an earlier one
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    images = _pixels(model).expand(num_pairs, -1, -1, -1).contiguous()
+    tokens = model.tokenizer(["a caption"] * num_pairs)
+    dtype = torch.bfloat16  # both half precisions are as large, and CPUs know this one
+    training = [m for m in model.module.modules() if m.training]
+    model.module.eval()  # a forward pass in training would move batch statistics
+    try:
+        with (
+            preserved_generators(),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=dtype, enabled=precision != "float32"),
+        ):
+            module.encode_image(images, normalize=False)
+            module.encode_text(tokens, normalize=False)
+    finally:
+        _restore(training)
+    return sum(saved.values())
+
+
+def _restore(training: list[nn.Module]) -> None:
+    for module in training:
+        module.training = True
+
+
+def _pixels(model: TwoTower) -> Tensor:
+    """An image as training sees it."""
+    with preserved_generators():
+        return model.train_transform(Image.new("RGB", (64, 64)))[None]
+
 
 SAMPLES_READ = 8  # of the first batch
 
@@ -86,20 +203,22 @@ def plan_run(recipe: Recipe) -> str:
 def describe_objective(recipe: Recipe) -> str:
     """What is minimised on what, in words."""
     objective = recipe.objective
-    names = {
-        "clip": "CLIP's cross-entropy of the batch",
-        "siglip": "SigLIP's sigmoid loss",
-        "fastclip": "the global contrastive loss (FastCLIP)",
-        "drrho_clip": "the global contrastive loss on the excess over the reference (DRRho-CLIP)",
-        "distillation": "the teachers' matching probabilities",
-    }
-    tau = objective.temperature
-    words = f"{names[objective.method]}, temperature {tau.kind.replace('_', ' ')} {tau.initial}"
-    if objective.rho is not None:
+    match objective:
+        case CLIP():
+            words = "CLIP's cross-entropy of the batch"
+        case SigLIP():
+            words = "SigLIP's sigmoid loss"
+        case FastCLIP():
+            words = "the global contrastive loss (FastCLIP)"
+        case DRRhoCLIP():
+            words = "the global contrastive loss on the excess over the reference (DRRho-CLIP)"
+        case Distillation():
+            words = "the teachers' matching probabilities"
+    words += f", temperature {_of_temperature(objective.temperature)}"
+    if isinstance(objective, FastCLIP | DRRhoCLIP) and objective.rho is not None:
         words += f", rho {objective.rho}"
-    if objective.distillation is not None and objective.method != "distillation":
-        weight = 1.0 if objective.distillation.weight is None else objective.distillation.weight
-        words += f"; plus {weight} times distillation from {objective.num_teachers} teachers"
+    if not isinstance(objective, Distillation) and (term := objective.distillation) is not None:
+        words += f"; plus {term.weight} times distillation from {objective.num_teachers} teachers"
     if (selection := recipe.selection) is not None:
         rule = {"sample": "JEST", "top_k": "JEST top-k", "rho_top_k": "RHO top-k"}
         words += (
@@ -107,6 +226,11 @@ def describe_objective(recipe: Recipe) -> str:
             f"{rule[selection.selection]} on {selection.kind}"
         )
     return words
+
+
+def _of_temperature(tau: AnyTemperature) -> str:
+    per_direction = isinstance(tau, Learned) and tau.per_direction
+    return f"{'per direction' if per_direction else tau.kind.replace('_', ' ')} {tau.initial}"
 
 
 def readable_bytes(num_bytes: float) -> str:
@@ -151,7 +275,7 @@ def _folder(recipe: Recipe, config: dict) -> str:
         return written + "; a new run"
     document = json.loads(path.read_text())
     before = document["recipe"] if path.name == RESULTS_FILE else document
-    if changed := config_differences(before, config, may_change=MAY_CHANGE):
+    if changed := config_differences(upgraded(before), config, may_change=MAY_CHANGE):
         raise ValueError(
             f"{folder} holds a run of another recipe; train in another folder, or remove it:\n  "
             + "\n  ".join(changed)
@@ -214,7 +338,7 @@ def _of_steps(
         f"rate         linear to {optimizer.learning_rate:g} in {optimizer.warmup_steps:,} steps, "
         f"then a cosine to 0; weight decay {optimizer.weight_decay:g}"
     )
-    if recipe.objective.method in GLOBAL_METHODS:
+    if recipe.objective.has_averages:
         epochs = training.steps / steps_per_epoch(manifest, batch_size=trained)
         gamma = gamma_schedule(recipe, epochs=epochs)
         yield f"gamma        {gamma(0):.3g} at the start, {gamma(training.steps):.3g} at the end"

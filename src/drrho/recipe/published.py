@@ -6,12 +6,10 @@ has no published script the choice is said beside it. docs/guides/recipes.md lis
 differ.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from drrho.contrastive.memory.temperature import TemperatureConfig
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
+from drrho.contrastive.objectives.algorithms import ALGORITHMS, OPENAI_TEMPERATURE
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
@@ -20,40 +18,9 @@ from drrho.recipe.selection import Selection
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
-Name = Literal[
-    "openclip",
-    "siglip",
-    "sogclr",
-    "isogclr",
-    "fastclip_v1",
-    "fastclip_v3",
-    "drrho_clip",
-    "jest",
-    "jest_top_k",
-    "rho_top_k",
-    "distillation",
-    "drrho_clip_distillation",
-    "openclip_filtered",
-]
-SUMMARIES: Mapping[Name, str] = {
-    "openclip": "InfoNCE of the batch, learned temperature",
-    "siglip": "sigmoid loss, learned temperature and bias",
-    "sogclr": "global contrastive loss, constant temperature and gamma",
-    "isogclr": "global contrastive loss, a temperature for each sample",
-    "fastclip_v1": "global contrastive loss, constant temperature, gamma by cosine",
-    "fastclip_v3": "the published FastCLIP run: learned temperature, rho 11",
-    "drrho_clip": "the published DRRho-CLIP run: excess over a reference, temperature 0.01",
-    "jest": "OpenCLIP on a fifth of a super-batch, drawn by JEST",
-    "jest_top_k": "the same with the largest scores of each chunk",
-    "rho_top_k": "OpenCLIP on the fifth of a super-batch with the largest excess loss",
-    "distillation": "a reference's matching probabilities alone (MobileCLIP)",
-    "drrho_clip_distillation": "DRRho-CLIP, and the reference as a teacher",
-    "openclip_filtered": "OpenCLIP on the 30 % of the pairs that a reference finds most alike",
-}
 SAMPLES_OF_EPOCH, EPOCHS = 192_160_462, 7
 LEARNING_RATE = 3.125e-4
 WARMUP_STEPS, WARMUP_SHARE = 500, 20
-OPENAI_TEMPERATURE = 0.01  # 1 / logit_scale of the published reference, OpenAI's ViT-B/32
 SUPER_BATCH = 5  # batches: JEST keeps a fifth
 DATACOMP_FRACTION = 0.3  # that DataComp's filter by CLIP similarity keeps
 
@@ -94,29 +61,26 @@ class Scale:
         return min(WARMUP_STEPS, self.steps // WARMUP_SHARE)
 
 
-def is_name(text: str) -> bool:
-    """Whether a recipe has this name."""
-    return text in get_args(Name)
-
-
-def named_recipe(name: Name, scale: Scale | None = None) -> Recipe:
+def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
     """A published run, or the counterpart of one that differs in the objective alone.
 
     Data, reference and output are `train.json`, `reference` and `runs/NAME`, to be replaced.
 
+    Args:
+        name: one of `drrho.contrastive.objectives.algorithms.ALGORITHMS`.
+        scale: how large the run is; None is as published.
+
     Raises:
         ValueError: there is no recipe of this name, or the scale does not fit.
 
-    Source: arXiv 2505.06699 and its repository; Wei et al. 2024 (FastCLIP); Evans et al. 2024
-        (JEST); Vasu et al. 2023 (MobileCLIP); Gadre et al. 2023 (DataComp, the filter).
+    Source: arXiv 2505.06699 and its repository; of each other algorithm, its `citation`.
     """
     scale = Scale() if scale is None else scale
-    if not is_name(name):
-        raise ValueError(f"no recipe is called {name!r}; there are {', '.join(get_args(Name))}")
-    objective = _objective(name)
+    if name not in ALGORITHMS:
+        raise ValueError(f"no recipe is called {name!r}; there are {', '.join(ALGORITHMS)}")
+    objective = ALGORITHMS[name].objective
     selection = _selection(name, scale)
     reads_reference = objective.needs_reference or selection is not None
-    learned = objective.temperature.kind == "learned"
     return Recipe(
         output=f"runs/{name}",
         data="train.json",
@@ -134,7 +98,7 @@ def named_recipe(name: Name, scale: Scale | None = None) -> Recipe:
                 betas=(0.9, 0.98),
                 epsilon=1e-6,
                 weight_decay=0.2,
-                temperature_lr_scale=0.25 if name == "fastclip_v3" and learned else None,
+                temperature_lr_scale=0.25 if name == "fastclip_v3" else None,
             ),
         ),
         reference="reference" if reads_reference else None,
@@ -149,43 +113,7 @@ def named_recipe(name: Name, scale: Scale | None = None) -> Recipe:
     )
 
 
-def _objective(name: Name) -> ObjectiveConfig:
-    learned = TemperatureConfig(initial=0.07, kind="learned")
-    constant = TemperatureConfig(initial=OPENAI_TEMPERATURE)
-    imitate = DistillationConfig(teacher_temperatures=(OPENAI_TEMPERATURE,))
-    match name:
-        case "siglip":
-            tau = TemperatureConfig(initial=0.1, kind="learned")
-            return ObjectiveConfig(method="siglip", temperature=tau)
-        case "sogclr" | "isogclr":
-            individual = name == "isogclr"
-            kind = "per_sample" if individual else "constant"
-            return ObjectiveConfig(
-                method="fastclip",
-                temperature=TemperatureConfig(initial=0.03, kind=kind),
-                rho=8.0 if individual else None,
-                gamma_min=0.8,
-                gamma_schedule="constant",
-            )
-        case "fastclip_v1":
-            return ObjectiveConfig(
-                method="fastclip", temperature=TemperatureConfig(initial=0.03), epsilon=1e-14
-            )
-        case "fastclip_v3":
-            return ObjectiveConfig(method="fastclip", temperature=learned, epsilon=1e-14, rho=11.0)
-        case "drrho_clip":
-            return ObjectiveConfig(method="drrho_clip", temperature=constant, epsilon=1e-4)
-        case "drrho_clip_distillation":
-            return ObjectiveConfig(
-                method="drrho_clip", temperature=constant, epsilon=1e-4, distillation=imitate
-            )
-        case "distillation":
-            return ObjectiveConfig(method="distillation", temperature=learned, distillation=imitate)
-        case "openclip" | "jest" | "jest_top_k" | "rho_top_k" | "openclip_filtered":
-            return ObjectiveConfig(method="clip", temperature=learned)
-
-
-def _selection(name: Name, scale: Scale) -> Selection | None:
+def _selection(name: str, scale: Scale) -> Selection | None:
     rules: dict[str, Literal["sample", "top_k", "rho_top_k"]] = {
         "jest": "sample",
         "jest_top_k": "top_k",

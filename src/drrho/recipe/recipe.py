@@ -3,11 +3,12 @@
 import difflib
 import runpy
 import traceback
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.objective import Objective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
@@ -65,7 +66,7 @@ class Recipe:
             They need not add up to 1: `w tau / tau_ref` lets one enter as its own logits.
         missing_reference: treatment of a pair without reference embeddings: "leave_out" drops it
             from its batch and counts it as skipped, "plain" keeps it with its plain loss.
-        teachers: folders of stored embeddings, one for each teacher of `objective.distillation`;
+        teachers: folders of stored embeddings, one for each teacher that the objective imitates;
             the reference may be one of them.
         selection: selection of the batch from what is loaded (JEST, RHO top-k); None trains on all.
         filtering: filter that leaves out pairs before training by their similarity to a reference;
@@ -91,7 +92,7 @@ class Recipe:
     data: str
     loading: Loading
     model: Model
-    objective: ObjectiveConfig
+    objective: Objective
     training: Training
     reference: str | tuple[str, ...] | None = None
     reference_weights: tuple[float, ...] | None = None
@@ -182,7 +183,7 @@ class Recipe:
             raise ValueError(f"missing_reference = 'plain' has no effect on {method}; leave it out")
         if len(self.teachers) != self.objective.num_teachers:
             raise ValueError(
-                f"objective.distillation has {self.objective.num_teachers} teachers, but teachers "
+                f"the objective has {self.objective.num_teachers} teachers, but teachers "
                 f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
                 "wrote for each"
             )
@@ -213,7 +214,7 @@ class Recipe:
                 f"{self.loading.batch_size}, the super-batch, got {draw.batch_size}"
             )
         if selection.needs_reference and (selection.reference_bias is None) != (
-            draw.loss == "softmax"
+            not isinstance(self.objective, SigLIP)
         ):
             raise ValueError(
                 f"selection.reference_bias = {selection.reference_bias} does not fit "
@@ -245,34 +246,6 @@ MAY_CHANGE = (
     "resume",
     "evaluation.references",
 )
-
-
-def default_values(config: object) -> dict[str, Any]:
-    """The defaults of a configuration's fields and of those of its parts, nested as `asdict`.
-
-    A field that a later version adds is absent from what an earlier one wrote, and had its default.
-    """
-    assert is_dataclass(config)
-    found: dict[str, Any] = {}
-    for part in fields(config):
-        value = getattr(config, part.name)
-        if is_dataclass(value):
-            found[part.name] = default_values(value)
-        elif part.default is not MISSING:
-            found[part.name] = part.default
-    return found
-
-
-def absent_part(recipe: object, option: str) -> str | None:
-    """The part that an option such as `--selection.batch-size` is of, where the recipe lacks it."""
-    names = option.partition("=")[0].removeprefix("--").replace("-", "_").split(".")
-    for depth, name in enumerate(names[:-1], start=1):
-        if not is_dataclass(recipe) or name not in {part.name for part in fields(recipe)}:
-            return None
-        recipe = getattr(recipe, name)
-        if recipe is None:
-            return ".".join(names[:depth])
-    return None
 
 
 def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from drrho.contrastive.memory.temperature import Temperature
-from drrho.contrastive.objectives.config import ObjectiveConfig
-from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.memory.temperature import Learned, PerSample, Temperature
+from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.selection.jest import JestConfig, select_jointly
 from drrho.contrastive.selection.rho import RhoConfig, select_by_excess
@@ -65,19 +65,19 @@ class Selection:
     def needs_reference(self) -> bool:
         return self.kind != "loss"
 
-    def draw(self, objective: ObjectiveConfig) -> JestConfig | RhoConfig:
+    def draw(self, objective: Objective) -> JestConfig | RhoConfig:
         """The configuration of the selection for this objective.
 
         Raises:
             ValueError: the objective has no single temperature, or numbers do not fit.
         """
-        if objective.temperature.kind not in ("constant", "learned"):
+        tau = objective.temperature
+        if isinstance(tau, PerSample) or (isinstance(tau, Learned) and tau.per_direction):
             raise ValueError(
-                f"objective.temperature.kind = {objective.temperature.kind!r} does not fit "
-                "selection, which scores all pairs at one temperature; take 'constant' or "
-                "'learned'"
+                f"objective.temperature = {tau} does not fit selection, which scores all pairs at "
+                "one temperature; take Constant or Learned, the same for both directions"
             )
-        loss: Loss = "sigmoid" if objective.method == "siglip" else "softmax"
+        loss: Loss = "sigmoid" if isinstance(objective, SigLIP) else "softmax"
         if self.selection == "rho_top_k":
             return RhoConfig(batch_size=self.batch_size, kind=self.kind, loss=loss)
         return JestConfig(

@@ -1,7 +1,10 @@
 """The forward pass of both towers and the contrastive loss of a batch: what the loop minimises."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -9,16 +12,86 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from drrho.contrastive.accumulation import encode_in_micro_batches
-from drrho.contrastive.objectives.config import GLOBAL_METHODS
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.batch import Batch
 from drrho.recipe.batches import SteeredBatch
-from drrho.recipe.clock import LossClock
 from drrho.recipe.selection import Selector
 from drrho.reference.store import ReferenceEmbeddings
 from drrho.training.schedules import Schedule
 from drrho.training.step import StepResult
+
+Mark = float | torch.cuda.Event
+
+
+class _Interval(NamedTuple):
+    start: Mark
+    end: Mark
+
+
+class LossClock:
+    """Times the loss of steps; everything else in a step is the towers, the data and the optimiser.
+
+    On a GPU events are noted in its stream, and read when `mean_seconds` is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._intervals: list[_Interval] = []
+        self._num_steps = 0
+
+    @contextmanager
+    def forward(self, embeddings: PairEmbeddings) -> Iterator[None]:
+        """Times what the block computes of embeddings."""
+        start = _mark(embeddings.image)
+        yield
+        self._intervals.append(_Interval(start, _mark(embeddings.image)))
+        self._num_steps += 1
+
+    def backward(self, loss: Tensor, embeddings: PairEmbeddings) -> None:
+        """Times the way back, from the loss until both embeddings have their gradient."""
+        started: list[Mark] = []
+        arrived: list[Mark] = []
+        num_embeddings = len(embeddings)
+
+        # A hook that held a tensor of its own graph would keep the graph, and all that it reaches,
+        # for ever: the garbage collector cannot see through the graph's nodes.
+        def start(gradient: Tensor) -> None:
+            started.append(_mark(gradient))
+
+        def arrive(gradient: Tensor) -> None:
+            arrived.append(_mark(gradient))
+            if len(arrived) == num_embeddings and started:
+                self._intervals.append(_Interval(started[0], arrived[-1]))
+
+        loss.register_hook(start)
+        for embedding in embeddings:
+            embedding.register_hook(arrive)
+
+    def mean_seconds(self) -> float | None:
+        """Per step since the last call; None if there was none. Waits for a GPU."""
+        if self._num_steps == 0:
+            return None
+        mean = sum(map(_seconds, self._intervals)) / self._num_steps
+        self._intervals, self._num_steps = [], 0
+        return mean
+
+
+def _mark(tensor: Tensor) -> Mark:
+    if not tensor.is_cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(tensor.device))
+    return event
+
+
+def _seconds(interval: _Interval) -> float:
+    start, end = interval
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return end - start
 
 
 class Towers(nn.Module):
@@ -84,7 +157,7 @@ class ContrastiveStep:
                 value = self.loss(embeddings, reference, **arguments)
             self.clock.backward(value.loss, embeddings)
         metrics = value.metrics
-        if self.loss.config.method in GLOBAL_METHODS:
+        if self.loss.config.has_averages:
             metrics = metrics | {"gamma": self.gamma(step)}
         if diagnose and (seconds := self.clock.mean_seconds()) is not None:
             metrics = metrics | {"time/loss": seconds}

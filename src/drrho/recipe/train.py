@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.data.batch import Batch
 from drrho.data.indexing import open_manifest_together
@@ -22,9 +23,10 @@ from drrho.evaluation.evaluate import evaluate_encoder, open_evaluation_set
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
+from drrho.recipe.document import CONTENTS, plain_recipe, upgraded
 from drrho.recipe.filtering import FilterReport, filtered
 from drrho.recipe.held_out import HeldOutVariances
-from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
+from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.reader import open_reference
@@ -43,7 +45,7 @@ from drrho.training.parallel import (
     shard,
     whole_weights,
 )
-from drrho.training.schedules import Schedule, averaging_rate
+from drrho.training.schedules import Schedule, averaging_rate, constant
 from drrho.training.state import TrainingState
 
 __all__ = ["ProcessFailed", "TrainingInterrupted", "train_recipe"]
@@ -104,7 +106,7 @@ class _Training:
         num_samples = self.manifest.num_samples
         loss = ContrastiveObjective(recipe.objective, num_samples=num_samples).to(self.device)
         state = self._state(model, loss)
-        state.resume(may_change=MAY_CHANGE, defaults=default_values(recipe))
+        state.resume(may_change=MAY_CHANGE, upgrade=upgraded)
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
         steps = steps_per_epoch(self.manifest, batch_size=recipe.trained_batch_size)
@@ -215,7 +217,7 @@ def run_config(
     contents = {"data_sha256": manifest.contents_sha256, **stores.identities}
     if report is not None:
         contents["filtering"] = report.as_plain()
-    return plain(asdict(recipe)) | {"contents": contents}
+    return plain_recipe(recipe) | {CONTENTS: plain(contents)}
 
 
 def filter_manifest(
@@ -263,10 +265,13 @@ def _evaluators(
 
 
 def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
-    """Of the per-sample averages, by step; 1 where there are none."""
+    """The weight of the newest batch in the per-sample averages by step; 1 without averages."""
+    objective = recipe.objective
+    if not isinstance(objective, FastCLIP | DRRhoCLIP):
+        return constant(1.0)
     return averaging_rate(
-        recipe.objective.final_gamma(epochs=epochs),
-        kind=recipe.objective.gamma_schedule,
+        objective.final_gamma(epochs=epochs),
+        kind=objective.gamma_schedule,
         steps=recipe.training.steps,
     )
 
@@ -279,15 +284,14 @@ def _finished_results(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any] 
     if not path.is_file():
         return None
     results = json.loads(path.read_text())
-    changed = config_differences(
-        results["recipe"], config, may_change=MAY_CHANGE, defaults=default_values(recipe)
-    )
+    recorded = upgraded(results["recipe"])
+    changed = config_differences(recorded, config, may_change=MAY_CHANGE)
     if changed:
         raise ValueError(
             f"{folder} holds a finished run of another recipe; train in another folder, or remove "
             "it:\n  " + "\n  ".join(changed)
         )
-    before, now = (c["evaluation"]["data"] for c in (results["recipe"], config))
+    before, now = (c["evaluation"]["data"] for c in (recorded, config))
     if now is not None and before != now:
         done = "was not evaluated" if before is None else f"was evaluated on {before}"
         raise ValueError(

@@ -27,17 +27,13 @@ def config_differences(
     current: Mapping[str, Any],
     *,
     may_change: Collection[str] = (),
-    defaults: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """One line for each value in which two plain configurations differ.
 
     Args:
         may_change: dotted names of values whose difference does not matter.
-        defaults: nested values that `saved` had where it does not name them.
     """
-    before, now = _flat(saved), _flat(current)
-    added = {n: v for n, v in _flat(plain(defaults or {})).items() if n in now}
-    lines = differences(added | before, now)
+    lines = differences(_flat(saved), _flat(current))
     return [line for line in lines if line.split(":")[0] not in may_change]
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import Objective
 from drrho.data.indexing import index_shards
 from drrho.data.loading import Loading
 from drrho.data.scenes import ScenesConfig, write_scenes
@@ -18,7 +20,9 @@ from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
 MODEL = Model(name="small", small=SmallConfig(text_width=96, text_heads=3))
-METHODS = {method: ObjectiveConfig(method=method) for method in ("clip", "fastclip", "drrho_clip")}
+METHODS: dict[str, Objective] = {
+    objective.method: objective for objective in (CLIP(), FastCLIP(), DRRhoCLIP())
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,10 @@ class TrainingState:
         return latest_checkpoint(self.checkpoints)
 
     def resume(
-        self, *, may_change: Collection[str] = (), defaults: Mapping[str, Any] | None = None
+        self,
+        *,
+        may_change: Collection[str] = (),
+        upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> bool:
         """Continues from the newest readable checkpoint of the folder, if there is one; a
         collective.
@@ -135,8 +138,7 @@ class TrainingState:
         Args:
             may_change: dotted names of config values that may differ from the checkpoint's
                 because they do not change what is computed, such as "data.workers".
-            defaults: default config values, nested as `config`, for those that the version which
-                wrote the checkpoint did not have.
+            upgrade: brings a configuration that an earlier version wrote into today's form.
 
         Returns:
             Whether there was a checkpoint.
@@ -157,7 +159,7 @@ class TrainingState:
         differences = [
             f"config {line}"
             for line in config_differences(
-                values["config"], plain(self.config), may_change=may_change, defaults=defaults
+                upgrade(values["config"]), plain(self.config), may_change=may_change
             )
         ]
         # Checked before moments are allocated: they take twice the memory of the model.

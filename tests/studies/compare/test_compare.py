@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from drrho.contrastive.objectives.config import DistillationConfig, ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import DistillationTerm
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.views import Views
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
@@ -48,16 +50,14 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
     )
     steered = replace(
         target,
-        objective=ObjectiveConfig(method="drrho_clip"),
+        objective=DRRhoCLIP(),
         reference=("weak", "given"),
         filtering=Filtering(kept_fraction=0.5, reference="weak"),
         evaluation=replace(target.evaluation, references=("weak",)),
     )
     distilled = replace(
         target,
-        objective=ObjectiveConfig(
-            method="clip", distillation=DistillationConfig(teacher_temperatures=(0.07, 0.07))
-        ),
+        objective=CLIP(distillation=DistillationTerm(teacher_temperatures=(0.07, 0.07))),
         teachers=("weak", "given"),
     )
     return Comparison(
@@ -101,7 +101,7 @@ def test_every_run_is_there_with_its_scores_and_costs(comparison, results):
 def test_views_are_stored_beside_samples_as_they_are(comparison, tmp_path):
     plain = replace(
         comparison.methods["clip"],
-        objective=ObjectiveConfig(method="drrho_clip"),
+        objective=DRRhoCLIP(),
         reference="given",
     )
     views = Views(count=2, seed=3, scale=(0.5, 1.0))

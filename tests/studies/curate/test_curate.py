@@ -118,7 +118,7 @@ def test_repetitions_are_found_across_tiles(reference, tmp_path, monkeypatch):
 def test_several_references_are_one(run, reference):
     """A run that was steered by the mean of two: here of one and itself."""
     found = read_run(run)
-    manifest = open_manifest(found.recipe["data"])
+    manifest = open_manifest(found.recipe.data)
     several = replace(found, recipe=found.recipe | {"reference": [str(reference)] * 2})
     ids = torch.arange(4)
     single, mean = found.open_reference(manifest), several.open_reference(manifest)

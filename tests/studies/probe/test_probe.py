@@ -17,7 +17,7 @@ from drrho.studies.probe.pairs import Pairs, common_pairs, reciprocal_ranks, wit
 
 RECIPE = """
 from dataclasses import replace
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
@@ -30,7 +30,7 @@ recipe = Recipe(
     loading=Loading(batch_size=8),
     model=Model(name="small", small=SmallConfig(
         embed_dim=8, image_width=2, text_width=8, text_layers=1, text_heads=1)),
-    objective=ObjectiveConfig(method="drrho_clip", reference_scale=0.5),
+    objective=DRRhoCLIP(reference_scale=0.5),
     training=Training(steps=8, optimizer=Optimizer(learning_rate=1e-3)),
     device="cpu",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drrho.cli import main
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.recipe.folder import read_run, stages_of
 from drrho.recipe.train import train_recipe
 from drrho.studies.report.make_gallery import GalleryConfig
@@ -23,7 +23,7 @@ SHOWN = GalleryConfig(pairs=24, shown=3, anchors=2, negatives=2)
 def runs(steered_recipe, plain_recipe, tmp_path_factory) -> Path:
     """A folder like a comparison's: a steered run, one without, results and a scaling law."""
     folder = tmp_path_factory.mktemp("runs")
-    recipe = replace(plain_recipe, objective=ObjectiveConfig(method="fastclip"))
+    recipe = replace(plain_recipe, objective=FastCLIP())
     train_recipe(replace(recipe, output=str(folder / "fastclip-seed0")))
     train_recipe(replace(steered_recipe, output=str(folder / "drrho_clip-seed0")))
     scores = {"mrr": 0.5, "image_to_text/R@1": 0.3}

@@ -1,9 +1,9 @@
-"""The temperature of a contrastive loss: constant, or learned for all anchors or for each."""
+"""Temperatures of a contrastive loss: constant, learned for all anchors, or for each of them."""
 
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,99 +13,138 @@ from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
 from drrho.runtime.distributed import ProcessGroup
 
 CLIP_MINIMUM = 0.01  # CLIP's logit scale stops at 100
-PER_SAMPLE_RATE = 0.01
-PER_SAMPLE_MOMENTUM = 0.9
 
-TemperatureKind = Literal["constant", "learned", "per_direction", "per_sample"]
+
+def _require_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature.{name} must be positive and finite, got {value}")
+
+
+def _require_minimum(minimum: float, initial: float) -> None:
+    if not 0 < minimum <= initial:
+        raise ValueError(
+            f"temperature.minimum must be positive and at most temperature.initial = {initial}, "
+            f"got {minimum}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemperatureConfig:
-    """How the temperature is set.
+class Constant:
+    """A temperature that stays what it is.
 
     Attributes:
         initial: tau, in units of cosine similarity.
-        kind: "constant"; "learned", one tau that follows its gradient by the optimiser;
-            "per_direction", one for image anchors and one for text anchors; "per_sample", one for
-            each sample and direction, which follow their gradients by `SampleTemperatures`.
-        minimum: smallest tau that learning may reach; None means CLIP's 0.01.
-        maximum: largest, of "per_sample"; None is without a limit.
-        learning_rate: of "per_sample", in units of cosine similarity per nat; None means 0.01.
-        momentum: of "per_sample", in [0, 1): share of the old direction; None means 0.9.
     """
 
+    kind: ClassVar = "constant"
+    learned: ClassVar = False
     initial: float = 0.07
-    kind: TemperatureKind = "constant"
-    minimum: float | None = None
-    maximum: float | None = None
-    learning_rate: float | None = None
-    momentum: float | None = None
 
     def __post_init__(self):
-        if self.kind not in ("constant", "learned", "per_direction", "per_sample"):
-            raise ValueError(
-                "temperature.kind must be constant, learned, per_direction or per_sample, got "
-                f"{self.kind!r}"
-            )
-        if self.minimum is not None and not self.learned:
-            raise ValueError(
-                f"temperature.minimum = {self.minimum} has no effect on a constant temperature; "
-                "set temperature.kind, or leave it out"
-            )
-        for name in ("maximum", "learning_rate", "momentum"):
-            if (value := getattr(self, name)) is not None and self.kind != "per_sample":
-                raise ValueError(
-                    f"temperature.{name} = {value} has no effect on temperature.kind = "
-                    f"{self.kind!r}; it belongs to 'per_sample'"
-                )
-        if not 0 < self.initial < math.inf:
-            raise ValueError(f"temperature.initial must be positive, got {self.initial}")
-        if self.learned and not 0 < self.floor <= self.initial:
-            raise ValueError(
-                f"temperature.minimum must be positive and at most temperature.initial = "
-                f"{self.initial}, got {self.floor}"
-            )
+        _require_positive("initial", self.initial)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """A temperature that follows its gradient by the optimiser.
+
+    Attributes:
+        initial: tau at the start, in units of cosine similarity.
+        minimum: smallest tau that learning may reach; CLIP's is 0.01.
+        per_direction: one tau for image anchors and one for text anchors, instead of one for both.
+    """
+
+    kind: ClassVar = "learned"
+    learned: ClassVar = True
+    initial: float = 0.07
+    minimum: float = CLIP_MINIMUM
+    per_direction: bool = False
+
+    def __post_init__(self):
+        _require_positive("initial", self.initial)
+        _require_minimum(self.minimum, self.initial)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSample:
+    """A temperature for each sample and direction, which `SampleTemperatures` moves.
+
+    Attributes:
+        initial: tau at the start, in units of cosine similarity.
+        minimum: smallest tau that learning may reach.
+        maximum: largest; None is without a limit.
+        learning_rate: in units of cosine similarity per nat.
+        momentum: share of the old direction, in [0, 1).
+    """
+
+    kind: ClassVar = "per_sample"
+    learned: ClassVar = True
+    initial: float = 0.07
+    minimum: float = CLIP_MINIMUM
+    maximum: float | None = None
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+
+    def __post_init__(self):
+        _require_positive("initial", self.initial)
+        _require_minimum(self.minimum, self.initial)
         if self.maximum is not None and not self.initial <= self.maximum:
             raise ValueError(
                 f"temperature.maximum must be at least temperature.initial = {self.initial}, got "
                 f"{self.maximum}"
             )
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"temperature.learning_rate must be positive, got {self.learning_rate}"
-            )
-        if self.momentum is not None and not 0 <= self.momentum < 1:
+        _require_positive("learning_rate", self.learning_rate)
+        if not 0 <= self.momentum < 1:
             raise ValueError(f"temperature.momentum must be in [0, 1), got {self.momentum}")
 
-    @property
-    def learned(self) -> bool:
-        return self.kind != "constant"
 
-    @property
-    def floor(self) -> float:
-        """The smallest tau that learning may reach."""
-        return CLIP_MINIMUM if self.minimum is None else self.minimum
+OneTemperature = Constant | Learned  # the same for all samples
+AnyTemperature = Constant | Learned | PerSample
+
+if TYPE_CHECKING:
+    Kind = TypeVar("Kind", bound=AnyTemperature)
+
+    class OrFloat(Generic[Kind]):
+        """A field that takes a float too, and holds a temperature: see `as_temperature`."""
+
+        def __get__(self, instance: object, owner: Any) -> Kind: ...
+
+        def __set__(self, instance: object, value: Kind | float) -> None: ...
+
+    OneTemperatureOrFloat = OrFloat[OneTemperature]
+    AnyTemperatureOrFloat = OrFloat[AnyTemperature]
+else:
+    OneTemperatureOrFloat = OneTemperature | float
+    AnyTemperatureOrFloat = AnyTemperature | float
+
+DEFAULT_TEMPERATURE: Any = Constant()
+
+
+def as_temperature(objective: object) -> None:
+    """Makes `objective.temperature`, where it was given as a float, a `Constant`."""
+    given: object = vars(objective)["temperature"]
+    if isinstance(given, int | float):
+        object.__setattr__(objective, "temperature", Constant(initial=given))
 
 
 class Temperature(nn.Module):
     """tau = exp(s), with s a parameter or a constant; calling it gives tau.
 
-    tau is a scalar, or (2, 1) for the kind "per_direction". Learning the logarithm keeps tau
+    tau is a scalar, or (2, 1) where it is learned per direction. Learning the logarithm keeps tau
     positive and its steps relative, as CLIP's logit scale does. Below `minimum` tau is held, and
     so that it can rise again its gradient is not cut off there.
     """
 
     log_temperature: Tensor
 
-    def __init__(self, config: TemperatureConfig):
+    def __init__(self, config: OneTemperature):
         super().__init__()
-        shape = (2, 1) if config.kind == "per_direction" else ()
-        initial = torch.full(shape, math.log(config.initial))
-        if config.learned:
-            self.log_temperature = nn.Parameter(initial)
+        if isinstance(config, Learned):
+            shape = (2, 1) if config.per_direction else ()
+            self.log_temperature = nn.Parameter(torch.full(shape, math.log(config.initial)))
+            self._log_minimum = math.log(config.minimum)
         else:
-            self.register_buffer("log_temperature", initial)
-        self._log_minimum = math.log(config.floor)
+            self.register_buffer("log_temperature", torch.full((), math.log(config.initial)))
 
     def forward(self) -> Float[Tensor, "..."]:
         if isinstance(self.log_temperature, nn.Parameter):
@@ -129,15 +168,13 @@ class SampleTemperatures(nn.Module):
     "Temperature".
     """
 
-    def __init__(
-        self, config: TemperatureConfig, *, num_samples: int, group: ProcessGroup | None = None
-    ):
+    def __init__(self, config: PerSample, *, num_samples: int, group: ProcessGroup | None = None):
         super().__init__()
         self.temperatures = SampleTable(num_samples, initial=config.initial, group=group)
         self.directions = SampleTable(num_samples, initial=0.0, group=group)
-        self._range = (config.floor, config.maximum)
-        self._rate = PER_SAMPLE_RATE if config.learning_rate is None else config.learning_rate
-        self._momentum = PER_SAMPLE_MOMENTUM if config.momentum is None else config.momentum
+        self._range = (config.minimum, config.maximum)
+        self._rate = config.learning_rate
+        self._weight = 1 - config.momentum  # of the newest gradient
 
     def forward(self, batch: SampleBatch, *, dtype: torch.dtype) -> Float[Tensor, "2 batch"]:
         """The temperatures of a batch's image and text anchors.
@@ -165,10 +202,6 @@ class SampleTemperatures(nn.Module):
             directions,
             lambda before, arriving: (before - self._rate * arriving).clamp(*self._range),
         )
-
-    @property
-    def _weight(self) -> float:
-        return 1 - self._momentum
 
 
 def warn_if_unreachable(rho: float, *, num_pairs: int) -> None:

@@ -1,7 +1,8 @@
 """Distillation of teachers' matching probabilities, the way of MobileCLIP."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,11 +10,77 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from drrho.contrastive.exact import clip_anchor_losses, pair_similarities
+from drrho.contrastive.memory.temperature import (
+    DEFAULT_TEMPERATURE,
+    OneTemperatureOrFloat,
+    as_temperature,
+)
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
 from drrho.contrastive.tiles.implementation import Implementation, log_gap_means
 from drrho.contrastive.tiles.log_sums import log_sums
 from drrho.contrastive.tiles.strip import Strip, make_strip
 from drrho.runtime.distributed import Partition
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationTerm:
+    """Teachers' matching probabilities, imitated beside another objective.
+
+    Attributes:
+        teacher_temperatures: the temperature that each teacher was trained with, in units of cosine
+            similarity (a CLIP's is 1 / logit_scale, often 0.01); in the order of the teachers,
+            which are averaged after their softmax.
+        weight: factor of the distillation loss. Objectives in units of cosine similarity (FastCLIP,
+            DRRho-CLIP) are given it times tau, so that the weight means the same beside each.
+    """
+
+    teacher_temperatures: tuple[float, ...]
+    weight: float = 1.0
+
+    def __post_init__(self):
+        _require_temperatures("objective.distillation", self.teacher_temperatures)
+        if not self.weight > 0:
+            raise ValueError(f"objective.distillation.weight must be positive, got {self.weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Teachers' matching probabilities alone, the way of MobileCLIP.
+
+    Attributes:
+        teacher_temperatures: the temperature that each teacher was trained with, in units of cosine
+            similarity (a CLIP's is 1 / logit_scale, often 0.01); in the order of the teachers,
+            which are averaged after their softmax.
+        temperature: `Constant`, of which a float will do, or `Learned`; the target's.
+
+    Source: docs/mathematics.md, "Distillation"; Vasu et al., arXiv 2311.17049.
+    """
+
+    method: ClassVar = "distillation"
+    needs_reference: ClassVar = False
+    has_averages: ClassVar = False
+    teacher_temperatures: tuple[float, ...]
+    temperature: OneTemperatureOrFloat = DEFAULT_TEMPERATURE
+
+    def __post_init__(self):
+        as_temperature(self)
+        _require_temperatures("objective", self.teacher_temperatures)
+
+    @property
+    def num_teachers(self) -> int:
+        """Models whose probabilities are imitated."""
+        return len(self.teacher_temperatures)
+
+    @property
+    def distillation(self) -> DistillationTerm:
+        """The whole loss, as the term that it is of another objective."""
+        return DistillationTerm(teacher_temperatures=self.teacher_temperatures)
+
+
+def count_teachers(objective: Any) -> int:
+    """Models whose probabilities are imitated beside an objective."""
+    term: DistillationTerm | None = objective.distillation
+    return 0 if term is None else len(term.teacher_temperatures)
 
 
 class Teacher(NamedTuple):
@@ -178,6 +245,14 @@ def _probabilities(
         q_rows /= len(views)
         q_columns /= len(views)
     return q_rows, q_columns
+
+
+def _require_temperatures(owner: str, temperatures: Sequence[float]) -> None:
+    if not temperatures:
+        raise ValueError(f"{owner}.teacher_temperatures must name at least one")
+    for temperature in temperatures:
+        if not temperature > 0:
+            raise ValueError(f"{owner}.teacher_temperatures must be positive, got {temperature}")
 
 
 def _check_teachers(target: PairEmbeddings, teachers: Sequence[Teacher]) -> None:

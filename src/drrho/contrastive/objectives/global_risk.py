@@ -1,12 +1,20 @@
-"""DRRho-CLIP with memory: each anchor's sum is averaged over the batches it has been in."""
+"""FastCLIP and DRRho-CLIP: each anchor's sum is averaged over the batches it has been in."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from drrho.contrastive.exact import log_anchor_losses
 from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
+from drrho.contrastive.memory.temperature import (
+    DEFAULT_TEMPERATURE,
+    AnyTemperatureOrFloat,
+    as_temperature,
+)
+from drrho.contrastive.objectives.distillation import DistillationTerm, count_teachers
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.implementation import (
     Implementation,
@@ -14,6 +22,98 @@ from drrho.contrastive.tiles.implementation import (
     log_gap_means,
 )
 from drrho.runtime.distributed import ProcessGroup
+
+GammaSchedule = Literal["cosine", "constant"]
+
+
+def recommended_gamma_min(epochs: float) -> float:
+    """`min(1, 4.177 E^-0.7265)`: the longer a run, the longer its averages.
+
+    Source: docs/mathematics.md, "Per-sample estimators".
+    """
+    if not epochs > 0:
+        raise ValueError(f"epochs must be positive, got {epochs}")
+    return min(1.0, 4.177 * epochs**-0.7265)
+
+
+def _final_gamma(self: "FastCLIP | DRRhoCLIP", *, epochs: float) -> float:
+    """Where gamma ends in a run of so many epochs."""
+    return recommended_gamma_min(epochs) if self.gamma_min is None else self.gamma_min
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastCLIP:
+    """FastCLIP's objective: the global contrastive risk, in units of cosine similarity.
+
+    Attributes:
+        temperature: `Constant`, of which a float will do, `Learned` or `PerSample`.
+        epsilon: floor of the sums; as published.
+        rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
+            since without it the temperature would grow for ever.
+        gamma_min: where the weight of the newest batch in the per-sample averages ends; None means
+            `recommended_gamma_min` of the run's epochs, 1 means no averaging.
+        gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
+        distillation: teachers' probabilities, imitated as well; None leaves them out.
+
+    Source: docs/mathematics.md, "Per-sample estimators"; Wei et al., arXiv 2407.01445.
+    """
+
+    method: ClassVar = "fastclip"
+    needs_reference: ClassVar = False
+    has_averages: ClassVar = True
+    temperature: AnyTemperatureOrFloat = DEFAULT_TEMPERATURE
+    epsilon: float = 1e-14
+    rho: float | None = None
+    gamma_min: float | None = None
+    gamma_schedule: GammaSchedule = "cosine"
+    distillation: DistillationTerm | None = None
+    num_teachers = property(count_teachers)
+    final_gamma = _final_gamma
+
+    def __post_init__(self):
+        as_temperature(self)
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRRhoCLIP:
+    """DRRho-CLIP's objective: the global contrastive risk on the excess over a reference.
+
+    Attributes:
+        temperature: `Constant`, of which a float will do, `Learned` or `PerSample`.
+        epsilon: floor of the sums; as published.
+        rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
+            since without it the temperature would grow for ever.
+        gamma_min: where the weight of the newest batch in the per-sample averages ends; None means
+            `recommended_gamma_min` of the run's epochs, 1 means no averaging.
+        gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
+        reference_scale: factor of the reference's similarities. With tau / tau_ref the reference
+            enters as its own logits, R / tau_ref.
+        distillation: teachers' probabilities, imitated as well; None leaves them out.
+
+    Source: docs/mathematics.md, "DRRho-CLIP"; arXiv 2505.06699.
+    """
+
+    method: ClassVar = "drrho_clip"
+    needs_reference: ClassVar = True
+    has_averages: ClassVar = True
+    temperature: AnyTemperatureOrFloat = DEFAULT_TEMPERATURE
+    epsilon: float = 1e-4
+    rho: float | None = None
+    gamma_min: float | None = None
+    gamma_schedule: GammaSchedule = "cosine"
+    reference_scale: float = 1.0
+    distillation: DistillationTerm | None = None
+    num_teachers = property(count_teachers)
+    final_gamma = _final_gamma
+
+    def __post_init__(self):
+        as_temperature(self)
+        _check(self)
+        if not self.reference_scale > 0:
+            raise ValueError(
+                f"objective.reference_scale must be positive, got {self.reference_scale}"
+            )
 
 
 class AnchorAverages(nn.Module):
@@ -142,3 +242,28 @@ class GlobalContrastiveLoss(nn.Module):
         through_anchors = ratio * (log_losses - log_losses.detach())
         losses = temperature * (self.rho + log_u) + temperature.detach() * through_anchors
         return pairs.mean(losses)
+
+
+def _check(objective: FastCLIP | DRRhoCLIP) -> None:
+    if not objective.epsilon > 0:
+        raise ValueError(f"objective.epsilon must be positive, got {objective.epsilon}")
+    if objective.rho is not None and not objective.rho >= 0:
+        raise ValueError(f"objective.rho must be at least 0, got {objective.rho}")
+    if objective.rho is not None and not objective.temperature.learned:
+        raise ValueError(
+            f"objective.rho = {objective.rho} only acts through a learned temperature; take "
+            "Learned or PerSample as objective.temperature, or leave rho out"
+        )
+    if objective.rho is None and objective.temperature.learned:
+        raise ValueError(
+            f"method {objective.method!r} with a temperature that is learned "
+            f"({objective.temperature.kind}) needs objective.rho: without it every step raises the "
+            "temperature. FastCLIP was published with 6.5 to 11; it must lie below "
+            "log(batch size - 1) to be reached"
+        )
+    if objective.gamma_min is not None and not 0 < objective.gamma_min <= 1:
+        raise ValueError(f"objective.gamma_min must be in (0, 1], got {objective.gamma_min}")
+    if objective.gamma_schedule == "constant" and objective.gamma_min is None:
+        raise ValueError(
+            "objective.gamma_schedule = 'constant' needs objective.gamma_min, which it is"
+        )

@@ -1,4 +1,4 @@
-"""A contrastive objective with all that it remembers: one module for every method."""
+"""A contrastive objective with all that it remembers: one module for every one of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,18 +11,25 @@ from drrho.contrastive.diagnostics import contrastive_diagnostics
 from drrho.contrastive.exact import clip_anchor_losses
 from drrho.contrastive.memory.sample_table import SampleBatch
 from drrho.contrastive.memory.temperature import (
+    Learned,
+    PerSample,
     SampleTemperatures,
     Temperature,
     warn_if_unreachable,
 )
-from drrho.contrastive.objectives.config import SIGLIP_BIAS, ObjectiveConfig, default_epsilon
+from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import (
+    Distillation,
     Teacher,
     distillation_anchor_losses,
     tiled_distillation_anchor_losses,
 )
-from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
-from drrho.contrastive.objectives.siglip import siglip_anchor_losses, tiled_siglip_anchor_losses
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP, GlobalContrastiveLoss
+from drrho.contrastive.objectives.siglip import (
+    SigLIP,
+    siglip_anchor_losses,
+    tiled_siglip_anchor_losses,
+)
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.implementation import (
     Implementation,
@@ -32,6 +39,8 @@ from drrho.contrastive.tiles.implementation import (
 )
 from drrho.contrastive.tiles.strip import wide_dtype
 from drrho.runtime.distributed import Partition, ProcessGroup
+
+Objective = CLIP | SigLIP | FastCLIP | DRRhoCLIP | Distillation
 
 
 class ObjectiveValue(NamedTuple):
@@ -61,7 +70,7 @@ class ContrastiveObjective(nn.Module):
 
     def __init__(
         self,
-        config: ObjectiveConfig,
+        config: Objective,
         *,
         num_samples: int,
         group: ProcessGroup | None = None,
@@ -69,35 +78,28 @@ class ContrastiveObjective(nn.Module):
     ):
         super().__init__()
         check_implementation(impl)
-        if impl == "triton" and config.method == "siglip":
-            raise ValueError("impl='triton' has no kernels for method 'siglip'; take impl='tiles'")
+        if impl == "triton" and isinstance(config, SigLIP):
+            raise ValueError("impl='triton' has no kernels for SigLIP; take impl='tiles'")
         self.config = config
         self.group = group
         self.impl: Implementation = impl
-        if config.temperature.kind == "per_sample":
-            self.temperature = SampleTemperatures(
-                config.temperature, num_samples=num_samples, group=group
-            )
+        tau = config.temperature
+        if isinstance(tau, PerSample):
+            self.temperature = SampleTemperatures(tau, num_samples=num_samples, group=group)
         else:
-            self.temperature = Temperature(config.temperature)
+            self.temperature = Temperature(tau)
         self.bias, self.estimator = None, None
-        match config.method:
-            case "siglip":
-                initial = SIGLIP_BIAS if config.initial_bias is None else config.initial_bias
-                self.bias = nn.Parameter(torch.tensor(initial))
-            case "fastclip" | "drrho_clip":
-                self.estimator = GlobalContrastiveLoss(
-                    num_samples,
-                    epsilon=default_epsilon(config.method)
-                    if config.epsilon is None
-                    else config.epsilon,
-                    rho=config.rho or 0.0,
-                    group=group,
-                    impl=impl,
-                )
-            case "clip" | "distillation":
-                pass
-        self._checked_radius = config.rho is None
+        if isinstance(config, SigLIP):
+            self.bias = nn.Parameter(torch.tensor(config.initial_bias))
+        if isinstance(config, FastCLIP | DRRhoCLIP):
+            self.estimator = GlobalContrastiveLoss(
+                num_samples,
+                epsilon=config.epsilon,
+                rho=config.rho or 0.0,
+                group=group,
+                impl=impl,
+            )
+        self._checked_radius = False
 
     def forward(
         self,
@@ -114,16 +116,16 @@ class ContrastiveObjective(nn.Module):
         Args:
             target: unit embeddings (B, d) of the model in training; of this process's pairs, as
                 all that follows.
-            reference: those of the reference; for "drrho_clip", and for nothing else.
+            reference: those of the reference; for `DRRhoCLIP`, and for nothing else.
             sample_ids: position of each pair in the data set.
-            gamma: weight of this batch in the averages, in (0, 1]; only "fastclip" and
-                "drrho_clip" have them.
+            gamma: weight of this batch in the averages, in (0, 1]; only `FastCLIP` and `DRRhoCLIP`
+                have them.
             teachers: embeddings by the models whose probabilities are imitated, as many as the
                 config has temperatures of teachers. A reference may be one of them.
             diagnose: also compute `contrastive_diagnostics`.
 
         Raises:
-            ValueError: reference or teachers are missing, or given to a method without them.
+            ValueError: reference or teachers are missing, or given to an objective without them.
         """
         self._require_models(reference, teachers)
         pairs = pair_partition(target, group=self.group)
@@ -158,7 +160,7 @@ class ContrastiveObjective(nn.Module):
         gamma: float,
         pairs: Partition,
     ) -> Tensor | None:
-        """The method's, without what is distilled."""
+        """The objective's own loss, without what is distilled; None where that is all."""
         if self.bias is not None:
             bias = pairs.same_on_all(self.bias)
             if self.impl == "exact":
@@ -169,7 +171,7 @@ class ContrastiveObjective(nn.Module):
         if self.estimator is not None:
             assert batch is not None
             return self.estimator(target, reference, temperature=tau, sample_ids=batch, gamma=gamma)
-        if self.config.method == "distillation":
+        if isinstance(self.config, Distillation):
             return None
         log_means = log_gap_means(target, temperature=tau, pairs=pairs, impl=self.impl)
         return pairs.mean(clip_anchor_losses(log_means, num_pairs=pairs.num_rows))
@@ -191,7 +193,7 @@ class ContrastiveObjective(nn.Module):
             losses = tiled_distillation_anchor_losses(
                 target, frozen, temperature=tau, pairs=pairs, impl=self.impl
             )
-        weight: float | Tensor = 1.0 if config.weight is None else config.weight
+        weight: float | Tensor = config.weight
         if self.estimator is not None:
             weight = weight * tau.detach()
         return pairs.mean(weight * losses)
@@ -200,8 +202,10 @@ class ContrastiveObjective(nn.Module):
         self, reference: PairEmbeddings | None, target: PairEmbeddings
     ) -> PairEmbeddings | None:
         """The reference with similarities times `reference_scale`."""
+        if reference is None or not isinstance(self.config, DRRhoCLIP):
+            return reference
         scale = self.config.reference_scale
-        if reference is None or scale is None:
+        if scale == 1:
             return reference
         return PairEmbeddings(scale * reference.image.to(wide_dtype(target.image)), reference.text)
 
@@ -216,10 +220,10 @@ class ContrastiveObjective(nn.Module):
         metrics = contrastive_diagnostics(
             target, reference, temperature=tau, epsilon=epsilon, pairs=pairs
         )
-        match self.config.temperature.kind:
-            case "per_direction":
+        match self.config.temperature:
+            case Learned(per_direction=True):
                 return metrics | {"temperature_image": tau[0, 0], "temperature_text": tau[1, 0]}
-            case "per_sample":
+            case PerSample():
                 mean = pairs.mean(tau)
                 deviation = pairs.mean((tau - mean).square()).sqrt()
                 return metrics | {"temperature": mean, "temperature_deviation": deviation}
@@ -231,16 +235,18 @@ class ContrastiveObjective(nn.Module):
     ) -> None:
         if self.config.needs_reference != (reference is not None):
             raise ValueError(
-                "drrho_clip needs reference embeddings, and the other methods take none; "
+                "DRRhoCLIP needs reference embeddings, and the other objectives take none; "
                 f"got {'none' if reference is None else 'some'} for {self.config.method!r}"
             )
         if len(teachers) != self.config.num_teachers:
             raise ValueError(
-                f"objective.distillation has temperatures of {self.config.num_teachers} teachers, "
+                f"the objective has temperatures of {self.config.num_teachers} teachers, "
                 f"got embeddings of {len(teachers)}"
             )
 
     def _check_radius(self, pairs: Partition) -> None:
-        if not self._checked_radius and self.config.rho is not None:
-            self._checked_radius = True
+        if self._checked_radius:
+            return
+        self._checked_radius = True
+        if isinstance(self.config, FastCLIP | DRRhoCLIP) and self.config.rho is not None:
             warn_if_unreachable(self.config.rho, num_pairs=pairs.num_rows)

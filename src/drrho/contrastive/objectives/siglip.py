@@ -1,6 +1,7 @@
 """SigLIP: every pair of an image and a text is a binary question of its own."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -9,9 +10,45 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from drrho.contrastive.exact import pair_similarities
+from drrho.contrastive.memory.temperature import (
+    DEFAULT_TEMPERATURE,
+    Learned,
+    OneTemperatureOrFloat,
+    as_temperature,
+)
+from drrho.contrastive.objectives.distillation import DistillationTerm, count_teachers
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
 from drrho.contrastive.tiles.strip import Strip, make_strip
 from drrho.runtime.distributed import Partition
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigLIP:
+    """SigLIP's objective: the sigmoid loss of every pair of an image and a text.
+
+    Attributes:
+        temperature: `Constant`, of which a float will do, or `Learned`; one for both directions.
+        initial_bias: b at the start, in nats, which is then learned.
+        distillation: teachers' probabilities, imitated as well; None leaves them out.
+
+    Source: docs/mathematics.md, "SigLIP"; Zhai et al., arXiv 2303.15343.
+    """
+
+    method: ClassVar = "siglip"
+    needs_reference: ClassVar = False
+    has_averages: ClassVar = False
+    temperature: OneTemperatureOrFloat = DEFAULT_TEMPERATURE
+    initial_bias: float = -10.0
+    distillation: DistillationTerm | None = None
+    num_teachers = property(count_teachers)
+
+    def __post_init__(self):
+        as_temperature(self)
+        if isinstance(self.temperature, Learned) and self.temperature.per_direction:
+            raise ValueError(
+                "objective.temperature.per_direction does not fit SigLIP, whose loss has no "
+                "directions; leave it out"
+            )
 
 
 def siglip_anchor_losses(

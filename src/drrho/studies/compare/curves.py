@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.chart import Chart, Series
 from drrho.plotting.palette import places
-from drrho.plotting.table import method_title
 from drrho.training.metrics import Metric, Panel
 
 Row = Mapping[str, float | None]

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.chart import Chart, Series
 from drrho.plotting.palette import marker, places
 from drrho.plotting.png import draw_png
-from drrho.plotting.table import method_title
 from drrho.studies.compare.curves import Runs, curve_chart, styles_in_words
 from drrho.studies.compare.results import Difference, Results
 from drrho.studies.compare.tables import shown_differences

@@ -8,17 +8,17 @@ references and choices of settings, is waited for; a run that another process ha
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from drrho.models.build import Model
-from drrho.recipe.recipe import MAY_CHANGE, Recipe, default_values
+from drrho.recipe.document import CONTENTS, plain_recipe, upgraded
+from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.train import RESULTS_FILE, train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.runtime.errors import NotFiniteError
 from drrho.runtime.files import exclusive, write_json
-from drrho.runtime.provenance import config_differences, plain
+from drrho.runtime.provenance import config_differences
 from drrho.studies.compare.costs import read_precompute_cost, timed
 from drrho.studies.compare.scores import TestSets, score
 from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
@@ -83,10 +83,9 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     results = json.loads(path.read_text())
-    saved = {name: value for name, value in results["recipe"].items() if name != "contents"}
-    changed = config_differences(
-        saved, plain(asdict(recipe)), may_change=MAY_CHANGE, defaults=default_values(recipe)
-    )
+    saved = upgraded(results["recipe"])
+    saved.pop(CONTENTS)
+    changed = config_differences(saved, plain_recipe(recipe), may_change=MAY_CHANGE)
     return None if changed else results
 
 

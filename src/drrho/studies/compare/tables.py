@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from drrho.plotting.table import markdown_table, method_title
+from drrho.contrastive.objectives.algorithms import method_title
+from drrho.plotting.table import markdown_table
 from drrho.studies.compare.results import (
     Difference,
     Interval,

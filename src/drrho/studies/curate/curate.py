@@ -164,13 +164,13 @@ def curate(config: CurateConfig) -> Curation:
         ModuleNotFoundError: a parquet file is asked for, and pyarrow is not installed.
     """
     run = read_run(Path(config.run).expanduser())
-    if config.reference is None and not run.recipe.get("reference"):
+    if config.reference is None and run.recipe.reference is None:
         raise ValueError(
             f"{config.run} was trained without a reference; give stored embeddings as --reference"
         )
     if config.format == "parquet":
         _pyarrow()  # before the work, not after it
-    manifest = open_manifest(run.recipe["data"] if config.data is None else config.data)
+    manifest = open_manifest(run.recipe.data if config.data is None else config.data)
     store = run.open_reference(manifest, config.reference)
     assert store is not None
     model = load_model(run.path / "model")

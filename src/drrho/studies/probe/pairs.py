@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from drrho.contrastive.objectives.config import ObjectiveConfig
+from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.objectives.distillation import Distillation
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.manifest import Manifest
 from drrho.data.subset import disjoint_halves, restricted
 from drrho.encoding.encoder import ReferenceEncoder
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.models.build import Model, build_model
+from drrho.recipe.override import changed_kind
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.store import FILE_NAME as STORE_FILE
@@ -108,10 +111,10 @@ def train_pilots(recipe: Recipe, manifest: Manifest, *, output: Path, steps: int
 def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Recipe:
     """The recipe without reference, teachers, selection, filter and evaluation, for some steps."""
     objective = recipe.objective
-    if objective.method == "drrho_clip":
-        objective = replace(objective, method="fastclip", reference_scale=None)
-    elif objective.method == "distillation":
-        objective = ObjectiveConfig(method="clip", temperature=objective.temperature)
+    if isinstance(objective, DRRhoCLIP):
+        objective = changed_kind(objective, FastCLIP)
+    elif isinstance(objective, Distillation):
+        objective = CLIP(temperature=objective.temperature)
     warmup = min(recipe.training.optimizer.warmup_steps, steps // 4)
     optimizer = replace(recipe.training.optimizer, warmup_steps=warmup)
     training = replace(

@@ -10,6 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from tyro.conf import Positional, UseAppendAction
 
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
+from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.indexing import open_manifest
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.recipe.recipe import Recipe, load_recipe
@@ -155,8 +157,8 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     Raises:
         ValueError: a reference cannot be found, or does not fit the data.
     """
-    if recipe.objective.method == "siglip":
-        raise ValueError("a probe compares gaps to the positive, which 'siglip' does not train on")
+    if isinstance(recipe.objective, SigLIP):
+        raise ValueError("a probe compares gaps to the positive, which SigLIP does not train on")
     train = open_manifest(recipe.data if config.data is None else config.data)
     held_out = open_manifest(config.held_out)
     generator = torch.Generator().manual_seed(config.seed)
@@ -178,7 +180,9 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
         {name: pairs[name] for name in config.reference},
         trained=Trained(
             temperature=recipe.objective.temperature.initial,
-            reference_scale=recipe.objective.reference_scale or 1.0,
+            reference_scale=(
+                recipe.objective.reference_scale if isinstance(recipe.objective, DRRhoCLIP) else 1.0
+            ),
         ),
         seen={name: training for name, _, training in embedded},
         generator=generator,

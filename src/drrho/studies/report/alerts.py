@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from drrho.contrastive.memory.temperature import Constant
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import Objective
+from drrho.recipe.recipe import Recipe
 from drrho.training.metrics import METRICS
 
 Row = Mapping[str, float | None]
@@ -72,7 +76,7 @@ class Alert:
 
 def find_alerts(
     run: str,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     rows: Sequence[Row],
     results: Mapping[str, Any] | None,
     *,
@@ -83,19 +87,18 @@ def find_alerts(
 
     Args:
         run: its name.
-        recipe: what its `recipe.json` says.
+        recipe: what was trained.
         rows: of its metrics log.
         results: what its `results.json` says; None while it is not finished.
         reference: what is known of its reference.
         thresholds: None means the defaults.
     """
     limits = Thresholds() if thresholds is None else thresholds
-    selection = recipe.get("selection") or recipe["loading"]
-    num_negatives = selection["batch_size"] - 1
+    num_negatives = recipe.trained_batch_size - 1
     return [
         *_not_finite(run, rows, results),
         *_contaminated(run, reference, limits),
-        *_unreachable(run, recipe, rows, num_negatives, limits),
+        *_unreachable(run, recipe.objective, rows, num_negatives, limits),
         *_beyond_limits(run, rows, num_negatives, limits),
         *_fell(run, rows, limits),
         *_left_out(run, results, limits),
@@ -121,14 +124,14 @@ def _beyond_limits(run: str, rows: Sequence[Row], num_negatives: int, limits: Th
 
 def _unreachable(
     run: str,
-    recipe: Mapping[str, Any],
+    objective: Objective,
     rows: Sequence[Row],
     num_negatives: int,
     limits: Thresholds,
 ):
-    rho = recipe["objective"].get("rho")
-    if rho is None:
+    if not isinstance(objective, FastCLIP | DRRhoCLIP) or objective.rho is None:
         return
+    rho = objective.rho
     highest = math.log(num_negatives)
     if rho > highest:
         yield Alert(
@@ -140,8 +143,7 @@ def _unreachable(
             remedy=f"Set rho below {highest:.2f}, or take larger batches.",
         )
         return
-    temperature = recipe["objective"]["temperature"]
-    floor = temperature.get("minimum") or 0.01
+    floor = 0.0 if isinstance(objective.temperature, Constant) else objective.temperature.minimum
     tau = recent(rows, "temperature", tail=limits.tail)
     divergence = recent(rows, "weights_kl", tail=limits.tail)
     if tau is None or divergence is None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from drrho.contrastive.objectives.config import GLOBAL_METHODS, default_epsilon
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
@@ -157,17 +157,16 @@ def _spread(stages: list[Stage]) -> list[Stage]:
 
 
 def _scaled(reference: PairEmbeddings, run: RunFolder) -> PairEmbeddings:
-    scale = run.recipe["objective"].get("reference_scale")
-    return reference if scale is None else PairEmbeddings(scale * reference.image, reference.text)
+    objective = run.recipe.objective
+    scale = objective.reference_scale if isinstance(objective, DRRhoCLIP) else 1.0
+    return PairEmbeddings(scale * reference.image, reference.text)
 
 
 def epsilon_of(run: RunFolder, *, num_pairs: int) -> float:
     """The floor of the run's sums; of a method without one, the positive's own term."""
-    objective = run.recipe["objective"]
-    if objective.get("epsilon") is not None:
-        return objective["epsilon"]
-    if run.method in GLOBAL_METHODS:
-        return default_epsilon(objective["method"])
+    objective = run.recipe.objective
+    if isinstance(objective, FastCLIP | DRRhoCLIP):
+        return objective.epsilon
     return 1 / (num_pairs - 1)
 
 
@@ -183,7 +182,7 @@ def _directions(
             target,
             reference,
             temperature=stage.temperature,
-            epsilon=epsilon_of(run, num_pairs=run.batch_size),
+            epsilon=epsilon_of(run, num_pairs=run.recipe.trained_batch_size),
             num_hardest=config.negatives,
         )
 

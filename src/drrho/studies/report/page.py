@@ -16,6 +16,8 @@ from markupsafe import Markup
 from drrho.plotting.chart import Chart, Series
 from drrho.plotting.palette import COLOURS, places
 from drrho.plotting.svg import draw_svg
+from drrho.recipe.document import plain_recipe
+from drrho.recipe.recipe import Recipe
 from drrho.studies.compare.curves import STYLES, Row
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import differences_in_words
@@ -35,7 +37,7 @@ class ReportedRun:
 
     Attributes:
         name: in print; different for different runs.
-        recipe: what its `recipe.json` says.
+        recipe: what was trained.
         rows: of its metrics log.
         results: what its `results.json` says; None while it is not finished.
         gallery: what steering sees; None where it could not be made.
@@ -44,7 +46,7 @@ class ReportedRun:
     """
 
     name: str
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     rows: Sequence[Row]
     results: Mapping[str, Any] | None
     gallery: Gallery | None
@@ -86,6 +88,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["plain"] = plain_recipe
     rows = {run.name: run.rows for run in report.runs}
     galleries = [run.gallery for run in report.runs if run.gallery is not None]
     return environment.get_template("page.html").render(

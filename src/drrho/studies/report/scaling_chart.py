@@ -1,8 +1,8 @@
 """The scaling laws that `drrho scaling fit` wrote, as a chart of the page."""
 
+from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.palette import places
 from drrho.plotting.svg import draw_svg
-from drrho.plotting.table import method_title
 from drrho.studies.report.run_charts import DrawnChart
 from drrho.studies.scaling.plots import laws_chart
 from drrho.studies.scaling.results import ScalingResults

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from drrho.plotting.table import method_title
+from drrho.contrastive.objectives.algorithms import method_title
+from drrho.recipe.recipe import Recipe
 from drrho.studies.compare.curves import Row
 from drrho.studies.report.alerts import recent
 
@@ -12,7 +13,7 @@ TAIL = 0.1
 
 def summarise_run(
     name: str,
-    recipe: Mapping[str, Any],
+    recipe: Recipe,
     rows: Sequence[Row],
     results: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -20,17 +21,17 @@ def summarise_run(
 
     Args:
         name: of the run.
-        recipe: what its `recipe.json` says.
+        recipe: what was trained.
         rows: of its metrics log.
         results: what its `results.json` says; None while it is not finished.
     """
-    method = method_title(recipe["objective"]["method"])
+    method = method_title(recipe.objective.method)
     sentences = []
     if not rows:
         sentences.append(f"{method}: nothing is logged yet.")
         return {"name": name, "headline": None, "sentences": sentences}
     step, samples = int(rows[-1]["step"] or 0), int(rows[-1].get("samples") or 0)
-    steps = recipe.get("training", {}).get("steps", step)
+    steps = recipe.training.steps
     done = "finished" if results is not None else f"stopped or still running at {step:,}"
     sentences.append(f"{method}, {done} of {steps:,} steps, {samples:,} samples seen.")
     sentences[0] = sentences[0].replace(f"finished of {steps:,} steps", f"finished {steps:,} steps")
@@ -46,7 +47,7 @@ def summarise_run(
             f"On the evaluation set its mean reciprocal rank went from {quality[0]:.3f} to "
             f"{quality[-1]:.3f}, {best}."
         )
-    sentences += _steering(rows, num_negatives=_batch_size(recipe) - 1)
+    sentences += _steering(rows, num_negatives=recipe.trained_batch_size - 1)
     return {"name": name, "headline": quality[-1] if quality else None, "sentences": sentences}
 
 
@@ -74,7 +75,3 @@ def _steering(rows: Sequence[Row], *, num_negatives: int) -> list[str]:
     if saturated is not None and saturated > 0:
         found.append(f"{saturated:.0%} of the anchors are saturated.")
     return found
-
-
-def _batch_size(recipe: Mapping[str, Any]) -> int:
-    return (recipe.get("selection") or recipe["loading"])["batch_size"]

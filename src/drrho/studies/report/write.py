@@ -119,8 +119,11 @@ def _with_galleries(runs: list[RunFolder], config: ReportConfig) -> list[Path]:
     """Which runs get one: those that were steered, and of a method's seeds the first."""
     if not config.galleries:
         return []
-    steered = [r for r in runs if config.reference is not None or r.recipe.get("reference")]
-    first = {(run.path.parent, run.method): run.path for run in reversed(steered or runs)}
+    steered = [r for r in runs if config.reference is not None or r.recipe.reference]
+    first = {
+        (run.path.parent, run.recipe.objective.method): run.path
+        for run in reversed(steered or runs)
+    }
     return [run.path for run in runs if run.path in first.values()][:MOST_GALLERIES]
 
 
@@ -157,7 +160,7 @@ def _reported(
 
 
 def _data_and_reference(run: RunFolder, config: ReportConfig) -> tuple[Manifest, Reference | None]:
-    manifest = open_manifest(run.recipe["data"] if config.data is None else config.data)
+    manifest = open_manifest(run.recipe.data if config.data is None else config.data)
     return manifest, run.open_reference(manifest, config.reference)
 
 
@@ -174,7 +177,7 @@ def _check_reference(
     ids = drawn_ids(manifest, store, count=config.gallery.pairs, generator=generator)
     train = stored_pairs(store, ids)
     model = _reference_model(run, config)
-    held_out_data = run.recipe.get("evaluation", {}).get("data")
+    held_out_data = run.recipe.evaluation.data
     if model is None or held_out_data is None:
         ranks = _reciprocal_ranks(train)
         return ReferenceCheck(train=float(ranks.mean()), num_pairs=len(ids))
@@ -221,7 +224,7 @@ def _reciprocal_ranks(pairs: PairEmbeddings) -> Float[Tensor, " pairs"]:
 def _reference_model(run: RunFolder, config: ReportConfig) -> str | None:
     if config.reference_model is not None:
         return config.reference_model
-    stored = run.recipe.get("reference")
+    stored = run.recipe.reference
     if not isinstance(stored, str):
         return None
     beside = Path(stored).parent / "run"  # where `drrho compare` trains what it stores
@@ -234,7 +237,7 @@ def _common_shards(manifest: Manifest, model: str) -> int | None:
         return None
     try:
         recipe = read_run(Path(model.removeprefix("run:")).expanduser()).recipe
-        own = {shard.contents for shard in open_manifest(recipe["data"]).shards}
+        own = {shard.contents for shard in open_manifest(recipe.data).shards}
     except PART_ERRORS:
         return None
     return sum(shard.contents in own for shard in manifest.shards)

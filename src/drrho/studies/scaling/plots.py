@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 
+from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.chart import Chart, Series
 from drrho.plotting.palette import places
 from drrho.plotting.png import draw_png
-from drrho.plotting.table import method_title
 from drrho.studies.scaling.efficiency import mean_score
 from drrho.studies.scaling.laws import PowerLaw
 from drrho.studies.scaling.results import EfficiencyResults, ScalingResults

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from drrho.plotting.table import markdown_table, method_title
+from drrho.contrastive.objectives.algorithms import method_title
+from drrho.plotting.table import markdown_table
 from drrho.studies.scaling.efficiency import mean_score
 from drrho.studies.scaling.results import ComputeRatio, EfficiencyResults, ScalingResults
 
