@@ -37,13 +37,13 @@ def cases():
 
 
 def value_and_gradients(function, target, reference, temperature):
-    upstream = torch.randn(
+    grad_output = torch.randn(
         2, NUM_PAIRS, generator=torch.Generator().manual_seed(5), dtype=torch.float64
     )
     leaves = [e.clone().requires_grad_() for e in (*target, temperature)]
     value = function(PairEmbeddings(*leaves[:2]), reference, temperature=leaves[2])
     # Small, as the gradients of a mean over a large batch are: float16 must not lose them.
-    loss = (value * (1e-6 * upstream).to(value.dtype)).sum()
+    loss = (value * (1e-6 * grad_output).to(value.dtype)).sum()
     return [value.detach(), *torch.autograd.grad(loss, leaves)]
 
 

@@ -55,12 +55,12 @@ def test_tiles_are_the_exact_function(tile, num_teachers, shape, monkeypatch):
     ]
     generator = torch.Generator().manual_seed(0)
     tau = 0.05 + torch.rand(shape, dtype=torch.float64, generator=generator)
-    upstream = torch.randn(2, 23, dtype=torch.float64, generator=generator)
+    grad_output = torch.randn(2, 23, dtype=torch.float64, generator=generator)
 
     def value_and_gradients(function):
         leaves = [e.clone().requires_grad_() for e in (*target, tau)]
         value = function(PairEmbeddings(*leaves[:2]), teachers, temperature=leaves[2])
-        return value, *torch.autograd.grad((value * upstream).sum(), leaves)
+        return value, *torch.autograd.grad((value * grad_output).sum(), leaves)
 
     exact = value_and_gradients(distillation_anchor_losses)
     for ours, theirs in zip(

@@ -25,12 +25,12 @@ def test_tiles_are_the_exact_function(tile, monkeypatch):
     monkeypatch.setattr(strip, "CPU_TILE", tile)
     target = draw_pairs(23, 6, seed=0)
     numbers = [torch.tensor(n, dtype=torch.float64) for n in (0.1, -4.0)]
-    upstream = torch.randn(23, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grad_output = torch.randn(23, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def value_and_gradients(function):
         leaves = [e.clone().requires_grad_() for e in (*target, *numbers)]
         value = function(PairEmbeddings(*leaves[:2]), temperature=leaves[2], bias=leaves[3])
-        return value, *torch.autograd.grad((value * upstream).sum(), leaves)
+        return value, *torch.autograd.grad((value * grad_output).sum(), leaves)
 
     exact = value_and_gradients(siglip_anchor_losses)
     for ours, theirs in zip(value_and_gradients(tiled_siglip_anchor_losses), exact, strict=True):

@@ -27,10 +27,10 @@ def of_shape(*shape):
     return 0.05 + torch.rand(shape, dtype=torch.float64)
 
 
-def value_and_gradients(function, target, reference, temperature, upstream):
+def value_and_gradients(function, target, reference, temperature, grad_output):
     leaves = [leaf.detach().clone().requires_grad_() for leaf in (*target, temperature)]
     value = function(PairEmbeddings(*leaves[:2]), reference, temperature=leaves[2])
-    return value, *torch.autograd.grad((value * upstream).sum(), leaves)
+    return value, *torch.autograd.grad((value * grad_output).sum(), leaves)
 
 
 @pytest.mark.usefixtures("small_tiles", "kept_or_not")
@@ -39,8 +39,8 @@ def value_and_gradients(function, target, reference, temperature, upstream):
 def test_tiles_are_the_exact_function(with_reference, shape):
     target, reference = (draw_pairs(NUM_PAIRS, d, seed=d) for d in (6, 4))
     # Of either sign: losses may be any function of the means.
-    upstream = torch.randn(2, NUM_PAIRS, dtype=torch.float64)
-    arguments = (target, reference if with_reference else None, of_shape(*shape), upstream)
+    grad_output = torch.randn(2, NUM_PAIRS, dtype=torch.float64)
+    arguments = (target, reference if with_reference else None, of_shape(*shape), grad_output)
     exact = value_and_gradients(log_gap_means, *arguments)
     tiled = value_and_gradients(tiled_log_gap_means, *arguments)
     for ours, theirs in zip(tiled, exact, strict=True):
@@ -62,12 +62,14 @@ def test_error_of_low_precision_is_within_that_of_the_plain_code(dtype, tau):
     """float64 of the same numbers is the judge."""
     target, reference = (draw_pairs(64, 32, seed=s, dtype=dtype) for s in (0, 1))
     temperature = torch.tensor(tau)
-    upstream = torch.rand(2, 64)
+    grad_output = torch.rand(2, 64)
 
     def errors(function):
-        found = value_and_gradients(function, target, reference, temperature, upstream)
+        found = value_and_gradients(function, target, reference, temperature, grad_output)
         wide = [PairEmbeddings(*(e.double() for e in pairs)) for pairs in (target, reference)]
-        truth = value_and_gradients(log_gap_means, *wide, temperature.double(), upstream.double())
+        truth = value_and_gradients(
+            log_gap_means, *wide, temperature.double(), grad_output.double()
+        )
         return [
             (ours.double() - exact).abs().max() / exact.abs().max()
             for ours, exact in zip(found, truth, strict=True)

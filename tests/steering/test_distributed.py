@@ -133,7 +133,7 @@ def weights_and_ids_on_one(rank):
 def answers_of(rank, world):
     rows = torch.arange(2 * rank).view(rank, 2) + 10 * rank
     shares = partition(len(rows), group=None)
-    everyone = shares.gather(rows)
+    everyone = shares.all_gather(rows)
     half = dist.new_group([0, 1])
     return {
         "training": everything(rank, world),
@@ -143,8 +143,11 @@ def answers_of(rank, world):
         "rows": rows,
         "gathered": everyone,
         "own": shares.own(everyone),
-        "own of sum": shares.own_of_sum((rank + 1) * everyone),
-        "reduced": (shares.sum(torch.tensor(rank)), shares.maximum(torch.tensor(rank))),
+        "own of sum": shares.reduce_scatter((rank + 1) * everyone),
+        "reduced": (
+            shares.all_reduce(torch.tensor(rank)),
+            shares.all_reduce_max(torch.tensor(rank)),
+        ),
         "group": DRRhoLoss(Mean(), process_group=half)(torch.tensor([float(rank)])).loss
         if rank < 2
         else None,

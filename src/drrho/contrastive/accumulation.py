@@ -1,4 +1,4 @@
-"""A contrastive batch whose activations do not fit: encoded in micro-batches, with one loss."""
+"""Exact gradient accumulation for contrastive losses: a batch encoded in micro-batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +16,7 @@ MicroBatch = TypeVar("MicroBatch")
 def encode_in_micro_batches(
     encode: Callable[[MicroBatch], PairEmbeddings], micro_batches: Sequence[MicroBatch]
 ) -> PairEmbeddings:
-    """Embeddings of the whole batch, with the activations of one micro-batch in memory at a time.
+    """Embed a whole batch, with the activations of one micro-batch in memory at a time.
 
     The loss sees one batch: its negatives are all other pairs, its per-sample state is updated
     once, its temperature gets one gradient, and nothing of it is approximate. Going backward, the

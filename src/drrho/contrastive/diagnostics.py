@@ -1,4 +1,4 @@
-"""What steering does to a batch, in numbers: losses, excess losses, weights of negatives."""
+"""Metrics of a contrastive batch: losses, excess losses and the weights of negatives."""
 
 import math
 
@@ -26,7 +26,7 @@ def contrastive_diagnostics(
     epsilon: float,
     pairs: Partition | None = None,
 ) -> dict[str, Tensor]:
-    """Scalars that tell how a run is doing, from one batch, the same on every process.
+    """Compute metrics of one batch, the same on every process.
 
     The loss of anchor i at negative j is the gap `S_ij - S_ii`, in units of cosine
     similarity; the excess loss is that minus the reference's gap. An anchor's weights are
@@ -61,9 +61,9 @@ def contrastive_diagnostics(
 
 
 def _moments(name: str, strip: Strip, pairs: Partition) -> dict[str, Tensor]:
-    """Mean and variance of the gaps of all anchors to all negatives."""
+    """Compute mean and variance of the gaps of all anchors to all negatives."""
     own = strip.positives()
-    everyone = pairs.gather(own)
+    everyone = pairs.all_gather(own)
     sums = torch.zeros(2, dtype=torch.float64, device=own.device)
     for rows, columns in strip.tiles():
         x = strip.similarities(rows, columns)
@@ -72,13 +72,13 @@ def _moments(name: str, strip: Strip, pairs: Partition) -> dict[str, Tensor]:
             strip.diagonal(gaps, rows, columns).zero_()
             sums += torch.stack([g.sum(dtype=torch.float64) for g in (gaps, gaps.square())])
     num_gaps = 2 * pairs.num_rows * (pairs.num_rows - 1)
-    mean, square = pairs.sum(sums) / num_gaps
+    mean, square = pairs.all_reduce(sums) / num_gaps
     variance = (square - mean.square()).clamp_min(0)
     return {f"{name}_mean": mean.to(own.dtype), f"{name}_variance": variance.to(own.dtype)}
 
 
 def _weights(strip: Strip, tau: Anchors, pairs: Partition, *, epsilon: float) -> dict[str, Tensor]:
-    """Of the adversary's weights p: from `sum p^2` and `sum p x` over each anchor's negatives."""
+    """Summarise the adversary's weights p, by `sum p^2` and `sum p x` of each anchor."""
     found, _ = log_sums(strip, tau)
     normalisers = Anchors(found.rows, pairs.log_sum_exp(found.columns))
     of_squares, means = strip.new_anchors(), strip.new_anchors()
@@ -91,7 +91,7 @@ def _weights(strip: Strip, tau: Anchors, pairs: Partition, *, epsilon: float) ->
             of_squares[side][part] += p.square().sum(dim=dim)
             means[side][part] += (p * x).sum(dim=dim)
     of_squares, means = (
-        torch.stack([a.rows, pairs.own_of_sum(a.columns)]) for a in (of_squares, means)
+        torch.stack([a.rows, pairs.reduce_scatter(a.columns)]) for a in (of_squares, means)
     )
     temperature, log_total = (
         torch.stack([a.rows, pairs.own(a.columns)]) for a in (tau, normalisers)

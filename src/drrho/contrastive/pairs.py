@@ -1,4 +1,4 @@
-"""Embeddings of image-text pairs, and the checks that every contrastive loss makes of them."""
+"""Embeddings of image-text pairs, and the checks that every contrastive loss makes."""
 
 from typing import NamedTuple
 
@@ -16,9 +16,9 @@ class PairEmbeddings(NamedTuple):
 
 
 def pair_partition(pairs: PairEmbeddings, *, group: ProcessGroup | None = None) -> Partition:
-    """How many pairs each process of a group has; a collective that waits for the device.
+    """Gather how many pairs each process of a group has; a collective that waits for the device.
 
-    Made once per step, and passed to whatever works on the same pairs.
+    To be made once per step, and passed to all that work on the same pairs.
     """
     return partition(len(pairs.image), group=group, device=pairs.image.device)
 

@@ -87,7 +87,7 @@ class Encoder:
             if first is not None:
                 own = embed_images(chain([first], in_step), self._encode_images)
         skipped = tuple(
-            entry for several in self.processes.gather(seen.skipped) for entry in several
+            entry for several in self.processes.all_gather_object(seen.skipped) for entry in several
         )
         if own is None and seen.blank is None:
             raise NothingReadable(
@@ -138,10 +138,10 @@ class Encoder:
             except NothingReadable as nothing:  # but another process may have read something
                 seen.skipped += nothing.skipped
             except (ValueError, OSError) as error:
-                self.processes.gather((None, str(error)))
+                self.processes.all_gather_object((None, str(error)))
                 raise
             shape = None if batch is None else tuple(batch.images.shape[1:])
-            everyone = self.processes.gather((shape, None))
+            everyone = self.processes.all_gather_object((shape, None))
             if messages := [message for _, message in everyone if message is not None]:
                 raise ValueError(messages[0])
             shapes = [shape for shape, _ in everyone if shape is not None]
@@ -174,7 +174,7 @@ class Encoder:
     def _gathered(self, own: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
         if self.processes.size == 1:
             return own
-        return partition(len(own), group=self.processes.host).gather(own)
+        return partition(len(own), group=self.processes.host).all_gather(own)
 
 
 @dataclass(kw_only=True)

@@ -130,7 +130,7 @@ def captions_of(
     own: list[Sequence[str]] = images.own.captions
     if evaluation_set.captions_in_lines:
         own = [_lines(captions) for captions in own]
-    return [captions for part in encoder.processes.gather(own) for captions in part]
+    return [captions for part in encoder.processes.all_gather_object(own) for captions in part]
 
 
 def labels_of(
@@ -165,7 +165,7 @@ def of_each_image(
                 raise ValueError(f"{url}, row {row}: {error}") from error
         return numbers
 
-    parts = encoder.processes.gather(encoder.processes.on_each(of_own))
+    parts = encoder.processes.all_gather_object(encoder.processes.on_each(of_own))
     return torch.tensor([number for part in parts for number in part])
 
 
@@ -273,7 +273,7 @@ def shared_ranks(
     part = equal_partition(num_queries, group=processes.host)
     own = rank((part.start, part.start + part.sizes[part.rank]))
     return PositiveRanks(
-        ahead=part.gather(own.ahead),
-        tied_positives=part.gather(own.tied_positives),
-        tied_negatives=part.gather(own.tied_negatives),
+        ahead=part.all_gather(own.ahead),
+        tied_positives=part.all_gather(own.tied_positives),
+        tied_negatives=part.all_gather(own.tied_negatives),
     )

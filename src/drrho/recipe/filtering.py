@@ -141,7 +141,7 @@ def _similarities(
             own[shard][usable] = found[usable]
             progress.advance(1)
     of_all: dict[int, Tensor] = {}
-    for part in processes.gather(own):
+    for part in processes.all_gather_object(own):
         of_all |= part
     return [of_all[shard] for shard in range(len(manifest.shards))]
 

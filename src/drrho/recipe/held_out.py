@@ -42,7 +42,9 @@ class HeldOutVariances:
         """
         images = encoder.images(self._manifest, name="held-out pairs", parts=("caption",))
         firsts = [several[0] for several in images.own.captions]
-        texts = encoder.texts([one for part in encoder.processes.gather(firsts) for one in part])
+        texts = encoder.texts(
+            [one for part in encoder.processes.all_gather_object(firsts) for one in part]
+        )
         ids = encoder.sample_ids(images)
         found = {name: store.gather(ids) for name, store in self._stores.items()}
         present = torch.ones(len(texts), dtype=torch.bool)

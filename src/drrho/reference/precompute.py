@@ -104,7 +104,7 @@ def precompute(
         for s, embeddings in zip(unfinished, encoded, strict=True):
             save_shard(files, card.shards[s], embeddings)
             absent[s] = embeddings.absent
-    absent = {s: rows for found in processes.gather(absent) for s, rows in found.items()}
+    absent = {s: rows for found in processes.all_gather_object(absent) for s, rows in found.items()}
     reasons = Counter(reason for rows in absent.values() for reason in rows.values())
     if reasons.total() == manifest.num_samples:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Collectives over the rows and values of all processes."""
+"""Collectives, under torch.distributed's names, that do nothing in a single process."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 from torch.nn.functional import pad
 
-# The newer names where there are any: the older then warn.
+# Newer versions of torch have these names and warn of the older.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
@@ -30,15 +30,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, which take every step together; without arguments, this one alone.
+    """The processes of a run, with their groups; without arguments, this process alone.
 
-    Methods are collectives of plain values, on the host; with one process they do nothing.
+    Methods are collectives of Python objects in host memory; with one process they do nothing.
 
     Attributes:
-        rank: of this process.
+        rank: number of this process, from 0.
         size: number of processes.
-        host: group for values in host memory.
-        background: a group for what a thread does meanwhile.
+        host: process group for values in host memory.
+        background: process group for a thread that writes checkpoints meanwhile.
     """
 
     rank: int = 0
@@ -48,16 +48,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this is process 0, which writes the files of the run."""
         return self.rank == 0
 
-    def wait_for_all(self) -> None:
-        """Returns when every process is here."""
+    def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier(self.host)
 
-    def from_first(self, value: Value) -> Value:
-        """The first process's value."""
+    def broadcast_object(self, value: Value) -> Value:
+        """Send the first process's object to all."""
         if self.size == 1:
             return value
         values = [value]
@@ -65,7 +65,7 @@ class Processes:
         return values[0]
 
     def on_first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, or the error it gets, on all of them."""
+        """Call a function on the first process alone; its result, or its error, goes to all."""
         if self.size == 1:
             return make()
         made: tuple[Value | None, Exception | None] = (None, None)
@@ -74,13 +74,13 @@ class Processes:
                 made = (make(), None)
             except Exception as error:
                 made = (None, error)
-        value, error = self.from_first(made)
+        value, error = self.broadcast_object(made)
         if error is not None:
             raise error
         return value  # pyright: ignore[reportReturnType]
 
     def on_each(self, make: Callable[[], Value]) -> Value:
-        """What this process makes; an error that any of them gets, all get.
+        """Call a function on every process; an error on one of them is raised on all.
 
         Raises:
             ValueError: `make` raised one, here or on another process.
@@ -88,30 +88,31 @@ class Processes:
         try:
             value = make()
         except ValueError as error:
-            self.gather(str(error))
+            self.all_gather_object(str(error))
             raise
-        if messages := [message for message in self.gather(None) if message is not None]:
+        messages = [message for message in self.all_gather_object(None) if message is not None]
+        if messages:
             raise ValueError(messages[0])
         return value
 
-    def gather(self, value: Value) -> list[Value]:
-        """Every process's value, in the order of the processes."""
+    def all_gather_object(self, value: Value) -> list[Value]:
+        """Collect every process's object, in the order of the processes."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.host)
         return values
 
-    def largest(self, number: int) -> int:
-        """Of every process's number."""
+    def all_reduce_max(self, number: int) -> int:
+        """Find the largest of the processes' numbers."""
         if self.size == 1:
             return number
         numbers = torch.tensor([number])
         dist.all_reduce(numbers, ReduceOp.MAX, group=self.host)
         return int(numbers)
 
-    def give_first(self, tensors: Iterator[Tensor]) -> None:
-        """Overwrites tensors with the first process's."""
+    def broadcast(self, tensors: Iterator[Tensor]) -> None:
+        """Overwrite tensors with the first process's."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
@@ -119,14 +120,15 @@ class Processes:
 
 @dataclass(frozen=True)
 class Partition:
-    """Rows that belong together, in the order of the processes that hold them.
+    """The rows of a tensor that is split over processes, in the order of the processes.
 
-    Methods are collectives: every process of the group has to call them, in the same order. With
-    one process they do nothing. Only `mean` and `same_on_all` are differentiable.
+    Methods are collectives unless they say otherwise: every process of the group has to call them,
+    in the same order. With one process they do nothing. Only `mean` and `average_grad` are
+    differentiable.
 
     Attributes:
-        sizes: rows of each process; they may differ, and be zero.
-        rank: this process's place in the group.
+        sizes: number of rows of each process; they may differ, and be zero.
+        rank: this process's number in the group.
         group: None is the default group.
     """
 
@@ -140,20 +142,20 @@ class Partition:
 
     @property
     def num_rows(self) -> int:
-        """Of all processes."""
+        """Number of rows of all processes together."""
         return sum(self.sizes)
 
     @property
     def start(self) -> int:
-        """The place of this process's first row among all."""
+        """Position of this process's first row among all."""
         return sum(self.sizes[: self.rank])
 
     def own(self, rows: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "own ..."]:
-        """This process's, of the rows of all; no collective."""
+        """Slice this process's rows out of the rows of all; no collective."""
         return rows[self.start : self.start + self.sizes[self.rank]]
 
-    def gather(self, rows: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
-        """The rows of all processes, the same on each: one message, padded to the largest share."""
+    def all_gather(self, rows: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
+        """Concatenate the rows of all processes; sent padded to the largest share."""
         if self.num_processes == 1:
             return rows
         padded = _padded(rows, max(self.sizes))
@@ -162,68 +164,72 @@ class Partition:
         shares = gathered.split(len(padded))
         return torch.cat([share[:size] for share, size in zip(shares, self.sizes, strict=True)])
 
-    def own_of_sum(self, rows: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "own ..."]:
-        """This process's rows of the sum over processes of what each has for all rows."""
+    def reduce_scatter(self, rows: Shaped[Tensor, "all ..."]) -> Shaped[Tensor, "own ..."]:
+        """Sum tensors of all rows over processes, and return this process's rows of the sum."""
         if self.num_processes == 1:
             return rows
         if dist.get_backend(self.group) == "gloo":  # which has no reduce-scatter in torch 2.6
-            return self.own(self.sum(rows.clone()))
+            return self.own(self.all_reduce(rows.clone()))
         width = max(self.sizes)
         shares = torch.cat([_padded(share, width) for share in rows.split(self.sizes)])
         own = shares.new_empty(width, *shares.shape[1:])
         _reduce_scatter(own, shares, group=self.group)
         return own[: self.sizes[self.rank]]
 
-    def sum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The sum over processes, in place."""
-        return self._reduced(values, ReduceOp.SUM)
+    def all_reduce(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Sum over processes, in place."""
+        if self.num_processes > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
 
-    def maximum(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The largest over processes, in place."""
-        return self._reduced(values, ReduceOp.MAX)
+    def all_reduce_max(self, values: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """Take the element-wise maximum over processes, in place."""
+        if self.num_processes > 1:
+            dist.all_reduce(values, ReduceOp.MAX, group=self.group)
+        return values
 
     def log_sum_exp(self, logarithms: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The logarithm of the sum over processes, of logarithms."""
+        """Compute the logarithm of the sum of exponentials over processes; two collectives."""
         if self.num_processes == 1:
             return logarithms
-        largest = self.maximum(logarithms.clone())
-        return largest + self.sum((logarithms - largest).exp()).log()
+        largest = self.all_reduce_max(logarithms.clone())
+        return largest + self.all_reduce((logarithms - largest).exp()).log()
 
     def mean(self, values: Float[Tensor, "*anchors own"]) -> Float[Tensor, ""]:
-        """The mean over the rows (last dimension) of all processes, the same number on each.
+        """Average over the rows (last dimension) of all processes; the same number on each.
 
-        Its gradient on a process is K times that of the process's part, K being the number of
-        processes: averaged over processes, as DistributedDataParallel and FSDP do with the
-        gradients of parameters, it is the gradient of the mean.
+        The gradient on a process is K times that of its part of the mean, K being the number of
+        processes: averaged over processes, as DistributedDataParallel and FSDP average gradients
+        of parameters, it is the gradient of the mean.
         """
         num_values = self.num_rows * math.prod(values.shape[:-1])
         own = values.sum() * (self.num_processes / num_values)
         if self.num_processes == 1:
             return own
-        everyone = self.sum(own.detach().clone()) / self.num_processes
+        everyone = self.all_reduce(own.detach().clone()) / self.num_processes
         return own + (everyone - own.detach())
 
-    def same_on_all(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """A parameter that every process has a copy of; its gradient is averaged over processes.
+    def average_grad(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Return a replicated parameter unchanged, with a gradient averaged over processes.
 
-        So the copies stay equal whether or not their module is wrapped for distribution.
+        The copies stay equal whether or not their module is wrapped for distribution.
         """
         if self.num_processes == 1:
             return parameter
-        result = _SameOnAll.apply(parameter, self)
+        result = _AverageGrad.apply(parameter, self)
         assert isinstance(result, Tensor)
         return result
 
-    def sharded(self, own: Shaped[Tensor, "*rest own"]) -> Tensor:
-        """This process's share of rows (last dimension) as a part of a tensor of all rows.
+    def to_dtensor(self, own: Shaped[Tensor, "*rest own"]) -> Tensor:
+        """Wrap this process's rows (last dimension) as a shard of a DTensor of all; no collective.
 
-        A DTensor over the group, in the memory of `own`: what torch.distributed.checkpoint needs
-        to write each share once and to cut them anew for another number of processes. Needs the
-        sizes of `equal_partition`. With one process it is `own`.
+        torch.distributed.checkpoint then writes each shard once, and reads it into any other
+        number of processes. The DTensor shares the memory of `own`, and needs the sizes of
+        `equal_partition`. With one process it is `own`.
         """
         if self.num_processes == 1:
             return own
-        # A second of import, for those who need it.
+        # Its import takes a second.
         from torch.distributed.device_mesh import DeviceMesh  # noqa: PLC0415
         from torch.distributed.tensor import DTensor, Shard  # noqa: PLC0415
 
@@ -239,8 +245,8 @@ class Partition:
             stride=torch.empty(shape, device="meta").stride(),
         )
 
-    def own_of_sharded(self, whole: Tensor) -> Tensor:
-        """This process's share of a tensor as `sharded` made it, or of one of all rows."""
+    def to_local(self, whole: Tensor) -> Tensor:
+        """Take this process's rows out of a DTensor of `to_dtensor`, or out of a tensor of all."""
         if type(whole) is Tensor or type(whole) is torch.nn.Parameter:
             return whole[..., self.start : self.start + self.sizes[self.rank]]
         from torch.distributed.tensor import DTensor  # noqa: PLC0415
@@ -248,23 +254,19 @@ class Partition:
         assert isinstance(whole, DTensor), type(whole)
         return whole.to_local()
 
-    def _reduced(self, values: Tensor, operation: ReduceOp.RedOpType) -> Tensor:
-        if self.num_processes > 1:
-            dist.all_reduce(values, operation, group=self.group)
-        return values
-
 
 def partition(
     num_rows: int, *, group: ProcessGroup | None, device: torch.device | None = None
 ) -> Partition:
-    """How many rows each process has.
+    """Gather how many rows each process has; a collective.
 
-    It waits for the device, because sizes shape what follows; with one process it does nothing.
+    It waits for the device, since the shapes of what follows depend on the sizes. With one process
+    it does nothing.
 
     Args:
-        num_rows: of this process.
+        num_rows: number of rows of this process.
         group: None is the default group, or this process alone without one.
-        device: where the group communicates; that of the rows.
+        device: device of the rows, over which the group communicates.
     """
     world = dist.get_world_size(group) if dist.is_initialized() else 1
     if world == 1:
@@ -275,10 +277,9 @@ def partition(
 
 
 def equal_partition(num_rows: int, *, group: ProcessGroup | None) -> Partition:
-    """`num_rows` of all processes together, in blocks of `ceil(num_rows / K)`; no collective.
+    """Split `num_rows` over K processes in blocks of `ceil(num_rows / K)`; no collective.
 
-    The last blocks may be smaller or empty. These are the blocks of `torch.chunk` and of a sharded
-    DTensor.
+    The last blocks may be smaller or empty, as those of `torch.chunk` and of a sharded DTensor.
     """
     world, rank = 1, 0
     if dist.is_initialized():
@@ -288,19 +289,19 @@ def equal_partition(num_rows: int, *, group: ProcessGroup | None) -> Partition:
     return Partition([end - start for start, end in pairwise(starts)], rank, group)
 
 
-class _SameOnAll(torch.autograd.Function):
+class _AverageGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, processes: Partition) -> Tensor:
         ctx.processes = processes
         return parameter.view_as(parameter)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         processes = ctx.processes
-        return processes.sum(upstream.clone()) / processes.num_processes, None
+        return processes.all_reduce(grad_output.clone()) / processes.num_processes, None
 
 
 def _padded(rows: Shaped[Tensor, "some ..."], num_rows: int) -> Shaped[Tensor, "num_rows ..."]:
-    """Rows followed by zeros."""
+    """Append rows of zeros, up to `num_rows`."""
     missing = num_rows - len(rows)
     return pad(rows, [*(2 * (rows.ndim - 1) * [0]), 0, missing]) if missing else rows.contiguous()

@@ -196,7 +196,7 @@ class DRRhoLoss(nn.Module):
         self._check_state()
         table = torch.cat([_table(micro_batch) for micro_batch in micro_batches])
         processes = partition(len(table), group=self.process_group, device=table.device)
-        table = processes.gather(table)
+        table = processes.all_gather(table)
         # What one process was given, all were; where there are others, it has to be looked at.
         has_index = [part.index is not None for part in micro_batches]
         is_weighted = any(part.sample_weight is not None for part in micro_batches)

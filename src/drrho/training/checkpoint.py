@@ -74,7 +74,7 @@ class CheckpointWriter:
         if self._processes.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        self._processes.wait_for_all()
+        self._processes.barrier()
         copies = {name: _copied(tensor) for name, tensor in tensors.items()}
         self._unfinished = self._thread.submit(
             self._write, copies, dict(values), partial=partial, path=path, keep=keep

@@ -181,7 +181,9 @@ def _log_and_evaluate(
     if received is not None:
         return {}, received
     due = bool(run.evaluators) and _is_due(state.step, run.config.evaluate_every, run.config)
-    evaluation = state.processes.from_first(evaluate(run.evaluators, state.model)) if due else {}
+    evaluation = (
+        state.processes.broadcast_object(evaluate(run.evaluators, state.model)) if due else {}
+    )
     row = state.metrics | evaluation
     if row:
         log.write(row, step=state.step, samples=state.samples_seen, seconds=state.seconds)
@@ -221,7 +223,7 @@ def _saving(state: TrainingState) -> Iterator[None]:
 
 def _received(signals: DeferredSignals, state: TrainingState) -> signal.Signals | None:
     """The signal that any process received; all stop after the same step."""
-    number = state.processes.largest(signals.received or 0)
+    number = state.processes.all_reduce_max(signals.received or 0)
     return signal.Signals(number) if number else None
 
 

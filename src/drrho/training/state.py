@@ -89,7 +89,9 @@ class TrainingState:
 
     def add_up(self) -> None:
         """Adds the counts of all processes to the totals; a collective."""
-        for num_samples, skipped in self.processes.gather((self._own_samples, self._own_skipped)):
+        for num_samples, skipped in self.processes.all_gather_object(
+            (self._own_samples, self._own_skipped)
+        ):
             self.samples_seen += num_samples
             self.skipped.update(skipped)
         self._own_samples, self._own_skipped = 0, Counter[str]()
@@ -105,7 +107,7 @@ class TrainingState:
         """
         self.add_up()
         # Statistics of BatchNorm differ between processes until the next forward pass.
-        self.processes.give_first(self.model.buffers())
+        self.processes.broadcast(self.model.buffers())
         values = {
             "format": FORMAT,
             "versions": versions(),

@@ -1,4 +1,4 @@
-"""Numbers that are remembered for every sample of a data set, each process holding its share."""
+"""A table of numbers per data-set sample, sharded over the processes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ class SampleBatch(NamedTuple):
 
     Attributes:
         pairs: how many pairs each process has.
-        same: equal for pairs of the same sample, from 0 to B - 1.
-        owned: those whose samples are in this process's share.
-        place: of those, in the share.
+        same: a number below B for each pair, equal for pairs of the same sample.
+        owned: the pairs whose samples are in this process's share.
+        place: the places of those samples in the share.
     """
 
     pairs: Partition
@@ -30,19 +30,24 @@ class SampleBatch(NamedTuple):
     def owned_means(
         self, values: Float[Tensor, "2 own"], *, of_logarithms: bool = False
     ) -> Float[Tensor, "2 owned"]:
-        """Values of this process's pairs to those of the pairs it owns: the mean over the pairs of
-        the same sample; a collective.
+        """Bring the values of all pairs to the owners of their samples; a collective.
+
+        Pairs of the same sample get the mean of their values.
+
+        Args:
+            values: of this process's pairs.
+            of_logarithms: the mean is the logarithm of the mean of the exponentials.
         """
-        everyone = self.pairs.gather(values.T).T
+        everyone = self.pairs.all_gather(values.T).T
         return _means(self.same, everyone, of_logarithms=of_logarithms)[:, self.owned]
 
     def answer(self, entries: Float[Tensor, "2 owned"]) -> Float[Tensor, "2 own"]:
-        """Entries of the pairs this process owns to those of its own pairs; a collective."""
+        """Bring entries from the owners of the samples to the pairs' processes; a collective."""
         if self.pairs.num_processes == 1:
             return entries
         everyone = entries.new_zeros(self.pairs.num_rows, 2)
         everyone[self.owned] = entries.T
-        return self.pairs.own_of_sum(everyone).T
+        return self.pairs.reduce_scatter(everyone).T
 
 
 class SampleTable(nn.Module):
@@ -59,7 +64,7 @@ class SampleTable(nn.Module):
 
     Args:
         num_samples: N; ids run from 0 to N - 1.
-        initial: of every entry.
+        initial: the value of every entry at the start.
         group: whose processes share the table; None is the default group, or this process alone
             without one.
     """
@@ -76,12 +81,12 @@ class SampleTable(nn.Module):
 
     @property
     def num_samples(self) -> int:
-        """Of all processes."""
+        """N, the number of samples of all processes together."""
         return self._owners.num_rows
 
     @torch.no_grad()
     def read(self, sample_ids: Int[Tensor, " batch"] | SampleBatch) -> Float[Tensor, "2 batch"]:
-        """The entries of this process's pairs; a collective."""
+        """Look up the entries of this process's pairs; a collective."""
         batch = self.locate(sample_ids)
         return batch.answer(self._entries_of(batch).to(batch.same.device))
 
@@ -89,52 +94,52 @@ class SampleTable(nn.Module):
     def update(
         self,
         sample_ids: Int[Tensor, " batch"] | SampleBatch,
-        arriving: Float[Tensor, "2 batch"],
+        values: Float[Tensor, "2 batch"],
         rule: Rule,
         *,
         of_logarithms: bool = False,
     ) -> Float[Tensor, "2 batch"]:
-        """`entry <- rule(entry, arriving)` for the samples of all pairs; a collective.
+        """`entry <- rule(entry, values)` for the samples of all pairs; a collective.
 
         A sample that comes more than once, in one process's pairs or in several's, is updated
-        once, with the mean of what arrives for it. Where that is nan or infinity the entry stays.
+        once, with the mean of its values. Where that is nan or infinity the entry stays.
 
         Args:
             sample_ids: of this process's pairs, or what `locate` made of them.
-            arriving: for them, on the device of the batch.
-            rule: old entries and arriving numbers to new entries, in the precision of the latter.
+            values: new numbers for them, on the device of the batch.
+            rule: old entries and values to new entries, in the precision of the values.
             of_logarithms: the mean is the logarithm of the mean of the exponentials.
 
         Returns:
-            The new entries of this process's pairs, in the precision of `arriving`.
+            The new entries of this process's pairs, in the precision of `values`.
 
         Raises:
             IndexError: as `locate`.
         """
         if isinstance(sample_ids, Tensor):
-            sample_ids = self.locate(sample_ids.to(arriving.device))
-        owned = sample_ids.owned_means(arriving, of_logarithms=of_logarithms)
+            sample_ids = self.locate(sample_ids.to(values.device))
+        owned = sample_ids.owned_means(values, of_logarithms=of_logarithms)
         return sample_ids.answer(self.update_owned(sample_ids, owned, rule))
 
     @torch.no_grad()
     def update_owned(
-        self, batch: SampleBatch, arriving: Float[Tensor, "2 owned"], rule: Rule
+        self, batch: SampleBatch, values: Float[Tensor, "2 owned"], rule: Rule
     ) -> Float[Tensor, "2 owned"]:
-        """`entry <- rule(entry, arriving)` for the samples in this process's share; no collective.
+        """`entry <- rule(entry, values)` for the samples in this process's share; no collective.
 
         Args:
             batch: as `locate` made it.
-            arriving: for the pairs of all processes whose samples this process owns, equal for
+            values: for the pairs of all processes whose samples this process owns, equal for
                 equal samples.
             rule: as for `update`.
 
         Returns:
-            The new entries of those pairs, in the precision of `arriving`.
+            The new entries of those pairs, in the precision of `values`.
         """
-        before = self._entries_of(batch).to(arriving)
-        after = rule(before, arriving)
+        before = self._entries_of(batch).to(values)
+        after = rule(before, values)
         # A step that is left out because something overflowed must leave no trace.
-        kept = torch.where(arriving.isnan() | arriving.isposinf(), before, after)
+        kept = torch.where(values.isnan() | values.isposinf(), before, after)
         self.entries[:, batch.place.to(self.entries.device)] = kept.to(self.entries)
         return after
 
@@ -144,7 +149,7 @@ class SampleTable(nn.Module):
     def locate(
         self, sample_ids: Int[Tensor, " batch"] | SampleBatch, pairs: Partition | None = None
     ) -> SampleBatch:
-        """Which samples the pairs of all processes show, and which of them this process owns.
+        """Find out which samples the pairs of all processes show, and which this process owns.
 
         A collective. The result serves every table of the same samples and group, and is returned
         as it is when it is given.
@@ -162,7 +167,7 @@ class SampleTable(nn.Module):
         owners, device = self._owners, sample_ids.device
         if pairs is None:
             pairs = partition(len(sample_ids), group=owners.group, device=device)
-        everyone = pairs.gather(sample_ids)
+        everyone = pairs.all_gather(sample_ids)
         # One process with its ids on a GPU would wait for it here; indexing asserts there.
         if owners.num_processes > 1 or device.type == "cpu":
             outside = everyone[(everyone < 0) | (everyone >= owners.num_rows)]
@@ -180,7 +185,7 @@ class SampleTable(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        destination[prefix + "entries"] = self._owners.sharded(
+        destination[prefix + "entries"] = self._owners.to_dtensor(
             self.entries if keep_vars else self.entries.detach()
         )
 
@@ -196,12 +201,12 @@ class SampleTable(nn.Module):
                     f"{name} is of {num_saved} samples, and this data set has {self.num_samples}"
                 )
                 return
-            state_dict = {**state_dict, name: self._owners.own_of_sharded(state_dict[name])}
+            state_dict = {**state_dict, name: self._owners.to_local(state_dict[name])}
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def _numbered(ids: Int[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-    """Equal ids get equal numbers below B, without waiting for the device as `unique` would."""
+    """Number the ids from 0 to B - 1, equal ids equally, without a device synchronisation."""
     ordered, order = ids.sort()
     differs = torch.ones_like(ordered, dtype=torch.int64)
     differs[1:] = ordered[1:] != ordered[:-1]

@@ -195,12 +195,12 @@ class SampleTemperatures(nn.Module):
         directions = self.directions.update_owned(
             batch,
             batch.owned_means(of_anchors),
-            lambda before, arriving: before.lerp(arriving, self._weight),
+            lambda before, values: before.lerp(values, self._weight),
         )
         self.temperatures.update_owned(
             batch,
             directions,
-            lambda before, arriving: (before - self._rate * arriving).clamp(*self._range),
+            lambda before, values: (before - self._rate * values).clamp(*self._range),
         )
 
 

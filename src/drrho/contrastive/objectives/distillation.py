@@ -180,7 +180,7 @@ class _ExpectedGaps(torch.autograd.Function):
         rows_of, columns_of = strip.new_anchors()
         with torch.autocast(image.device.type, enabled=False):
             positives = strip.positives()
-            of_all = pairs.gather(positives)
+            of_all = pairs.all_gather(positives)
             views = [_TeacherStrip.make(teacher, pairs, strip.dtype) for teacher in teachers]
             for rows, columns in strip.tiles():
                 s = strip.similarities(rows, columns)
@@ -189,14 +189,14 @@ class _ExpectedGaps(torch.autograd.Function):
                 columns_of[columns] += q_columns.mul_(s - of_all[columns]).sum(dim=0)
         ctx.save_for_backward(*strip[:2])
         ctx.start, ctx.dtype, ctx.pairs, ctx.views = strip.start, strip.dtype, pairs, views
-        return torch.stack([rows_of, pairs.own_of_sum(columns_of)])
+        return torch.stack([rows_of, pairs.reduce_scatter(columns_of)])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         image, text = ctx.saved_tensors
-        of_rows, of_columns = upstream[0], ctx.pairs.gather(upstream[1])
-        at_positives = upstream.sum(dim=0)  # the probabilities sum to one
+        of_rows, of_columns = grad_output[0], ctx.pairs.all_gather(grad_output[1])
+        at_positives = grad_output.sum(dim=0)  # the probabilities sum to one
         of_image = torch.zeros_like(image, dtype=ctx.dtype)
         of_text = torch.zeros_like(text, dtype=ctx.dtype)
         strip = Strip(image, text, None, None, start=ctx.start, dtype=ctx.dtype)
@@ -208,7 +208,7 @@ class _ExpectedGaps(torch.autograd.Function):
                 strip.diagonal(c, rows, columns).sub_(at_positives[own_rows])
                 of_image[rows].addmm_(c, text[columns].to(ctx.dtype))
                 of_text[columns].addmm_(c.T, image[rows].to(ctx.dtype))
-        of_text = ctx.pairs.own_of_sum(of_text)
+        of_text = ctx.pairs.reduce_scatter(of_text)
         return of_image.to(image.dtype), of_text.to(text.dtype), None, None
 
 

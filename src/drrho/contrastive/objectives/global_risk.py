@@ -154,11 +154,11 @@ class AnchorAverages(nn.Module):
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
 
-        def average(before: Tensor, arriving: Tensor) -> Tensor:
+        def average(before: Tensor, values: Tensor) -> Tensor:
             if gamma == 1:
-                return arriving
-            mixed = (before + math.log1p(-gamma)).logaddexp(arriving + math.log(gamma))
-            return mixed.where(before > -math.inf, arriving)
+                return values
+            mixed = (before + math.log1p(-gamma)).logaddexp(values + math.log(gamma))
+            return mixed.where(before > -math.inf, values)
 
         return self.log_u.update(sample_ids, log_losses, average, of_logarithms=True)
 

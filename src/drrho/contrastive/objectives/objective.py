@@ -140,7 +140,7 @@ class ContrastiveObjective(nn.Module):
             assert batch is not None
             tau = self.temperature(batch, dtype=wide_dtype(target.image))
         else:
-            tau = pairs.same_on_all(self.temperature())
+            tau = pairs.average_grad(self.temperature())
         loss = self._loss(target, reference, tau=tau, batch=batch, gamma=gamma, pairs=pairs)
         if teachers:
             distilled = self._distilled(target, teachers, tau=tau, pairs=pairs)
@@ -162,7 +162,7 @@ class ContrastiveObjective(nn.Module):
     ) -> Tensor | None:
         """The objective's own loss, without what is distilled; None where that is all."""
         if self.bias is not None:
-            bias = pairs.same_on_all(self.bias)
+            bias = pairs.average_grad(self.bias)
             if self.impl == "exact":
                 losses = siglip_anchor_losses(target, temperature=tau, bias=bias)
             else:

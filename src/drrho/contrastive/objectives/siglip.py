@@ -119,7 +119,7 @@ class _TiledSiglip(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         image, text, temperature, bias = ctx.saved_tensors
         strip = Strip(image, text, None, None, start=ctx.start, dtype=ctx.dtype)
         of_image = torch.zeros_like(image, dtype=strip.dtype)
@@ -130,7 +130,7 @@ class _TiledSiglip(torch.autograd.Function):
                 x = strip.similarities(rows, columns)
                 c = _logits(x, temperature, bias).sigmoid_()
                 strip.diagonal(c, rows, columns).sub_(1)
-                c *= upstream[rows, None]
+                c *= grad_output[rows, None]
                 of_bias += c.sum()
                 of_scale += (c * x).sum()
                 of_image[rows].addmm_(c, strip.text[columns].to(strip.dtype))
@@ -138,7 +138,7 @@ class _TiledSiglip(torch.autograd.Function):
         of_image, of_text = of_image / temperature, of_text / temperature
         return (
             of_image.to(image.dtype),
-            ctx.pairs.own_of_sum(of_text).to(text.dtype),
+            ctx.pairs.reduce_scatter(of_text).to(text.dtype),
             (-of_scale / temperature.square()).to(temperature.dtype),
             of_bias.to(bias.dtype),
             None,

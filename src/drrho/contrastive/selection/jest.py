@@ -142,12 +142,12 @@ def select_jointly(
             losses = [c.losses() for c in candidates]
             of_learner = None if learner is None else losses[0]
             of_reference = None if reference is None else losses[-1]
-            scores = processes.gather(selection_scores(config.kind, of_learner, of_reference))
+            scores = processes.all_gather(selection_scores(config.kind, of_learner, of_reference))
             require_candidates(scores, config.batch_size, taken=taken)
             # Softmax losses of pairs alone tie, and the largest of ties are no random choice.
             at_random = config.selection == "sample" or (config.loss == "softmax" and not indices)
             index = _draw(scores, size, mask=~taken, at_random=at_random, generator=generator)
-            index = processes.sum(index if processes.rank == 0 else torch.zeros_like(index))
+            index = processes.all_reduce(index if processes.rank == 0 else torch.zeros_like(index))
             taken[index] = True
             indices.append(index)
             scores_drawn.append(scores[index])
@@ -213,7 +213,7 @@ class _Candidates:
         here = (places >= 0) & (places < len(own))
         rows = own.new_zeros(len(index), own.shape[1], dtype=self.dtype)
         rows[here] = own[places[here]].to(self.dtype)
-        return processes.sum(rows)
+        return processes.all_reduce(rows)
 
 
 def _draw(

@@ -105,7 +105,9 @@ def select_by_excess(
     finite = torch.stack([_finite_rows(model.pairs) for model in models]).all(dim=0)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         require_candidates(
-            processes.gather(torch.zeros_like(finite, dtype=torch.float32).where(finite, math.nan)),
+            processes.all_gather(
+                torch.zeros_like(finite, dtype=torch.float32).where(finite, math.nan)
+            ),
             config.batch_size,
         )
         counted = partition(int(finite.sum()), group=group, device=device)
@@ -115,11 +117,11 @@ def select_by_excess(
         of_finite = selection_scores(config.kind, of_learner, of_reference)
         own = of_finite.new_full((len(finite),), math.nan)
         own[finite] = of_finite
-        scores = processes.gather(own)
+        scores = processes.all_gather(own)
         require_candidates(scores, config.batch_size)  # a loss may overflow where pairs do not
         index = select_top_k(scores, config.batch_size).index
         # The choice among ties is that of the first process.
-        index = processes.sum(index if processes.rank == 0 else torch.zeros_like(index))
+        index = processes.all_reduce(index if processes.rank == 0 else torch.zeros_like(index))
         taken = torch.zeros_like(scores, dtype=torch.bool)
         taken[index] = True
     return PairSelection(index, scores[index], processes.own(taken).nonzero().flatten())

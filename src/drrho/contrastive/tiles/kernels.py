@@ -1,9 +1,8 @@
 """The sums over negatives and their gradients for CUDA, in Triton.
 
-The same function as `drrho.contrastive.tiles.log_sums.tiled_log_gap_means`, whose passes over
-tiles become one kernel each: a tile of similarities stays on the chip while its sums, or its
-coefficients of the gradient, are made of it. The products of the coefficients with the embeddings
-are left to torch.
+The same function as `drrho.contrastive.tiles.log_sums.tiled_log_gap_means`, with a kernel in the
+place of each pass: a tile of similarities stays on the chip while it is reduced to its sums, or
+turned into the coefficients of the gradient. torch multiplies the coefficients with the embeddings.
 
 It has been tested in Triton's interpreter only and has never run on a GPU, so it is used only where
 it is asked for, by `impl="triton"`. `benchmarks/kernels.py` measures it against the tiles.
@@ -89,7 +88,7 @@ def _blocks(strip: Strip) -> Blocks:
 
 
 def _log_sums(strip: Strip, temperature: Anchors) -> tuple[Anchors, None]:
-    """`log sum exp(x / tau)` over the negatives in each row and in each column of the strip."""
+    """Compute `log sum exp(x / tau)` over the negatives of each row and column of the strip."""
     if len(strip.image) == 0:
         return strip.new_anchors(fill=-math.inf), None
     return launch_log_sums(strip, temperature, blocks=_blocks(strip)), None
@@ -99,13 +98,13 @@ def _gradient(
     strip: Strip,
     temperature: Anchors,
     sums: Anchors,
-    arriving: Anchors,
+    grad_sums: Anchors,
     *,
     kept: None,
     needs_temperature: bool,
 ) -> Gradient:
     del kept  # x is formed again
-    of_rows, of_columns = (a / tau for a, tau in zip(arriving, temperature, strict=True))
+    of_rows, of_columns = (a / tau for a, tau in zip(grad_sums, temperature, strict=True))
     result = Gradient(
         image=torch.zeros_like(strip.image, dtype=strip.dtype),
         text=torch.zeros_like(strip.text, dtype=strip.dtype),
@@ -139,8 +138,8 @@ def _gradient(
         result.text.add_(_product(coefficients.T, part.image))
     result.image.div_(scale)
     result.text.div_(scale)
-    # A positive's coefficient is as large as all others of its row together and of the other
-    # sign: rounded with them it would leave its rounding in place of their difference.
+    # A positive's coefficient is minus the sum of all others of its row: rounded to half precision
+    # it would leave a rounding error as large as the gradient.
     of_positives = -(of_rows + of_columns[strip.own])[:, None]
     result.image.addcmul_(of_positives, strip.text[strip.own].to(strip.dtype))
     result.text[strip.own].addcmul_(of_positives, strip.image.to(strip.dtype))
@@ -148,7 +147,7 @@ def _gradient(
 
 
 def _product(coefficients: Tensor, embeddings: Tensor) -> Tensor:
-    """In float32, of factors in their own precision."""
+    """Multiply in the embeddings' precision and accumulate in float32."""
     if coefficients.dtype == torch.float32:
         return coefficients @ embeddings
     if coefficients.device.type == "cuda":
@@ -157,9 +156,9 @@ def _product(coefficients: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def _power_of_two(of_rows: Tensor, of_columns: Tensor) -> Tensor:
-    """What brings the largest coefficient to between one and four, exactly and without waiting.
+    """A power of two that scales the largest coefficient to between one and four, on the device.
 
-    A coefficient is of the order of 1 / B times a weight, which float16 would lose.
+    Coefficients are of the order of a weight over B, which float16 would round to zero.
     """
     largest = torch.maximum(of_rows.abs().max(), of_columns.abs().max())
     exponent = torch.where(largest > 0, largest.log2().floor(), torch.zeros_like(largest))
@@ -167,7 +166,7 @@ def _power_of_two(of_rows: Tensor, of_columns: Tensor) -> Tensor:
 
 
 def _parts(strip: Strip, blocks: Blocks) -> list[slice]:
-    """Whole blocks of rows whose coefficients have at most COEFFICIENT_BYTES."""
+    """Split the rows into whole blocks whose coefficients take at most COEFFICIENT_BYTES."""
     row_bytes = len(strip.text) * strip.image.element_size()
     height = max(1, COEFFICIENT_BYTES // (row_bytes * blocks.rows)) * blocks.rows
     num_rows = len(strip.image)

@@ -53,8 +53,8 @@ def tiled_log_gap_means(
             processes of the default group.
 
     Returns:
-        Of this process's anchors. Going backward, from any losses of its own anchors on each
-        process, gives each the gradient of the sum of all processes' losses.
+        `log g` of this process's anchors. The backward pass, from any losses of its own anchors on
+        each process, gives each the gradient of the sum of all processes' losses.
 
     Raises:
         ValueError: as `log_gap_means`.
@@ -66,10 +66,12 @@ def tiled_log_gap_means(
 
 
 class Gradient(NamedTuple):
-    """Of a strip; what is of columns is this process's part of a sum.
+    """Gradients of one strip. Those of columns are partial sums, to be reduced over processes.
 
-    `means` are those of x over an anchor's negatives under its weights, empty unless a
-    temperature needs them.
+    Attributes:
+        image, text: in the precision of the similarities.
+        means: of x over an anchor's negatives under its weights; zeros unless the temperature
+            needs a gradient.
     """
 
     image: Float[Tensor, "rows dim"]
@@ -78,13 +80,13 @@ class Gradient(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """How the strip is walked: by torch's operations here, or by kernels of another module.
+    """Forward and backward pass over the tiles of a strip, in torch or in Triton.
 
     Attributes:
         log_sums: strip and temperatures to `log sum exp(x / tau)` over the negatives of each row
-            and column, and to what the second pass may use of the first.
-        gradient: strip, temperatures, those sums, and the gradient that arrives at them, to the
-            `Gradient`; what was kept, and whether the means are needed, by keyword.
+            and column, and to tiles that the backward pass may use again.
+        gradient: strip, temperatures, sums, and the gradient of the loss in the sums, to
+            `Gradient`; the kept tiles, and whether the means are needed, by keyword.
     """
 
     log_sums: Callable[[Strip, Anchors], tuple[Anchors, list[Tensor] | None]]
@@ -99,7 +101,7 @@ def log_gap_means_in_passes(
     temperature: Float[Tensor, "..."],
     pairs: Partition | None,
 ) -> Float[Tensor, "2 batch"]:
-    """`tiled_log_gap_means` by these passes: what is of processes and of autograd."""
+    """Compute `tiled_log_gap_means` by the given passes, with its collectives and its autograd."""
     check_pairs(target, reference)
     pairs = pair_partition(target) if pairs is None else pairs
     check_negatives(pairs.num_rows)
@@ -124,7 +126,7 @@ class _LogGapMeans(torch.autograd.Function):
         anchors: Anchors,
         pairs: Partition,
     ) -> Tensor:
-        del temperature  # its gradient is that of `anchors`, which has the texts of all
+        del temperature  # an input for its gradient alone; `anchors` has the texts of all
         reference = None
         if reference_image is not None and reference_text is not None:
             reference = PairEmbeddings(reference_image, reference_text)
@@ -145,39 +147,39 @@ class _LogGapMeans(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         *embeddings, of_rows, of_columns, positives, log_rows, log_columns = ctx.saved_tensors
         pairs = ctx.pairs
         strip = Strip(*embeddings, start=ctx.start, dtype=ctx.dtype)
         temperature = Anchors(of_rows, of_columns)
         sums = Anchors(log_rows, log_columns)
-        arriving = Anchors(upstream[0], pairs.gather(upstream[1]))
+        grad_sums = Anchors(grad_output[0], pairs.all_gather(grad_output[1]))
         needs_temperature = ctx.needs_input_grad[5]
         with torch.autocast(strip.image.device.type, enabled=False):
             gradient = ctx.passes.gradient(
                 strip,
                 temperature,
                 sums,
-                arriving,
+                grad_sums,
                 kept=ctx.kept,
                 needs_temperature=needs_temperature,
             )
         ctx.kept = None
         image = gradient.image.to(strip.image.dtype)
-        text = pairs.own_of_sum(gradient.text).to(strip.text.dtype)
+        text = pairs.reduce_scatter(gradient.text).to(strip.text.dtype)
         of_temperature = None
         if needs_temperature:
-            means = [gradient.means.rows, pairs.own_of_sum(gradient.means.columns)]
+            means = [gradient.means.rows, pairs.reduce_scatter(gradient.means.columns)]
             own = torch.stack([of_rows, pairs.own(of_columns)])
-            of_temperature = upstream * (positives - torch.stack(means)) / own.square()
+            of_temperature = grad_output * (positives - torch.stack(means)) / own.square()
         return None, image, text, None, None, of_temperature, None, None
 
 
 def log_sums(
     strip: Strip, temperature: Anchors, *, with_positives: bool = False
 ) -> tuple[Anchors, list[Tensor] | None]:
-    """`log sum exp(x / tau)` in each row and in each column of the strip, over the negatives or
-    over all; and the tiles of x, if they are few enough to be kept.
+    """Compute `log sum exp(x / tau)` of each row and column of the strip, over negatives or over
+    all; also returns the tiles of x if they are few enough to be kept.
     """
     sums = strip.new_anchors(fill=-math.inf)
     kept = [] if strip.keeps_tiles and not with_positives else None
@@ -194,7 +196,7 @@ def log_sums(
             z = torch.mul(x, 1 / tau[part].unsqueeze(dim), out=scaled.like(*x.shape))
             if not with_positives:
                 strip.diagonal(z, rows, columns).fill_(-math.inf)
-            # torch.logsumexp would take fresh memory; a line may hold nothing but a positive.
+            # torch.logsumexp would allocate; and a row of the tile may hold nothing but a positive.
             largest = z.amax(dim=dim, keepdim=True).clamp_min_(lowest)
             of_tile = z.sub_(largest).exp_().sum(dim=dim).log_().add_(largest.squeeze(dim))
             found[part] = torch.logaddexp(found[part], of_tile)
@@ -205,12 +207,12 @@ def _gradient(
     strip: Strip,
     temperature: Anchors,
     sums: Anchors,
-    arriving: Anchors,
+    grad_sums: Anchors,
     *,
     kept: list[Tensor] | None,
     needs_temperature: bool,
 ) -> Gradient:
-    of_rows, of_columns = (a / tau for a, tau in zip(arriving, temperature, strict=True))
+    of_rows, of_columns = (a / tau for a, tau in zip(grad_sums, temperature, strict=True))
     at_positives = -(of_rows + of_columns[strip.own])
     result = Gradient(
         image=torch.zeros_like(strip.image, dtype=strip.dtype),
@@ -226,13 +228,13 @@ def _gradient(
             (c, of_rows, temperature.rows, sums.rows, result.means.rows, rows, 1),
             (p, of_columns, temperature.columns, sums.columns, result.means.columns, columns, 0),
         )
-        for weights, arriving_there, tau, total, means, part, dim in sides:
+        for weights, factors, tau, total, means, part, dim in sides:
             torch.mul(x, 1 / tau[part].unsqueeze(dim), out=weights)
             weights.sub_(total[part].unsqueeze(dim)).exp_()
             strip.diagonal(weights, rows, columns).zero_()
             if needs_temperature:
                 means[part] += (weights * x).sum(dim=dim)
-            weights.mul_(arriving_there[part].unsqueeze(dim))
+            weights.mul_(factors[part].unsqueeze(dim))
         c.add_(p)
         strip.diagonal(c, rows, columns).copy_(at_positives[strip.rows_on_diagonal(rows, columns)])
         result.image[rows].addmm_(c, strip.text[columns].to(strip.dtype))

@@ -1,7 +1,8 @@
-"""A process's images against everyone's texts, in tiles: how every loss walks the B x B matrix.
+"""The strip of the similarity matrix that one process computes, cut into tiles.
 
-No loss here holds that matrix. Each forms a tile of similarities, reduces it to what it needs of
-the tile's rows and columns, and forms it again for the gradient.
+No loss here holds the B x B matrix. A process has the strip of its own images against the texts of
+all; a loss forms one tile at a time, reduces it to sums of rows and columns, and forms it again for
+the gradient.
 """
 
 import math
@@ -15,25 +16,25 @@ from torch import Tensor
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.runtime.distributed import Partition
 
-# On a CPU the tile and its temporaries should stay near the processor; larger is slower.
+# On a CPU a tile and its temporaries should fit into the cache.
 CPU_TILE = 1024
-# Bytes of all tiles together up to which a CPU's first pass keeps them for the second.
+# A CPU's forward pass keeps the tiles for the backward pass up to so many bytes.
 CPU_KEPT = 2**26
-# On a GPU, where small tiles leave it idle between launches, the share of its memory for a tile
+# On a GPU, which small tiles would leave idle between launches, the share of its memory for a tile
 # with its temporaries, or for the tiles that are kept.
 GPU_SHARE = 1 / 64
 TEMPORARIES = 6
 
 
 class Anchors(NamedTuple):
-    """A number for each image anchor of this process and for each text anchor of all."""
+    """One number per image anchor of this process (rows) and per text anchor of all (columns)."""
 
     rows: Float[Tensor, " rows"]
     columns: Float[Tensor, " columns"]
 
 
 class Strip(NamedTuple):
-    """This process's images against the texts of all, in one precision.
+    """The similarities of this process's images to the texts of all processes, to be computed.
 
     Attributes:
         image, reference_image: this process's rows.
@@ -61,7 +62,7 @@ class Strip(NamedTuple):
         return num_bytes <= largest_kept(self.image.device)
 
     def new_anchors(self, *, fill: float = 0.0) -> Anchors:
-        """Equal numbers, in the precision of the similarities."""
+        """One number for every anchor, in the precision of the similarities."""
         return Anchors(
             *(e.new_full((len(e),), fill, dtype=self.dtype) for e in (self.image, self.text))
         )
@@ -73,7 +74,7 @@ class Strip(NamedTuple):
                 yield slice(top, top + size), slice(left, left + size)
 
     def scratch(self) -> "Scratch":
-        """Memory for a tile, to be used for one tile after the other."""
+        """Allocate memory for one tile, to be used for one after the other."""
         size = tile_size(self.image.device, self.dtype)
         num_entries = min(size, len(self.image)) * min(size, len(self.text))
         return Scratch(self.image.new_empty(num_entries, dtype=self.dtype))
@@ -81,7 +82,7 @@ class Strip(NamedTuple):
     def similarities(
         self, rows: slice, columns: slice, *, into: "Scratch | None" = None
     ) -> Float[Tensor, "tile_rows tile_columns"]:
-        """`x_ij = S_ij - R_ij` of a tile, in memory of its own or in that of the last tile."""
+        """Compute `x_ij = S_ij - R_ij` of a tile, into scratch memory if it is given."""
         images, texts = self.image[rows].to(self.dtype), self.text[columns].to(self.dtype)
         out = None if into is None else into.like(len(images), len(texts))
         x = torch.mm(images, texts.T, out=out)
@@ -91,14 +92,14 @@ class Strip(NamedTuple):
         return x
 
     def positives(self) -> Float[Tensor, " rows"]:
-        """`x_ii` of this process's pairs."""
+        """Compute `x_ii` of this process's pairs."""
         x = _dots(self.image, self.text[self.own], self.dtype)
         if self.reference_image is not None and self.reference_text is not None:
             x -= _dots(self.reference_image, self.reference_text[self.own], self.dtype)
         return x
 
     def diagonal(self, tile: Tensor, rows: slice, columns: slice) -> Tensor:
-        """The part of a tile that lies on the diagonal of pairs: a view, perhaps empty."""
+        """View the positives in a tile; there may be none."""
         return tile.diagonal(self.start + rows.start - columns.start)
 
     def rows_on_diagonal(self, rows: slice, columns: slice) -> slice:
@@ -109,16 +110,15 @@ class Strip(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory that is used again and again.
+    """Memory that is reused for every tile.
 
-    To a processor fresh memory costs more than the arithmetic of an element-wise step: the system
-    clears every page of it first.
+    On a CPU, allocating costs more than an element-wise operation: the system clears every page.
     """
 
     memory: Float[Tensor, " entries"]
 
     def like(self, num_rows: int, num_columns: int) -> Float[Tensor, "num_rows num_columns"]:
-        """A tile in it, of any content."""
+        """View the memory as a tile, uninitialised."""
         return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
 
 
@@ -131,16 +131,16 @@ def anchor_temperatures(
     if tau.ndim == 0:
         return Anchors(tau.expand(num_own), tau.expand(pairs.num_rows))
     rows, columns = tau.expand(2, num_own)
-    return Anchors(rows, pairs.gather(columns))
+    return Anchors(rows, pairs.all_gather(columns))
 
 
 def make_strip(target: PairEmbeddings, reference: PairEmbeddings | None, pairs: Partition) -> Strip:
-    """Gathers the texts of all processes, without a gradient; a collective."""
+    """Gather the texts of all processes, without a gradient; a collective."""
     return Strip(
         image=target.image,
-        text=pairs.gather(target.text),
+        text=pairs.all_gather(target.text),
         reference_image=None if reference is None else reference.image,
-        reference_text=None if reference is None else pairs.gather(reference.text),
+        reference_text=None if reference is None else pairs.all_gather(reference.text),
         start=pairs.start,
         dtype=wide_dtype(target.image),
     )
@@ -152,7 +152,7 @@ def wide_dtype(embeddings: Tensor) -> torch.dtype:
 
 
 def tile_size(device: torch.device, dtype: torch.dtype) -> int:
-    """Rows and columns of a tile: a power of two, from the memory of the device."""
+    """Number of rows and columns of a tile: a power of two, from the memory of the device."""
     if device.type != "cuda":
         return CPU_TILE
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -161,12 +161,12 @@ def tile_size(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def largest_kept(device: torch.device) -> int:
-    """Bytes of tiles that may be kept."""
+    """Number of bytes of tiles that may be kept for the backward pass."""
     if device.type != "cuda":
         return CPU_KEPT
     return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _dots(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """Inner products of the rows."""
+    """Compute the inner products of corresponding rows."""
     return torch.einsum("id,id->i", left.to(dtype), right.to(dtype))

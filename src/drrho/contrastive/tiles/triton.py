@@ -30,7 +30,9 @@ def interpreted() -> bool:
 
 
 class Blocks(NamedTuple):
-    """A program's tile, the slice of the embeddings it multiplies at a time, and its resources."""
+    """Launch parameters: a program's tile, the slice of the embeddings it multiplies at a time,
+    warps and pipeline stages.
+    """
 
     rows: int
     columns: int
@@ -39,7 +41,7 @@ class Blocks(NamedTuple):
     stages: int
 
     def counts(self, num_rows: int, num_columns: int) -> tuple[int, int]:
-        """Tiles down and across."""
+        """Count the tiles down and across."""
         return -(-num_rows // self.rows), -(-num_columns // self.columns)
 
 
@@ -66,7 +68,7 @@ def launch_coefficients(
     Args:
         strip, temperature: as for the first pass.
         sums: what it found, those of columns summed over processes.
-        factors: a / tau and b / tau, the gradients that arrive over the temperatures.
+        factors: a / tau and b / tau, the gradients in the sums over the temperatures.
         into: gets C, with zeros for the positives.
         needs_means: whether to return something.
         blocks: how the strip is cut.
@@ -82,7 +84,9 @@ def launch_coefficients(
 
 
 def _per_tile(strip: Strip, blocks: Blocks) -> Anchors:
-    """Uninitialised numbers of each row in each block of columns, and the other way around."""
+    """Allocate a number for each row in each block of columns, and for each column in each block
+    of rows.
+    """
     num_rows, num_columns = len(strip.image), len(strip.text)
     row_blocks, column_blocks = blocks.counts(num_rows, num_columns)
     return Anchors(
@@ -154,7 +158,7 @@ if triton is not None:
         WIDEN: tl.constexpr,
         BLOCK_INNER: tl.constexpr,
     ):
-        """`x + left[i] right[j]^T`, the embeddings being of `dim` numbers."""
+        """Compute `x + left[i] right[j]^T` of embeddings of `dim` numbers."""
         k = tl.arange(0, BLOCK_INNER)
         for first in range(0, dim, BLOCK_INNER):
             inside = first + k < dim
@@ -164,7 +168,7 @@ if triton is not None:
             b = tl.load(at_right, mask=(j < num_columns)[:, None] & inside[None, :], other=0.0)
             if WIDEN:
                 a, b = a.to(tl.float32), b.to(tl.float32)
-            # TensorFloat-32 would leave three digits, which a temperature of 0.01 blows up.
+            # TensorFloat-32 would leave three digits, which a temperature of 0.01 amplifies.
             x = tl.dot(a, tl.trans(b), x, input_precision="ieee")
         return x
 
