@@ -369,8 +369,8 @@ def _mean_of_sequences(
 
 
 def _sums(losses: Losses, weights: Float[Tensor, "*shape"]) -> Float64[Tensor, " 4"]:
-    """Over a micro-batch's tokens that count: their number, that of those with a weight, and the
-    sums of losses and of excess losses.
+    """Sum over the tokens of a micro-batch that count: their number, the number with a weight,
+    the losses and the excess losses.
     """
     reference = losses.reference_losses
     excess = losses.losses if reference is None else losses.losses - reference

@@ -111,7 +111,7 @@ def _of_label(
 def _by_group(
     name: str, values: Float[Tensor, " images"], divisions: Mapping[str, Int[Tensor, " images"]]
 ) -> dict[str, float]:
-    """Means of all images and of every group that occurs: one label of each division."""
+    """Average over all images and over every group that occurs."""
     groups, group = torch.stack([*divisions.values()], dim=1).unique(dim=0, return_inverse=True)
     means, counts = group_means(values, group)[0], group.bincount()
     metrics = {f"{name}_avg": float(values.mean()), f"{name}_wg": float(means.min())}

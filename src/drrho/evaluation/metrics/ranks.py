@@ -149,7 +149,7 @@ def require_embeddings(name: str, embeddings: Float[Tensor, "n dim"]) -> None:
 def _counts(
     similarity: Float[Tensor, "rows candidates"], positive: Bool[Tensor, "rows candidates"]
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Candidates ahead of the best positive, positives and negatives tied with it."""
+    """Count candidates ahead of the best positive, and positives and negatives tied with it."""
     best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
     gap = similarity - best
     tied = gap.abs() <= TIE

@@ -203,7 +203,7 @@ class LossWriter:
 
 
 class _Given(NamedTuple):
-    """Losses of some rows of a shard, one after the other; of tokens, how many each row has."""
+    """Losses of some rows of a shard, concatenated; for tokens also the number of each row."""
 
     rows: Tensor
     losses: Tensor
