@@ -12,17 +12,17 @@ class FitConfig:
     """Fit E = a C^-b to runs: error against compute.
 
     Attributes:
-        results: results.json of `drrho compare`, whose methods are called METHOD+SETTING, or
-            tables of points, csv or json with method, compute, error and perhaps setting, seed.
+        results: results.json of `drrho compare`, with methods called METHOD+SETTING, or tables of
+            points, csv or json with method, compute, error and perhaps setting, seed.
         output: folder for scaling.json, scaling.md and scaling.png.
-        metric: whose 1 - value is the error; TEST/METRIC where there are several test sets.
-            Tables have errors.
-        points: "all" runs enter, or those on the "pareto" front of their method.
-        floor: also fit an error E0 that no compute removes.
+        metric: score whose difference from 1 is the error; TEST/METRIC where there are several test
+            sets. Tables have errors.
+        points: runs that the fit uses: "all", or those on the "pareto" front of their method.
+        floor: fit an irreducible error E0 as well.
         at: errors at which compute is compared; none given means the ends and the middle of the
             range that both methods reached.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
     """
 
     results: Positional[tuple[str, ...]]
@@ -43,17 +43,17 @@ class FitConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EfficiencyConfig:
-    """How many times the samples the baseline needs for an equal score.
+    """Estimate how many times the samples the baseline needs for an equal score.
 
     Attributes:
-        results: results.json of `drrho compare`, whose methods are called METHOD+NUMBER, with
+        results: results.json of `drrho compare`, with methods called METHOD+NUMBER, where NUMBER is
             the number of pairs, or of parts of the data, that they were trained on.
-        method: whose samples are compared.
-        baseline: with whose.
+        method: method to compare with the baseline.
+        baseline: method that needs more samples for an equal score.
         output: folder for efficiency.json, efficiency.md and efficiency.png.
-        metric: the score; higher is better.
-        resamples: of the bootstrap over seeds.
-        seed: of the bootstrap.
+        metric: score to compare; higher is better.
+        resamples: number of bootstrap resamples, over seeds.
+        seed: random seed of the bootstrap.
     """
 
     results: Positional[tuple[str, ...]]
