@@ -14,7 +14,7 @@ SHORT_AXIS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """How a back end draws.
+    """Colours and widths of a back end.
 
     Attributes:
         colours: of the palette's places.
@@ -86,7 +86,7 @@ def _draw_series(axes: Axes, series: Series, look: Look) -> None:
 
 
 def _error(series: Series) -> list[list[float]] | list[float] | None:
-    """What lies below and above each point, as matplotlib wants it."""
+    """Distances to the ends of the intervals, below and above, for matplotlib."""
     if series.half_width:
         return list(series.half_width)
     if not series.low or series.interval == "band":

@@ -29,7 +29,7 @@ PLACES = {
 
 
 def places(names: Iterable[str]) -> dict[str, int]:
-    """Name -> place in the palette: the method's own where it is free, else the first free one.
+    """Gives each name a place in the palette: the method's own if free, else the first free one.
 
     Args:
         names: of methods, METHOD+SETTING, or runs of a comparison, METHOD-seedN.

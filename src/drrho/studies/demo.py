@@ -1,4 +1,4 @@
-"""The demonstration: the whole way on captioned scenes, in minutes on a laptop's CPU."""
+"""`drrho demo`: all steps on captioned scenes, in minutes on a laptop's CPU."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -100,7 +100,7 @@ def _reference(comparison: Comparison, name: str, scores: Scores) -> ReferenceRe
 
 
 def _cost_of_training(recipe: Recipe | None) -> Cost | None:
-    """None for an existing model, whose cost is not known, and before the run is finished."""
+    """The cost of a finished run; None for an existing model, and for an unfinished run."""
     results = None if recipe is None else finished(recipe)
     return None if recipe is None or results is None else training_cost(recipe, results)
 

@@ -1,4 +1,4 @@
-"""A comparison -> its runs, its table and its plots."""
+"""`drrho compare`: train every method, write results, tables and plots."""
 
 import os
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def write_tables(comparison: Comparison) -> Results:
 
 
 def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
-    """Method -> metrics of its finished runs."""
+    """The logs of all finished runs, by method."""
     logs: dict[str, list[list[Row]]] = {}
     for part in comparison.parts:
         choice = chosen_setting(comparison, part.method)
@@ -64,7 +64,7 @@ def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
 
 
 def _levels(comparison: Comparison) -> dict[str, float]:
-    """What the references reached on the data they were validated on, where all share it."""
+    """Evaluation scores of the references that were evaluated on the data of the first method."""
     levels = {}
     first = comparison.settings(next(iter(comparison.methods)))[0]
     for name in comparison.references:

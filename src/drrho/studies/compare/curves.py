@@ -76,7 +76,7 @@ def styles_in_words(metrics: Sequence[Metric]) -> str:
 
 
 def _shared(logs: Sequence[Sequence[Row]], metric: str) -> dict[float, list[float]]:
-    """Samples -> values, one per run, where all runs have logged one."""
+    """Values by samples seen, where every run has logged one."""
     by_samples: dict[float, list[float]] = {}
     for row in (row for rows in logs for row in rows):
         samples, value = row["samples"], row.get(metric)

@@ -35,7 +35,7 @@ class Gflop:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What training cost.
+    """The cost of training.
 
     Attributes:
         samples_seen: trained on, each with a forward and a backward pass.
@@ -71,7 +71,7 @@ class ReferenceCost:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceResults:
-    """A reference on the test sets.
+    """Scores and cost of a reference.
 
     Attributes:
         tests: test set -> metrics.
@@ -102,7 +102,7 @@ class SeedResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How a method's setting was chosen.
+    """The choice between the settings of a method.
 
     Attributes:
         settings: for each, what differs from the first, a line per value.
@@ -117,7 +117,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResults:
-    """A method over its seeds.
+    """Scores and cost of a method, over its seeds.
 
     Attributes:
         runs: finished ones, in the order of the seeds.
@@ -187,7 +187,7 @@ class RecoveredGap:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What was compared.
+    """The setup of a comparison.
 
     Attributes:
         seeds: of the comparison.
@@ -215,7 +215,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a comparison found, of what is finished; printed, its tables and what they mean.
+    """Results of the finished runs of a comparison. Printing them gives tables and an explanation.
 
     Attributes:
         setup: what was compared.

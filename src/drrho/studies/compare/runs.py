@@ -31,7 +31,7 @@ class PartFailed(RuntimeError):
 
 
 def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
-    """Does what is missing of some runs; those that fail are noted and the others go on.
+    """Trains and scores runs that are not finished; a failure is noted, and the others go on.
 
     Raises:
         FileNotFoundError: a test set is not there. That is said before anything is trained.
@@ -90,7 +90,7 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def failure(folder: Path) -> str | None:
-    """Why the run of a folder failed; None if it did not."""
+    """Reads the reason why a run failed; None if it did not."""
     path = folder / FAILURE_FILE
     return json.loads(path.read_text())["reason"] if path.is_file() else None
 
@@ -126,7 +126,7 @@ def score_reference(comparison: Comparison, name: str, like: Recipe, tests: Test
 
 
 def _choose_setting(comparison: Comparison, method: str) -> int:
-    """Trains what is missing of the runs that judge; processes share them out."""
+    """Trains the tuning runs that are missing; processes share them out."""
     choice = chosen_setting(comparison, method)
     settings = range(len(comparison.settings(method)))
     for wait in (False, True):
@@ -204,7 +204,7 @@ def _claimed(comparison: Comparison, name: str, *, wait: bool = False):
 
 @contextmanager
 def _failures_noted(folder: Path, *, what: str = "") -> Iterator[None]:
-    """Writes down why the block failed, and raises PartFailed.
+    """Records why the block failed, and raises PartFailed.
 
     A run whose numbers stopped being finite would do so again: it is not repeated until its
     folder is removed. Other failures (a full disk, a missing file) are tried again.

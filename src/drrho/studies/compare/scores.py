@@ -27,7 +27,7 @@ COUNTED_SAMPLES = 32  # whose forward pass is counted
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A model on test sets.
+    """Scores of a model on test sets.
 
     Attributes:
         metrics: set -> metric -> value.
@@ -53,7 +53,7 @@ class TestSets:
         return self._opened[name]
 
     def contents(self) -> dict[str, str]:
-        """Name -> hash of what the set holds, wherever it lies."""
+        """Hashes of the contents of the sets, by name."""
         return {name: self.open(name).manifest.contents_sha256 for name in self.sources}
 
 
@@ -85,7 +85,7 @@ def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, devic
 
 
 def read_scores(folder: Path, tests: TestSets) -> Scores | None:
-    """What `score` wrote; None if there is nothing, or if it is of other test sets."""
+    """Reads the scores of a folder; None if there are none, or if they are of other test sets."""
     path = folder / SCORES_FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What a comparison is: references, methods, seeds and test sets, written as a Python file."""
+"""Specification of a comparison: references, methods, seeds and test sets."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 class Stored(NamedTuple):
-    """Embeddings that a recipe reads: of which reference, of which data and views of them."""
+    """Stored embeddings that a recipe reads: reference, data, and views of them."""
 
     reference: str
     data: str
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
-    """How one of a method's settings is chosen: by a run of each, on the validation set.
+    """Choice between the settings of a method, by a run of each on the validation set.
 
     Attributes:
         seed: of these runs, none of the comparison's own.
@@ -47,7 +47,7 @@ class TuningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GapConfig:
-    """Between which scores the performance gap recovered is reported, (m - weak)/(ceiling - weak).
+    """The two ends of the performance gap recovered, (m - weak) / (ceiling - weak).
 
     Attributes:
         weak: a reference, weaker than what the target can become.
@@ -118,7 +118,7 @@ class Comparison:
 
     @property
     def tests(self) -> Mapping[str, str]:
-        """Name -> set."""
+        """Test sets by name."""
         return {"test": self.test} if isinstance(self.test, str) else self.test
 
     @property
@@ -243,7 +243,7 @@ class Comparison:
 
 
 def stored_of(recipe: Recipe) -> tuple[Stored, ...]:
-    """What a recipe reads of references, by name, each once."""
+    """Lists the stored embeddings that a recipe reads, each once."""
     names = [*recipe.references, *recipe.teachers]
     if recipe.filtering is not None and recipe.filtering.reference is not None:
         names.append(recipe.filtering.reference)

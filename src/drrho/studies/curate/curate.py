@@ -1,4 +1,4 @@
-"""A trained run and its reference -> what they say of every pair, and manifests without some."""
+"""`drrho curate`: rank pairs by a run and its reference, write a table and a filtered manifest."""
 
 import csv
 import importlib
@@ -108,7 +108,7 @@ class CurateConfig:
 
 
 class Quality(NamedTuple):
-    """Of the pairs that could be read and that the reference has, in the order of their ids."""
+    """Scores of the readable pairs with embeddings of the reference, in the order of ids."""
 
     sample_ids: Int64[Tensor, " pairs"]
     similarity: Float[Tensor, "pairs 2"]
@@ -156,7 +156,7 @@ class Curation:
 
 
 def curate(config: CurateConfig) -> Curation:
-    """Ranks, writes the table and the filtered manifest.
+    """Ranks all pairs, and writes the table, the summary and the filtered manifest.
 
     Raises:
         FileNotFoundError: there is no run or no finished model, or a shard is missing.
@@ -224,7 +224,7 @@ def score_pairs(
     run: RunFolder,
     config: CurateConfig,
 ) -> Quality:
-    """Every pair against the same negatives, in one pass over the data; see `pair_scores`."""
+    """Scores every pair against the same negatives, in one pass; see `pair_scores`."""
     generator = torch.Generator().manual_seed(config.seed)
     drawn = drawn_ids(manifest, store, count=config.negatives, generator=generator)
     others = embed_pairs(
@@ -249,9 +249,7 @@ def score_pairs(
 def find_repeats(
     store: Reference, sample_ids: Int64[Tensor, " pairs"], *, similarity: float
 ) -> Int64[Tensor, " pairs"]:
-    """Of each pair the id of the first earlier one that it repeats, or -1; all against all, in
-    tiles.
-    """
+    """Finds the first earlier pair that each pair repeats, or -1; all against all, in tiles."""
     found = torch.full_like(sample_ids, -1)
     starts = range(0, len(sample_ids), TILE)
     with Progress("repetitions", total=len(starts), unit="tiles of rows") as progress:
@@ -270,7 +268,7 @@ def find_repeats(
 
 
 def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: float) -> list[Label]:
-    """One word for each pair; the first that fits of mismatched, redundant, learned, learnable.
+    """Labels each pair by the first that fits of mismatched, redundant, learned, learnable.
 
     The `share` of the pairs that rank lowest is mismatched; learned is what the target does at
     least as well as the reference.
@@ -330,7 +328,7 @@ def _first_earlier(
     *,
     similarity: float,
 ) -> Int64[Tensor, " pairs"]:
-    """`nearest_earlier` of what is earlier; in the tile on the diagonal some of it is not."""
+    """`nearest_earlier` among smaller ids; the tile on the diagonal has others too."""
     place = nearest_earlier(pairs, earlier, similarity=similarity)
     # The first that is alike is the pair itself if none before it is.
     return place.where((place >= 0) & (earlier_ids[place.clamp_min(0)] < ids), -1)
@@ -355,7 +353,7 @@ def _descending(values: Tensor) -> Tensor:
 def _reasons(
     manifest: Manifest, quality: Quality, labels: list[Label], kept: Tensor
 ) -> dict[int, str]:
-    """Sample id -> why it is left out; pairs that nothing is known of are left out too."""
+    """Reasons for leaving samples out, by id; pairs without scores are left out too."""
     reasons = dict.fromkeys(manifest.usable_ids().tolist(), f"{CURATED}not scored")
     for sample_id, label, keep in zip(
         quality.sample_ids.tolist(), labels, kept.tolist(), strict=True
@@ -369,7 +367,7 @@ def _reasons(
 def _rows(
     manifest: Manifest, quality: Quality, repeats: Tensor, labels: list[Label]
 ) -> list[tuple]:
-    """Of the table, in the order of the ids; ranks count from 1."""
+    """Rows of the table, in the order of the ids; ranks count from 1."""
     ranks = [_ranks(quality.rank).tolist(), _ranks(quality.excess_loss).tolist()]
     rows = []
     for i, sample_id in enumerate(quality.sample_ids.tolist()):

@@ -1,4 +1,4 @@
-"""What two models say of a pair itself: does its caption belong, is it learned, is it a repetition.
+"""Quality of a pair by two models: whether its caption belongs, is learned, is a repetition.
 
 Every pair is held against the same negatives, so that the data set is seen in one pass.
 """
@@ -14,7 +14,7 @@ from drrho.contrastive.pairs import PairEmbeddings
 
 
 class PairScores(NamedTuple):
-    """Of some pairs against common negatives; losses in units of cosine similarity.
+    """Scores of pairs against common negatives; losses in units of cosine similarity.
 
     Attributes:
         similarity: of image and caption, by the target and by the reference.
@@ -39,7 +39,7 @@ def pair_scores(
     same: Bool[Tensor, "pairs negatives"],
     temperature: float,
 ) -> PairScores:
-    """Scores of some pairs, at least two.
+    """Scores at least two pairs.
 
     Args:
         target, reference: unit embeddings of the pairs by either model.
@@ -137,7 +137,7 @@ def _loss(
 def _log_rank(
     gaps: Float[Tensor, "pairs negatives"], same: Bool[Tensor, "pairs negatives"]
 ) -> Float[Tensor, " pairs"]:
-    """Of how many negatives are closer; one is added to both numbers, so that none is no limit."""
+    """Log of the share of closer negatives; one is added to both counts, so that none is finite."""
     closer = ((gaps > 0) & ~same).sum(dim=1)
     return ((closer + 1) / ((~same).sum(dim=1) + 1)).log()
 

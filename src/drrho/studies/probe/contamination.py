@@ -17,7 +17,7 @@ ALARM_LEVEL = 0.995  # one-sided: among a dozen clean references one false alarm
 
 @dataclass(frozen=True)
 class Contamination:
-    """How much lower a reference's losses are on the training samples.
+    """Difference of a reference's losses between training and held-out samples.
 
     Attributes:
         gap: mean on training samples minus mean on held-out ones, the pilots' difficulty of the

@@ -1,4 +1,4 @@
-"""What a contrastive reference is worth, from embeddings of held-out pairs.
+"""Steerability of contrastive references, from embeddings of held-out pairs.
 
 The samples of DRRho-CLIP's adversary are the negatives of an anchor. So the moments are those of
 an anchor's gaps over its negatives, averaged over anchors. Source: docs/mathematics.md,

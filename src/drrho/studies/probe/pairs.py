@@ -54,7 +54,7 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How the target will be trained with a reference.
+    """Temperature and scale with which the target will be trained.
 
     Attributes:
         temperature: in units of cosine similarity.
@@ -67,7 +67,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsProbe:
-    """What is known of the references.
+    """Results of probing references by pairs.
 
     Attributes:
         ranked: name -> steerability over the negatives of an anchor, best first.

@@ -1,4 +1,4 @@
-"""What a probe says of its references as typed data, and `probe.json`, its file."""
+"""The results of a probe as typed data, and `probe.json`, its file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedReference:
-    """What a probe says of one reference; estimates as in `Steerability`.
+    """Results of one reference; estimates as in `Steerability`.
 
     Attributes:
         contamination: None if not measured.
@@ -58,7 +58,7 @@ class ProbedReference:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResults:
-    """A ranking of references; printed, a table.
+    """A ranking of references. Printing it gives a table.
 
     Attributes:
         kind: "losses" of any training loop, or "pairs" of a contrastive recipe.
@@ -83,7 +83,7 @@ class ProbeResults:
         return probe_table(self)
 
     def ranked_by(self, found: ProbedReference) -> Estimate:
-        """What orders the references: steerability of losses, mean reciprocal rank of pairs."""
+        """The estimate that orders references: steerability of losses, else reciprocal rank."""
         return found.steerability if found.mrr is None else found.mrr
 
 

@@ -51,7 +51,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Steerability:
-    """What a probe says of one reference.
+    """Steerability of one reference, and what it was computed from.
 
     Attributes:
         steerability: S in [0, 1], the predicted share of plain training's excess risk removed.

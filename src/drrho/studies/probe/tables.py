@@ -5,7 +5,7 @@ from drrho.studies.probe.results import ProbedReference, ProbeResults
 
 
 def probe_table(results: ProbeResults) -> str:
-    """One row for each reference, best first, and what the columns do not say."""
+    """A table with a row per reference, best first, and notes below it."""
     of_losses = results.kind == "losses"
     header = ["reference", "S" if of_losses else "MRR", "95 % interval", "ahead of next"]
     header += ["held-out loss", "scale", "ESS"]

@@ -39,7 +39,7 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceCheck:
-    """What is known of a reference from the pairs that it steers by.
+    """Retrieval by a reference on training pairs and held-out pairs.
 
     Attributes:
         train: mean reciprocal rank of the right partner among sampled training pairs.

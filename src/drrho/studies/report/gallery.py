@@ -1,4 +1,4 @@
-"""What steering sees, as plain data: pairs with their similarities and weights, by stage."""
+"""Pairs with their similarities and weights, by stage of training, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class ShownNegative:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownStage:
-    """What is shown of one stage of training.
+    """The pairs shown of one stage of training.
 
     Attributes:
         title: of the stage.
@@ -71,7 +71,7 @@ class ShownStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """Of one run.
+    """The gallery of one run.
 
     Attributes:
         run: its name.

@@ -1,4 +1,4 @@
-"""A run's models and the data -> what steering sees, by stage of training."""
+"""Computes the gallery of a run: similarities and weights of pairs, by stage of training."""
 
 import base64
 import io

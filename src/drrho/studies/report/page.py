@@ -33,7 +33,7 @@ from drrho.training.metrics import METRICS
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedRun:
-    """A run as the page tells it.
+    """A run on the page.
 
     Attributes:
         name: in print; different for different runs.
@@ -56,7 +56,7 @@ class ReportedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that is on the page.
+    """Contents of the page.
 
     Attributes:
         title: of the page.
@@ -74,7 +74,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page.
+    """Renders the page as HTML.
 
     Raises:
         ValueError: there is no run.
@@ -110,7 +110,7 @@ def render(report: Report) -> str:
 
 
 def factor(weight: float) -> str:
-    """A weight as people read one: 12, 0.3, or that it is next to nothing."""
+    """Formats a weight: 12, 0.3, 0.02, or 0.00."""
     if weight >= 9.95:
         return f"{weight:,.0f}"
     return f"{weight:.1f}" if weight >= 0.95 else f"{weight:.2f}" if weight >= 0.005 else "0.00"

@@ -1,4 +1,4 @@
-"""Which pairs an objective presses apart: the weights of negatives and of anchors, one by one.
+"""Weights of single negatives and anchors: which pairs an objective presses apart.
 
 `diagnostics` says how concentrated the weights of a batch are; this says where they lie.
 """
@@ -34,7 +34,7 @@ class Negatives(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorWeights:
-    """What one direction of an objective does to its anchors.
+    """Weights of one direction of an objective.
 
     Attributes:
         log_gap_mean: `log g_i`.
@@ -63,7 +63,7 @@ def image_anchor_weights(
     epsilon: float,
     num_hardest: int = 5,
 ) -> AnchorWeights:
-    """Of images as anchors and the others' texts as negatives.
+    """Computes the weights of images as anchors, with the others' texts as negatives.
 
         p_ij = e^{z_ij} / sum_{k != i} e^{z_ik},   z = (S - R) / tau
 
@@ -133,7 +133,7 @@ def _strip_weights(
     temperature: float,
     num_hardest: int,
 ) -> _StripWeights:
-    """Of some images against all texts."""
+    """Weights of some images against all texts."""
     num_negatives = len(target.image) - 1
     plain = target.image[rows].float() @ target.text.float().T
     x = plain

@@ -1,4 +1,4 @@
-"""Finished and unfinished runs -> one HTML page about them."""
+"""`drrho report`: one HTML page about finished and unfinished runs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,7 @@ def _names(runs: list[RunFolder]) -> dict[Path, str]:
 
 
 def _with_galleries(runs: list[RunFolder], config: ReportConfig) -> list[Path]:
-    """Which runs get one: those that were steered, and of a method's seeds the first."""
+    """Chooses the runs that get a gallery: steered ones, and the first seed of each method."""
     if not config.galleries:
         return []
     steered = [r for r in runs if config.reference is not None or r.recipe.reference]
@@ -172,7 +172,7 @@ def _check_reference(
     device: torch.device,
     missing: list[str],
 ) -> ReferenceCheck:
-    """How the reference does on training pairs, and where its model is known on held-out ones."""
+    """Measures retrieval by the reference on training pairs, and held-out ones if possible."""
     generator = torch.Generator().manual_seed(config.gallery.seed)
     ids = drawn_ids(manifest, store, count=config.gallery.pairs, generator=generator)
     train = stored_pairs(store, ids)
@@ -215,7 +215,7 @@ def _check_reference(
 
 
 def _reciprocal_ranks(pairs: PairEmbeddings) -> Float[Tensor, " pairs"]:
-    """Of each pair's partner among all, the mean of both directions."""
+    """Reciprocal rank of each pair's partner among all, the mean of both directions."""
     place = torch.arange(len(pairs.image)).expand(2, -1)
     ranks = retrieval_ranks(pairs.image, pairs.text, place)
     return reciprocal_rank_of_images(ranks, place)

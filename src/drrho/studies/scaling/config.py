@@ -1,4 +1,4 @@
-"""What `drrho scaling` is asked for."""
+"""Options of `drrho scaling`."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ Scores = Mapping[int, Mapping[int, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRatio:
-    """What a method's score at one number of samples is worth in samples of the baseline.
+    """Samples of the baseline that equal a method's score, over the method's own samples.
 
     Attributes:
         samples: that the method was trained on.
@@ -43,7 +43,7 @@ class SampleRatio:
 def samples_at_equal_score(
     samples: Sequence[int], scores: Sequence[float], score: float
 ) -> tuple[float, Bound]:
-    """How many samples give a score, by a curve through measured scores.
+    """Number of samples that gives a score, by a curve through measured scores.
 
     The curve is the isotonic regression of the scores (the closest that never falls with more
     samples), and linear in the logarithm of the samples between them. Where it is flat, the

@@ -66,7 +66,7 @@ class RunPoints:
         _check(self.compute, self.error)
 
     def rows_of(self, settings: list[str]) -> "RunPoints":
-        """All rows of these settings; of one that is named twice, twice."""
+        """Selects all rows of these settings; a setting named twice counts twice."""
         rows = [i for name in settings for i, own in enumerate(self.setting) if own == name]
         return RunPoints(
             compute=self.compute[rows],
@@ -78,7 +78,7 @@ class RunPoints:
 def pareto_front(
     compute: Float[Tensor, " runs"], error: Float[Tensor, " runs"]
 ) -> Bool[Tensor, " runs"]:
-    """Which runs are not dominated: no run with at most their compute has a smaller error.
+    """Marks runs that are not dominated: none with at most their compute has a smaller error.
 
     Of equal runs all stay.
     """

@@ -1,4 +1,4 @@
-"""Finished comparisons and tables of other people's runs -> runs as points."""
+"""Reads finished comparisons, and tables of other runs, as points."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ class Run:
     source: Path
 
     def value(self, name: str) -> float:
-        """A metric.
+        """The value of a metric.
 
         Raises:
             ValueError: the run has none of this name, or it is not finite.
@@ -81,7 +81,7 @@ class Run:
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """All runs of several files, in order.
+    """Reads all runs of several files, in order.
 
     A file is the `results.json` of `drrho compare` (or the folder that holds it), or a table: csv
     with a header, or a json list of objects, with `method`, `compute` and `error`, and perhaps
@@ -100,7 +100,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def by_method(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Method -> its runs, in the order of the files."""
+    """Groups runs by method, in the order of the files."""
     methods: dict[str, list[Run]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)

@@ -1,4 +1,4 @@
-"""What scaling studies found as typed data, and `scaling.json` and `efficiency.json`."""
+"""Results of scaling studies as typed data, and their files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
