@@ -121,6 +121,8 @@ OTHER_TITLES: Mapping[str, str] = {
     "fastclip_distillation": "FastCLIP + distillation",
     "drrho_clip_equal": "DRRho-CLIP, equal reference",
     "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
+    "fastclip_both_halves": "FastCLIP on both halves",
+    "fastclip_both_halves_840": "FastCLIP on both halves, 840 steps",
 }
 
 
