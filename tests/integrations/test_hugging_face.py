@@ -2,10 +2,6 @@
 
 import copy
 import gc
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +11,7 @@ from safetensors.torch import load_file
 from tests.integrations import test_hugging_face_clip as contrastive
 from tests.integrations import test_lightning as in_lightning
 from tests.integrations import test_open_clip as in_open_clip
+from tests.processes import Process, by_torchrun, finish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch.testing import assert_close
@@ -24,7 +21,6 @@ from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 from drrho.risk import KL, CVaR, Mean
 from drrho.steering import LearnedDual, LossTable, MovingAverage
 
-ROOT = Path(__file__).parents[2]
 VOCABULARY = 24
 LENGTH = 8
 CVAR = CVaR(fraction=0.4)
@@ -199,7 +195,6 @@ def share_of_two_processes(folder):
     rank = trainer.args.process_index
     in_open_clip.share_of_two_processes(Path(folder) / "open_clip", rank=rank)
     in_lightning.share_of_two_processes(Path(folder) / "lightning", rank=rank)
-    os._exit(0)  # at an orderly exit gloo's thread and the interpreter may wait for each other
 
 
 @pytest.fixture(scope="module")
@@ -208,36 +203,11 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_processes")
     for name in ("contrastive", "open_clip", "lightning"):
         (folder / name).mkdir()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    code = f"""
-import sys, torch
-torch.set_num_threads(1)
-from tests.integrations.test_hugging_face import share_of_two_processes
-share_of_two_processes({str(folder)!r})
-"""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env=os.environ
-            | {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
+    started = [
+        Process(share_of_two_processes, str(folder), environment=it) for it in by_torchrun(2)
     ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    statuses, _, errors = finish(started)
+    assert statuses == [0, 0], errors
     return folder
 
 
