@@ -105,6 +105,8 @@ def test_options_of_commands_in_the_pages_exist(capsys):
         words = command.split()
         if words[0] not in {"reference", "probe", "scaling"}:
             words = words[:1]
+        if words == ["reference", "import"]:
+            words.append(rest.split()[0])  # each format has options of its own
         if words[0] in {"train", "compare"} or words == ["probe"]:
             target = re.search(r"\S+", command.removeprefix(words[0]) + rest)
             recipe = "" if target is None else target.group()
