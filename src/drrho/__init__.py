@@ -9,9 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the table
+    from drrho.contrastive.losses import CLIPLoss as CLIPLoss
+    from drrho.contrastive.losses import DistillationLoss as DistillationLoss
+    from drrho.contrastive.losses import DRRhoCLIPLoss as DRRhoCLIPLoss
+    from drrho.contrastive.losses import FastCLIPLoss as FastCLIPLoss
+    from drrho.contrastive.losses import SigLIPLoss as SigLIPLoss
+    from drrho.contrastive.memory.temperature import Constant as Constant
+    from drrho.contrastive.memory.temperature import Learned as Learned
+    from drrho.contrastive.memory.temperature import PerSample as PerSample
+    from drrho.contrastive.objectives.clip import CLIP as CLIP
+    from drrho.contrastive.objectives.distillation import Distillation as Distillation
+    from drrho.contrastive.objectives.global_risk import DRRhoCLIP as DRRhoCLIP
+    from drrho.contrastive.objectives.global_risk import FastCLIP as FastCLIP
+    from drrho.contrastive.objectives.siglip import SigLIP as SigLIP
+    from drrho.data.loading import Loading as Loading
     from drrho.encoding.inference import EmbeddingModel as EmbeddingModel
     from drrho.encoding.inference import load as load
     from drrho.models.build import Model as Model
+    from drrho.recipe.filtering import Filtering as Filtering
+    from drrho.recipe.recipe import Evaluation as Evaluation
+    from drrho.recipe.recipe import Recipe as Recipe
+    from drrho.recipe.selection import Selection as Selection
     from drrho.risk import KL as KL
     from drrho.risk import ChiSquare as ChiSquare
     from drrho.risk import ChiSquareBall as ChiSquareBall
@@ -30,12 +48,27 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     from drrho.steering import MovingAverage as MovingAverage
     from drrho.steering import accumulate_gradients as accumulate_gradients
     from drrho.steering import token_losses as token_losses
+    from drrho.studies.compare.spec import Comparison as Comparison
+    from drrho.training.config import Training as Training
+    from drrho.training.optimizer import Optimizer as Optimizer
 
     __version__: str
 
 _NAMES = {
+    "contrastive.losses": (
+        *("CLIPLoss", "DRRhoCLIPLoss", "DistillationLoss", "FastCLIPLoss", "SigLIPLoss"),
+    ),
+    "contrastive.memory.temperature": ("Constant", "Learned", "PerSample"),
+    "contrastive.objectives.clip": ("CLIP",),
+    "contrastive.objectives.distillation": ("Distillation",),
+    "contrastive.objectives.global_risk": ("DRRhoCLIP", "FastCLIP"),
+    "contrastive.objectives.siglip": ("SigLIP",),
+    "data.loading": ("Loading",),
     "encoding.inference": ("EmbeddingModel", "load"),
     "models.build": ("Model",),
+    "recipe.filtering": ("Filtering",),
+    "recipe.recipe": ("Evaluation", "Recipe"),
+    "recipe.selection": ("Selection",),
     "risk": (
         *("CVaR", "ChiSquare", "ChiSquareBall", "KL", "KLBall", "KLCVaR", "Mean", "RiskMeasure"),
         *("effective_sample_size", "excess_loss"),
@@ -44,6 +77,9 @@ _NAMES = {
         *("BatchEstimator", "DRRhoLoss", "LearnedDual", "LossTable", "Losses", "MovingAverage"),
         *("accumulate_gradients", "token_losses"),
     ),
+    "studies.compare.spec": ("Comparison",),
+    "training.config": ("Training",),
+    "training.optimizer": ("Optimizer",),
 }
 _HOMES = {name: f"drrho.{home}" for home, names in _NAMES.items() for name in names}
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from drrho.contrastive.memory.temperature import CLIP_MINIMUM, Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.global_risk import AnchorAverages, DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.training.schedules import Schedule, averaging_rate, constant
@@ -141,16 +141,20 @@ class SteeredPairs(nn.Module):
 
     def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
         """Read the averages of these samples, of all processes; None for a loss without memory."""
-        estimator = self.objective.estimator
-        return None if estimator is None else estimator.averages.log_u.read(sample_ids)
+        memory = self._memory
+        return None if memory is None else memory.log_u.read(sample_ids)
 
     def put_back(
         self, sample_ids: Int[Tensor, " batch"], averages: Float[Tensor, "2 batch"] | None
     ) -> None:
         """Restore what `averages` returned, so that a step that is computed again counts once."""
+        if self._memory is not None and averages is not None:
+            self._memory.log_u.update(sample_ids, averages, lambda _, earlier: earlier)
+
+    @property
+    def _memory(self) -> AnchorAverages | None:
         estimator = self.objective.estimator
-        if estimator is not None and averages is not None:
-            estimator.averages.log_u.update(sample_ids, averages, lambda _, earlier: earlier)
+        return None if estimator is None else estimator.averages
 
     def _found(self, sample_ids: Tensor) -> FoundEmbeddings | None:
         match self._reference:

@@ -21,7 +21,7 @@ from drrho.contrastive.tiles.implementation import (
     check_implementation,
     log_gap_means,
 )
-from drrho.runtime.distributed import ProcessGroup
+from drrho.runtime.distributed import Partition, ProcessGroup
 
 GammaSchedule = Literal["cosine", "constant"]
 
@@ -176,7 +176,8 @@ class GlobalContrastiveLoss(nn.Module):
     to be averaged over the processes, as DistributedDataParallel does; then they are F's.
 
     Args:
-        num_samples: size of the data set; the state is two floats per sample.
+        num_samples: size of the data set; the state is two floats per sample. None has no memory:
+            gamma is 1.
         epsilon: floor of the sums (published: 1e-4 with a reference, 1e-14 without).
         rho: radius in nats; has an effect only where the temperature is learned.
         group: whose pairs and averages belong together; None is the default group, or this
@@ -188,7 +189,7 @@ class GlobalContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        num_samples: int,
+        num_samples: int | None,
         *,
         epsilon: float,
         rho: float = 0.0,
@@ -201,7 +202,7 @@ class GlobalContrastiveLoss(nn.Module):
             raise ValueError(f"epsilon must be positive, got {epsilon}")
         if not rho >= 0:
             raise ValueError(f"rho must be at least 0, got {rho}")
-        self.averages = AnchorAverages(num_samples, group=group)
+        self.averages = None if num_samples is None else AnchorAverages(num_samples, group=group)
         self.epsilon = epsilon
         self.rho = rho
         self.group = group
@@ -213,8 +214,9 @@ class GlobalContrastiveLoss(nn.Module):
         reference: PairEmbeddings | None = None,
         *,
         temperature: Float[Tensor, "..."],
-        sample_ids: Int[Tensor, " batch"] | SampleBatch,
+        sample_ids: Int[Tensor, " batch"] | SampleBatch | None,
         gamma: float,
+        pairs: Partition | None = None,
     ) -> Float[Tensor, ""]:
         """Updates the averages of `sample_ids`; returns the estimate of F with its gradient.
 
@@ -224,24 +226,51 @@ class GlobalContrastiveLoss(nn.Module):
             reference: unit embeddings (B, d_ref) of the same pairs by the reference.
             temperature: tau, positive, constant or learned; a scalar, or of a shape that expands
                 to (2, B): one for each anchor.
-            sample_ids: position of each pair in the data set, (B,); or what `locate` of a
-                `SampleTable` made of it.
+            sample_ids: position of each pair in the data set, (B,), or what `locate` made of it;
+                None, with gamma 1, leaves the averages as they are.
             gamma: weight of this batch in the averages, in (0, 1].
+            pairs: how many pairs each process has; None asks them.
+
+        Raises:
+            ValueError: gamma outside (0, 1], sample_ids missing for a gamma below 1, or given to a
+                loss without memory.
+            IndexError: as `AnchorAverages.update`.
         """
+        pairs = pair_partition(target, group=self.group) if pairs is None else pairs
         if isinstance(sample_ids, Tensor):
-            sample_ids = self.averages.log_u.locate(
-                sample_ids.to(target.image.device), pair_partition(target, group=self.group)
-            )
-        pairs = sample_ids.pairs
+            sample_ids = self.locate(sample_ids.to(target.image.device), pairs)
         log_means = log_gap_means(
             target, reference, temperature=temperature, pairs=pairs, impl=self.impl
         )
         log_losses = log_anchor_losses(log_means, self.epsilon)
-        log_u = self.averages.update(sample_ids, log_losses.detach(), gamma)
+        log_u = self._averaged(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma, but for duplicates
         through_anchors = ratio * (log_losses - log_losses.detach())
         losses = temperature * (self.rho + log_u) + temperature.detach() * through_anchors
         return pairs.mean(losses)
+
+    def locate(self, sample_ids: Int[Tensor, " batch"], pairs: Partition) -> SampleBatch:
+        """The places of samples, on the device of the batch, in the memory; a collective.
+
+        Raises:
+            ValueError: there is no memory.
+            IndexError: as `AnchorAverages.update`.
+        """
+        if self.averages is None:
+            raise ValueError("sample_ids have no effect without num_samples; give both or neither")
+        return self.averages.log_u.locate(sample_ids, pairs)
+
+    def _averaged(
+        self, batch: SampleBatch | None, log_losses: Float[Tensor, "2 batch"], gamma: float
+    ) -> Float[Tensor, "2 batch"]:
+        if batch is not None and self.averages is not None:
+            return self.averages.update(batch, log_losses, gamma)
+        if gamma != 1:
+            raise ValueError(
+                f"gamma = {gamma} averages over the batches that a sample has been in, and needs "
+                "num_samples and sample_ids; without them gamma is 1"
+            )
+        return log_losses
 
 
 def _check(objective: FastCLIP | DRRhoCLIP) -> None:

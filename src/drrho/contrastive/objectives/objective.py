@@ -60,7 +60,8 @@ class ContrastiveObjective(nn.Module):
 
     Args:
         config: what is minimised.
-        num_samples: size of the data set, for what is remembered per sample.
+        num_samples: size of the data set, for what is remembered per sample; None remembers no
+            averages.
         group: whose pairs belong together; None is the default group, or this process alone
             without one.
         impl: of the sums: "exact" is plain code with B x B matrices in one process, "tiles" works
@@ -72,7 +73,7 @@ class ContrastiveObjective(nn.Module):
         self,
         config: Objective,
         *,
-        num_samples: int,
+        num_samples: int | None,
         group: ProcessGroup | None = None,
         impl: Implementation = "auto",
     ):
@@ -85,6 +86,8 @@ class ContrastiveObjective(nn.Module):
         self.impl: Implementation = impl
         tau = config.temperature
         if isinstance(tau, PerSample):
+            if num_samples is None:
+                raise ValueError("a temperature of each sample needs num_samples")
             self.temperature = SampleTemperatures(tau, num_samples=num_samples, group=group)
         else:
             self.temperature = Temperature(tau)
@@ -106,8 +109,8 @@ class ContrastiveObjective(nn.Module):
         target: PairEmbeddings,
         reference: PairEmbeddings | None = None,
         *,
-        sample_ids: Int[Tensor, " batch"],
-        gamma: float,
+        sample_ids: Int[Tensor, " batch"] | None = None,
+        gamma: float = 1.0,
         teachers: Sequence[PairEmbeddings] = (),
         diagnose: bool = False,
     ) -> ObjectiveValue:
@@ -117,7 +120,8 @@ class ContrastiveObjective(nn.Module):
             target: unit embeddings (B, d) of the model in training; of this process's pairs, as
                 all that follows.
             reference: those of the reference; for `DRRhoCLIP`, and for nothing else.
-            sample_ids: position of each pair in the data set.
+            sample_ids: position of each pair in the data set; None where nothing is remembered of
+                them: with gamma 1 and one temperature for all.
             gamma: weight of this batch in the averages, in (0, 1]; only `FastCLIP` and `DRRhoCLIP`
                 have them.
             teachers: embeddings by the models whose probabilities are imitated, as many as the
@@ -125,7 +129,8 @@ class ContrastiveObjective(nn.Module):
             diagnose: also compute `contrastive_diagnostics`.
 
         Raises:
-            ValueError: reference or teachers are missing, or given to an objective without them.
+            ValueError: reference, teachers or sample_ids are missing, or have no effect on the
+                objective.
         """
         self._require_models(reference, teachers)
         pairs = pair_partition(target, group=self.group)
@@ -133,11 +138,11 @@ class ContrastiveObjective(nn.Module):
         self._check_radius(pairs)
         reference = self._scaled(reference, target)
         batch = None
-        if self.estimator is not None:
-            table = self.estimator.averages.log_u
-            batch = table.locate(sample_ids.to(target.image.device), pairs)
+        if sample_ids is not None and self.estimator is not None:
+            batch = self.estimator.locate(sample_ids.to(target.image.device), pairs)
         if isinstance(self.temperature, SampleTemperatures):
-            assert batch is not None
+            if batch is None:
+                raise ValueError("a temperature of each sample needs sample_ids")
             tau = self.temperature(batch, dtype=wide_dtype(target.image))
         else:
             tau = pairs.average_grad(self.temperature())
@@ -169,8 +174,9 @@ class ContrastiveObjective(nn.Module):
                 losses = tiled_siglip_anchor_losses(target, temperature=tau, bias=bias, pairs=pairs)
             return pairs.mean(losses)
         if self.estimator is not None:
-            assert batch is not None
-            return self.estimator(target, reference, temperature=tau, sample_ids=batch, gamma=gamma)
+            return self.estimator(
+                target, reference, temperature=tau, sample_ids=batch, gamma=gamma, pairs=pairs
+            )
         if isinstance(self.config, Distillation):
             return None
         log_means = log_gap_means(target, temperature=tau, pairs=pairs, impl=self.impl)
