@@ -5,7 +5,7 @@ field that is not there has its default, so that what an earlier version wrote i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -108,10 +108,10 @@ def _read_dataclass(kind: Any, document: Mapping[str, Any], where: str) -> Any:
             found[name] = _read(hints[name], value, f"{where}.{name}")
         elif value is not None:  # null stood for a default, or for what the member does not have
             raise ValueError(f"{where} has no {name!r}, which is {value!r} there")
-    try:
-        return kind(**found)
-    except TypeError as error:
-        raise ValueError(f"{where} is not complete: {error}") from error
+    for part in fields(kind):
+        if part.name not in found and (part.default, part.default_factory) == (MISSING, MISSING):
+            raise ValueError(f"{where} has no {part.name!r}")
+    return kind(**found)
 
 
 def _upgraded_objective(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,28 @@
 """Each alert comes at its threshold, and not before it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.global_risk import FastCLIP
+from drrho.data.loading import Loading
+from drrho.models.build import Model
+from drrho.recipe.recipe import Recipe
+from drrho.recipe.selection import Selection
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
-RECIPE = {
-    "loading": {"batch_size": 101},
-    "objective": {"rho": None, "temperature": {"minimum": None}},
-}
+RECIPE = Recipe(
+    output="run",
+    data="data",
+    loading=Loading(batch_size=101),
+    model=Model(name="ViT-B-16"),
+    objective=FastCLIP(),
+    training=Training(steps=30, optimizer=Optimizer(learning_rate=1e-3)),
+)
 
 
 def alerts(rows=(), *, recipe=None, results=None, reference=None):
@@ -42,13 +55,14 @@ def test_means_of_the_newest_rows(metric, value, name):
 
 
 def learned(rho, **temperature):
-    return RECIPE | {"objective": {"rho": rho, "temperature": {"minimum": None} | temperature}}
+    return replace(RECIPE, objective=FastCLIP(rho=rho, temperature=Learned(**temperature)))
 
 
 def test_rho_beyond_what_the_batch_allows():
     assert alerts(recipe=learned(math.log(100) + 0.01)) == ["rho unreachable"]
     assert alerts(recipe=learned(math.log(100) - 0.01)) == []
-    selected = learned(4.0) | {"selection": {"batch_size": 50}}  # 49 negatives: log 49 < 4
+    selection = Selection(kind="loss", batch_size=50, num_chunks=2)
+    selected = replace(learned(4.0), selection=selection)  # 49 negatives: log 49 < 4
     assert alerts(recipe=selected) == ["rho unreachable"]
 
 

@@ -6,6 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP
+from drrho.data.loading import Loading
+from drrho.models.build import Model
+from drrho.recipe.recipe import Recipe
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.tables import differences_in_words
 from drrho.studies.report.compared import compared_tables
@@ -14,6 +18,8 @@ from drrho.studies.report.run_charts import draw_panels
 from drrho.studies.report.scaling_chart import draw_scaling
 from drrho.studies.report.summary import summarise_run
 from drrho.studies.scaling.results import read_laws
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
 
 ROWS = [
     {
@@ -26,11 +32,15 @@ ROWS = [
     }
     for s in range(1, 31)
 ]
-RECIPE = {
-    "objective": {"method": "drrho_clip"},
-    "loading": {"batch_size": 8},
-    "training": {"steps": 30},
-}
+RECIPE = Recipe(
+    output="run",
+    data="data",
+    reference="reference",
+    loading=Loading(batch_size=8),
+    model=Model(name="ViT-B-16"),
+    objective=DRRhoCLIP(),
+    training=Training(steps=30, optimizer=Optimizer(learning_rate=1e-3)),
+)
 
 
 def test_charts_are_svg_in_the_colours_of_the_page_with_words_and_numbers():

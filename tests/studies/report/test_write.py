@@ -103,7 +103,7 @@ def test_what_is_no_run_is_refused(tmp_path, runs, capsys):
     assert "recipe.json is no JSON" in capsys.readouterr().err
     (tmp_path / "recipe.json").write_text("{}")
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "r.html")]) == 1
-    assert "damaged: it has no 'objective'" in capsys.readouterr().err
+    assert "damaged: recipe has no 'output'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="at least one run"):
         ReportConfig(runs=())
     with pytest.raises(ValueError, match="no effect with galleries = False"):
