@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ SMALL_CONFIG_FILE = "small.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks for
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Model:
     """Architecture and weights of a model.
 
@@ -46,6 +46,7 @@ class Model:
     """
 
     name: str
+    _: KW_ONLY
     pretrained: str | None = None
     small: SmallConfig = field(default_factory=SmallConfig)
 
