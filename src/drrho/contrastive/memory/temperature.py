@@ -73,7 +73,7 @@ class PerSample:
         initial: tau at the start, in units of cosine similarity.
         minimum: smallest tau that learning may reach.
         maximum: largest; None is without a limit.
-        learning_rate: in units of cosine similarity per nat.
+        learning_rate: step size in units of cosine similarity per nat.
         momentum: share of the old direction, in [0, 1).
     """
 

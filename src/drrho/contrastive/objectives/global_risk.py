@@ -50,7 +50,7 @@ class FastCLIP:
         epsilon: floor of the sums; as published.
         rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
             since without it the temperature would grow for ever.
-        gamma_min: where the weight of the newest batch in the per-sample averages ends; None means
+        gamma_min: final weight of the newest batch in the per-sample averages; None means
             `recommended_gamma_min` of the run's epochs, 1 means no averaging.
         gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
@@ -84,7 +84,7 @@ class DRRhoCLIP:
         epsilon: floor of the sums; as published.
         rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
             since without it the temperature would grow for ever.
-        gamma_min: where the weight of the newest batch in the per-sample averages ends; None means
+        gamma_min: final weight of the newest batch in the per-sample averages; None means
             `recommended_gamma_min` of the run's epochs, 1 means no averaging.
         gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
         reference_scale: factor of the reference's similarities. With tau / tau_ref the reference
