@@ -59,7 +59,7 @@ class Loading:
     value (602 kB for an image of 3 x 224 x 224).
     """
 
-    batch_size: int
+    batch_size: int = 256
     shuffle_window: int = 8
     workers: int = 0
     captions: Literal["first", "random"] = "first"

@@ -22,6 +22,7 @@ ALIASES = {
     "--batch-size": "--loading.batch-size",
     "--workers": "--loading.workers",
     "--steps": "--training.steps",
+    "--epochs": "--training.epochs",
     "--precision": "--training.precision",
     "--lr": "--training.optimizer.learning-rate",
 }

@@ -39,6 +39,7 @@ from drrho.recipe.train import (
     filter_manifest,
     gamma_schedule,
     run_config,
+    with_steps,
 )
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.reader import Reference
@@ -179,7 +180,7 @@ def plan_run(recipe: Recipe) -> str:
     stores = Stores.open(recipe, manifest)
     left, report = filter_manifest(recipe, manifest, stores, Processes())
     steps = steps_per_epoch(left, batch_size=recipe.loading.batch_size)
-    steps_per_epoch(left, batch_size=recipe.trained_batch_size)
+    recipe = with_steps(recipe, left)
     folder_line = _folder(recipe, run_config(recipe, manifest, stores, report))
     model = build_model(recipe.model, seed=recipe.seed)
     loss = ContrastiveObjective(recipe.objective, num_samples=1)
@@ -326,11 +327,11 @@ def _of_steps(
     recipe: Recipe, manifest: Manifest, *, steps: int, num_processes: int
 ) -> Iterable[str]:
     training, optimizer = recipe.training, recipe.training.optimizer
-    trained = recipe.trained_batch_size
+    trained, length = recipe.trained_batch_size, training.num_steps
     num_usable = sum(shard.num_usable for shard in manifest.shards)
     yield (
-        f"steps        {training.steps:,} of {trained:,} pairs: {training.steps * trained:,} "
-        f"samples seen, {training.steps / steps:.3g} passes over {num_usable:,} usable pairs; "
+        f"steps        {length:,} of {trained:,} pairs: {length * trained:,} "
+        f"samples seen, {length / steps:.3g} passes over {num_usable:,} usable pairs; "
         f"{-(-recipe.loading.batch_size // num_processes):,} loaded by each of {num_processes} "
         "processes"
     )
@@ -339,9 +340,9 @@ def _of_steps(
         f"then a cosine to 0; weight decay {optimizer.weight_decay:g}"
     )
     if recipe.objective.has_averages:
-        epochs = training.steps / steps_per_epoch(manifest, batch_size=trained)
+        epochs = length / steps_per_epoch(manifest, batch_size=trained)
         gamma = gamma_schedule(recipe, epochs=epochs)
-        yield f"gamma        {gamma(0):.3g} at the start, {gamma(training.steps):.3g} at the end"
+        yield f"gamma        {gamma(0):.3g} at the start, {gamma(length):.3g} at the end"
 
 
 def _of_evaluation(recipe: Recipe) -> str:

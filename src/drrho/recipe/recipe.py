@@ -58,7 +58,8 @@ class Recipe:
         loading: batch size, shuffling and worker processes.
         model: model to train.
         objective: objective to minimise.
-        training: length of the run, optimiser, precision, logging and checkpoints.
+        training: length of the run, optimiser, precision, logging and checkpoints; 10 epochs by
+            default.
         reference: folder written by `drrho reference precompute`, or several such folders, which
             steer as one (`drrho.reference.reader`); only for objectives and selections that read a
             reference.
@@ -90,10 +91,10 @@ class Recipe:
 
     output: str
     data: str
-    loading: Loading
     model: Model
     objective: Objective
-    training: Training
+    loading: Loading = field(default_factory=Loading)
+    training: Training = field(default_factory=lambda: Training(epochs=10))
     reference: str | tuple[str, ...] | None = None
     reference_weights: tuple[float, ...] | None = None
     missing_reference: MissingReference = "leave_out"
@@ -231,6 +232,7 @@ MAY_CHANGE = (
     "teachers",
     "filtering.reference",
     "loading.workers",
+    "training.epochs",  # the steps are what counts
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",

@@ -1,9 +1,10 @@
 """A recipe -> a trained model in its run folder."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ __all__ = ["ProcessFailed", "TrainingInterrupted", "train_recipe"]
 
 RECIPE_FILE = "recipe.json"
 RESULTS_FILE = "results.json"
+MOST_PASSES = 100  # beyond them a warning
 
 
 def train_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def _train_or_return(
     manifest = open_manifest_together(recipe.data, processes)
     stores = Stores.open(recipe, manifest)
     manifest, report = filter_manifest(recipe, manifest, stores, processes)
+    recipe = with_steps(recipe, manifest)
     config = run_config(recipe, manifest, stores, report)
     with exclusive(folder) if processes.is_first else nullcontext():
         finished = processes.on_first(lambda: _finished_results(recipe, config))
@@ -110,14 +113,14 @@ class _Training:
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
         steps = steps_per_epoch(self.manifest, batch_size=recipe.trained_batch_size)
-        epochs = recipe.training.steps / steps
+        epochs = recipe.training.num_steps / steps
         result = train(
             self._objective(model, loss, epochs=epochs),
             steered(self._batches(model, start_step=state.step), self.stores),
             state=state,
             config=recipe.training,
             learning_rate=learning_rate_schedule(
-                recipe.training.optimizer, steps=recipe.training.steps
+                recipe.training.optimizer, steps=recipe.training.num_steps
             ),
             evaluators=_evaluators(recipe, model, self.processes, device=self.device),
         )
@@ -220,6 +223,25 @@ def run_config(
     return plain_recipe(recipe) | {CONTENTS: plain(contents)}
 
 
+def with_steps(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """The recipe with its number of steps, where its length is given in epochs.
+
+    Warns of a run that is more than 100 passes over its data: steps meant for other data.
+
+    Raises:
+        ValueError: steps and epochs are given and do not agree, or the data are not one batch.
+    """
+    in_epoch = steps_per_epoch(manifest, batch_size=recipe.trained_batch_size)
+    training = recipe.training.with_steps(steps_per_epoch=in_epoch)
+    if (passes := training.num_steps / in_epoch) > MOST_PASSES:
+        warnings.warn(
+            f"training.steps = {training.num_steps:,} are {passes:,.0f} passes over the data, "
+            f"{in_epoch:,} batches each; training.epochs gives the length in passes",
+            stacklevel=2,
+        )
+    return replace(recipe, training=training)
+
+
 def filter_manifest(
     recipe: Recipe, manifest: Manifest, stores: Stores, processes: Processes
 ) -> tuple[Manifest, FilterReport | None]:
@@ -272,7 +294,7 @@ def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
     return averaging_rate(
         objective.final_gamma(epochs=epochs),
         kind=objective.gamma_schedule,
-        steps=recipe.training.steps,
+        steps=recipe.training.num_steps,
     )
 
 

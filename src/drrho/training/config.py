@@ -1,6 +1,6 @@
 """How long to train and what to do along the way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -16,7 +16,9 @@ class Training:
     """Length of a run, optimiser, precision, logging and checkpoints.
 
     Attributes:
-        steps: optimiser steps of the whole run.
+        steps: optimiser steps of the whole run; None takes them from `epochs`.
+        epochs: passes over the training data, the other way to give the length: the steps are this
+            times the full batches in a pass, rounded. Where both are given they must agree.
         optimizer: settings of AdamW and its learning rate.
         precision: floating-point type of the forward pass, bf16 for short; parameters, their
             gradients and the optimiser are float32 in all cases, and the loss is expected to
@@ -37,8 +39,9 @@ class Training:
         evaluate_every: steps between evaluations; None evaluates at the end only.
     """
 
-    steps: int
-    optimizer: Optimizer
+    steps: int | None = None
+    epochs: float | None = None
+    optimizer: Optimizer = field(default_factory=Optimizer)
     precision: Precision = "float32"
     max_grad_norm: float | None = None
     not_finite: NotFinite = "stop"
@@ -50,6 +53,10 @@ class Training:
     evaluate_every: int | None = None
 
     def __post_init__(self) -> None:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("a run needs its length: give steps or epochs")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs must be positive and finite, got {self.epochs}")
         for name, value in (
             ("steps", self.steps),
             ("log_every", self.log_every),
@@ -63,11 +70,38 @@ class Training:
             raise ValueError(
                 f"max_grad_norm must be positive, got {self.max_grad_norm}; None does not clip"
             )
-        if self.optimizer.warmup_steps > self.steps:
+        if self.steps is not None and self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than the run "
                 f"of steps = {self.steps}"
             )
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run, once they are known.
+
+        Raises:
+            ValueError: the length is given in epochs, and the data are not known yet.
+        """
+        if self.steps is None:
+            raise ValueError(f"epochs = {self.epochs} are a number of steps once data are given")
+        return self.steps
+
+    def with_steps(self, *, steps_per_epoch: int) -> "Training":
+        """The same with `steps` for data with this many full batches.
+
+        Raises:
+            ValueError: both steps and epochs are given, and do not agree.
+        """
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * steps_per_epoch))
+        if self.steps not in (None, steps):
+            raise ValueError(
+                f"training.steps = {self.steps} and training.epochs = {self.epochs:g} differ: so "
+                f"many passes over these data are {steps} steps; leave one of them out"
+            )
+        return replace(self, steps=steps)
 
 
 def require_precision(precision: Precision, device: torch.device) -> None:

@@ -53,7 +53,7 @@ def train(
     learning_rate: Schedule,
     evaluators: Mapping[str, Evaluator],
 ) -> TrainingResult:
-    """Trains from `state.step` to `config.steps`.
+    """Trains from `state.step` to `config.num_steps`.
 
     A run that was killed and resumed computes what the uninterrupted run computes, bit for bit on
     one machine's CPU: everything the next step depends on is in the checkpoint, and what is drawn
@@ -91,7 +91,7 @@ def train(
         ) as log,
         Progress(
             f"train {state.folder.name}",
-            total=config.steps,
+            total=config.num_steps,
             unit="steps",
             initial=state.step,
             visible=first,
@@ -136,8 +136,8 @@ def _loop(
             if not saved:
                 raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
                 state.save(keep=config.keep_checkpoints)
-            raise TrainingInterrupted(step=state.step, steps=config.steps, received=received)
-        if state.step == config.steps:
+            raise TrainingInterrupted(step=state.step, steps=config.num_steps, received=received)
+        if state.step == config.num_steps:
             return row
 
         logged = _is_due(state.step + 1, config.log_every, config)
@@ -263,16 +263,16 @@ def _require_consistent(
         raise ValueError(
             f"keep_best = {config.keep_best!r} needs evaluators and a state that can export"
         )
-    if state.step > config.steps:
+    if state.step > config.num_steps:
         raise ValueError(
-            f"the run stands at step {state.step}, beyond steps = {config.steps}; "
+            f"the run stands at step {state.step}, beyond steps = {config.num_steps}; "
             "raise steps or train in another folder"
         )
 
 
 def _is_due(step: int, every: int | None, config: Training) -> bool:
     """Whether something done every so many steps, and at the end, is done after `step` steps."""
-    return step == config.steps or (every is not None and step > 0 and step % every == 0)
+    return step == config.num_steps or (every is not None and step > 0 and step % every == 0)
 
 
 def _next_batch(batches: Iterator[AnyBatch], *, step: int) -> AnyBatch:

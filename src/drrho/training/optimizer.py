@@ -26,7 +26,7 @@ class Optimizer:
             where the loss has none is an error of `build_optimizer`.
     """
 
-    learning_rate: float
+    learning_rate: float = 5e-4
     warmup_steps: int = 0
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = 1e-6

@@ -195,7 +195,7 @@ class Setup:
         test: name -> test set.
         test_pairs: test set -> pairs in it.
         batch_size: method -> pairs in a step.
-        steps: method -> optimiser steps.
+        steps: method -> optimiser steps; None where the recipe says epochs.
         tuning, gap: as in the `Comparison`.
         threads: of the processor.
         interval: how intervals were computed, in words.
@@ -206,7 +206,7 @@ class Setup:
     test: Mapping[str, str] = field(default_factory=dict)
     test_pairs: Mapping[str, int] = field(default_factory=dict)
     batch_size: Mapping[str, int] = field(default_factory=dict)
-    steps: Mapping[str, int] = field(default_factory=dict)
+    steps: Mapping[str, int | None] = field(default_factory=dict)
     tuning: TuningConfig | None = None
     gap: GapConfig | None = None
     threads: int | None = None

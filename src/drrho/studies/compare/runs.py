@@ -85,7 +85,10 @@ def finished(recipe: Recipe) -> dict[str, Any] | None:
     results = json.loads(path.read_text())
     saved = upgraded(results["recipe"])
     saved.pop(CONTENTS)
-    changed = config_differences(saved, plain_recipe(recipe), may_change=MAY_CHANGE)
+    may_change = {*MAY_CHANGE}
+    if recipe.training.steps is None:  # the run's own follow from the epochs
+        may_change = may_change - {"training.epochs"} | {"training.steps"}
+    changed = config_differences(saved, plain_recipe(recipe), may_change=may_change)
     return None if changed else results
 
 

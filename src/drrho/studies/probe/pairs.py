@@ -118,7 +118,12 @@ def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Reci
     warmup = min(recipe.training.optimizer.warmup_steps, steps // 4)
     optimizer = replace(recipe.training.optimizer, warmup_steps=warmup)
     training = replace(
-        recipe.training, steps=steps, optimizer=optimizer, evaluate_every=None, keep_best=None
+        recipe.training,
+        steps=steps,
+        epochs=None,
+        optimizer=optimizer,
+        evaluate_every=None,
+        keep_best=None,
     )
     return replace(
         recipe,

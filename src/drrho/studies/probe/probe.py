@@ -15,6 +15,7 @@ from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.indexing import open_manifest
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.recipe.recipe import Recipe, load_recipe
+from drrho.recipe.train import with_steps
 from drrho.reference.losses.table import read_loss_table
 from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import require_one_process, resolve_device
@@ -168,7 +169,7 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     subset = training_subset(train, size, generator=generator)
     embedded = list(embed_all(config.reference, held_out, subset, recipe=recipe))  # fail early
     output = Path(config.output)
-    steps = config.pilot_steps or max(1, recipe.training.steps // 4)
+    steps = config.pilot_steps or max(1, with_steps(recipe, train).training.num_steps // 4)
     pilots = train_pilots(recipe, train, output=output, steps=steps)
     device = resolve_device(recipe.device)
     pairs = common_pairs(

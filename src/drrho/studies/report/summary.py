@@ -31,7 +31,7 @@ def summarise_run(
         sentences.append(f"{method}: nothing is logged yet.")
         return {"name": name, "headline": None, "sentences": sentences}
     step, samples = int(rows[-1]["step"] or 0), int(rows[-1].get("samples") or 0)
-    steps = recipe.training.steps
+    steps = recipe.training.num_steps
     done = "finished" if results is not None else f"stopped or still running at {step:,}"
     sentences.append(f"{method}, {done} of {steps:,} steps, {samples:,} samples seen.")
     sentences[0] = sentences[0].replace(f"finished of {steps:,} steps", f"finished {steps:,} steps")
