@@ -1,15 +1,10 @@
 """What test_collectives.py runs in processes of its own: the collectives of one training step."""
 
-import json
-import warnings
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.functional import normalize
 
 from drrho.contrastive.memory.temperature import Learned, PerSample
@@ -90,22 +85,6 @@ def step(config: Objective, rank: int) -> list[int]:
     return found
 
 
-def process(rank: int, folder: str):
-    torch.set_num_threads(1)
-    warnings.simplefilter("error")
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=120),
-    )
-    found = {name: step(config, rank) for name, config in CONFIGS.items()}
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-def run(folder: Path) -> list[dict[str, list[int]]]:
-    """The bytes of each collective of a step, of every process."""
-    mp.spawn(process, args=(str(folder),), nprocs=WORLD)
-    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(WORLD)]
+def steps(rank: int) -> dict[str, list[int]]:
+    """The bytes of each collective of a step, of every objective."""
+    return {name: step(config, rank) for name, config in CONFIGS.items()}

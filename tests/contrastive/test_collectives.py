@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.contrastive import collectives
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "contrastive.md"
@@ -36,8 +37,8 @@ def table() -> dict[str, tuple[int, int]]:
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory):
-    return collectives.run(tmp_path_factory.mktemp("collectives"))
+def counted():
+    return processes.run(collectives.steps, world=collectives.WORLD)
 
 
 def test_the_guide_lists_every_objective():

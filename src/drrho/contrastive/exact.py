@@ -1,7 +1,7 @@
 """The global contrastive risk against a reference, as plain differentiable code.
 
-This file is the truth that every other implementation is tested against. It forms B x B
-matrices and lets autograd do the rest.
+Every other implementation is tested against this file. It forms B x B matrices, and the gradient
+is autograd's.
 """
 
 import math
@@ -16,7 +16,7 @@ from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
 def pair_similarities(
     target: PairEmbeddings, reference: PairEmbeddings | None = None
 ) -> Float[Tensor, "batch batch"]:
-    """`x_ij = S_ij - R_ij`, image i against text j, in float32 or wider.
+    """Compute `x_ij = S_ij - R_ij`, image i against text j, in float32 or wider.
 
     S are the target's cosine similarities and R the reference's; without a reference R = 0.
     One matrix serves both directions: image anchors read its rows, text anchors its columns.
@@ -38,10 +38,10 @@ def log_gap_means(
     *,
     temperature: Float[Tensor, "..."],
 ) -> Float[Tensor, "2 batch"]:
-    """`log g`, `g_i = 1/(B-1) sum_{j != i} exp((x_ij - x_ii) / tau)`: how close negatives come.
+    """Compute `log g`, `g_i = 1/(B-1) sum_{j != i} exp((x_ij - x_ii) / tau)`, of each anchor.
 
-    Of the image anchors, whose negatives are along the rows of x, then of the text anchors, along
-    its columns. The positive, on the diagonal, is left out of the sum.
+    First row: image anchors, whose negatives are along the rows of x. Second row: text anchors,
+    along its columns. The positive, on the diagonal, is left out of the sum.
 
     Args:
         target: unit embeddings (B, d) of the model in training.
@@ -68,7 +68,7 @@ def log_gap_means(
 def log_anchor_losses(
     log_means: Float[Tensor, "2 batch"], epsilon: float
 ) -> Float[Tensor, "2 batch"]:
-    """`log(epsilon + g)` from `log g`.
+    """Compute `log(epsilon + g)` from `log g`.
 
     epsilon (>= 0) bounds the loss from below: an anchor whose negatives all lie further
     away than `temperature * log(epsilon)` has next to nothing left to gain.
@@ -88,7 +88,7 @@ def global_contrastive_risk(
     epsilon: float,
     rho: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """The DRRho-CLIP objective of one batch; FastCLIP's when there is no reference.
+    """Compute the DRRho-CLIP objective of one batch; FastCLIP's without a reference.
 
         F = tau (rho + 1/(2B) sum_i [log(epsilon + g1_i) + log(epsilon + g2_i)])
 
@@ -114,7 +114,7 @@ def global_contrastive_risk(
 
 
 def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """CLIP's symmetric cross-entropy over the batch (InfoNCE), in nats."""
+    """Compute CLIP's symmetric cross-entropy over the batch (InfoNCE), in nats."""
     log_means = log_gap_means(target, temperature=temperature)
     return clip_anchor_losses(log_means, num_pairs=len(target.image)).mean()
 
@@ -122,7 +122,7 @@ def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, "..."]) -> F
 def clip_anchor_losses(
     log_means: Float[Tensor, "2 own"], *, num_pairs: int
 ) -> Float[Tensor, "2 own"]:
-    """CLIP's cross-entropy of each anchor, from its `log g` without a reference.
+    """Compute CLIP's cross-entropy of each anchor from its `log g` without a reference.
 
     Its mean is `F / tau + log(B - 1)` at epsilon = 1/(B - 1) and rho = 0: that epsilon is the
     positive's own term, which CLIP keeps in its softmax.

@@ -1,1 +1,1 @@
-"""What every run needs: processes, files, progress, randomness, provenance, errors."""
+"""Ground of every room: processes, files, progress, randomness, provenance, errors."""

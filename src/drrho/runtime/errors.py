@@ -4,11 +4,11 @@ from torch import Tensor
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, or belongs to another run."""
+    """Error: a checkpoint cannot be read, or belongs to another run."""
 
 
 class NotFiniteError(RuntimeError):
-    """A loss or a gradient is nan or infinite.
+    """Error: a loss or a gradient is NaN or infinite.
 
     Attributes:
         step: index of the first such step.
@@ -22,7 +22,7 @@ class NotFiniteError(RuntimeError):
 
 
 class ProcessFailed(RuntimeError):
-    """One of several processes cannot go on."""
+    """Error: one of several processes cannot go on."""
 
 
 # What a user can usually mend, said in one line by the command line.

@@ -18,7 +18,7 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def opened_atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that, at every moment, is absent, the old one whole or the new one whole.
+    """Open a file to write that, at every moment, is absent, whole and old, or whole and new.
 
     The content is on the disk before it has its name, and the name before this returns: a crash
     of the machine loses the new content or nothing. A killed process leaves a hidden file that
@@ -43,24 +43,24 @@ def opened_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a whole file, as `opened_atomically`."""
+    """Write a whole file, as `opened_atomically`."""
     with opened_atomically(path) as file:
         file.write(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes plain data as indented JSON, as `opened_atomically`."""
+    """Write plain data as indented JSON, as `opened_atomically`."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def require_no_folder(argument: str, path: str) -> None:
-    """Raises ValueError if a folder has the name of a file that is to be written at the end."""
+    """Raise ValueError if a folder has the name of a file that is to be written at the end."""
     if Path(path).is_dir():
         raise ValueError(f"{argument} = {path!r} is a folder; name a file in it")
 
 
 def rename_folder(folder: Path, name: Path) -> None:
-    """Gives a folder its final name, once what it holds is on the disk.
+    """Give a folder its final name, once what it holds is on the disk.
 
     Raises:
         OSError: there is a folder of that name that is not empty.
@@ -72,9 +72,9 @@ def rename_folder(folder: Path, name: Path) -> None:
 
 @contextmanager
 def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Makes sure that no other process works in a folder; the operating system ends the claim
-    with the process, however it dies. Not on Windows, where this does nothing.
+    """Claim a folder for this process, so that no other works in it.
 
+    The operating system ends the claim with the process, however it dies; on Windows there is none.
     The claim is an flock. On NFS Linux passes it on to the server, so that it holds between
     machines, unless the file system is mounted with `nolock` or `local_lock`: then it holds
     between the processes of one machine.
@@ -108,7 +108,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where folders can be flushed (not on Windows)."""
+    """Make a rename survive a power failure, where folders can be flushed (not on Windows)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

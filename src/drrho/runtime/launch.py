@@ -20,7 +20,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Which of the processes this one is, as torchrun or Slurm told it.
+    """Place of this process among those that torchrun or Slurm started.
 
     Attributes:
         rank: from 0 to `size` - 1.
@@ -70,7 +70,7 @@ class Launch:
 
 @contextmanager
 def joined(launch: Launch | None, *, device_type: str, minutes: float = 30) -> Iterator[Processes]:
-    """Meets the other processes; they part when the block ends.
+    """Join the other processes until the block ends.
 
     Args:
         launch: None is one process, which meets nobody.
@@ -114,7 +114,7 @@ def _whole(environment: Mapping[str, str], name: str) -> int:
 
 
 def _slurm_address(environment: Mapping[str, str]) -> str:
-    """The first machine of the step, and a port that other jobs are unlikely to choose."""
+    """Find the first machine of the step, and a port that other jobs are unlikely to choose."""
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     # gpu[003-007,012],other or gpu003,gpu004
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
@@ -126,7 +126,7 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 
 def resolve_device(device: Device, *, local_rank: int = 0) -> torch.device:
-    """The device by name; where several processes share a machine, each takes the GPU of its rank.
+    """Resolve a device's name; of several processes on a machine each takes the GPU of its rank.
 
     Raises:
         ValueError: "cuda" without a GPU that torch can use.
@@ -146,7 +146,7 @@ def resolve_device(device: Device, *, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def together(device: Device) -> Iterator[tuple[Processes, torch.device]]:
-    """The processes of this run, this one alone where no launcher started it, and its device.
+    """Join the processes of this run, or this one alone without a launcher; with its device.
 
     Raises:
         ProcessFailed: with several processes, this one failed in the block, or lost another.
@@ -168,7 +168,7 @@ def together(device: Device) -> Iterator[tuple[Processes, torch.device]]:
 
 
 def require_one_process(command: str) -> None:
-    """Raises ValueError if a launcher started several for what works in one."""
+    """Raise ValueError if a launcher started several for what works in one."""
     if Launch.from_environment(os.environ) is not None:
         raise ValueError(
             f"`{command}` works in one process; start it without torchrun or srun, or train its "
@@ -177,6 +177,6 @@ def require_one_process(command: str) -> None:
 
 
 def is_follower() -> bool:
-    """Whether another process of this run prints the results."""
+    """Return whether another process of this run prints the results."""
     launch = Launch.from_environment(os.environ)
     return launch is not None and launch.rank > 0

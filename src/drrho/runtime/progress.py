@@ -1,4 +1,4 @@
-"""How far a long piece of work is: one live line in a terminal, plain lines in a log file."""
+"""Progress of long work: one live line in a terminal, plain lines in a log file."""
 
 import sys
 import time
@@ -79,7 +79,7 @@ class Progress:
         return self
 
     def advance(self, n: int, **shown: float | str) -> None:
-        """Counts `n` more units done; `shown` values replace earlier ones of the same name."""
+        """Count `n` more units done; `shown` values replace earlier ones of the same name."""
         self.completed += n
         self._shown.update(shown)
         now = time.monotonic()
@@ -101,7 +101,7 @@ class Progress:
                 self._live.stop()
 
     def _mark(self, now: float) -> None:
-        """Remembers the count at this time, and the newest mark at least a window old."""
+        """Remember the count at this time, and the newest mark at least a window old."""
         self._marks.append((now, self.completed))
         while len(self._marks) > 2 and now - self._marks[1][0] >= RATE_WINDOW_SECONDS:
             self._marks.popleft()
@@ -118,7 +118,7 @@ class Progress:
 
     @contextmanager
     def _silenced_when_broken(self) -> Iterator[None]:
-        """A closed file, a broken pipe, a full disk or a terminal that went away ends the show."""
+        """Stop showing after a closed file, a broken pipe, a full disk or a lost terminal."""
         try:
             yield
         except (OSError, ValueError):
@@ -145,7 +145,7 @@ class Progress:
 
 @cache
 def _terminal() -> Console:
-    """The one console of this process: rich stacks nested live lines only within a console."""
+    """Return this process's one console: rich stacks nested live lines only within it."""
     return Console(stderr=True)
 
 
@@ -157,7 +157,7 @@ def _stderr_is_a_terminal() -> bool:
 
 
 def _quantity(value: float | str) -> str:
-    """Four significant digits, and never an exponent for what a person counts."""
+    """Format four significant digits, and a count without an exponent."""
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"

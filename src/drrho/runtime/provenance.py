@@ -1,4 +1,4 @@
-"""What a run was made of: its configuration as plain data, and the versions of the libraries."""
+"""Provenance of a run: its configuration as plain data, and the versions of the libraries."""
 
 import json
 import os
@@ -14,7 +14,7 @@ LIBRARIES = ("open_clip_torch", "torchvision", "pillow")
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as JSON would return it: tuples are lists, paths are text.
+    """Convert a configuration to what JSON would return: tuples to lists, paths to text.
 
     Raises:
         TypeError: a value is neither plain data nor a path.
@@ -28,7 +28,7 @@ def config_differences(
     *,
     may_change: Collection[str] = (),
 ) -> list[str]:
-    """One line for each value in which two plain configurations differ.
+    """Describe each value in which two plain configurations differ, in a line.
 
     Args:
         may_change: dotted names of values whose difference does not matter.
@@ -38,7 +38,7 @@ def config_differences(
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
+    """Flatten nested dictionaries into one with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -49,7 +49,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """One line for every name that is missing on a side or differs in value."""
+    """Describe each name that is missing on a side or differs in value, in a line."""
     return [
         f"{name}: {saved.get(name, 'absent')} before, {current.get(name, 'absent')} now"
         for name in {**saved, **current}
@@ -58,7 +58,7 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 
 def versions() -> dict[str, str | None]:
-    """Of what computes the numbers, to be written beside them; a library that is absent is not."""
+    """List the versions of what computes the numbers, without libraries that are absent."""
     libraries = {name: _installed_version(name) for name in LIBRARIES}
     return {
         "drrho": _installed_version("drrho"),  # None in a source tree that is not installed

@@ -1,4 +1,4 @@
-"""The global random generators: as plain data, untouched, or seeded by what they are for."""
+"""Seeds derived from names, and the states of the global random generators."""
 
 import hashlib
 import random
@@ -11,27 +11,27 @@ import torch
 
 
 def derived_seed(*parts: str | int) -> int:
-    """A seed of 63 bits (what torch takes) that is unrelated for any two lists of parts."""
+    """Derive a seed of 63 bits (what torch takes), unrelated for any two lists of parts."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seed_generators(seed: int) -> None:
-    """Seeds the CPU's three; inside `preserved_generators`, nobody else notices."""
+    """Seed the CPU's three; inside `preserved_generators`, nobody else notices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
 
 
 def seed_all_generators(seed: int) -> None:
-    """Seeds the CPU's three and that of the GPU, if one is in use."""
+    """Seed the CPU's three and that of the GPU, if one is in use."""
     seed_generators(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
 
 
 def capture_generators() -> dict[str, Any]:
-    """The states of torch's, NumPy's and Python's global generators.
+    """Read the states of torch's, NumPy's and Python's global generators.
 
     Only tensors, numbers, strings, lists and tuples, so that a file of them loads without running
     code from it. CUDA means the current device's generator, the one this process trains on; it is
@@ -47,7 +47,7 @@ def capture_generators() -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Sets the generators to what `capture_generators` returned.
+    """Set the generators to what `capture_generators` returned.
 
     A CUDA state is left aside on a machine without CUDA, and the other way round: another device
     does not repeat the draws anyway.
@@ -61,7 +61,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Whatever is drawn inside, the generators continue afterwards as if it had not been."""
+    """Restore the generators at the end, as if nothing had been drawn inside."""
     states = capture_generators()
     try:
         yield

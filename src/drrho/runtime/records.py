@@ -16,7 +16,7 @@ FORMAT = "format"  # the name of the version number in every file
 
 
 def to_json(value: Any) -> Any:
-    """Returns what JSON can hold: objects for dataclasses and mappings, lists for tuples.
+    """Return what JSON can hold: objects for dataclasses and mappings, lists for tuples.
 
     Numbers that are not finite become null.
     """
@@ -39,12 +39,12 @@ def to_json(value: Any) -> Any:
 
 
 def write_record(path: Path, content: Mapping[str, Any], *, version: int) -> None:
-    """Writes a JSON object with the version of its format first."""
+    """Write a JSON object with the version of its format first."""
     write_json(path, {FORMAT: version, **content})
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -60,7 +60,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def require_version(content: Mapping[str, Any], newest: int, *, path: Path) -> None:
-    """Raises ValueError if a later version wrote the file. Files without a version are older."""
+    """Raise ValueError if a later version wrote the file. Files without a version are older."""
     version = content.get(FORMAT, 0)
     if not isinstance(version, int) or version > newest:
         raise ValueError(
@@ -70,7 +70,7 @@ def require_version(content: Mapping[str, Any], newest: int, *, path: Path) -> N
 
 
 def from_json(kind: Any, content: Any, *, where: str) -> Any:
-    """Builds a value of a type from JSON.
+    """Build a value of a type from JSON.
 
     Names that the type does not have are passed over; absent ones take the default.
 
@@ -113,7 +113,7 @@ def from_json(kind: Any, content: Any, *, where: str) -> Any:
 
 
 def _from_object(kind: Any, content: Any, where: str) -> Any:
-    """Builds a dataclass from an object, or a NamedTuple from an object or a list."""
+    """Build a dataclass from an object, or a NamedTuple from an object or a list."""
     names = getattr(kind, "_fields", ())
     if names and isinstance(content, list):
         content = dict(zip(names, content, strict=False))
@@ -132,7 +132,7 @@ def _from_object(kind: Any, content: Any, where: str) -> Any:
 
 
 def _require(holds: bool, content: Any, where: str, expected: str) -> Any:
-    """Returns the content, or raises ValueError."""
+    """Return the content, or raises ValueError."""
     if not holds:
         raise ValueError(f"{where} must be {expected}, got {content!r:.80}")
     return content

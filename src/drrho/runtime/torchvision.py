@@ -1,4 +1,4 @@
-"""torchvision into a process whose PyTorch has no CUDA."""
+"""Import of torchvision into a process whose PyTorch has no CUDA."""
 
 import importlib
 import importlib.util
@@ -11,7 +11,7 @@ _operators: list[torch.library.Library] = []  # unregistered when collected
 
 
 def import_torchvision() -> None:
-    """Imports torchvision, where it is installed, before a library that uses it does.
+    """Import torchvision, where it is installed, before a library that uses it does.
 
     PyPI's torchvision for Linux is linked against CUDA. Beside a CPU-only torch its library
     does not load, and `import torchvision` stops with "operator torchvision::nms does not

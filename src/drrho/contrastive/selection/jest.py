@@ -18,30 +18,30 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from drrho.contrastive.pairs import pair_partition
 from drrho.contrastive.selection.super_batch import (
-    KINDS,
-    LOSSES,
     Kind,
     Loss,
     ModelPairs,
     PairSelection,
+    check_config,
+    draw_pairs,
     models_that_count,
     number,
-    require_candidates,
-    require_choices,
 )
 from drrho.contrastive.tiles.strip import tile_size
-from drrho.runtime.distributed import Partition, ProcessGroup, partition
-from drrho.steering.selection import sample_without_replacement, select_top_k, selection_scores
+from drrho.runtime.distributed import Partition, ProcessGroup
+
+Rule = Literal["sample", "top_k"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JestConfig:
-    """How a batch is drawn from a super-batch.
+    """Configuration of joint selection.
 
     Attributes:
         batch_size: pairs to select, of all processes together.
@@ -57,18 +57,17 @@ class JestConfig:
 
     batch_size: int
     num_chunks: int = 16
-    selection: Literal["sample", "top_k"] = "sample"
+    selection: Rule = "sample"
     kind: Kind = "excess"
     loss: Loss = "softmax"
 
     def __post_init__(self):
-        require_choices(
-            selection=(self.selection, ("sample", "top_k")),
-            kind=(self.kind, KINDS),
-            loss=(self.loss, LOSSES),
+        check_config(
+            self.batch_size,
+            selection=(self.selection, Rule),
+            kind=(self.kind, Kind),
+            loss=(self.loss, Loss),
         )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 1 <= self.num_chunks <= self.batch_size:
             raise ValueError(
                 f"num_chunks must be between 1 and batch_size, {self.batch_size}, so that no chunk "
@@ -87,6 +86,7 @@ class JestConfig:
         return [end - start for start, end in pairwise(ends)]
 
 
+@torch.no_grad()
 def select_jointly(
     learner: ModelPairs | None,
     reference: ModelPairs | None,
@@ -131,31 +131,24 @@ def select_jointly(
         further accelerates multimodal learning", 2024, arXiv 2406.17711.
     """
     models = models_that_count(learner, reference, kind=config.kind, loss=config.loss)
-    pairs = models[0].pairs
-    device = pairs.image.device
-    processes = partition(len(pairs.image), group=group, device=device)
-    taken = torch.zeros(processes.num_rows, dtype=torch.bool, device=device)
-    indices, scores_drawn = [], []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        candidates = [_Candidates(model, config.loss) for model in models]
-        for size in config.chunk_sizes:
-            losses = [c.losses() for c in candidates]
-            of_learner = None if learner is None else losses[0]
-            of_reference = None if reference is None else losses[-1]
-            scores = processes.all_gather(selection_scores(config.kind, of_learner, of_reference))
-            require_candidates(scores, config.batch_size, taken=taken)
-            # Softmax losses of pairs alone tie, and the largest of ties are no random choice.
-            at_random = config.selection == "sample" or (config.loss == "softmax" and not indices)
-            index = _draw(scores, size, mask=~taken, at_random=at_random, generator=generator)
-            index = processes.all_reduce(index if processes.rank == 0 else torch.zeros_like(index))
-            taken[index] = True
-            indices.append(index)
-            scores_drawn.append(scores[index])
-            if len(indices) < config.num_chunks:
-                for c in candidates:
-                    c.add(index, processes)
-    own = processes.own(taken).nonzero().flatten()
-    return PairSelection(torch.cat(indices), torch.cat(scores_drawn), own)
+    processes = pair_partition(models[0].pairs, group=group)
+    candidates = [_Candidates(model, config.loss) for model in models]
+
+    def losses(chunks: list[Int64[Tensor, " _"]]) -> list[Float[Tensor, " own"]]:
+        for c in candidates if chunks else ():
+            c.add(chunks[-1], processes)
+        return [c.losses() for c in candidates]
+
+    rule = generator if config.selection == "sample" else None
+    # Softmax losses of pairs alone tie, and the largest of ties are no random choice.
+    first = generator if config.loss == "softmax" else rule
+    return draw_pairs(
+        losses,
+        [(size, rule if place else first) for place, size in enumerate(config.chunk_sizes)],
+        kind=config.kind,
+        processes=processes,
+        device=models[0].pairs.image.device,
+    )
 
 
 class _Candidates:
@@ -172,12 +165,12 @@ class _Candidates:
             for image, text in zip(*(e.split(self.size) for e in model.pairs), strict=True)
         ]
         self.positives = torch.cat(cosines) / self.temperature + self.bias
-        # Of images against the texts drawn, and of texts against the images.
+        # First row: images against the texts drawn; second: texts against the images.
         empty = -math.inf if loss == "softmax" else 0.0
         self.sums = self.positives.new_full((2, len(self.positives)), empty)
 
     def losses(self) -> Float[Tensor, " own"]:
-        """Of each candidate, given what was drawn; NaN where the pair is not finite."""
+        """Compute each candidate's loss given the pairs drawn; NaN where it is not finite."""
         if self.loss == "softmax":
             # log(e^z_cc + sum over D) - z_cc, without a difference of large numbers.
             losses = softplus(self.sums - self.positives).mean(dim=0)
@@ -208,24 +201,9 @@ class _Candidates:
     def _rows_of_all(
         self, own: Float[Tensor, "own dim"], index: Int64[Tensor, " chunk"], processes: Partition
     ) -> Float[Tensor, "chunk dim"]:
-        """The rows at these places, brought together from the processes that have them."""
+        """Gather the rows at these places from the processes that have them."""
         places = index - processes.start
         here = (places >= 0) & (places < len(own))
         rows = own.new_zeros(len(index), own.shape[1], dtype=self.dtype)
         rows[here] = own[places[here]].to(self.dtype)
         return processes.all_reduce(rows)
-
-
-def _draw(
-    scores: Float[Tensor, " n"],
-    size: int,
-    *,
-    mask: Bool[Tensor, " n"],
-    at_random: bool,
-    generator: torch.Generator,
-) -> Int64[Tensor, " size"]:
-    if not at_random:
-        return select_top_k(scores, size, mask=mask).index
-    return sample_without_replacement(
-        scores, size, temperature=1.0, generator=generator, correction=False, mask=mask
-    ).index

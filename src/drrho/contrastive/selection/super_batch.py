@@ -1,21 +1,25 @@
-"""A super-batch, of which a batch is selected: how models see it, and what a selection is."""
+"""Super-batches: models' embeddings of them, and the draw of a batch in chunks."""
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
 
-from jaxtyping import Bool, Float, Int64
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs
+from drrho.runtime.distributed import Partition
+from drrho.steering.selection import sample_without_replacement, select_top_k, selection_scores
 
 Kind = Literal["excess", "loss", "irreducible"]
 Loss = Literal["softmax", "sigmoid"]
-KINDS: tuple[Kind, ...] = ("excess", "loss", "irreducible")
-LOSSES: tuple[Loss, ...] = ("softmax", "sigmoid")
+# Losses of this process's candidates under each model that counts, given the chunks drawn so far.
+Losses = Callable[[list[Int64[Tensor, " _"]]], list[Float[Tensor, " own"]]]
 
 
 class ModelPairs(NamedTuple):
-    """The super-batch as one model sees it.
+    """Embeddings of a super-batch by one model, with the model's temperature and bias.
 
     Attributes:
         pairs: its unit embeddings of this process's pairs, in any precision.
@@ -30,7 +34,7 @@ class ModelPairs(NamedTuple):
 
 
 class PairSelection(NamedTuple):
-    """The selected pairs.
+    """Places and scores of the selected pairs.
 
     Attributes:
         index: shape (batch_size,): places among the pairs of all processes, one process after the
@@ -48,7 +52,7 @@ class PairSelection(NamedTuple):
 def models_that_count(
     learner: ModelPairs | None, reference: ModelPairs | None, *, kind: Kind, loss: Loss
 ) -> list[ModelPairs]:
-    """Learner and reference, or the one that the kind of score needs; checked.
+    """Check and return learner and reference, or the one that the kind of score needs.
 
     Raises:
         ValueError: a model or a bias is missing or has no effect, a temperature is not positive,
@@ -72,27 +76,72 @@ def models_that_count(
     return models
 
 
-def require_candidates(
-    scores: Float[Tensor, " n"], batch_size: int, *, taken: Bool[Tensor, " n"] | None = None
-) -> None:
-    """Raise ValueError unless enough pairs have finite scores, or are taken, for a whole batch."""
-    counted = scores.isfinite() if taken is None else scores.isfinite() | taken
-    if (num_finite := int(counted.sum())) < batch_size:
+@torch.no_grad()
+def draw_pairs(
+    losses: Losses,
+    chunks: Sequence[tuple[int, torch.Generator | None]],
+    *,
+    kind: Kind,
+    processes: Partition,
+    device: torch.device,
+) -> PairSelection:
+    """Draw a batch in chunks by the scores of the candidates; a collective.
+
+    Args:
+        losses: called before each chunk, without gradient and autocast.
+        chunks: number of pairs of each; and a generator that draws them by `softmax(score)`
+            without replacement, or None for those with the largest scores.
+        kind: what a score is made of.
+        processes: partition of the super-batch. The first process's draws are those of all.
+        device: where the embeddings are.
+
+    Raises:
+        ValueError: fewer pairs have finite scores than are to be drawn.
+    """
+    taken = torch.zeros(processes.num_rows, dtype=torch.bool, device=device)
+    indices, drawn_scores = [], []
+    with torch.autocast(device.type, enabled=False):
+        for size, generator in chunks:
+            found = losses(indices)
+            scores = processes.all_gather(selection_scores(kind, found[0], found[-1]))
+            num_finite = int((scores.isfinite() | taken).sum())
+            require_candidates(num_finite, sum(n for n, _ in chunks), processes)
+            if generator is None:
+                index = select_top_k(scores, size, mask=~taken).index
+            else:
+                options = {"temperature": 1.0, "correction": False, "mask": ~taken}
+                index = sample_without_replacement(
+                    scores, size, generator=generator, **options
+                ).index
+            index = processes.all_reduce(index if processes.rank == 0 else torch.zeros_like(index))
+            taken[index] = True
+            indices.append(index)
+            drawn_scores.append(scores[index])
+    own = processes.own(taken).nonzero().flatten()
+    return PairSelection(torch.cat(indices), torch.cat(drawn_scores), own)
+
+
+def require_candidates(num_finite: int, batch_size: int, processes: Partition) -> None:
+    """Raise ValueError unless enough of a super-batch is finite for a whole batch."""
+    if num_finite < batch_size:
         raise ValueError(
-            f"batch_size is {batch_size}, but only {num_finite} of the {len(scores)} candidates "
-            "have finite embeddings under every model that counts; give a larger super-batch"
+            f"batch_size is {batch_size}, but only {num_finite} of the {processes.num_rows} "
+            "candidates have finite embeddings under every model that counts; give a larger "
+            "super-batch"
         )
 
 
-def require_choices(**values: tuple[object, tuple[str, ...]]) -> None:
-    """Raise ValueError for a value that is not one of its choices."""
-    for name, (value, choices) in values.items():
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+def check_config(batch_size: int, **choices: tuple[str, object]) -> None:
+    """Raise ValueError for a batch of no pairs, or for a value that is not one of its choices."""
+    for name, (value, allowed) in choices.items():
+        if value not in get_args(allowed):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def number(value: float | Float[Tensor, ""]) -> float:
-    """A temperature or bias as a number; of a tensor, waits for its device."""
+    """Convert a temperature or bias to a number; a tensor's device is waited for."""
     return value.item() if isinstance(value, Tensor) else value
 
 
