@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     from drrho.recipe.recipe import Evaluation as Evaluation
     from drrho.recipe.recipe import Recipe as Recipe
     from drrho.recipe.selection import Selection as Selection
+    from drrho.reference.reader import open_reference as open_reference
     from drrho.risk import KL as KL
     from drrho.risk import ChiSquare as ChiSquare
     from drrho.risk import ChiSquareBall as ChiSquareBall
@@ -51,6 +52,17 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     from drrho.studies.compare.spec import Comparison as Comparison
     from drrho.training.config import Training as Training
     from drrho.training.optimizer import Optimizer as Optimizer
+    from drrho.verbs import Run as Run
+    from drrho.verbs import compare as compare
+    from drrho.verbs import curate as curate
+    from drrho.verbs import evaluate as evaluate
+    from drrho.verbs import export as export
+    from drrho.verbs import import_reference as import_reference
+    from drrho.verbs import index as index
+    from drrho.verbs import precompute_reference as precompute_reference
+    from drrho.verbs import probe as probe
+    from drrho.verbs import report as report
+    from drrho.verbs import train as train
 
     __version__: str
 
@@ -69,6 +81,7 @@ _NAMES = {
     "recipe.filtering": ("Filtering",),
     "recipe.recipe": ("Evaluation", "Recipe"),
     "recipe.selection": ("Selection",),
+    "reference.reader": ("open_reference",),
     "risk": (
         *("CVaR", "ChiSquare", "ChiSquareBall", "KL", "KLBall", "KLCVaR", "Mean", "RiskMeasure"),
         *("effective_sample_size", "excess_loss"),
@@ -80,6 +93,10 @@ _NAMES = {
     "studies.compare.spec": ("Comparison",),
     "training.config": ("Training",),
     "training.optimizer": ("Optimizer",),
+    "verbs": (
+        *("Run", "compare", "curate", "evaluate", "export", "import_reference", "index"),
+        *("precompute_reference", "probe", "report", "train"),
+    ),
 }
 _HOMES = {name: f"drrho.{home}" for home, names in _NAMES.items() for name in names}
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -28,7 +28,7 @@ class IndexConfig:
             folder.
     """
 
-    data: Positional[str]
+    data: Positional[str] = field(kw_only=False)
     output: str | None = None
     workers: int = 0
     image_column: str = "image"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -130,7 +130,7 @@ class EvaluateConfig:
         device: device to compute on; "auto" takes the GPU if there is one.
     """
 
-    run: Positional[str]
+    run: Positional[str] = field(kw_only=False)
     data: tuple[str, ...]
     tasks: str | None = None
     pretrained: str | None = None

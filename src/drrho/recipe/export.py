@@ -1,7 +1,7 @@
 """A run's model, or that of one of its checkpoints, for other programs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ class ExportConfig:
             default the finished model.
     """
 
-    run: Positional[str]
+    run: Positional[str] = field(kw_only=False)
     format: Literal["open-clip", "hugging-face"]
     output: str
     checkpoint: str | None = None

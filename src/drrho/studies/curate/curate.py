@@ -5,7 +5,7 @@ import importlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -74,7 +74,7 @@ class CurateConfig:
         device: device to compute on; "auto" takes the GPU if there is one.
     """
 
-    run: Positional[str]
+    run: Positional[str] = field(kw_only=False)
     output: str
     data: str | None = None
     reference: str | None = None

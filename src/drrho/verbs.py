@@ -1,0 +1,318 @@
+"""The verbs of the front door: what the commands of the command line do, from Python.
+
+Each takes the fields of its command's configuration as arguments and returns what was found.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, wraps
+from inspect import signature
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from drrho.data.index import IndexConfig, write_manifest
+from drrho.data.indexing import open_manifest
+from drrho.data.loading import Loading
+from drrho.data.manifest import Manifest
+from drrho.data.subset import restricted
+from drrho.encoding.inference import EmbeddingModel, load
+from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
+from drrho.evaluation.tasks.benchmark import evaluate_task_list
+from drrho.models.build import Model
+from drrho.recipe.export import ExportConfig, export_model
+from drrho.recipe.folder import Row, read_run
+from drrho.recipe.published import Scale, named_recipe
+from drrho.recipe.recipe import Recipe
+from drrho.recipe.train import train_recipe
+from drrho.reference.build import PrecomputeConfig
+from drrho.reference.build import precompute_reference as precompute_embeddings
+from drrho.reference.formats.build import ImportConfig
+from drrho.reference.formats.build import import_reference as import_embeddings
+from drrho.reference.precompute import PrecomputeReport
+from drrho.runtime.files import write_json
+from drrho.runtime.launch import Device, is_follower, require_one_process
+from drrho.studies.compare.compare import compare as run_comparison
+from drrho.studies.compare.results import Results
+from drrho.studies.compare.spec import Comparison
+from drrho.studies.curate.curate import CurateConfig, Curation
+from drrho.studies.curate.curate import curate as curate_pairs
+from drrho.studies.probe.probe import ProbeConfig, probe_recipe
+from drrho.studies.probe.results import ProbeResults
+from drrho.studies.report.write import ReportConfig, write_report
+
+P = ParamSpec("P")
+Config = TypeVar("Config")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its folder, finished or not; everything is read when it is asked for.
+
+    Attributes:
+        path: folder of the run.
+    """
+
+    path: Path
+
+    @cached_property
+    def recipe(self):
+        """The recipe that was trained."""
+        return read_run(self.path).recipe
+
+    @cached_property
+    def model(self) -> EmbeddingModel:
+        """The trained model, ready to embed images and texts; FileNotFoundError before the end."""
+        return load(self.path)
+
+    @property
+    def log(self) -> list[Row]:
+        """The metrics of the logged steps, in their order."""
+        return read_run(self.path).rows
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What `results.json` holds: metrics at the end, seconds, samples; None before the end."""
+        return read_run(self.path).results
+
+
+def _with_fields_of(
+    config: Callable[P, Config],
+) -> Callable[[Callable[[Config], Result]], Callable[P, Result]]:
+    """Turns a function of a configuration into one of the configuration's fields."""
+
+    def decorate(function: Callable[[Config], Result]) -> Callable[P, Result]:
+        @wraps(function)
+        def verb(*arguments: P.args, **fields: P.kwargs) -> Result:
+            return function(config(*arguments, **fields))
+
+        # `help` shows the fields of the configuration, as an editor does.
+        result = signature(function).return_annotation
+        verb.__dict__["__signature__"] = signature(config).replace(return_annotation=result)
+        verb.__doc__ = f"{function.__doc__}\n{config.__doc__}"
+        return verb
+
+    return decorate
+
+
+def train(recipe: Recipe) -> Run:
+    """Trains a model by a recipe, continues what its folder holds, or returns what is finished.
+
+    >>> run = drrho.train(recipe)
+    >>> run.model.encode_text(["a lemon"])
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or data, reference and recipe do not
+            fit each other. Found before the first step.
+        TrainingInterrupted: a signal came; the same call continues.
+        ProcessFailed: with several processes, this one failed or lost another.
+    """
+    train_recipe(recipe)
+    return Run(Path(recipe.output))
+
+
+@_with_fields_of(IndexConfig)
+def index(config: IndexConfig) -> Manifest:
+    """Counts and hashes the samples of a data set; their order gives the sample ids.
+
+    >>> manifest = drrho.index("DATA", output="train.json")
+    """
+    return write_manifest(config)[0]
+
+
+@_with_fields_of(PrecomputeConfig)
+def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
+    """Stores a reference model's embeddings of every pair of a data set; restartable.
+
+    >>> drrho.precompute_reference(
+    ...     data="train.json", model="ViT-B-32", pretrained="laion2b_s34b_b79k", output="reference"
+    ... )
+    """
+    return precompute_embeddings(config)
+
+
+@_with_fields_of(ImportConfig)
+def import_reference(config: ImportConfig) -> PrecomputeReport:
+    """Takes over embeddings that another program stored, joined by key.
+
+    >>> from drrho.reference.formats.clip_retrieval import ClipRetrieval
+    >>> drrho.import_reference(
+    ...     format=ClipRetrieval(source="EMBEDDINGS"),
+    ...     data="train.json",
+    ...     model="ViT-L/14",
+    ...     output="reference",
+    ... )
+    """
+    return import_embeddings(config)
+
+
+@_with_fields_of(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float]]:
+    """Scores a model by retrieval where data have captions, by classes where they have classes.
+
+    >>> scores = drrho.evaluate("runs/mine", data=("test",))
+    >>> scores["test"]["mrr"]
+
+    Returns:
+        Set -> metric -> value; with `tasks`, the main metric of each task that was scored.
+    """
+    if config.tasks is not None:
+        return {
+            score.task.name: {score.task.main_metric or "": score.main_metric}
+            for score in evaluate_task_list(config)
+            if score.main_metric is not None
+        }
+    scores = evaluate_named_model(config)
+    if config.output is not None and not is_follower():
+        write_json(Path(config.output), scores)
+    return scores
+
+
+def probe(
+    data: str,
+    *,
+    references: Sequence[str],
+    held_out: str | None = None,
+    recipe: Recipe | None = None,
+    output: str = "runs/probe",
+    pilot_steps: int | None = None,
+) -> ProbeResults:
+    """Ranks references for a data set before training with any of them.
+
+    >>> print(drrho.probe("train.json", references=["ref_a", "ref_b"]))
+
+    Two short pilots are trained on halves of the data; the references are ranked on held-out pairs.
+
+    Args:
+        data: training pairs: a manifest, or what `drrho.index` takes.
+        references: folders of stored embeddings of the held-out pairs, models as
+            `drrho.precompute_reference` takes them, or ARCHITECTURE@PRETRAINED.
+        held_out: pairs of the same distribution that training does not see; None holds out a tenth
+            of `data`, drawn at random.
+        recipe: what the references are to steer, whose model the pilots have; None takes the small
+            model, and 200 steps for a pilot.
+        output: folder of the pilots and of probe.json, probe.md and probe.png.
+        pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's.
+
+    Raises:
+        ValueError: a reference cannot be found, or does not fit the data.
+    """
+    require_one_process("drrho.probe")
+    if held_out is None:
+        data, held_out = _split(open_manifest(data), Path(output))
+    if recipe is None:
+        usable = len(open_manifest(data).usable_ids())
+        batch_size = max(2, min(128, usable // 4))
+        scale = Scale(batch_size=batch_size, samples_seen=800 * batch_size, learning_rate=1e-3)
+        published = named_recipe("openclip", scale)
+        recipe = replace(
+            published,
+            data=data,
+            model=Model(name="small"),
+            loading=Loading(batch_size=batch_size),
+            training=replace(published.training, precision="float32"),
+        )
+    config = ProbeConfig(
+        data=data,
+        held_out=held_out,
+        reference=tuple(references),
+        output=output,
+        pilot_steps=pilot_steps,
+    )
+    return probe_recipe(recipe, config)
+
+
+def compare(comparison: Comparison) -> Results:
+    """Trains the references and every method of a comparison, evaluates, writes table and plots.
+
+    >>> results = drrho.compare(comparison)
+    >>> print(results)
+
+    What is finished is kept; several processes may work on one folder.
+
+    Raises:
+        TrainingInterrupted: a signal came; the same call continues.
+    """
+    require_one_process("drrho.compare")
+    return run_comparison(comparison)
+
+
+@_with_fields_of(CurateConfig)
+def curate(config: CurateConfig) -> Curation:
+    """Ranks the pairs of a data set by a run and its reference, and leaves some out of it.
+
+    >>> found = drrho.curate("runs/mine", output="curated")
+    >>> found.manifest
+    """
+    return curate_pairs(config)
+
+
+def report(
+    runs: Sequence[str | Path | Run | Recipe | Comparison],
+    *,
+    output: str = "report.html",
+    reference: str | None = None,
+    data: str | None = None,
+    galleries: bool = True,
+    device: Device = "auto",
+) -> Path:
+    """Writes one page about runs: curves, comparisons, what steering sees, alerts.
+
+    >>> drrho.report([run, "runs/comparison"], output="report.html")
+
+    Args:
+        runs: runs, finished or not, or comparisons, which stand for their runs; or their folders.
+        output: HTML file to write.
+        reference: stored embeddings of the training data, where they are not what the runs say.
+        data: the training data, where they are no longer at the place that the runs say.
+        galleries: whether to look at pairs.
+        device: where to compute.
+
+    Raises:
+        FileNotFoundError: a folder holds no run.
+        ValueError: a file of a run is damaged.
+    """
+    return write_report(
+        ReportConfig(
+            runs=tuple(map(_folder, runs)),
+            output=output,
+            reference=reference,
+            data=data,
+            galleries=galleries,
+            device=device,
+        )
+    )
+
+
+@_with_fields_of(ExportConfig)
+def export(config: ExportConfig) -> Path:
+    """Writes a trained model as open_clip or Hugging Face loads it.
+
+    >>> drrho.export("runs/mine", format="hugging-face", output="exported")
+    """
+    return export_model(config)
+
+
+def _folder(run: str | Path | Run | Recipe | Comparison) -> str:
+    if isinstance(run, Run):
+        return str(run.path)
+    return str(run.output if isinstance(run, Recipe | Comparison) else run)
+
+
+def _split(manifest: Manifest, folder: Path) -> tuple[str, str]:
+    """Writes manifests of nine tenths and of a tenth of a data set; the same ones every time."""
+    ids = manifest.usable_ids()
+    if len(ids) < 20:
+        raise ValueError(
+            f"only {len(ids)} samples are usable, too few to hold some out; give held_out"
+        )
+    drawn = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
+    number = max(2, len(ids) // 10)
+    parts = {"held_out": drawn[:number], "training": drawn[number:]}
+    for name, kept in parts.items():
+        restricted(manifest, kept.sort().values, reason="not in this part").save(
+            folder / f"{name}.json"
+        )
+    return str(folder / "training.json"), str(folder / "held_out.json")
