@@ -58,12 +58,13 @@ def test_probe_ranks_references_of_a_data_set(scenes, reference, tmp_path):
     found = drrho.probe(data, references=names, output=str(tmp_path / "probe"), pilot_steps=2)
     assert sorted(found.references) == sorted(names)
     assert all(name in str(found) for name in names)
-    assert list(json.loads((tmp_path / "probe" / "probe.json").read_text())["references"])
-    held_out, training = (
-        json.loads((tmp_path / "probe" / f"{part}.json").read_text())
-        for part in ("held_out", "training")
-    )
-    assert held_out != training
+    halves = [
+        json.loads((tmp_path / "probe" / f"pilot-{k}" / "half.json").read_text()) for k in (1, 2)
+    ]
+    assert halves[0] != halves[1]
+    assert found.held_out <= 20
+    with pytest.raises(ValueError, match="only 12 samples are usable, too few to hold 20"):
+        drrho.probe(str(scenes / "test"), references=names, output=str(tmp_path / "other"))
 
 
 def test_an_editor_and_help_show_the_fields_of_a_command():
@@ -74,7 +75,7 @@ def test_an_editor_and_help_show_the_fields_of_a_command():
 
 def test_every_verb_shows_an_example():
     verbs = [name for name in drrho.__all__ if getattr(drrho, name).__module__ == "drrho.verbs"]
-    assert len(verbs) == 12
+    assert len(verbs) == 11
     for name in verbs:
         if name != "Run":
             assert f"drrho.{name}(" in getattr(drrho, name).__doc__, name

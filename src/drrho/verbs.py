@@ -4,26 +4,23 @@ Each takes the fields of its command's configuration as arguments and returns wh
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from inspect import signature
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import torch
-
+from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Loading
 from drrho.data.manifest import Manifest
-from drrho.data.subset import restricted
 from drrho.encoding.inference import EmbeddingModel, load
 from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
 from drrho.evaluation.tasks.benchmark import evaluate_task_list
 from drrho.models.build import Model
 from drrho.recipe.export import ExportConfig, export_model
 from drrho.recipe.folder import Row, read_run
-from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig
@@ -190,30 +187,28 @@ def probe(
         references: folders of stored embeddings of the held-out pairs, models as
             `drrho.precompute_reference` takes them, or ARCHITECTURE@PRETRAINED.
         held_out: pairs of the same distribution that training does not see; None holds out a tenth
-            of `data`, drawn at random.
-        recipe: what the references are to steer, whose model the pilots have; None takes the small
-            model, and 200 steps for a pilot.
+            of `data`, drawn at random, or 20 pairs if a tenth is fewer.
+        recipe: recipe that the references are to steer; the pilots have its model, batches and
+            temperature. None takes the small model and OpenCLIP's objective.
         output: folder of the pilots and of probe.json, probe.md and probe.png.
-        pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's.
+        pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's, or 200
+            without a recipe.
 
     Raises:
-        ValueError: a reference cannot be found, or does not fit the data.
+        FileNotFoundError: a reference or data are not there.
+        ValueError: a reference does not fit the data, or there are too few of them.
     """
     require_one_process("drrho.probe")
-    if held_out is None:
-        data, held_out = _split(open_manifest(data), Path(output))
     if recipe is None:
-        usable = len(open_manifest(data).usable_ids())
-        batch_size = max(2, min(128, usable // 4))
-        scale = Scale(batch_size=batch_size, samples_seen=800 * batch_size, learning_rate=1e-3)
-        published = named_recipe("openclip", scale)
-        recipe = replace(
-            published,
+        manifest = open_manifest(data)
+        recipe = Recipe(
             data=data,
-            model=Model(name="small"),
-            loading=Loading(batch_size=batch_size),
-            training=replace(published.training, precision="float32"),
+            output=output,
+            model=Model("small"),
+            objective=ALGORITHMS["openclip"].objective,
+            loading=Loading(batch_size=max(2, min(128, len(manifest.usable_ids()) // 8))),
         )
+        pilot_steps = 200 if pilot_steps is None else pilot_steps
     config = ProbeConfig(
         data=data,
         held_out=held_out,
@@ -299,20 +294,3 @@ def _folder(run: str | Path | Run | Recipe | Comparison) -> str:
     if isinstance(run, Run):
         return str(run.path)
     return str(run.output if isinstance(run, Recipe | Comparison) else run)
-
-
-def _split(manifest: Manifest, folder: Path) -> tuple[str, str]:
-    """Writes manifests of nine tenths and of a tenth of a data set; the same ones every time."""
-    ids = manifest.usable_ids()
-    if len(ids) < 20:
-        raise ValueError(
-            f"only {len(ids)} samples are usable, too few to hold some out; give held_out"
-        )
-    drawn = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
-    number = max(2, len(ids) // 10)
-    parts = {"held_out": drawn[:number], "training": drawn[number:]}
-    for name, kept in parts.items():
-        restricted(manifest, kept.sort().values, reason="not in this part").save(
-            folder / f"{name}.json"
-        )
-    return str(folder / "training.json"), str(folder / "held_out.json")

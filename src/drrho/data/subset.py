@@ -43,8 +43,17 @@ def disjoint_halves(manifest: Manifest, *, generator: torch.Generator) -> tuple[
     ids = manifest.usable_ids()
     if len(ids) < 2:
         raise ValueError(f"only {len(ids)} samples are usable; two halves need two at least")
-    first, second = ids[torch.randperm(len(ids), generator=generator)].tensor_split(2)
+    half = (len(ids) + 1) // 2
+    return split_at_random(manifest, half, generator=generator, reason="in the other half")
+
+
+def split_at_random(
+    manifest: Manifest, size: int, *, generator: torch.Generator, reason: str
+) -> tuple[Manifest, Manifest]:
+    """Split a data set at random into `size` usable samples and all others, as `restricted`."""
+    ids = manifest.usable_ids()
+    drawn = ids[torch.randperm(len(ids), generator=generator)]
     return (
-        restricted(manifest, first, reason="in the other half"),
-        restricted(manifest, second, reason="in the other half"),
+        restricted(manifest, drawn[:size], reason=reason),
+        restricted(manifest, drawn[size:], reason=reason),
     )

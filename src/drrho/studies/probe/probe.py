@@ -13,6 +13,8 @@ from tyro.conf import Positional, UseAppendAction
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.indexing import open_manifest
+from drrho.data.manifest import Manifest
+from drrho.data.subset import split_at_random
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import with_steps
@@ -33,6 +35,7 @@ from drrho.studies.probe.pairs import (
 from drrho.studies.probe.plots import draw_probe
 from drrho.studies.probe.results import FILE_NAME, ProbedReference, ProbeResults, write_probe
 from drrho.studies.probe.steerability import (
+    FEWEST_SAMPLES,
     Estimate,
     Steerability,
     bootstrap_weights,
@@ -79,7 +82,8 @@ class ProbeConfig:
 
     Attributes:
         held_out: held-out pairs of the training distribution: a manifest, or what `drrho index`
-            takes.
+            takes; None holds out a tenth of the training pairs, drawn at random, or 20 if a tenth
+            is fewer.
         reference: candidate reference: a folder of stored embeddings of the held-out pairs, a model
             as `drrho reference precompute` takes it, or ARCHITECTURE@PRETRAINED; may be given
             several times.
@@ -92,8 +96,8 @@ class ProbeConfig:
         seed: random seed of the bootstrap and of the choice of pairs.
     """
 
-    held_out: str
     reference: References
+    held_out: str | None = None
     data: str | None = None
     output: str = "runs/probe"
     pilot_steps: int | None = None
@@ -161,8 +165,11 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     if isinstance(recipe.objective, SigLIP):
         raise ValueError("a probe compares gaps to the positive, which SigLIP does not train on")
     train = open_manifest(recipe.data if config.data is None else config.data)
-    held_out = open_manifest(config.held_out)
     generator = torch.Generator().manual_seed(config.seed)
+    if config.held_out is None:
+        held_out, train = _held_out(train, generator)
+    else:
+        held_out = open_manifest(config.held_out)
     if len(held_out.usable_ids()) > config.max_pairs:
         held_out = training_subset(held_out, config.max_pairs, generator=generator)
     size = min(len(held_out.usable_ids()), len(train.usable_ids()))
@@ -198,6 +205,16 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
         references=_pair_rows(found, rates, num_pairs=len(train.usable_ids()), generator=generator),
     )
     return _written(results, config.output)
+
+
+def _held_out(manifest: Manifest, generator: torch.Generator) -> tuple[Manifest, Manifest]:
+    usable = len(manifest.usable_ids())
+    size = max(usable // 10, 2 * FEWEST_SAMPLES)  # captions may stand twice, which leaves fewer
+    if usable < 2 * size:
+        raise ValueError(
+            f"only {usable} samples are usable, too few to hold {size} of them out; give held_out"
+        )
+    return split_at_random(manifest, size, generator=generator, reason="in the other part")
 
 
 def _pair_rows(
