@@ -22,21 +22,11 @@ import math
 import os
 from dataclasses import replace
 
-from drrho.contrastive.memory.temperature import Learned, PerSample
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+import drrho
+from drrho.contrastive.objectives.distillation import DistillationTerm
 from drrho.contrastive.objectives.objective import Objective
-from drrho.contrastive.objectives.siglip import SigLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
 from drrho.models.small import SmallConfig
-from drrho.recipe.filtering import Filtering
-from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.recipe.selection import Selection
-from drrho.studies.compare.spec import Comparison, GapConfig, TuningConfig
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
+from drrho.studies.compare.spec import GapConfig, TuningConfig
 
 STUDY = os.environ.get("DRRHO_STUDY", "scenes-30")
 DATA = os.environ.get("DRRHO_DATA", "../shared/data")
@@ -66,14 +56,16 @@ match kind:
         raise ValueError(f"DRRHO_STUDY = {STUDY!r} is no study; see {__file__}")
 
 
-def small(image_width: int, text_width: int) -> Model:
+def small(image_width: int, text_width: int) -> drrho.Model:
     widths = SmallConfig(image_width=image_width, text_width=text_width, text_heads=2)
-    return Model(name="small", small=widths)
+    return drrho.Model(name="small", small=widths)
 
 
-def steps(number: int, learning_rate: float = 1e-3) -> Training:
-    optimizer = Optimizer(learning_rate=learning_rate, warmup_steps=number // 10, weight_decay=0.1)
-    return Training(
+def steps(number: int, learning_rate: float = 1e-3) -> drrho.Training:
+    optimizer = drrho.Optimizer(
+        learning_rate=learning_rate, warmup_steps=number // 10, weight_decay=0.1
+    )
+    return drrho.Training(
         steps=number,
         optimizer=optimizer,
         log_every=10,
@@ -82,35 +74,39 @@ def steps(number: int, learning_rate: float = 1e-3) -> Training:
     )
 
 
-def settings(recipe: Recipe) -> tuple[Recipe, ...]:
+def settings(recipe: drrho.Recipe) -> tuple[drrho.Recipe, ...]:
     return tuple(
         replace(recipe, training=steps(recipe.training.steps, value)) for value in LEARNING_RATES
     )
 
 
-openclip = Recipe(
+openclip = drrho.Recipe(
     output="",
     data=train,
-    loading=Loading(batch_size=BATCH_SIZE),
+    loading=drrho.Loading(batch_size=BATCH_SIZE),
     model=small(8, 64),
-    objective=CLIP(temperature=Learned(initial=TEMPERATURE)),
+    objective=drrho.CLIP(temperature=drrho.Learned(initial=TEMPERATURE)),
     training=steps(STEPS),
-    evaluation=Evaluation(data=validation),
+    evaluation=drrho.Evaluation(data=validation),
 )
 # A constant temperature, so that selection and distillation know what it was trained with.
-equal = replace(openclip, objective=CLIP(), data=reference_data, seed=100)
+equal = replace(openclip, objective=drrho.CLIP(), data=reference_data, seed=100)
 stronger = replace(equal, model=small(16, 96), training=steps(3 * STEPS))
 weaker = replace(equal, model=small(4, 32), training=steps(STEPS // 2))
 
 teacher = DistillationTerm(teacher_temperatures=(TEMPERATURE,))
 # SigLIP's bias starts where sigmoid(b) is the share of right pairs: -10 for batches of 32,768.
-siglip = replace(SigLIP(temperature=Learned(initial=0.1)), initial_bias=-math.log(BATCH_SIZE - 1))
-fastclip = FastCLIP(temperature=TEMPERATURE)
-drrho_clip = DRRhoCLIP()
-top_k = Selection(batch_size=BATCH_SIZE // 2, selection="top_k", reference_temperature=TEMPERATURE)
+siglip = replace(
+    drrho.SigLIP(temperature=drrho.Learned(initial=0.1)), initial_bias=-math.log(BATCH_SIZE - 1)
+)
+fastclip = drrho.FastCLIP(temperature=TEMPERATURE)
+drrho_clip = drrho.DRRhoCLIP()
+top_k = drrho.Selection(
+    batch_size=BATCH_SIZE // 2, selection="top_k", reference_temperature=TEMPERATURE
+)
 
 
-def taught(recipe: Recipe, objective: Objective) -> Recipe:
+def taught(recipe: drrho.Recipe, objective: Objective) -> drrho.Recipe:
     return replace(recipe, objective=objective, teachers=("stronger",))
 
 
@@ -122,12 +118,12 @@ methods = {
     "siglip": replace(openclip, objective=siglip),
     "fastclip_v1": replace(openclip, objective=fastclip),
     "fastclip_v3": replace(
-        openclip, objective=FastCLIP(temperature=Learned(initial=TEMPERATURE), rho=RHO)
+        openclip, objective=drrho.FastCLIP(temperature=drrho.Learned(initial=TEMPERATURE), rho=RHO)
     ),
     "isogclr": replace(
         openclip,
-        objective=FastCLIP(
-            temperature=PerSample(initial=TEMPERATURE),
+        objective=drrho.FastCLIP(
+            temperature=drrho.PerSample(initial=TEMPERATURE),
             rho=RHO,
             gamma_min=0.8,
             gamma_schedule="constant",
@@ -136,9 +132,9 @@ methods = {
     "jest": replace(selected, selection=replace(top_k, selection="sample")),
     "jest_top_k": selected,
     "rho_top_k": replace(selected, selection=replace(top_k, selection="rho_top_k")),
-    "filter": replace(openclip, filtering=Filtering(kept_fraction=0.7, reference="stronger")),
+    "filter": replace(openclip, filtering=drrho.Filtering(kept_fraction=0.7, reference="stronger")),
     "distillation": taught(
-        openclip, Distillation(teacher_temperatures=teacher.teacher_temperatures)
+        openclip, drrho.Distillation(teacher_temperatures=teacher.teacher_temperatures)
     ),
     "fastclip_distillation": taught(openclip, replace(fastclip, distillation=teacher)),
     "drrho_clip": steered,
@@ -152,7 +148,7 @@ if STUDY in ("scenes-30", "scenes-60"):
     ceiling = "openclip_right_captions"
     methods[ceiling] = replace(openclip, data=f"{SCENES}/train-0")
 
-recipe = Comparison(
+recipe = drrho.Comparison(
     output=f"runs/comparison/{STUDY}",
     references={"stronger": stronger, "equal": equal, "weaker": weaker},
     methods={name: settings(method) for name, method in methods.items()},

@@ -12,42 +12,35 @@ pairs each; the reference on the two others. DRRHO_DATA names the folder that ho
 import os
 from dataclasses import replace
 
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
-from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.studies.compare.spec import Comparison
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
+import drrho
 
 DATA = os.environ.get("DRRHO_DATA", "../shared/data") + "/emoji-pictograms"
 OUTPUT = "runs/data-efficiency-emoji"
 STEPS = 120  # of 128 pairs
 
 
-OBJECTIVES = {"clip": CLIP(), "fastclip": FastCLIP(), "drrho_clip": DRRhoCLIP()}
+OBJECTIVES = {"clip": drrho.CLIP(), "fastclip": drrho.FastCLIP(), "drrho_clip": drrho.DRRhoCLIP()}
 
 
-def run(method: str, shards: int) -> Recipe:
-    return Recipe(
+def run(method: str, shards: int) -> drrho.Recipe:
+    return drrho.Recipe(
         output=OUTPUT,
         data=f"{DATA}/train-{{0002..{shards + 1:04d}}}.tar",
-        loading=Loading(batch_size=128),
-        model=Model(name="small"),
+        loading=drrho.Loading(batch_size=128),
+        model=drrho.Model(name="small"),
         objective=OBJECTIVES[method],
         reference="emoji" if method == "drrho_clip" else None,
-        training=Training(
+        training=drrho.Training(
             steps=STEPS,
-            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+            optimizer=drrho.Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
             log_every=10,
             checkpoint_every=STEPS,
         ),
-        evaluation=Evaluation(data=f"{DATA}/val-0000.tar"),
+        evaluation=drrho.Evaluation(data=f"{DATA}/val-0000.tar"),
     )
 
 
-recipe = Comparison(
+recipe = drrho.Comparison(
     output=OUTPUT,
     references={
         "emoji": replace(run("clip", 8), data=f"{DATA}/train-{{0000..0001}}.tar", seed=1000)

@@ -15,42 +15,35 @@ trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of
 
 from dataclasses import replace
 
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
+import drrho
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.studies.compare.spec import Comparison
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
 
 OUTPUT = "runs/data-efficiency-scenes"
 STEPS = 120  # of 128 pairs
 
 
-OBJECTIVES = {"clip": CLIP(), "fastclip": FastCLIP(), "drrho_clip": DRRhoCLIP()}
+OBJECTIVES = {"clip": drrho.CLIP(), "fastclip": drrho.FastCLIP(), "drrho_clip": drrho.DRRhoCLIP()}
 
 
-def run(method: str, shards: int) -> Recipe:
-    return Recipe(
+def run(method: str, shards: int) -> drrho.Recipe:
+    return drrho.Recipe(
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train/scenes-{{0000..{shards - 1:04d}}}.tar",
-        loading=Loading(batch_size=128),
-        model=Model(name="small", small=SmallConfig(text_width=96, text_heads=3)),
+        loading=drrho.Loading(batch_size=128),
+        model=drrho.Model(name="small", small=SmallConfig(text_width=96, text_heads=3)),
         objective=OBJECTIVES[method],
         reference="scenes" if method == "drrho_clip" else None,
-        training=Training(
+        training=drrho.Training(
             steps=STEPS,
-            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+            optimizer=drrho.Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
             log_every=10,
             checkpoint_every=STEPS,
         ),
-        evaluation=Evaluation(data=f"{OUTPUT}/scenes/validation"),
+        evaluation=drrho.Evaluation(data=f"{OUTPUT}/scenes/validation"),
     )
 
 
-recipe = Comparison(
+recipe = drrho.Comparison(
     output=OUTPUT,
     references={"scenes": replace(run("clip", 8), data=f"{OUTPUT}/scenes/reference", seed=1000)},
     methods={

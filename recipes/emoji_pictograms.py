@@ -28,14 +28,7 @@ keywords, under free licences. DRRHO_DATA names the folder that holds `emoji-pic
 import os
 from dataclasses import replace
 
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
-from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.studies.compare.spec import Comparison
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
+import drrho
 
 DATA = os.environ.get("DRRHO_DATA", "../shared/data") + "/emoji-pictograms"
 OUTPUT = "runs/emoji-pictograms"
@@ -44,31 +37,31 @@ HALF, OTHER_HALF, BOTH = (
 )
 STEPS = 420  # 12 epochs of 9,135 pairs in batches of 256
 
-target = Recipe(
+target = drrho.Recipe(
     output=f"{OUTPUT}/target",
     data=HALF,
-    loading=Loading(batch_size=256),
-    model=Model(name="small"),
-    objective=CLIP(),
-    training=Training(
+    loading=drrho.Loading(batch_size=256),
+    model=drrho.Model(name="small"),
+    objective=drrho.CLIP(),
+    training=drrho.Training(
         steps=STEPS,
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=40, weight_decay=0.1),
+        optimizer=drrho.Optimizer(learning_rate=1e-3, warmup_steps=40, weight_decay=0.1),
         log_every=10,
         evaluate_every=84,
         checkpoint_every=84,
     ),
-    evaluation=Evaluation(data=f"{DATA}/val-0000.tar"),
+    evaluation=drrho.Evaluation(data=f"{DATA}/val-0000.tar"),
 )
 
-fastclip = replace(target, objective=FastCLIP())
+fastclip = replace(target, objective=drrho.FastCLIP())
 
-recipe = Comparison(
+recipe = drrho.Comparison(
     output=OUTPUT,
     references={"reference": replace(target, data=OTHER_HALF, seed=100)},
     methods={
         "clip": target,
         "fastclip": fastclip,
-        "drrho_clip": replace(target, objective=DRRhoCLIP(), reference="reference"),
+        "drrho_clip": replace(target, objective=drrho.DRRhoCLIP(), reference="reference"),
         "fastclip_both_halves": replace(fastclip, data=BOTH),
         "fastclip_both_halves_840": replace(
             fastclip, data=BOTH, training=replace(target.training, steps=2 * STEPS)

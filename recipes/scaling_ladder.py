@@ -16,15 +16,8 @@ run that was stopped early would be judged before its learning rate had fallen.
 
 from dataclasses import replace
 
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
+import drrho
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.studies.compare.spec import Comparison
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
 
 OUTPUT = "runs/scaling-ladder"
 SIZES = {
@@ -35,28 +28,30 @@ SIZES = {
 STEPS = (25, 50, 100, 200)  # of 128 pairs
 
 
-OBJECTIVES = {"clip": CLIP(), "drrho_clip": DRRhoCLIP()}
+OBJECTIVES = {"clip": drrho.CLIP(), "drrho_clip": drrho.DRRhoCLIP()}
 
 
-def run(method: str, size: str, steps: int) -> Recipe:
-    return Recipe(
+def run(method: str, size: str, steps: int) -> drrho.Recipe:
+    return drrho.Recipe(
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train",
-        loading=Loading(batch_size=128),
-        model=Model(name="small", small=SIZES[size]),
+        loading=drrho.Loading(batch_size=128),
+        model=drrho.Model(name="small", small=SIZES[size]),
         objective=OBJECTIVES[method],
         reference="scenes" if method == "drrho_clip" else None,
-        training=Training(
+        training=drrho.Training(
             steps=steps,
-            optimizer=Optimizer(learning_rate=1e-3, warmup_steps=steps // 10, weight_decay=0.1),
+            optimizer=drrho.Optimizer(
+                learning_rate=1e-3, warmup_steps=steps // 10, weight_decay=0.1
+            ),
             log_every=max(1, steps // 20),
             checkpoint_every=steps,
         ),
-        evaluation=Evaluation(data=f"{OUTPUT}/scenes/validation"),
+        evaluation=drrho.Evaluation(data=f"{OUTPUT}/scenes/validation"),
     )
 
 
-recipe = Comparison(
+recipe = drrho.Comparison(
     output=OUTPUT,
     references={
         "scenes": replace(run("clip", "middle", 200), data=f"{OUTPUT}/scenes/reference", seed=1000)

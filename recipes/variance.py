@@ -16,32 +16,27 @@ The scenes and the references are those of recipes/comparison.py with DRRHO_STUD
         --output docs/results/variance/variance.png
 """
 
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
+import drrho
 from drrho.models.small import SmallConfig
-from drrho.recipe.recipe import Evaluation, Recipe
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
 
 SCENES, STORED = "runs/comparison/scenes", "runs/variance"
 STEPS = 200  # of 128 pairs
 
-recipe = Recipe(
+recipe = drrho.Recipe(
     output=f"{STORED}/drrho_clip",
     data=f"{SCENES}/train-30",
-    loading=Loading(batch_size=128),
-    model=Model(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
-    objective=DRRhoCLIP(),
+    loading=drrho.Loading(batch_size=128),
+    model=drrho.Model(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
+    objective=drrho.DRRhoCLIP(),
     reference=f"{STORED}/train-stronger",
-    training=Training(
+    training=drrho.Training(
         steps=STEPS,
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
+        optimizer=drrho.Optimizer(learning_rate=1e-3, warmup_steps=20, weight_decay=0.1),
         log_every=10,
         evaluate_every=10,
         checkpoint_every=STEPS,
     ),
-    evaluation=Evaluation(
+    evaluation=drrho.Evaluation(
         data=f"{SCENES}/validation",
         references=tuple(f"{STORED}/validation-{it}" for it in ("stronger", "equal", "weaker")),
     ),

@@ -11,24 +11,19 @@ epochs (262,500 steps). The batch here is one that fits most GPUs and their host
 smaller learning rate is in place.
 """
 
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP
-from drrho.data.loading import Loading
-from drrho.models.build import Model
-from drrho.recipe.recipe import Recipe
-from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
+import drrho
 
-recipe = Recipe(
+recipe = drrho.Recipe(
     output="runs/mine",
     data="train.json",
     reference="reference",
-    loading=Loading(batch_size=512, workers=4),
-    model=Model(name="ViT-B-16"),
-    objective=DRRhoCLIP(temperature=0.01, epsilon=1e-4, gamma_min=1.0),
-    training=Training(
+    loading=drrho.Loading(batch_size=512, workers=4),
+    model=drrho.Model(name="ViT-B-16"),
+    objective=drrho.DRRhoCLIP(temperature=0.01, epsilon=1e-4, gamma_min=1.0),
+    training=drrho.Training(
         steps=20_000,
         precision="bfloat16",
-        optimizer=Optimizer(
+        optimizer=drrho.Optimizer(
             learning_rate=1e-4,
             warmup_steps=500,
             betas=(0.9, 0.98),

@@ -20,10 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import drrho.integrations  # noqa: F401 - before what imports torchvision
-from drrho.contrastive.memory.temperature import Learned
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP
+import drrho
+import drrho.integrations
 from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data import scenes
@@ -132,8 +130,8 @@ def compare(
         folder = options.output / name
         return train(Run(pairs, objective, reference, options.epochs, options.seed, folder))
 
-    clip = CLIP(temperature=Learned())
-    drrho_clip = DRRhoCLIP(temperature=options.temperature)
+    clip = drrho.CLIP(temperature=drrho.Learned())
+    drrho_clip = drrho.DRRhoCLIP(temperature=options.temperature)
     reference = trained("reference", clean, clip, None)
     stored = embed(reference, mismatched)
     models = {
