@@ -12,7 +12,6 @@ from drrho.data import scenes
 from drrho.data.indexing import index_shards
 from drrho.data.reading.shards import decode_caption, decode_metadata, read_shard
 from drrho.data.scenes import (
-    COLOUR_WORDS,
     COLOURS,
     PATTERNS,
     POSITIONS,
@@ -77,7 +76,7 @@ def test_a_caption_says_nothing_that_the_scene_does_not_show():
     assert len(captions) > 50
     false_words = [
         *(w for k, words in SHAPES.items() if k != "star" for w in words),
-        *(w for k, words in COLOUR_WORDS.items() if k != "blue" for w in words),
+        *(w for k, (_, words) in COLOURS.items() if k != "blue" for w in words),
         *(w for k, words in POSITIONS.items() if k != "top left" for w in words),
         *SIZES["large"][1],
         *(w for k, words in PATTERNS.items() if k != "dotted" for w in words),

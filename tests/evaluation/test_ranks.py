@@ -121,5 +121,5 @@ def test_what_cannot_be_ranked_is_an_error():
         ranks_of(eye, eye[:0], labels, labels[:0])
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         ranks_of(eye, eye, labels, labels, chunk_size=0)
-    with pytest.raises(ValueError, match="k >= 1, got 0"):
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         ranks_of(eye, eye, labels, labels).hits(0)

@@ -46,13 +46,8 @@ class Batch:
         return replace(taken, skipped=())
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(
-            sample_ids=move(self.sample_ids),
-            images=move(self.images),
-            tokens=move(self.tokens),
-            skipped=self.skipped,
-            views=None if self.views is None else move(self.views),
-        )
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

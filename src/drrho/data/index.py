@@ -10,6 +10,7 @@ from tyro.conf import Positional
 from drrho.data.indexing import Columns, index_shards, resolve_shards
 from drrho.data.manifest import Manifest
 from drrho.plotting.table import in_brackets
+from drrho.runtime.checks import require_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,9 @@ class IndexConfig:
     images: str | None = None
 
     def __post_init__(self):
-        if self.output is not None and not self.output.endswith(".json"):
-            raise ValueError(f"output must be a .json file, got {self.output}")
-        if self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
+        if self.output is not None:
+            _require_json(self.output)
+        require_at_least(0, workers=self.workers)
 
 
 def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
@@ -54,9 +54,8 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     resolve_shards(config.data)  # what is missing is said before where to write
     if config.output is None and not folder.is_dir():
         raise ValueError(f"{config.data} is not a folder; say where to write: --output FILE.json")
-    path = folder / "manifest.json"
-    if config.output is not None:
-        path = Path(config.output).expanduser()
+    named = folder / "manifest.json" if config.output is None else Path(config.output)
+    path = named.expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
@@ -70,6 +69,11 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     )
     manifest.save(path)
     return manifest, path
+
+
+def _require_json(output: str) -> None:
+    if not output.endswith(".json"):
+        raise ValueError(f"output must be a .json file, got {output}")
 
 
 def _known(path: Path) -> Manifest | None:
@@ -99,8 +103,7 @@ class MixConfig:
             raise ValueError(
                 f"weights must be as many as manifests, {len(self.manifests)}, got {self.weights}"
             )
-        if not self.output.endswith(".json"):
-            raise ValueError(f"output must be a .json file, got {self.output}")
+        _require_json(self.output)
 
 
 def mix_manifests(config: MixConfig) -> Manifest:

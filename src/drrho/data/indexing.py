@@ -111,12 +111,9 @@ def resolve_shards(source: str | Path) -> list[str]:
         ValueError: the URL's file system is unknown, or its package is not installed.
     """
     source = str(source)
-    urls = list_folder(source, ".tar")
-    if urls is None:
-        urls = find_files(source)
-    if not urls:
-        urls = _without_tars(os.path.expanduser(source))
-    if not urls:
+    tars = list_folder(source, ".tar")
+    urls = find_files(source) if tars is None else tars
+    if not urls and not (urls := _without_tars(os.path.expanduser(source))):
         raise nothing_at(source)
     return urls
 

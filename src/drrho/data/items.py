@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from drrho.data.manifest import ITEMS, FieldHash, Manifest, Shard
+from drrho.runtime.checks import require_at_least
 
 
 def manifest_of_items(
@@ -28,8 +29,7 @@ def manifest_of_items(
         ValueError: there is no item, or `name` or `items_per_shard` cannot be used.
     """
     require_file_name("name", name)
-    if items_per_shard < 1:
-        raise ValueError(f"items_per_shard must be at least 1, got {items_per_shard}")
+    require_at_least(1, items_per_shard=items_per_shard)
     rest = iter(items)
     shards = []
     while True:

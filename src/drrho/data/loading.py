@@ -24,13 +24,9 @@ from drrho.data.batch import Batch, Examples
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
-from drrho.data.reading.shards import (
-    RawSample,
-    decode_captions,
-    decode_image,
-    decode_metadata,
-)
+from drrho.data.reading.shards import RawSample, decode_captions, decode_image, decode_metadata
 from drrho.data.views import View, Views
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed, preserved_generators, seed_generators
 
 Transform = Callable[[Image.Image], Tensor]
@@ -71,12 +67,8 @@ class Loading:
                 f"captions = {self.captions!r} has no effect beside views, which choose the "
                 "caption too: set views.captions"
             )
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.shuffle_window < 1:
-            raise ValueError(f"shuffle_window must be at least 1 shard, got {self.shuffle_window}")
-        if self.workers < 0:
-            raise ValueError(f"workers must not be negative, got {self.workers}")
+        require_at_least(1, batch_size=self.batch_size, shuffle_window=self.shuffle_window)
+        require_at_least(0, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +87,13 @@ class Position:
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self):
-        if self.step < 0:
-            raise ValueError(f"step must not be negative, got {self.step}")
-        rank, num_shares = self.share
-        if not 0 <= rank < num_shares:
-            raise ValueError(f"share must be (k, K) with 0 <= k < K, got {self.share}")
+        require_at_least(0, step=self.step)
+        _require_share(self.share)
+
+
+def _require_share(share: tuple[int, int]) -> None:
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"share must be (k, K) with 0 <= k < K, got {share}")
 
 
 class NothingReadable(ValueError):
@@ -148,8 +142,7 @@ def training_batches(
         transform=transform,
         tokenizer=tokenizer,
         seed=position.seed,
-        captions=config.captions,
-        views=config.views,
+        config=config,
     )
     plan = _training_plan(manifest, config, position)
     return _never_empty(_load(pairs, plan, workers=config.workers))
@@ -186,13 +179,10 @@ def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of 
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
             manifest says, or no sample at all could be decoded (`NothingReadable`).
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if workers < 0:
-        raise ValueError(f"workers must not be negative, got {workers}")
+    require_at_least(1, batch_size=batch_size)
+    require_at_least(0, workers=workers)
+    _require_share(share)
     rank, num_shares = share
-    if not 0 <= rank < num_shares:
-        raise ValueError(f"share must be (k, K) with 0 <= k < K, got {share}")
     batches = _evaluation_plan(manifest, batch_size=batch_size, with_captions="caption" in parts)
     first, end = (len(batches) * place // num_shares for place in (rank, rank + 1))
     plan = (batch.tolist() for batch in batches[first:end])
@@ -210,11 +200,11 @@ class _TrainingPairs(Dataset[Batch]):
     transform: Transform
     tokenizer: Tokenizer
     seed: int
-    captions: Literal["first", "random"]
-    views: Views | None
+    config: Loading
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         epoch, wanted = item
+        views = self.config.views
         ids, images, captions, numbers, skipped = [], [], [], [], []
         with preserved_generators():
             for sample_id, (image, choice, sample) in self.shards.readable(
@@ -222,11 +212,11 @@ class _TrainingPairs(Dataset[Batch]):
             ):
                 seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
                 ids.append(sample_id)
-                if self.views is None:
+                if views is None:
                     images.append(self.transform(image))
                     captions.append(self._caption(choice, epoch, sample_id))
                 else:
-                    view = self.views.drawn(self.seed, epoch, sample_id)
+                    view = views.drawn(self.seed, epoch, sample_id)
                     images.append(self.transform(view.image(image, sample)))
                     captions.append(view.caption(choice, sample))
                     numbers.append(view.number)
@@ -234,16 +224,14 @@ class _TrainingPairs(Dataset[Batch]):
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             images=_stack(images),
             tokens=self.tokenizer(captions) if captions else torch.empty(0, 0, dtype=torch.int64),
-            views=None if self.views is None else torch.tensor(numbers, dtype=torch.int64),
+            views=None if views is None else torch.tensor(numbers, dtype=torch.int64),
             skipped=tuple(skipped),
         )
 
     def _caption(self, choice: list[str], epoch: int, sample_id: int) -> str:
-        match self.captions:
-            case "first":
-                return choice[0]
-            case "random":
-                return choice[derived_seed("caption", self.seed, epoch, sample_id) % len(choice)]
+        if self.config.captions == "first":
+            return choice[0]
+        return choice[derived_seed("caption", self.seed, epoch, sample_id) % len(choice)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import json
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
@@ -143,7 +143,9 @@ class Manifest:
     shards: tuple[Shard, ...]
 
     def __post_init__(self):
-        _require_distinct(self.shards)
+        counts = Counter(shard.url for shard in self.shards)
+        if repeated := [url for url, count in counts.items() if count > 1]:
+            raise ValueError(f"shard {repeated[0]} occurs more than once; name each shard once")
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -268,11 +270,9 @@ class Manifest:
         folder = Path(os.path.abspath(path)).parent
         rows_file = document.get("rows")
         try:
-            shards = [_parse_shard(entry, folder) for entry in document["shards"]]
-            _require_distinct(shards)
-            if rows_file is not None:
-                shards = _with_spans(shards, folder / rows_file)
-            return cls(shards=tuple(shards))
+            entries = document["shards"]
+            manifest = cls(shards=tuple(_parse_shard(entry, folder) for entry in entries))
+            return manifest if rows_file is None else _with_spans(manifest, folder / rows_file)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"manifest {path} is incomplete: {folder}/{rows_file} is missing; it moves "
@@ -282,27 +282,12 @@ class Manifest:
             raise ValueError(f"manifest {path} is damaged ({error!r}); {remedy}") from error
 
 
-def _require_distinct(shards: Sequence[Shard]) -> None:
-    counts = Counter(shard.url for shard in shards)
-    if repeated := [url for url, count in counts.items() if count > 1]:
-        raise ValueError(f"shard {repeated[0]} occurs more than once; name each shard once")
-
-
 def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
-    """Convert a shard to plain data, which `_parse_shard` reads."""
-    entry = {
-        field.name: getattr(shard, field.name)
-        for field in fields(shard)
-        if field.name not in ("spans", "left_out")
-    }
-    return entry | {"url": _relative(shard.url, folder)}
-
-
-def _relative(url: str, folder: Path) -> str:
-    if "://" in url:
-        return url
-    path = Path(url)
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else url
+    """Convert a shard to plain data, without its rows, for `_parse_shard` to read."""
+    entry = {f.name: getattr(shard, f.name) for f in fields(shard) if f.compare}
+    if "://" not in shard.url and Path(shard.url).is_relative_to(folder):
+        entry["url"] = Path(shard.url).relative_to(folder).as_posix()
+    return entry
 
 
 def _parse_shard(entry: dict, folder: Path) -> Shard:
@@ -311,14 +296,16 @@ def _parse_shard(entry: dict, folder: Path) -> Shard:
     return Shard(**entry | {"url": url, "unusable": unusable})
 
 
-def _with_spans(shards: list[Shard], path: Path) -> list[Shard]:
+def _with_spans(manifest: Manifest, path: Path) -> Manifest:
     """The rows of all shards are one after the other in the file, which is mapped into memory."""
     with safe_open(path, framework="pt") as file:
         spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
+    shards = manifest.shards
     in_files = [0 if shard.url.startswith(ITEMS) else shard.num_samples for shard in shards]
     if sum(in_files) != len(spans.start):
         raise ValueError(f"{path} has {len(spans.start)} rows, and its shards {sum(in_files)}")
-    return [
+    found = (
         shard if shard.url.startswith(ITEMS) else replace(shard, spans=spans.rows(end - count, end))
         for shard, count, end in zip(shards, in_files, accumulate(in_files), strict=True)
-    ]
+    )
+    return Manifest(shards=tuple(found))

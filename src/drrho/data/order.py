@@ -5,6 +5,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from drrho.data.manifest import Manifest, Shard
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed
 
 
@@ -14,8 +15,7 @@ def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:
     Raises:
         ValueError: there is not one full batch.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    require_at_least(1, batch_size=batch_size)
     num_usable = sum(map(_visits, manifest.shards))
     if batch_size > num_usable:
         raise ValueError(
@@ -34,8 +34,7 @@ def epoch_order(
     each window are shuffled together, so that only a window of shards is open at a time. A shard of
     weight w comes floor(w) times, and of its samples a random share of w - floor(w) once more.
     """
-    if shuffle_window < 1:
-        raise ValueError(f"shuffle_window must be at least 1 shard, got {shuffle_window}")
+    require_at_least(1, shuffle_window=shuffle_window)
     generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
     shards = torch.randperm(len(manifest.shards), generator=generator)
     windows = []

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from tyro.conf import Positional
 
 from drrho.data.reading.shards import write_sample
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import opened_atomically, write_json
 from drrho.runtime.progress import Progress
 
@@ -36,26 +37,16 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "ring": ("ring", "hoop"),
     "crescent": ("crescent", "moon"),
 }
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (205, 40, 40),
-    "green": (40, 160, 60),
-    "blue": (45, 70, 210),
-    "yellow": (230, 205, 40),
-    "purple": (140, 50, 170),
-    "orange": (240, 130, 30),
-    "white": (245, 245, 245),
-    "black": (20, 20, 20),
-}
-COLOUR_WORDS: dict[str, tuple[str, ...]] = {
-    "red": ("red", "crimson"),
-    "green": ("green", "emerald"),
-    "blue": ("blue", "cobalt"),
-    "yellow": ("yellow", "golden"),
-    "purple": ("purple", "violet"),
-    "orange": ("orange", "tangerine"),
-    "white": ("white", "snowy"),
-    "black": ("black", "jet"),
-}
+COLOURS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
+    "red": ((205, 40, 40), ("red", "crimson")),
+    "green": ((40, 160, 60), ("green", "emerald")),
+    "blue": ((45, 70, 210), ("blue", "cobalt")),
+    "yellow": ((230, 205, 40), ("yellow", "golden")),
+    "purple": ((140, 50, 170), ("purple", "violet")),
+    "orange": ((240, 130, 30), ("orange", "tangerine")),
+    "white": ((245, 245, 245), ("white", "snowy")),
+    "black": ((20, 20, 20), ("black", "jet")),
+}  # RGB, and words
 POSITIONS: dict[str, tuple[str, ...]] = {
     "top left": ("at the top left", "in the upper left corner"),
     "top": ("at the top", "along the upper edge"),
@@ -87,9 +78,9 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Scene:
-    """Attributes of what an image shows; each is a key of the tables above."""
+    """Attributes of what an image shows, in the order of the tables above, whose keys they are."""
 
     shape: str
     colour: str
@@ -123,34 +114,18 @@ class ScenesConfig:
     samples_per_shard: int = 1000
 
     def __post_init__(self):
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {self.num_samples}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        require_at_least(1, num_samples=self.num_samples, samples_per_shard=self.samples_per_shard)
+        require_at_least(0, seed=self.seed, noise=self.noise)
         if not 0 <= self.mismatch_rate < 1:
             raise ValueError(f"mismatch_rate must be in [0, 1), got {self.mismatch_rate}")
         if not 0 <= self.omission_rate <= 1:
             raise ValueError(f"omission_rate must be in [0, 1], got {self.omission_rate}")
-        if self.noise < 0:
-            raise ValueError(f"noise must not be negative, got {self.noise}")
-        if self.samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard must be at least 1, got {self.samples_per_shard}")
 
 
 def draw_scene(generator: np.random.Generator) -> Scene:
     """Draw a scene, every attribute uniformly and independently."""
-
-    def pick(table):
-        return list(table)[generator.integers(len(table))]
-
-    return Scene(
-        shape=pick(SHAPES),
-        colour=pick(COLOURS),
-        position=pick(POSITIONS),
-        size=pick(SIZES),
-        background=pick(BACKGROUNDS),
-        pattern=pick(PATTERNS),
-    )
+    tables = (SHAPES, COLOURS, POSITIONS, SIZES, BACKGROUNDS, PATTERNS)
+    return Scene(*(list(table)[generator.integers(len(table))] for table in tables))
 
 
 def describe(scene: Scene, generator: np.random.Generator, *, omission_rate: float) -> str:
@@ -166,7 +141,7 @@ def describe(scene: Scene, generator: np.random.Generator, *, omission_rate: flo
     if said():
         words.append(word(SIZES[scene.size][1]))
     if said():
-        words.append(word(COLOUR_WORDS[scene.colour]))
+        words.append(word(COLOURS[scene.colour][1]))
     words.append(word(SHAPES[scene.shape]))
     if said():
         words.append(word(POSITIONS[scene.position]))
@@ -191,7 +166,7 @@ def render(scene: Scene, generator: np.random.Generator, *, noise: float) -> Ima
     radius = OVERSAMPLING * SIZES[scene.size][0] * generator.uniform(0.88, 1.12)
     mask = Image.new("1", (extent, extent))
     _draw_shape(ImageDraw.Draw(mask), scene.shape, centre, radius)
-    image.paste(_jitter(COLOURS[scene.colour], generator), mask=mask)
+    image.paste(_jitter(COLOURS[scene.colour][0], generator), mask=mask)
     pixels = np.asarray(image.reduce(OVERSAMPLING), dtype=np.float32)
     pixels = pixels * generator.uniform(0.75, 1.15)
     pixels += noise * generator.standard_normal(pixels.shape, dtype=np.float32)
@@ -296,10 +271,7 @@ def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
     samples = scene_samples(config)
     with Progress(f"draw {folder.name}", total=config.num_samples, unit="scenes") as progress:
         for path in paths:
-            with (
-                opened_atomically(path) as file,
-                tarfile.open(fileobj=file, mode="w") as tar,
-            ):
+            with opened_atomically(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
                 for sample in itertools.islice(samples, config.samples_per_shard):
                     write_sample(tar, sample)
                     progress.advance(1)

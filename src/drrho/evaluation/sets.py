@@ -272,8 +272,4 @@ def shared_ranks(
         return rank((0, num_queries))
     part = equal_partition(num_queries, group=processes.host)
     own = rank((part.start, part.start + part.sizes[part.rank]))
-    return PositiveRanks(
-        ahead=part.all_gather(own.ahead),
-        tied_positives=part.all_gather(own.tied_positives),
-        tied_negatives=part.all_gather(own.tied_negatives),
-    )
+    return PositiveRanks(*map(part.all_gather, own))

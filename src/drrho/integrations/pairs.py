@@ -12,6 +12,7 @@ from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.global_risk import AnchorAverages, DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
 from drrho.contrastive.pairs import PairEmbeddings
+from drrho.runtime.checks import require_positive
 from drrho.training.schedules import Schedule, averaging_rate, constant
 
 MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)
@@ -199,8 +200,7 @@ def set_logit_scale(model: nn.Module, temperature: float) -> None:
     Raises:
         ValueError: the temperature is not positive, or the model has no `logit_scale`.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    require_positive(temperature=temperature)
     logit_scale(model).data.fill_(-math.log(temperature))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
 CONFIG_FILE = "config.json"
@@ -28,14 +29,7 @@ def import_transformers() -> ModuleType:
         ModuleNotFoundError: it is not installed.
     """
     import_torchvision()
-    try:
-        import transformers  # noqa: PLC0415  optional, and slow to import
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; models 'transformers:PATH' need: pip install 'drrho[clip,hf]'",
-            name=error.name,
-        ) from error
-    return transformers
+    return import_optional("transformers", user="models 'transformers:PATH'", extra="clip,hf")
 
 
 class HuggingFaceTwoTower(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
 CONFIG_FILE = "open_clip_config.json"
@@ -21,14 +22,7 @@ def import_open_clip() -> ModuleType:
         ModuleNotFoundError: open_clip is not installed.
     """
     import_torchvision()
-    try:
-        import open_clip  # noqa: PLC0415  optional, and only importable from here on
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; open_clip models and tokenizers need: pip install 'drrho[clip]'",
-            name=error.name,
-        ) from error
-    return open_clip
+    return import_optional("open_clip", user="open_clip models and tokenizers", extra="clip")
 
 
 def build_open_clip(name: str, pretrained: str | None) -> TwoTower:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from drrho.runtime.checks import require_at_least
+
 IMAGE_SIZE = 64  # pixels; the convolutional tower ends in a 4 x 4 grid of it
 
 
@@ -36,9 +38,7 @@ class SmallConfig:
     context_length: int = 32
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"SmallConfig.{name} must be at least 1, got {value}")
+        require_at_least(1, **vars(self))
         if self.text_width % self.text_heads:
             raise ValueError(
                 f"text_width must be a multiple of text_heads, got {self.text_width} and "

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import PARTIAL_SUFFIX, rename_folder, write_json
@@ -66,18 +67,17 @@ class CheckpointWriter:
             ValueError: `keep` is not positive.
             OSError: an earlier checkpoint could not be written.
         """
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+        require_at_least(1, keep=keep)
         self.wait()
         path = self._folder / f"step-{step:08d}"
-        partial = self._folder / f".{path.name}{PARTIAL_SUFFIX}"
+        partial = _partial(path)
         if self._processes.is_first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._processes.barrier()
         copies = {name: _copied(tensor) for name, tensor in tensors.items()}
         self._unfinished = self._thread.submit(
-            self._write, copies, dict(values), partial=partial, path=path, keep=keep
+            self._write, copies, dict(values), path=path, keep=keep
         )
         return path
 
@@ -93,17 +93,12 @@ class CheckpointWriter:
             unfinished.result()
 
     def _write(
-        self,
-        tensors: dict[str, Tensor],
-        values: dict[str, Any],
-        *,
-        partial: Path,
-        path: Path,
-        keep: int,
+        self, tensors: dict[str, Tensor], values: dict[str, Any], *, path: Path, keep: int
     ) -> None:
         # Takes seconds to import, which commands without a checkpoint need not wait for.
         from drrho.training.tensor_files import write_tensors  # noqa: PLC0415
 
+        partial = _partial(path)
         write_tensors(tensors, partial, self._processes)
         # It is a collective: when it returns, every process has written its share.
         if self._processes.is_first:
@@ -113,6 +108,10 @@ class CheckpointWriter:
                 shutil.rmtree(path)
             rename_folder(partial, path)
             _delete_superseded(self._folder, path, keep=keep)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

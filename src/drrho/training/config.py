@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from drrho.runtime.checks import require_at_least, require_positive
 from drrho.training.optimizer import Optimizer
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -55,17 +56,14 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
             raise ValueError("a run needs its length: give steps or epochs")
-        if self.epochs is not None and not 0 < self.epochs < float("inf"):
-            raise ValueError(f"epochs must be positive and finite, got {self.epochs}")
-        for name, value in (
-            ("steps", self.steps),
-            ("log_every", self.log_every),
-            ("checkpoint_every", self.checkpoint_every),
-            ("keep_checkpoints", self.keep_checkpoints),
-            ("evaluate_every", self.evaluate_every),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        require_positive(epochs=self.epochs)
+        require_at_least(1, steps=self.steps, keep_checkpoints=self.keep_checkpoints)
+        require_at_least(
+            1,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            evaluate_every=self.evaluate_every,
+        )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(
                 f"max_grad_norm must be positive, got {self.max_grad_norm}; None does not clip"
@@ -110,17 +108,13 @@ def require_precision(precision: Precision, device: torch.device) -> None:
     Raises:
         ValueError: a device without it.
     """
-    if precision == "float32":
-        return
-    match device.type:
-        case "cuda" if precision == "float16":
+    match device.type, precision:
+        case _, "float32":
             supported = True
-        case "cpu":
-            supported = True  # everywhere, though slow on processors without the instructions
-        case "cuda":
+        case "cuda", "bfloat16":
             supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        case _:
-            supported = False
+        case kind, _:  # a CPU has both, though slow without the instructions
+            supported = kind in ("cpu", "cuda")
     if not supported:
         raise ValueError(
             f"precision = {precision!r} is not supported on {device}; use precision = 'float32'"

@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Generic
 
@@ -81,13 +81,11 @@ def train(
     started = time.perf_counter() - state.seconds
     first = state.processes.is_first
     state.model.train()
+    run = _Run(objective, batches, state, config, learning_rate, evaluators)
     with (
-        _saving(state),
+        ExitStack() as at_the_end,
         MetricsLog(
-            state.folder,
-            start_step=state.step,
-            writes=first,
-            wandb_project=config.wandb_project,
+            state.folder, start_step=state.step, writes=first, wandb_project=config.wandb_project
         ) as log,
         Progress(
             f"train {state.folder.name}",
@@ -98,13 +96,8 @@ def train(
         ) as progress,
         DeferredSignals() as signals,
     ):
-        row = _loop(
-            _Run(objective, batches, state, config, learning_rate, evaluators),
-            log,
-            progress=progress,
-            signals=signals,
-            started=started,
-        )
+        at_the_end.callback(state.wait_until_saved)  # whatever ends the run
+        row = _loop(run, log, progress=progress, signals=signals, started=started)
     _report_skipped(state)
     state.seconds = time.perf_counter() - started
     return TrainingResult(metrics=row, samples_seen=state.samples_seen, seconds=state.seconds)
@@ -212,15 +205,6 @@ def _keep_best(evaluation: Mapping[str, float], state: TrainingState, config: Tr
         write_json(state.folder / "best" / "best.json", {"metric": config.keep_best} | state.best)
 
 
-@contextmanager
-def _saving(state: TrainingState) -> Iterator[None]:
-    """Finishes a checkpoint that was started, whatever ends the run."""
-    try:
-        yield
-    finally:
-        state.wait_until_saved()
-
-
 def _received(signals: DeferredSignals, state: TrainingState) -> signal.Signals | None:
     """The signal that any process received; all stop after the same step."""
     number = state.processes.all_reduce_max(signals.received or 0)
@@ -289,11 +273,7 @@ def _metrics(
     state: TrainingState, result: StepResult, record: StepRecord, *, own: dict[str, float]
 ) -> dict[str, float]:
     """The row of a logged step: the loop's own values, then the objective's."""
-    values: dict[str, Tensor | float] = {
-        **record.values,
-        **own,
-        "skipped_samples": state.skipped.total(),
-    }
+    values = {**record.values, **own, "skipped_samples": state.skipped.total()}
     if state.scaler is not None:
         values["gradient_scale"] = state.scaler.get_scale()
     if state.skipped_steps:
@@ -324,13 +304,15 @@ def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _report_skipped(state: TrainingState) -> None:
-    if state.skipped_steps and state.processes.is_first:
+    if not state.processes.is_first:
+        return
+    if state.skipped_steps:
         warnings.warn(
             f"{state.skipped_steps:,} of {state.step:,} steps were left out because the loss or a "
             "gradient was not finite",
             stacklevel=3,
         )
-    if state.skipped and state.processes.is_first:
+    if state.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in state.skipped.most_common())
         total = state.skipped.total()
         warnings.warn(

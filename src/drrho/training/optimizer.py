@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from drrho.runtime.checks import require_at_least, require_positive
 from drrho.training.schedules import Schedule, warmup_cosine
 
 
@@ -34,18 +35,16 @@ class Optimizer:
     temperature_lr_scale: float | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("learning_rate", self.learning_rate), ("epsilon", self.epsilon)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+        require_positive(
+            learning_rate=self.learning_rate,
+            epsilon=self.epsilon,
+            temperature_lr_scale=self.temperature_lr_scale,
+        )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {self.warmup_steps}")
-        scale = self.temperature_lr_scale
-        if scale is not None and not 0 < scale < float("inf"):
-            raise ValueError(f"temperature_lr_scale must be positive and finite, got {scale}")
+        require_at_least(0, warmup_steps=self.warmup_steps)
 
 
 def learning_rate_schedule(config: Optimizer, *, steps: int) -> Schedule:
@@ -79,13 +78,14 @@ def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | No
             "learnable temperature; make it learnable or leave the option out"
         )
     scale = 1.0 if config.temperature_lr_scale is None else config.temperature_lr_scale
-    groups = [
-        _group("decayed", [p for p in of_model if p.ndim >= 2], config.weight_decay, 1.0),
-        _group("undecayed", [p for p in of_model if p.ndim < 2], 0.0, 1.0),
-        _group("temperature", of_loss, 0.0, scale),
-    ]
+    groups = (
+        ("decayed", [p for p in of_model if p.ndim >= 2], config.weight_decay, 1.0),
+        ("undecayed", [p for p in of_model if p.ndim < 2], 0.0, 1.0),
+        ("temperature", of_loss, 0.0, scale),
+    )
+    names = ("name", "params", "weight_decay", "lr_scale")
     return AdamW(
-        [group for group in groups if group["params"]],
+        [dict(zip(names, group, strict=True)) for group in groups if group[1]],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
@@ -111,14 +111,3 @@ def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
 
 def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def _group(
-    name: str, parameters: list[nn.Parameter], weight_decay: float, lr_scale: float
-) -> dict[str, object]:
-    return {
-        "name": name,
-        "params": parameters,
-        "weight_decay": weight_decay,
-        "lr_scale": lr_scale,
-    }

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from drrho.runtime.checks import require_at_least
+
 Schedule = Callable[[int], float]
 GAMMA_DECAY_SHARE = 0.5
 
@@ -18,7 +20,7 @@ def constant(value: float) -> Schedule:
     Raises:
         ValueError: `value` is not finite; the schedule: the step is negative.
     """
-    _require_finite("value", value)
+    _require_finite(value=value)
 
     def schedule(step: int) -> float:
         _require_step(step)
@@ -41,10 +43,8 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
         ValueError: a value is not finite or `steps` is not positive; the schedule: the step is
             negative.
     """
-    _require_finite("start", start)
-    _require_finite("end", end)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}; use constant() for no decay")
+    _require_finite(start=start, end=end)
+    require_at_least(1, steps=steps)
     low, high = min(start, end), max(start, end)
 
     def schedule(step: int) -> float:
@@ -88,10 +88,8 @@ def warmup_cosine(
         ValueError: a value is not finite, `total_steps` is not positive, or `warmup_steps` does
             not lie between 0 and `total_steps`; the schedule: the step is negative.
     """
-    _require_finite("peak", peak)
-    _require_finite("final", final)
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+    _require_finite(peak=peak, final=final)
+    require_at_least(1, total_steps=total_steps)
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
             f"warmup_steps must lie between 0 and total_steps = {total_steps}, got {warmup_steps}"
@@ -108,9 +106,10 @@ def warmup_cosine(
     return schedule
 
 
-def _require_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+def _require_finite(**values: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _require_step(step: int) -> None:

@@ -1,8 +1,9 @@
 """Reading columns of parquet files, with pyarrow where it is installed."""
 
-import importlib
 from pathlib import Path
 from types import ModuleType
+
+from drrho.runtime.optional import import_optional
 
 
 def count_rows(path: str | Path) -> int:
@@ -51,10 +52,4 @@ def _unreadable(path: str | Path, error: Exception) -> ValueError:
 
 
 def _import(name: str) -> ModuleType:
-    """By name, because the rest of the room works without it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; parquet files need: pip install 'drrho[tables]'", name=error.name
-        ) from error
+    return import_optional(name, user="parquet files", extra="tables")

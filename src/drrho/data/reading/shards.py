@@ -8,6 +8,7 @@ import tarfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import IO, Any, NamedTuple, cast
 
@@ -75,7 +76,7 @@ def read_shard(url: str) -> Iterator[RawSample]:
         ValueError: the file is no tar, is truncated, or holds a file twice.
     """
     try:
-        with open_file(url) as stream:
+        with closing(open_file(url)) as stream:
             yield from _samples(stream)
             _require_end_of_archive(stream)
     except FileNotFoundError:
@@ -161,10 +162,7 @@ def _files(stream: Stream) -> Iterator[_File]:
 
 def image_bytes(sample: RawSample) -> bytes | None:
     """Return the encoded image, or None if the sample has none."""
-    for extension in IMAGE_EXTENSIONS:
-        if extension in sample.fields:
-            return sample.fields[extension]
-    return None
+    return next((sample.fields[e] for e in IMAGE_EXTENSIONS if e in sample.fields), None)
 
 
 def find_fault(sample: RawSample) -> str | None:
@@ -274,14 +272,12 @@ def decode_metadata(sample: RawSample) -> dict:
         UnusableSample: the json is no object, the cls no whole number, or the npy no row of
             numbers.
     """
-    metadata: dict[str, Any] = {}
-    if "json" in sample.fields:
-        try:
-            metadata = json.loads(sample.fields["json"])
-        except ValueError as error:
-            raise UnusableSample("corrupt json") from error
-        if not isinstance(metadata, dict):
-            raise UnusableSample("corrupt json")
+    try:
+        metadata: Any = json.loads(sample.fields.get("json", b"{}"))
+    except ValueError as error:
+        raise UnusableSample("corrupt json") from error
+    if not isinstance(metadata, dict):
+        raise UnusableSample("corrupt json")
     if "cls" in sample.fields:
         try:
             metadata["cls"] = int(sample.fields["cls"])

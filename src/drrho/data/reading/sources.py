@@ -8,7 +8,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +19,12 @@ from drrho.data.reading.shards import (
     IMAGE_EXTENSIONS,
     RawSample,
 )
+from drrho.runtime.optional import import_optional
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 DATASET_FILE = "dataset_info.json"
 Kind = Literal["table", "folder", "dataset"]
+Row = tuple[str, bytes | None, list[str], dict]  # key, encoded image, captions, metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +52,11 @@ class Rows:
 
     Attributes:
         num_rows: how many there are.
-        read: row -> its key, encoded image (None if it is missing), captions, and metadata.
+        read: row number -> its content; the image is None if it is missing.
     """
 
     num_rows: int
-    read: Callable[[int], tuple[str, bytes | None, list[str], dict]]
+    read: Callable[[int], Row]
 
     def __getitem__(self, row: int) -> RawSample:
         key, image, captions, metadata = self.read(row)
@@ -97,7 +98,7 @@ def image_folders(folder: str) -> list[str]:
 def _folder_rows(folder: str) -> Rows:
     names = sorted(name for name in os.listdir(folder) if _is_image(name))
 
-    def read(row: int) -> tuple[str, bytes | None, list[str], dict]:
+    def read(row: int) -> Row:
         path = Path(folder, names[row])
         caption = path.with_suffix(f".{CAPTION_EXTENSION}")
         text = [caption.read_text(errors="surrogateescape")] if caption.is_file() else []
@@ -109,9 +110,18 @@ def _folder_rows(folder: str) -> Rows:
 def _table_rows(url: str, layout: Layout) -> Rows:
     assert layout.image is not None
     wanted = [layout.image] + ([] if layout.caption is None else [layout.caption])
-    columns = _read_parquet(url, wanted) if url.endswith(".parquet") else _read_csv(url, wanted)
+    if url.endswith(".parquet"):
+        _require_columns(url, wanted, column_names(url))
+        columns = read_columns(url, wanted)
+    else:
+        columns = _read_csv(url, wanted)
     root = Path(url).parent if layout.root is None else Path(layout.root)
-    return Rows(len(columns[0]), partial(_read_cells, columns, root))
+
+    def read(row: int) -> Row:
+        image, *captions = (column[row] for column in columns)
+        return str(row), _image_of(image, root), _captions_of(captions), {}
+
+    return Rows(len(columns[0]), read)
 
 
 def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
@@ -122,18 +132,6 @@ def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
         _require_columns(url, wanted, list(reader.fieldnames or ()))
         rows = [[row[name] for name in wanted] for row in reader]
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in wanted]
-
-
-def _read_parquet(url: str, wanted: list[str]) -> list[list[Any]]:
-    _require_columns(url, wanted, column_names(url))
-    return read_columns(url, wanted)
-
-
-def _read_cells(
-    columns: list[list[Any]], root: Path, row: int
-) -> tuple[str, bytes | None, list[str], dict]:
-    image, *captions = (column[row] for column in columns)
-    return str(row), _image_of(image, root), _captions_of(captions), {}
 
 
 def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
@@ -159,12 +157,7 @@ def list_lengths(url: str, name: str) -> list[int]:
 
 
 def _open_dataset(url: str) -> Any:
-    try:
-        import datasets  # noqa: PLC0415  optional, and slow to import
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; datasets on disk need: pip install 'drrho[tables]'", name=error.name
-        ) from error
+    datasets = import_optional("datasets", user="datasets on disk", extra="tables")
     dataset = datasets.load_from_disk(url)
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(f"{url} holds several splits; give the folder of one: {list(dataset)}")
@@ -179,7 +172,7 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
     if _holds_lists(dataset.data.column(layout.image)):
         return _listed_rows(dataset, layout, Path(url))
 
-    def read(row: int) -> tuple[str, bytes | None, list[str], dict]:
+    def read(row: int) -> Row:
         cells = dataset[row]
         image, *captions = (cells[name][0].as_py() for name in wanted)
         return str(row), _image_of(image, Path(url)), _captions_of(captions), {}
@@ -191,7 +184,7 @@ def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
     """Make a sample of each image of each row's list, with the row's captions."""
     ends = list(accumulate(_lengths(dataset.data.column(layout.image))))
 
-    def read(sample: int) -> tuple[str, bytes | None, list[str], dict]:
+    def read(sample: int) -> Row:
         row = bisect_right(ends, sample)
         place = sample - (ends[row - 1] if row > 0 else 0)
         cells = dataset[row]

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from string import ascii_lowercase, ascii_uppercase
-from types import TracebackType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import fsspec
@@ -24,14 +23,7 @@ class Stream(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
     def tell(self) -> int: ...
-    def __enter__(self) -> "Stream": ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> object: ...
+    def close(self) -> None: ...
 
 
 class FileState(NamedTuple):

@@ -6,6 +6,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from drrho.runtime.checks import require_at_least
+
+# How torch's quantile interpolates at the lower and at the upper end.
+ENDS = {
+    "interpolated": ("linear", "linear"),
+    "nearest": ("nearest", "nearest"),
+    "outward": ("lower", "higher"),
+}
+
 
 def draw_rows(num_rows: int, *, generator: torch.Generator) -> Int64[Tensor, " rows"]:
     """Draws as many rows as there are, with replacement, on the generator's device."""
@@ -20,8 +29,7 @@ def draw_resamples(
     Raises:
         ValueError: no resamples.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    require_at_least(1, resamples=resamples)
     return torch.stack([draw_rows(num_rows, generator=generator) for _ in range(resamples)])
 
 
@@ -47,18 +55,10 @@ def percentile_interval(
             f"level must lie between 0 and 1 and values be given, got {level}, {values}"
         )
     tail = (1 - level) / 2
-    match ends:
-        case "interpolated":
-            kinds = ("linear", "linear")
-        case "nearest":
-            kinds = ("nearest", "nearest")
-        case "outward":
-            kinds = ("lower", "higher")
-    low, high = (
-        float(values.double().quantile(end, interpolation=kind))
-        for end, kind in zip((tail, 1 - tail), kinds, strict=True)
-    )
-    return low, high
+    below, above = ENDS[ends]
+    values = values.double()
+    low = values.quantile(tail, interpolation=below)
+    return float(low), float(values.quantile(1 - tail, interpolation=above))
 
 
 def bootstrap_interval(
@@ -90,8 +90,7 @@ def bootstrap_interval(
     """
     if len(values) == 0 or not bool(values.isfinite().all()):
         raise ValueError(f"values must be finite and at least one, got {values}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    require_at_least(1, resamples=resamples)
     values = values.to(generator.device).double()
     means = [values[draw_rows(len(values), generator=generator)].mean() for _ in range(resamples)]
     return percentile_interval(torch.stack(means), level=level)

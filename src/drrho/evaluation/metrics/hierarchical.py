@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drrho.evaluation.metrics.bootstrap import draw_rows, percentile_interval
+from drrho.runtime.checks import require_at_least
 
 Statistic = Callable[[Float[Tensor, "resamples tables"]], Float[Tensor, " resamples"]]
 
@@ -48,8 +49,7 @@ def resampled_means(
     """
     values = _aligned(tables)
     _, num_seeds, num_queries = values.shape
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    require_at_least(1, resamples=resamples)
     means = torch.empty(resamples, len(values), dtype=torch.float64)
     for index in range(resamples):
         drawn = draw_rows(num_queries, generator=generator)

@@ -1,11 +1,13 @@
 """The one computation behind retrieval and zero-shot accuracy: the rank of the right answer."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from drrho.runtime.checks import require_at_least
 
 # Cosines closer than this are ties: float32 rounding of a dot product of unit vectors is a few
 # 1e-7 and depends on where in the matrix the product stands, so a smaller difference says nothing.
@@ -13,8 +15,7 @@ TIE = 1e-6
 TILE = 2**24  # similarities compared at once; 64 MiB in float32, and as much for what is made of it
 
 
-@dataclass(frozen=True, kw_only=True)
-class PositiveRanks:
+class PositiveRanks(NamedTuple):
     """Ranks of the best positive of each query; ties are taken to be ordered at random.
 
     Were ties counted as wins, a collapsed model, which finds everything equally similar, would be
@@ -48,8 +49,7 @@ class PositiveRanks:
         Raises:
             ValueError: k is not positive.
         """
-        if k < 1:
-            raise ValueError(f"hits are counted among the first k >= 1, got {k}")
+        require_at_least(1, k=k)
         miss = torch.ones_like(self.ahead, dtype=torch.float64)
         for i in range(k):
             negatives = (self.tied_negatives - i).clamp(min=0)
@@ -86,13 +86,12 @@ def positive_ranks(
     require_embeddings("candidates", candidates)
     first, end = (0, len(queries)) if rows is None else rows
     chunk_size = max(1, TILE // len(candidates)) if chunk_size is None else chunk_size
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    require_at_least(1, chunk_size=chunk_size)
     positives = _sorted_positives(positives, len(queries), len(candidates))
     of_query = positives[0].contiguous()
     candidates = normalize(candidates.float(), dim=-1)
     none = torch.empty(0, dtype=torch.int64, device=candidates.device)
-    ranks = [(none, none, none)]
+    ranks = [PositiveRanks(none, none, none)]
     for start in range(first, end, chunk_size):
         stop = min(start + chunk_size, end)
         similarity = normalize(queries[start:stop].float(), dim=-1) @ candidates.T
@@ -100,17 +99,22 @@ def positive_ranks(
         query, candidate = positives[:, slice(*bounds)]
         positive = torch.zeros_like(similarity, dtype=torch.bool)
         positive[query - start, candidate] = True
-        ranks.append(_counts(similarity, positive))
-    ahead, tied_positives, tied_negatives = (torch.cat(part) for part in zip(*ranks, strict=True))
-    return PositiveRanks(ahead=ahead, tied_positives=tied_positives, tied_negatives=tied_negatives)
+        ranks.append(ranks_of_similarities(similarity, positive))
+    return PositiveRanks(*map(torch.cat, zip(*ranks, strict=True)))
 
 
 def ranks_of_similarities(
     similarity: Float[Tensor, "queries candidates"], positive: Bool[Tensor, "queries candidates"]
 ) -> PositiveRanks:
     """`positive_ranks` of cosines that are there already; each query has a positive."""
-    ahead, tied_positives, tied_negatives = _counts(similarity, positive)
-    return PositiveRanks(ahead=ahead, tied_positives=tied_positives, tied_negatives=tied_negatives)
+    best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+    gap = similarity - best
+    tied = gap.abs() <= TIE
+    return PositiveRanks(
+        ahead=(gap > TIE).sum(dim=1),
+        tied_positives=(tied & positive).sum(dim=1),
+        tied_negatives=(tied & ~positive).sum(dim=1),
+    )
 
 
 def _sorted_positives(
@@ -144,13 +148,3 @@ def require_embeddings(name: str, embeddings: Float[Tensor, "n dim"]) -> None:
             f"{int(damaged.sum())} of {len(damaged)} {name} are not finite, the first at row "
             f"{int(damaged.nonzero()[0])}; the model that made them has diverged"
         )
-
-
-def _counts(
-    similarity: Float[Tensor, "rows candidates"], positive: Bool[Tensor, "rows candidates"]
-) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Count candidates ahead of the best positive, and positives and negatives tied with it."""
-    best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
-    gap = similarity - best
-    tied = gap.abs() <= TIE
-    return (gap > TIE).sum(dim=1), (tied & positive).sum(dim=1), (tied & ~positive).sum(dim=1)

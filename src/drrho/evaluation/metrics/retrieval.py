@@ -4,6 +4,7 @@ have several texts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -76,13 +77,10 @@ def retrieval_ranks(
         ValueError: no images or texts, an embedding that is not finite, a row out of range, or an
             image or text that belongs to none.
     """
+    ranks = partial(positive_ranks, chunk_size=chunk_size)
     return RetrievalRanks(
-        image_to_text=positive_ranks(
-            image_embeddings, text_embeddings, positives=pairs, chunk_size=chunk_size
-        ),
-        text_to_image=positive_ranks(
-            text_embeddings, image_embeddings, positives=pairs.flip(0), chunk_size=chunk_size
-        ),
+        image_to_text=ranks(image_embeddings, text_embeddings, positives=pairs),
+        text_to_image=ranks(text_embeddings, image_embeddings, positives=pairs.flip(0)),
     )
 
 
@@ -115,10 +113,7 @@ def summarise_ranks(
         ValueError: a k of `recall_at` is not positive.
     """
     metrics: dict[str, float] = {}
-    for direction, side in (
-        ("image_to_text", ranks.image_to_text),
-        ("text_to_image", ranks.text_to_image),
-    ):
+    for direction, side in vars(ranks).items():
         for k in recall_at:
             metrics[f"{direction}/R@{k}"] = float(side.hits(k).mean())
         metrics[f"mrr_{direction}"] = float(side.reciprocal().mean())

@@ -6,15 +6,17 @@ b32_txt, l14_img and l14_txt, float16, row by row. The downloaded shards, and th
 resharder, have the uid in each sample's json.
 """
 
+import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from tyro.conf import Positional
 
 from drrho.data.manifest import Manifest
 from drrho.data.reading.parquet import count_rows, read_columns
-from drrho.reference.formats.npz import map_npz_array
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
@@ -24,6 +26,8 @@ from drrho.reference.formats.source import (
     json_field,
     require_pair,
 )
+
+LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member; at its end the lengths of two fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +73,50 @@ def _file(path: Path, *, variant: str) -> ArrayFile:
         )
 
     def map_arrays() -> ArrayPair:
-        return ArrayPair(
-            map_npz_array(arrays, f"{variant}_img"), map_npz_array(arrays, f"{variant}_txt")
-        )
+        return ArrayPair(*(_map_npz_array(arrays, f"{variant}_{kind}") for kind in ("img", "txt")))
 
     num_rows = count_rows(path)
     require_pair(str(arrays), *map_arrays(), num_rows=num_rows)
     return ArrayFile(name=path.name, paths=(path, arrays), num_rows=num_rows, open=map_arrays)
+
+
+def _map_npz_array(path: Path, name: str) -> np.ndarray:
+    """Map one array of an .npz file into memory.
+
+    np.savez stores its arrays as they are, so their bytes lie in one piece and can be mapped;
+    np.load would read each whole. What np.savez_compressed wrote has to be read whole.
+
+    Raises:
+        ValueError: the file is damaged, has no such array, or one of Python objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            with archive.open(info) as member:
+                if info.compress_type != zipfile.ZIP_STORED:
+                    return np.lib.format.read_array(member, allow_pickle=False)
+                shape, fortran, dtype = _read_header(member)
+                header_bytes = member.tell()
+        with path.open("rb") as file:
+            file.seek(info.header_offset)
+            name_bytes, extra_bytes = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+    except KeyError:
+        raise ValueError(f"{path} has no array {name!r}") from None
+    except (zipfile.BadZipFile, struct.error, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); fetch or write it again") from error
+    if dtype.hasobject:
+        raise ValueError(f"array {name!r} of {path} holds Python objects, which are not read")
+    offset = info.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes + header_bytes
+    return np.memmap(
+        path, dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
+    )
+
+
+def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    match np.lib.format.read_magic(member):
+        case (1, 0):
+            return np.lib.format.read_array_header_1_0(member)
+        case (2, 0):
+            return np.lib.format.read_array_header_2_0(member)
+        case version:
+            raise ValueError(f"its .npy version is {version}")

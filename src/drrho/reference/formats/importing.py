@@ -4,10 +4,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
@@ -68,16 +68,12 @@ def import_embeddings(
             progress.advance(entry.num_samples, absent=reasons.total())
     if reasons.total() == manifest.num_samples:
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        if not lookup.seen:
-            raise ValueError(
-                f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). "
-                f"They are joined by {source.key_noun}, and those of the imported rows are like "
-                f"{_first_keys(source)}"
-            )
+        rows = list(islice(source.keys(), SHOWN_KEYS))
         raise ValueError(
-            f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). "
-            f"Their {source.key_noun}s are like {lookup.seen}, those of the imported rows like "
-            f"{_first_keys(source)}; is it of another data set?"
+            f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). They "
+            f"are joined by {source.key_noun}; those of the samples are like "
+            f"{lookup.seen or 'none'}, those of the imported rows like {rows}: is it of another "
+            "data set?"
         )
     REFERENCE_CARDS.save(card, folder)
     return PrecomputeReport(
@@ -138,8 +134,8 @@ class _Lookup:
         for into, embeddings, norm in zip((block.image, block.text), pairs, norms, strict=True):
             into[rows[good]] = (embeddings[good] / norm[good, None]).half()
         block.present[rows[good]] = True
-        block.absent.update(dict.fromkeys(_chosen(rows, ~finite), NOT_FINITE))
-        block.absent.update(dict.fromkeys(_chosen(rows, finite & ~positive), ZERO))
+        block.absent.update(dict.fromkeys(rows[~finite].tolist(), NOT_FINITE))
+        block.absent.update(dict.fromkeys(rows[finite & ~positive].tolist(), ZERO))
 
 
 def _rows_by_key(source: Source) -> dict[bytes, int]:
@@ -156,16 +152,9 @@ def _rows_by_key(source: Source) -> dict[bytes, int]:
 
 def _identity(source: Source, model: str) -> dict[str, str]:
     digest = hashlib.sha256()
-    source.table.hash_into(digest)
+    for content in source.table.contents():
+        digest.update(content)
     return {"architecture": model, **source.settings, "files_sha256": digest.hexdigest()}
-
-
-def _first_keys(source: Source) -> list[str]:
-    return [key for key, _ in zip(source.keys(), range(SHOWN_KEYS), strict=False)]
-
-
-def _chosen(rows: Tensor, which: Tensor) -> list[int]:
-    return rows[which].tolist()
 
 
 def _digest(key: str) -> bytes:

@@ -30,7 +30,7 @@ from tyro.conf import Positional
 from drrho.data.indexing import resolve_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
-from drrho.reference.formats.source import Digest, EmbeddingPairs, Source, json_field
+from drrho.reference.formats.source import EmbeddingPairs, Source, json_field
 
 SUFFIXES = (".npz", ".pth.gz")
 
@@ -81,10 +81,10 @@ class MemberTable:
         member = self.members[row]
         return f"{member.name} of {member.tar}"
 
-    def hash_into(self, digest: Digest) -> None:
+    def contents(self) -> Iterator[bytes]:
         for member in self.members:
-            digest.update(f"{member.tar.name} {member.name} {member.size}\n".encode())
-            digest.update(member.content())
+            yield f"{member.tar.name} {member.name} {member.size}\n".encode()
+            yield member.content()
 
 
 @dataclass(frozen=True, kw_only=True)

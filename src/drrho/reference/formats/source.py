@@ -1,6 +1,6 @@
 """Tables of embeddings with a key for each row, which every foreign format is read as."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -15,13 +15,6 @@ from drrho.data.manifest import Shard
 from drrho.data.reading.shards import RawSample, UnusableSample, decode_metadata
 
 HASH_CHUNK = 1 << 24  # bytes read at once
-
-
-@runtime_checkable
-class Digest(Protocol):
-    """The protocol of hashlib's hashes."""
-
-    def update(self, content: bytes, /) -> None: ...
 
 
 class EmbeddingPairs(NamedTuple):
@@ -48,8 +41,8 @@ class Table(Protocol):
         """Describe where a row lies, for messages."""
         ...
 
-    def hash_into(self, digest: Digest) -> None:
-        """Hash what is imported."""
+    def contents(self) -> Iterator[bytes]:
+        """Yield what is imported, piece by piece, to be hashed."""
         ...
 
 
@@ -148,19 +141,13 @@ class ArrayTable:
         number = int(np.searchsorted(self._offsets, row, side="right")) - 1
         return f"row {row - self._offsets[number]} of {self.files[number].name}"
 
-    def hash_into(self, digest: Digest) -> None:
-        """Hash names and contents of all files, in order."""
-        for file in self.files:
-            for path in file.paths:
-                hash_file(path, digest)
-
-
-def hash_file(path: Path, digest: Digest) -> None:
-    """Hash the name, the size and the contents of a file."""
-    digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
+    def contents(self) -> Iterator[bytes]:
+        """Yield name, size and contents of all files, in order."""
+        for path in (path for file in self.files for path in file.paths):
+            yield f"{path.name} {path.stat().st_size}\n".encode()
+            with path.open("rb") as content:
+                while chunk := content.read(HASH_CHUNK):
+                    yield chunk
 
 
 def require_pair(name: str, image: Any, text: Any, *, num_rows: int | None = None) -> None:
