@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     from drrho.contrastive.objectives.global_risk import FastCLIP as FastCLIP
     from drrho.contrastive.objectives.siglip import SigLIP as SigLIP
     from drrho.data.loading import Loading as Loading
-    from drrho.encoding.inference import EmbeddingModel as EmbeddingModel
-    from drrho.encoding.inference import load as load
+    from drrho.encoding.encoder import EmbeddingModel as EmbeddingModel
+    from drrho.encoding.encoder import load as load
     from drrho.models.build import Model as Model
     from drrho.recipe.filtering import Filtering as Filtering
     from drrho.recipe.recipe import Evaluation as Evaluation
@@ -76,7 +76,7 @@ _NAMES = {
     "contrastive.objectives.global_risk": ("DRRhoCLIP", "FastCLIP"),
     "contrastive.objectives.siglip": ("SigLIP",),
     "data.loading": ("Loading",),
-    "encoding.inference": ("EmbeddingModel", "load"),
+    "encoding.encoder": ("EmbeddingModel", "load"),
     "models.build": ("Model",),
     "recipe.filtering": ("Filtering",),
     "recipe.recipe": ("Evaluation", "Recipe"),

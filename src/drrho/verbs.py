@@ -15,7 +15,7 @@ from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Loading
 from drrho.data.manifest import Manifest
-from drrho.encoding.inference import EmbeddingModel, load
+from drrho.encoding.encoder import EmbeddingModel, load
 from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
 from drrho.evaluation.tasks.benchmark import evaluate_task_list
 from drrho.models.build import Model

@@ -1,64 +1,51 @@
 """Embedding a data set keeps the order and what belongs to each sample."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.data.tar_files import READABLE, pair, write_flawed_set, write_shard
+from tests.reference.small_reference import embeddings_of, small_encoder
 
-from drrho.encoding.embed import embed_images, embed_texts
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    sample_ids: Tensor
-    images: Tensor
-    all_captions: list[list[str]]
-    metadata: list[dict]
+from drrho.data.indexing import index_shards
+from drrho.encoding.shared import Encoder
 
 
-def batches(sizes):
-    start = 0
-    for size in sizes:
-        ids = torch.arange(start, start + size)
-        images = ids.float()[:, None, None, None].expand(-1, 3, 2, 2)
-        yield ImageBatch(ids, images, [[f"text {i}"] for i in ids], [{"id": int(i)} for i in ids])
-        start += size
-
-
-def encode_letters(texts):
-    """One dimension per text length and first letter, so that each text has its own embedding."""
-    return torch.tensor([[len(text), ord(text[0]), 1.0] for text in texts])
-
-
-def test_samples_stay_together_and_in_order():
-    layer = nn.Linear(3, 2)
-    encoded = embed_images(batches([3, 1, 2]), lambda images: layer(images.mean((2, 3))).bfloat16())
-    assert encoded.sample_ids.tolist() == list(range(6))
-    assert encoded.captions == [[f"text {i}"] for i in range(6)]
-    assert [entry["id"] for entry in encoded.metadata] == list(range(6))
-    assert encoded.image_embeddings.dtype == torch.float32
-    assert not encoded.image_embeddings.requires_grad
-    expected = layer(torch.arange(6.0)[:, None].expand(-1, 3)).bfloat16().float()
-    assert torch.equal(encoded.image_embeddings, expected)
+def test_samples_stay_together_and_in_order(tmp_path):
+    manifest = index_shards(write_flawed_set(tmp_path))
+    encoder = Encoder(model=small_encoder(), batch_size=2)
+    with pytest.warns(UserWarning, match="2 samples could not be evaluated"):
+        found = encoder.images(manifest, name="small", parts=("caption", "metadata"))
+    assert found.own_ids.tolist() == READABLE
+    assert found.own_captions == [[f"picture number {i}"] for i in READABLE]
+    assert [entry["number"] for entry in found.own_metadata] == READABLE
+    assert found.num_skipped == 2
+    assert found.embeddings.dtype == torch.float32
+    assert not found.embeddings.requires_grad
+    expected = torch.stack([embeddings_of(i)[0] for i in READABLE])
+    torch.testing.assert_close(found.embeddings, expected)
 
 
 def test_batch_size_of_texts_does_not_matter():
-    texts = [f"{letter}" * n for n, letter in enumerate("abcdefg", start=1)]
-    sizes = []
+    model, sizes = small_encoder(), []
+    texts = [f"{letter * n} {n}" for n, letter in enumerate("abcdefg", start=1)]
+    tokenizer = model.tokenizer
 
-    def encode(batch):
+    def tokenize(batch):
         sizes.append(len(batch))
-        return encode_letters(batch)
+        return tokenizer(batch)
 
-    assert torch.equal(embed_texts(texts, encode, batch_size=3), encode_letters(texts))
+    model.tokenizer = tokenize
+    found = Encoder(model=model, batch_size=3).texts(texts)
     assert sizes == [3, 3, 1]
+    torch.testing.assert_close(found, torch.cat([model.encode_text(text) for text in texts]))
 
 
-def test_nothing_to_embed_is_an_error():
-    with pytest.raises(ValueError, match="no usable sample"):
-        embed_images([], lambda images: images)
-    with pytest.raises(ValueError, match="got 0 texts"):
-        embed_texts([], encode_letters, batch_size=4)
-    with pytest.raises(ValueError, match="batch_size = 0"):
-        embed_texts(["a"], encode_letters, batch_size=0)
+def test_nothing_to_embed_is_an_error(tmp_path):
+    broken = pair(0) | {"jpg": b"no picture"}
+    manifest = index_shards(write_shard(tmp_path / "a.tar", [broken]))
+    encoder = Encoder(model=small_encoder(), batch_size=3)
+    with pytest.raises(ValueError, match="no sample of small could be decoded"):
+        encoder.images(manifest, name="small", parts=())
+    with pytest.raises(ValueError, match="got 0"):
+        encoder.model.encode_text([])
+    with pytest.raises(ValueError, match="got 1 and 0"):
+        encoder.model.encode_text(["a"], batch_size=0)

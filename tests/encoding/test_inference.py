@@ -11,6 +11,7 @@ import drrho
 from drrho.cli import main
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import evaluation_batches
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
 from drrho.models.build import build_model, load_model, save_model
 from drrho.models.open_clip import import_open_clip
@@ -44,9 +45,9 @@ def test_embeddings_are_those_of_the_trainer_bit_for_bit(run, plain_recipe):
     manifest = open_manifest(plain_recipe.evaluation.data)
     towers = load_model(run / "model")
     towers.module.eval()
-    encoder = Encoder(model=towers, device=torch.device("cpu"), batch_size=5)
+    encoder = Encoder(model=EmbeddingModel(towers, device="cpu"), batch_size=5)
     encoded = encoder.images(manifest, name="test", parts=("caption",))
-    captions = [several[0] for several in encoded.own.captions]
+    captions = [several[0] for several in encoded.own_captions]
     model = drrho.load(run, device="cpu")
     batches = evaluation_batches(manifest, model.transform, batch_size=5)
     pixels = torch.cat([batch.images for batch in batches])

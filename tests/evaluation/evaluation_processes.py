@@ -3,8 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.evaluate import evaluate_encoder
 from drrho.evaluation.sets import open_evaluation_set
@@ -26,7 +25,7 @@ OTHER_KINDS = (
 def encoder(processes):
     model = build_model(Model(name="small", small=SMALL), seed=0)
     model.module.eval()
-    return Encoder(model=model, device=torch.device("cpu"), batch_size=5, processes=processes)
+    return Encoder(model=EmbeddingModel(model, device="cpu"), batch_size=5, processes=processes)
 
 
 def answers(processes, folder):

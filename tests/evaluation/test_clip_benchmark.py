@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from tests.data.tar_files import write_shard
 from torch.utils.data import DataLoader
 
 from drrho.data.scenes import ScenesConfig, scene_samples, zero_shot_tasks
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.evaluation.tasks.scores import score_task
@@ -53,7 +53,7 @@ def write(folder, samples, files):
 
 
 def ours(model, folder, task):
-    encoder = Encoder(model=model, device=torch.device("cpu"), batch_size=7)
+    encoder = Encoder(model=EmbeddingModel(model, device="cpu"), batch_size=7)
     return score_task(encoder, open_evaluation_set(folder), task)["metrics"]
 
 

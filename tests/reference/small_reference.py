@@ -7,7 +7,7 @@ from PIL import Image
 from tests.data.tar_files import pair, to_tensor, to_tokens
 from torch import Tensor, nn
 
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.models.two_tower import TwoTower
 
 DIM = 12
@@ -59,5 +59,5 @@ def embeddings_of(number: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return embeddings[0] / embeddings[0].norm(), embeddings[1] / embeddings[1].norm()
 
 
-def small_encoder(seed: int = 0, *, module: nn.Module | None = None) -> ReferenceEncoder:
-    return ReferenceEncoder(two_tower(seed, module=module), precision="float32", device="cpu")
+def small_encoder(seed: int = 0, *, module: nn.Module | None = None) -> EmbeddingModel:
+    return EmbeddingModel.frozen(two_tower(seed, module=module), precision="float32", device="cpu")

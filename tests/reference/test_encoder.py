@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.reference.small_reference import DIM, small_encoder, two_tower
 
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def tokens():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_embeddings_are_unit_and_float32_in_every_precision(images, tokens, precision):
-    encoder = ReferenceEncoder(two_tower(), precision=precision, device="cpu")
+    encoder = EmbeddingModel.frozen(two_tower(), precision=precision, device="cpu")
     exact = small_encoder()
     for embeddings, expected in (
-        (encoder.encode_image(images), exact.encode_image(images)),
-        (encoder.encode_text(tokens), exact.encode_text(tokens)),
+        (encoder.encode_pixels(images), exact.encode_pixels(images)),
+        (encoder.encode_tokens(tokens), exact.encode_tokens(tokens)),
     ):
         assert embeddings.dtype == torch.float32
         torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(4))
@@ -33,16 +33,16 @@ def test_embeddings_are_unit_and_float32_in_every_precision(images, tokens, prec
 
 def test_a_reference_is_frozen(images):
     tower = two_tower()
-    encoder = ReferenceEncoder(tower, precision="float32", device="cpu")
-    embeddings = encoder.encode_image(images.requires_grad_())
+    encoder = EmbeddingModel.frozen(tower, precision="float32", device="cpu")
+    embeddings = encoder.encode_pixels(images.requires_grad_())
     assert not embeddings.requires_grad
     assert not any(parameter.requires_grad for parameter in tower.module.parameters())
-    assert torch.equal(embeddings, encoder.encode_image(images))  # no dropout
+    assert torch.equal(embeddings, encoder.encode_pixels(images))  # no dropout
 
 
 def test_a_reference_has_its_own_transform_tokenizer_and_identity():
     tower = two_tower()
-    encoder = ReferenceEncoder(tower, precision="bfloat16", device="cpu")
+    encoder = EmbeddingModel.frozen(tower, precision="bfloat16", device="cpu")
     assert encoder.transform is tower.eval_transform
     assert encoder.tokenizer is tower.tokenizer
     assert encoder.identity == tower.identity | {"precision": "bfloat16"}

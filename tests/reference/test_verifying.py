@@ -10,7 +10,7 @@ from tests.data.tar_files import pair, write_flawed_set, write_shard
 from tests.reference.small_reference import small_encoder, two_tower
 
 from drrho.data.indexing import index_shards
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.reference.precompute import precompute
 from drrho.reference.verify import verify
 
@@ -116,7 +116,7 @@ def test_an_import_is_held_to_its_cosines_alone(folder, manifest):
     """Its card knows no weights."""
     nameless = {k: v for k, v in two_tower().identity.items() if k != "weights_sha256"}
     model = replace(two_tower(), identity=nameless)
-    encoder = ReferenceEncoder(model, precision="float32", device="cpu")
+    encoder = EmbeddingModel.frozen(model, precision="float32", device="cpu")
     imported = folder.parent / "imported"
     precompute(encoder, manifest, imported, batch_size=4)
     assert check(imported, manifest).faults == []

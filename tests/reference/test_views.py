@@ -75,8 +75,8 @@ def test_what_is_stored_is_what_training_sees(stored, manifest):
     seen = set()
     for batch in batches(manifest):
         found = reference.gather(batch.sample_ids, batch.views)
-        assert_close(found.image, encoder.encode_image(batch.images), atol=1e-3, rtol=0)
-        assert_close(found.text, encoder.encode_text(batch.tokens), atol=1e-3, rtol=0)
+        assert_close(found.image, encoder.encode_pixels(batch.images), atol=1e-3, rtol=0)
+        assert_close(found.text, encoder.encode_tokens(batch.tokens), atol=1e-3, rtol=0)
         assert found.present.all()
         seen |= set(batch.views.tolist())
     assert seen == {0, 1, 2}

@@ -1,91 +1,213 @@
-"""The reference model: a frozen encoder with its own transform, tokenizer and precision."""
+"""Models with their transforms and tokenizers: images and texts in, unit embeddings out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float, Float32, Int, Shaped
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.data.reading.shards import UnusableSample, convert_to_rgb, decode_image_bytes
 from drrho.data.views import View
-from drrho.models.two_tower import TwoTower
+from drrho.models.build import Model, build_model, find_model
+from drrho.models.two_tower import ImageTransform, Tokenizer, TwoTower
+from drrho.runtime.launch import Device, resolve_device
 
 Precision = Literal["float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ImageLike = str | PathLike[str] | Image.Image | Tensor
+Item = TypeVar("Item")
 
 
-class ReferenceEncoder:
-    """Unit embeddings, in float32, of images and texts under a frozen model.
+class EmbeddingModel:
+    """A trained model with its transform and tokenizer, ready to embed images and texts.
+
+    Embeddings are float32, of unit length, without gradient and in host memory, so that
+    `image @ text.T` are cosine similarities.
 
     Args:
-        two_tower: the model with its evaluation transform and its tokenizer. It is taken over:
-            moved to `device`, set to evaluation and frozen, so it cannot be the model that is
-            trained.
+        towers: the model, on `device` and in evaluation mode.
+        device: where to compute.
         precision: of the matrix products (autocast); weights and what is sensitive to rounding
             stay in float32.
-        device: where to compute.
-        view: of the samples that are encoded; None is as they are.
+
+    Attributes:
+        transform: RGB image -> tensor, deterministic.
+        tokenizer: captions -> token ids.
+        view: the view of samples that embeddings are stored of; None is samples as they are.
 
     Raises:
         ValueError: `precision` is none of the three.
     """
 
     def __init__(
-        self,
-        two_tower: TwoTower,
-        *,
-        precision: Precision,
-        device: torch.device | str,
-        view: View | None = None,
+        self, towers: TwoTower, *, device: torch.device | str, precision: Precision = "float32"
     ) -> None:
-        match precision:
-            case "float32":
-                self._dtype = torch.float32
-            case "bfloat16":
-                self._dtype = torch.bfloat16
-            case "float16":
-                self._dtype = torch.float16
-            case _:
-                raise ValueError(
-                    f"precision must be float32, bfloat16 or float16, got {precision!r}"
-                )
-        self._device = torch.device(device)
+        if precision not in DTYPES:
+            raise ValueError(f"precision must be float32, bfloat16 or float16, got {precision!r}")
+        self.towers, self.precision = towers, precision
+        self.device = torch.device(device)
         # Any: nn.Module does not say that its attributes are functions.
-        self._module: Any = two_tower.module.to(self._device).eval().requires_grad_(False)
-        self.transform: Callable[[Image.Image], Tensor] = two_tower.eval_transform
-        self.tokenizer: Callable[[list[str]], Tensor] = two_tower.tokenizer
-        self._identity = two_tower.identity | {"precision": precision}
-        self.view = view
+        self.module: Any = towers.module
+        self.transform: ImageTransform = towers.eval_transform
+        self.tokenizer: Tokenizer = towers.tokenizer
+        self.view: View | None = None
+
+    @classmethod
+    def frozen(
+        cls, towers: TwoTower, *, device: torch.device | str, precision: Precision = "float32"
+    ) -> "EmbeddingModel":
+        """Take over a model: move it to `device`, set it to evaluation and freeze it."""
+        towers.module.to(device).eval().requires_grad_(False)
+        return cls(towers, device=device, precision=precision)
+
+    def __repr__(self) -> str:
+        name, weights = self.identity["architecture"], self.identity["weights_sha256"][:12]
+        return f"EmbeddingModel({name}, weights {weights}, {self.device})"
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the embeddings depend on."""
-        return self._identity | ({} if self.view is None else self.view.identity)
+        """Description of what the embeddings depend on, for comparisons."""
+        view = {} if self.view is None else self.view.identity
+        return self.towers.identity | {"precision": self.precision} | view
 
     @cached_property
     def embedding_dim(self) -> int:
-        """d, seen on the embedding of one word."""
-        return self.encode_text(self.tokenizer(["a"])).shape[-1]
+        """Dimension d, seen on the embedding of one word."""
+        return self.encode_text("a").shape[-1]
 
     def encode_image(
-        self, images: Float32[Tensor, "batch channels height width"]
-    ) -> Float32[Tensor, "batch dim"]:
-        """Embeddings of images that went through `transform`."""
-        return self._encode(self._module.encode_image, images)
+        self, images: ImageLike | Sequence[ImageLike], *, batch_size: int = 64
+    ) -> Float32[Tensor, "images dim"]:
+        """Embed images.
 
-    def encode_text(self, tokens: Int64[Tensor, "batch length"]) -> Float32[Tensor, "batch dim"]:
-        """Embeddings of texts that went through `tokenizer`."""
-        return self._encode(self._module.encode_text, tokens)
+        Args:
+            images: one or several of: a path, a Pillow image, or a tensor (3, height, width) that
+                went through `transform`; or a tensor (B, 3, height, width) of such.
+            batch_size: images opened and encoded at once.
+
+        Raises:
+            FileNotFoundError: a path does not exist.
+            ValueError: there is no image, or a file is none.
+        """
+        if isinstance(images, Tensor):
+            several: Sequence[ImageLike] = list(images if images.ndim == 4 else images[None])
+        else:
+            several = [images] if isinstance(images, str | PathLike | Image.Image) else images
+
+        def encode(batch: Sequence[ImageLike]) -> Tensor:
+            return self.encode_pixels(torch.stack([self._pixels(image) for image in batch]))
+
+        return _in_batches(several, encode, batch_size=batch_size, name="images")
+
+    def encode_text(
+        self, texts: str | Sequence[str], *, batch_size: int = 256
+    ) -> Float32[Tensor, "texts dim"]:
+        """Embed one or several texts.
+
+        Args:
+            texts: cut off at the tokenizer's context length.
+            batch_size: texts encoded at once.
+
+        Raises:
+            ValueError: there is no text.
+        """
+
+        def encode(batch: Sequence[str]) -> Tensor:
+            return self.encode_tokens(self.tokenizer(list(batch)))
+
+        several = [texts] if isinstance(texts, str) else texts
+        return _in_batches(several, encode, batch_size=batch_size, name="texts")
+
+    def encode_pairs(
+        self, pixels: Float[Tensor, "batch channels height width"], captions: list[str]
+    ) -> PairEmbeddings:
+        """Embed a batch of pairs, whose images went through `transform`."""
+        return PairEmbeddings(
+            self.encode_pixels(pixels), self.encode_tokens(self.tokenizer(captions))
+        )
+
+    def encode_pixels(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float32[Tensor, "batch dim"]:
+        """Embed a batch of images that went through `transform`."""
+        return self._encode(self.module.encode_image, pixels)
+
+    def encode_tokens(self, tokens: Int[Tensor, "batch length"]) -> Float32[Tensor, "batch dim"]:
+        """Embed a batch of texts that went through `tokenizer`."""
+        return self._encode(self.module.encode_text, tokens)
 
     @torch.no_grad()
     def _encode(
         self, tower: Callable[..., Tensor], inputs: Shaped[Tensor, "batch ..."]
     ) -> Float32[Tensor, "batch dim"]:
-        inputs = inputs.to(self._device, non_blocking=True)
-        reduced = self._dtype != torch.float32
-        with torch.autocast(self._device.type, self._dtype, enabled=reduced):
+        inputs, dtype = inputs.to(self.device, non_blocking=True), DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             embeddings = tower(inputs, normalize=False)
         # Half-precision rounding of the norm would be a bias shared by a whole row of cosines.
-        return normalize(embeddings.float(), dim=-1)
+        return normalize(embeddings.float(), dim=-1).cpu()
+
+    def _pixels(self, image: ImageLike) -> Float[Tensor, "3 height width"]:
+        if isinstance(image, Tensor):
+            return image
+        if isinstance(image, Image.Image):
+            return self.transform(convert_to_rgb(image))
+        try:
+            return self.transform(decode_image_bytes(Path(image).expanduser().read_bytes()))
+        except UnusableSample as unusable:
+            raise ValueError(f"{image}: {unusable.reason}") from unusable
+
+
+def load(
+    model: str | PathLike[str] | Model,
+    *,
+    pretrained: str | None = None,
+    device: Device | torch.device = "auto",
+) -> EmbeddingModel:
+    """Load a trained model, with its transform and tokenizer, to embed images and texts.
+
+    >>> model = drrho.load("runs/mine")
+    >>> cosines = model.encode_image(["a.jpg", "b.jpg"]) @ model.encode_text(["a lemon"]).T
+
+    Args:
+        model: folder of a finished run or of an exported model; or a name as `drrho.Model` takes
+            it, such as "ViT-B-32" (with `pretrained`), "local-dir:PATH" or "transformers:PATH".
+        pretrained: open_clip's tag, or a checkpoint file such as `drrho.export` writes.
+        device: "auto" takes the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run and no model.
+        ValueError: no such model, or one whose weights would be random.
+    """
+    named = model if isinstance(model, Model) else find_model(str(model), pretrained=pretrained)
+    if isinstance(model, Model) and pretrained is not None:
+        raise ValueError("pretrained has no effect beside a Model, which has its own; leave it out")
+    named.require_trained()
+    place = device if isinstance(device, torch.device) else resolve_device(device)
+    towers = build_model(named, seed=0)
+    # Not frozen: PyTorch's kernels for frozen weights may round otherwise than those that
+    # evaluate a run.
+    towers.module.to(place).eval()
+    return EmbeddingModel(towers, device=place)
+
+
+def _in_batches(
+    items: Sequence[Item],
+    encode: Callable[[Sequence[Item]], Tensor],
+    *,
+    batch_size: int,
+    name: str,
+) -> Float32[Tensor, "items dim"]:
+    if not len(items) or batch_size < 1:
+        raise ValueError(
+            f"{name} must be at least one and batch_size positive, got {len(items)} and "
+            f"{batch_size}"
+        )
+    starts = range(0, len(items), batch_size)
+    return torch.cat([encode(items[i : i + batch_size]) for i in starts])

@@ -1,4 +1,4 @@
-"""Some pairs of a data set under a model and under a stored reference."""
+"""Pairs of a data set, read by id and embedded by a model."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import RawSample, decode_caption, decode_image
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedPairs:
-    """Pairs that could be read, in host memory.
+    """Ids, captions and embeddings of the pairs that could be read, in host memory.
 
     Attributes:
         sample_ids: their places in the data set.
@@ -31,14 +31,14 @@ class EmbeddedPairs:
 
 
 def embed_pairs(
-    encoder: ReferenceEncoder,
+    encoder: EmbeddingModel,
     manifest: Manifest,
     sample_ids: Int64[Tensor, " wanted"],
     *,
     batch_size: int,
     description: str,
 ) -> EmbeddedPairs:
-    """Reads and encodes pairs by id; those that cannot be decoded are left out.
+    """Read and encode pairs by id; those that cannot be decoded are left out.
 
     Raises:
         FileNotFoundError: a shard is not there.
@@ -48,15 +48,14 @@ def embed_pairs(
     skipped: list[tuple[int, str]] = []
     ids: list[int] = []
     captions: list[str] = []
-    images, texts = [], []
+    parts: list[PairEmbeddings] = []
     with Progress(description, total=len(sample_ids), unit="pairs") as progress:
         for chunk in sample_ids.split(batch_size):
             found = list(shards.readable(chunk.tolist(), skipped, decode=decode_pair))
             if found:
                 pixels = torch.stack([encoder.transform(image) for _, (image, _) in found])
                 words = [caption for _, (_, caption) in found]
-                images.append(encoder.encode_image(pixels).cpu())
-                texts.append(encoder.encode_text(encoder.tokenizer(words)).cpu())
+                parts.append(encoder.encode_pairs(pixels, words))
                 ids += [sample_id for sample_id, _ in found]
                 captions += words
             progress.advance(len(chunk))
@@ -65,10 +64,10 @@ def embed_pairs(
     return EmbeddedPairs(
         sample_ids=torch.tensor(ids),
         captions=captions,
-        target=PairEmbeddings(torch.cat(images), torch.cat(texts)),
+        target=PairEmbeddings(*map(torch.cat, zip(*parts, strict=True))),
     )
 
 
 def decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
-    """Image and first caption; raises UnusableSample as the decoders do."""
+    """Decode image and first caption; raises UnusableSample as the decoders do."""
     return decode_image(sample), decode_caption(sample)

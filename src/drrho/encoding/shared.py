@@ -2,11 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -15,25 +13,30 @@ from torch import Tensor
 from drrho.data.batch import Examples
 from drrho.data.loading import NothingReadable, Part, evaluation_batches
 from drrho.data.manifest import Manifest
-from drrho.encoding.embed import EmbeddedImages, embed_images, embed_texts
-from drrho.models.two_tower import TwoTower
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.runtime.distributed import Processes, partition
 from drrho.runtime.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedImages:
-    """A data set's images, encoded.
+    """Embeddings of all images of a data set, and what belongs to those that this process read.
+
+    A process reads a run of the data set; one after the other in the order of the processes they
+    are all of it.
 
     Attributes:
-        own: what this process read, a run of the data set, one after the other in the order of
-            the processes.
-        embeddings: of all images.
+        embeddings: of all images, float32 in host memory.
+        own_ids: sample ids of the images that this process read.
+        own_captions: of each of these, one or more; nothing where they were not read.
+        own_metadata: of each of these, with the labels of zero-shot tasks; nothing likewise.
         num_skipped: samples that could not be decoded, of all processes.
     """
 
-    own: EmbeddedImages
     embeddings: Float[Tensor, "images dim"]
+    own_ids: Int64[Tensor, " own"]
+    own_captions: list[Sequence[str]]
+    own_metadata: list[Mapping[str, object]]
     num_skipped: int
 
 
@@ -45,23 +48,21 @@ class Encoder:
     all processes run a tower equally often, which a sharded model needs.
 
     Attributes:
-        model: on `device` and in evaluation mode.
-        device: where to compute.
+        model: its copy or shard of this process.
         batch_size: images or texts at once.
         workers: processes that decode, for each of these.
         processes: that share the work.
         progress: whether to show how far it is.
     """
 
-    model: TwoTower
-    device: torch.device
+    model: EmbeddingModel
     batch_size: int
     workers: int = 0
     processes: Processes = field(default_factory=Processes)
     progress: bool = False
 
     def images(self, manifest: Manifest, *, name: str, parts: tuple[Part, ...]) -> SharedImages:
-        """Encodes every usable image once; a collective.
+        """Encode every usable image once; a collective.
 
         Images that cannot be decoded are left out, and warned of.
 
@@ -69,64 +70,60 @@ class Encoder:
             NothingReadable: no image could be decoded.
             ValueError: a shard is not what it was when it was indexed.
         """
-        rank, size = self.processes.rank, self.processes.size
+        size = self.processes.size
         batches = evaluation_batches(
             manifest,
-            self.model.eval_transform,
+            self.model.transform,
             batch_size=self.batch_size,
             workers=self.workers,
             parts=parts,
-            share=(rank, size),
+            share=(self.processes.rank, size),
         )
         total = len(manifest.usable_ids(with_captions="caption" in parts))
-        seen, own = _Seen(), None
+        own = _Share()
         visible = self.progress and self.processes.is_first
         with Progress(f"evaluate {name}", total=-(-total // size), visible=visible) as progress:
-            in_step = self._in_step(batches, seen, progress)
-            first = next(in_step, None)
-            if first is not None:
-                own = embed_images(chain([first], in_step), self._encode_images)
-        skipped = tuple(
-            entry for several in self.processes.all_gather_object(seen.skipped) for entry in several
-        )
-        if own is None and seen.blank is None:
-            raise NothingReadable(
-                f"no sample of {name} could be decoded: {_reasons(skipped)}", skipped=skipped
-            )
-        if own is None:
-            own = _no_images(seen.blank)
+            for batch in self._in_step(batches, own):
+                own.ids.append(batch.sample_ids)
+                own.embeddings.append(self.model.encode_pixels(batch.images))
+                own.captions.extend(batch.all_captions)
+                own.metadata.extend(batch.metadata)
+                progress.advance(len(batch.sample_ids))
+        skipped = tuple(chain.from_iterable(self.processes.all_gather_object(own.skipped)))
+        reasons = dict(Counter(reason for _, reason in skipped))
+        if not own.embeddings:
+            message = f"no sample of {name} could be decoded: {reasons}"
+            raise NothingReadable(message, skipped=skipped)
         if skipped and self.processes.is_first:
             warnings.warn(
-                f"{name}: {len(skipped):,} samples could not be evaluated: {_reasons(skipped)}",
-                stacklevel=3,
+                f"{name}: {len(skipped):,} samples could not be evaluated: {reasons}", stacklevel=3
             )
         return SharedImages(
-            own=own, embeddings=self._gathered(own.image_embeddings), num_skipped=len(skipped)
+            embeddings=self._gathered(torch.cat(own.embeddings)),
+            own_ids=torch.cat(own.ids),
+            own_captions=own.captions,
+            own_metadata=own.metadata,
+            num_skipped=len(skipped),
         )
 
     def sample_ids(self, images: SharedImages) -> Int64[Tensor, " images"]:
-        """Of all images, in the order of their embeddings; a collective."""
-        return self._gathered(images.own.sample_ids)
+        """Gather the ids of all images, in the order of their embeddings; a collective."""
+        return self._gathered(images.own_ids)
 
     def texts(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
-        """Encodes texts, at least one; a collective."""
-        starts = range(0, len(texts), self.batch_size)
+        """Encode texts, at least one; a collective."""
+        num_batches = -(-len(texts) // self.batch_size)
         rank, size = self.processes.rank, self.processes.size
-        first, end = (len(starts) * place // size for place in (rank, rank + 1))
-        most = -(-len(starts) // size)
-        blank = self._idle(most - (end - first), lambda: self._encode_texts(texts[:1]))
-        own_texts = texts[first * self.batch_size : end * self.batch_size]
-        if own_texts:
-            return self._gathered(
-                embed_texts(own_texts, self._encode_texts, batch_size=self.batch_size)
-            )
-        assert blank is not None, "another process has a batch"
-        return self._gathered(blank[:0])
+        first, end = (num_batches * place // size for place in (rank, rank + 1))
+        idle = -(-num_batches // size) - (end - first)
+        blanks = [self.model.encode_text(texts[:1])[:0] for _ in range(idle)]
+        own = texts[first * self.batch_size : end * self.batch_size]
+        if own:
+            return self._gathered(self.model.encode_text(own, batch_size=self.batch_size))
+        return self._gathered(blanks[0])
 
-    def _in_step(
-        self, batches: Iterator[Examples], seen: "_Seen", progress: Progress
-    ) -> Iterator[Examples]:
-        """This process's batches, one whenever every process takes one or has none left.
+    def _in_step(self, batches: Iterator[Examples], own: "_Share") -> Iterator[Examples]:
+        """Yield this process's batches, one whenever every process takes one or has none left.
 
         With none left its tower runs for nothing: the others would wait for its shard. What one
         cannot read ends all, who would wait for it too.
@@ -136,7 +133,7 @@ class Encoder:
             try:
                 batch = next(batches, None)
             except NothingReadable as nothing:  # but another process may have read something
-                seen.skipped += nothing.skipped
+                own.skipped += nothing.skipped
             except (ValueError, OSError) as error:
                 self.processes.all_gather_object((None, str(error)))
                 raise
@@ -148,28 +145,10 @@ class Encoder:
             if not shapes:
                 return
             if batch is None:
-                blank = torch.zeros(1, *shapes[0])
-                seen.blank = self._idle(1, partial(self._encode_images, blank))
+                own.embeddings.append(self.model.encode_pixels(torch.zeros(1, *shapes[0]))[:0])
             else:
-                seen.skipped += batch.skipped
+                own.skipped += batch.skipped
                 yield batch
-                progress.advance(len(batch.sample_ids))
-
-    def _encode_images(self, pixels: Tensor) -> Tensor:
-        module: Any = self.model.module
-        return module.encode_image(pixels.to(self.device), normalize=True)
-
-    def _encode_texts(self, texts: list[str]) -> Tensor:
-        module: Any = self.model.module
-        return module.encode_text(self.model.tokenizer(texts).to(self.device), normalize=True)
-
-    @torch.no_grad()
-    def _idle(self, times: int, encode: Callable[[], Tensor]) -> Tensor | None:
-        """Runs a tower for nothing, as often as another process does for something."""
-        blank = None
-        for _ in range(times):
-            blank = encode().float().cpu()
-        return blank
 
     def _gathered(self, own: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
         if self.processes.size == 1:
@@ -178,23 +157,11 @@ class Encoder:
 
 
 @dataclass(kw_only=True)
-class _Seen:
-    """What a process could not decode, and what its tower gave when it ran for nothing."""
+class _Share:
+    """Samples that a process has read and encoded, and those that it could not decode."""
 
+    ids: list[Tensor] = field(default_factory=lambda: [torch.empty(0, dtype=torch.int64)])
+    embeddings: list[Tensor] = field(default_factory=list)
+    captions: list[Sequence[str]] = field(default_factory=list)
+    metadata: list[Mapping[str, object]] = field(default_factory=list)
     skipped: tuple[tuple[int, str], ...] = ()
-    blank: Tensor | None = None
-
-
-def _no_images(blank: Float[Tensor, "one dim"] | None) -> EmbeddedImages:
-    """The share of a process that read none, whose tower ran for nothing."""
-    assert blank is not None, "another process has a batch"
-    return EmbeddedImages(
-        sample_ids=torch.empty(0, dtype=torch.int64),
-        image_embeddings=blank[:0],
-        captions=[],
-        metadata=[],
-    )
-
-
-def _reasons(skipped: tuple[tuple[int, str], ...]) -> dict[str, int]:
-    return dict(Counter(reason for _, reason in skipped))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tyro.conf import Positional
 
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.metrics.retrieval import (
     distinct_texts,
@@ -77,8 +78,7 @@ def evaluate_model(
     all have the result, which is that of one.
     """
     encoder = Encoder(
-        model=model,
-        device=device,
+        model=EmbeddingModel(model, device=device),
         batch_size=batch_size,
         workers=workers,
         processes=Processes() if processes is None else processes,
@@ -189,8 +189,7 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
         model = build_model(named, seed=0)
         model.module.to(device).eval()
         yield Encoder(
-            model=model,
-            device=device,
+            model=EmbeddingModel(model, device=device),
             batch_size=config.batch_size,
             workers=config.workers,
             processes=processes,

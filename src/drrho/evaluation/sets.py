@@ -127,7 +127,7 @@ def captions_of(
     encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages
 ) -> list[Sequence[str]]:
     """Gather the captions of every image, from all processes."""
-    own: list[Sequence[str]] = images.own.captions
+    own: list[Sequence[str]] = images.own_captions
     if evaluation_set.captions_in_lines:
         own = [_lines(captions) for captions in own]
     return [captions for part in encoder.processes.all_gather_object(own) for captions in part]
@@ -154,9 +154,7 @@ def of_each_image(
 
     def of_own() -> list[int]:
         numbers = []
-        for sample_id, metadata in zip(
-            images.own.sample_ids.tolist(), images.own.metadata, strict=True
-        ):
+        for sample_id, metadata in zip(images.own_ids.tolist(), images.own_metadata, strict=True):
             try:
                 numbers.append(read(metadata))
             except ValueError as error:

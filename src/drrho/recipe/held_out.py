@@ -41,7 +41,7 @@ class HeldOutVariances:
         All of the same pairs: those that can be decoded and that every reference has.
         """
         images = encoder.images(self._manifest, name="held-out pairs", parts=("caption",))
-        firsts = [several[0] for several in images.own.captions]
+        firsts = [several[0] for several in images.own_captions]
         texts = encoder.texts(
             [one for part in encoder.processes.all_gather_object(firsts) for one in part]
         )

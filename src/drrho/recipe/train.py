@@ -19,6 +19,7 @@ from drrho.data.indexing import open_manifest_together
 from drrho.data.loading import Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.evaluate import evaluate_encoder, open_evaluation_set
 from drrho.models.build import build_model, save_model
@@ -272,8 +273,7 @@ def _evaluators(
         variances = HeldOutVariances(held_out.manifest, recipe.evaluation.references)
 
     encoder = Encoder(
-        model=model,
-        device=device,
+        model=EmbeddingModel(model, device=device),
         batch_size=recipe.evaluation.batch_size,
         workers=recipe.loading.workers,
         processes=processes,

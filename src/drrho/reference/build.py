@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from drrho.data.indexing import open_manifest, open_manifest_together
 from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
-from drrho.encoding.encoder import Precision, ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel, Precision
 from drrho.models.build import Model, build_model
 from drrho.plotting.table import in_brackets, markdown_table
 from drrho.reference.losses.summary import summarise_losses
@@ -164,7 +164,7 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
 
 
 def _precomputed(
-    config: PrecomputeConfig, encoder: ReferenceEncoder, manifest: Manifest, processes: Processes
+    config: PrecomputeConfig, encoder: EmbeddingModel, manifest: Manifest, processes: Processes
 ) -> PrecomputeReport:
     """Store every view and add up the reports."""
     views, folder = config.chosen_views(), Path(config.output)
@@ -193,10 +193,10 @@ def _precomputed(
     )
 
 
-def _encoder(model: Model, precision: Precision, device: torch.device) -> ReferenceEncoder:
+def _encoder(model: Model, precision: Precision, device: torch.device) -> EmbeddingModel:
     """The reference model, frozen, on its device; raises ValueError if it names no weights."""
     model.require_trained()
-    return ReferenceEncoder(build_model(model, seed=0), precision=precision, device=device)
+    return EmbeddingModel.frozen(build_model(model, seed=0), precision=precision, device=device)
 
 
 def run_precompute(config: PrecomputeConfig) -> str:

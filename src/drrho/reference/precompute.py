@@ -12,7 +12,7 @@ import torch
 from drrho.data.batch import Examples
 from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.reference.shard_files import ShardFiles, entries_of
 from drrho.reference.store import (
     REFERENCE_CARDS,
@@ -45,7 +45,7 @@ class PrecomputeReport:
 
 
 def precompute(
-    encoder: ReferenceEncoder,
+    encoder: EmbeddingModel,
     manifest: Manifest,
     folder: str | Path,
     *,
@@ -135,7 +135,7 @@ def require_space(folder: Path, shards: Sequence[Shard], embedding_dim: int) -> 
         )
 
 
-def _open_folder(encoder: ReferenceEncoder, manifest: Manifest, *, folder: Path) -> ReferenceCard:
+def _open_folder(encoder: EmbeddingModel, manifest: Manifest, *, folder: Path) -> ReferenceCard:
     """Read the card of the folder, or write a new one before anything else."""
     card = ReferenceCard(
         model=encoder.identity,
@@ -183,7 +183,7 @@ def _absent_in_finished_shards(card: ReferenceCard, files: ShardFiles) -> dict[i
 
 
 def _encode_shards(
-    encoder: ReferenceEncoder,
+    encoder: EmbeddingModel,
     shards: list[Shard],
     *,
     batch_size: int,
@@ -241,14 +241,13 @@ def _note(
 
 
 def _encode_batch(
-    encoder: ReferenceEncoder, batch: Examples, *, into: ShardEmbeddings, offset: int
+    encoder: EmbeddingModel, batch: Examples, *, into: ShardEmbeddings, offset: int
 ) -> None:
     """Fill in the rows of a batch; those whose embeddings are not finite become absent."""
-    images = encoder.encode_image(batch.images)
-    texts = encoder.encode_text(encoder.tokenizer(batch.captions))
-    good = (has_unit_norm(images) & has_unit_norm(texts)).cpu()
+    images, texts = encoder.encode_pairs(batch.images, batch.captions)
+    good = has_unit_norm(images) & has_unit_norm(texts)
     rows = batch.sample_ids - offset
-    into.image[rows[good]] = images.cpu()[good].half()
-    into.text[rows[good]] = texts.cpu()[good].half()
+    into.image[rows[good]] = images[good].half()
+    into.text[rows[good]] = texts[good].half()
     into.present[rows[good]] = True
     into.absent.update(dict.fromkeys(rows[~good].tolist(), "embedding is not finite"))

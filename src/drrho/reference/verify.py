@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import RawSample, UnusableSample, decode_captions, decode_image
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.reference.store import (
     REFERENCE_CARDS,
     ReferenceCard,
@@ -59,7 +59,7 @@ def verify(
     folder: Path,
     manifest: Manifest,
     *,
-    encoder: ReferenceEncoder | None,
+    encoder: EmbeddingModel | None,
     num_encoded: int,
     generator: torch.Generator,
 ) -> Verification:
@@ -143,7 +143,7 @@ def _drawn(
 
 
 def _encode_again(
-    encoder: ReferenceEncoder,
+    encoder: EmbeddingModel,
     manifest: Manifest,
     shards: dict[int, ShardEmbeddings],
     *,
@@ -181,14 +181,14 @@ def _encode_again(
         found.mean = tuple(table.mean(dim=0).tolist())
 
 
-def _encoded(encoder: ReferenceEncoder, sample: RawSample) -> tuple[Vector, Vector]:
+def _encoded(encoder: EmbeddingModel, sample: RawSample) -> tuple[Vector, Vector]:
     """Encode image and caption, or the view of them that is stored."""
     image, captions = decode_image(sample), decode_captions(sample)
     caption = captions[0]
     if encoder.view is not None:
         image, caption = encoder.view.image(image, sample), encoder.view.caption(captions, sample)
-    images, tokens = encoder.transform(image)[None], encoder.tokenizer([caption])
-    return encoder.encode_image(images).cpu()[0], encoder.encode_text(tokens).cpu()[0]
+    images, texts = encoder.encode_pairs(encoder.transform(image)[None], [caption])
+    return images[0], texts[0]
 
 
 def _unit_rows(embeddings: ShardEmbeddings) -> tuple[Rows, Rows]:

@@ -149,6 +149,6 @@ def _identity(config: EvaluateConfig, encoder: Encoder) -> dict[str, str]:
     """Identify what scores depend on besides the data: the model, its transform and tokenizer, and
     how captions are put.
     """
-    content = [sorted(encoder.model.identity.items()), config.caption_templates]
+    content = [sorted(encoder.model.towers.identity.items()), config.caption_templates]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return {"name": config.run, "sha256": digest}

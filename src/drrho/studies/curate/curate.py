@@ -18,7 +18,7 @@ from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import CURATED, Manifest
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.models.build import load_model
 from drrho.plotting.table import in_brackets
@@ -174,7 +174,7 @@ def curate(config: CurateConfig) -> Curation:
     store = run.open_reference(manifest, config.reference)
     assert store is not None
     model = load_model(run.path / "model")
-    encoder = ReferenceEncoder(model, precision="float32", device=resolve_device(config.device))
+    encoder = EmbeddingModel.frozen(model, device=resolve_device(config.device))
     quality = score_pairs(encoder, manifest, store, run=run, config=config)
     repeats = torch.full_like(quality.sample_ids, -1)
     if config.duplicate_similarity is not None:
@@ -217,7 +217,7 @@ def read_summary(path: Path) -> CurationSummary:
 
 
 def score_pairs(
-    encoder: ReferenceEncoder,
+    encoder: EmbeddingModel,
     manifest: Manifest,
     store: Reference,
     *,
@@ -288,7 +288,7 @@ def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: fl
 
 
 def _encoded(
-    encoder: ReferenceEncoder, manifest: Manifest, store: Reference, config: CurateConfig
+    encoder: EmbeddingModel, manifest: Manifest, store: Reference, config: CurateConfig
 ) -> Iterator[tuple[Int64[Tensor, " pairs"], PairEmbeddings]]:
     """Ids and target embeddings, at least two at a time, of what the reference has."""
     held: tuple[Tensor, PairEmbeddings] | None = None
@@ -306,8 +306,7 @@ def _encoded(
             progress.advance(len(ids))
             if not present.any():
                 continue
-            image = encoder.encode_image(batch.images).cpu()[present]
-            text = encoder.encode_text(encoder.tokenizer(batch.captions)).cpu()[present]
+            image, text = (e[present] for e in encoder.encode_pairs(batch.images, batch.captions))
             ids = ids[present]
             if held is not None:  # a single pair, of the end of a shard
                 ids = torch.cat([held[0], ids])

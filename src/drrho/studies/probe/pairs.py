@@ -15,7 +15,7 @@ from drrho.contrastive.objectives.distillation import Distillation
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.manifest import Manifest
 from drrho.data.subset import disjoint_halves, restricted
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.models.build import Model, build_model
@@ -165,7 +165,7 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
     architecture, _, pretrained = name.partition("@")
     config = Model(name=architecture, pretrained=pretrained or None)
     config.require_trained()
-    encoder = ReferenceEncoder(build_model(config, seed=0), precision="float32", device=device)
+    encoder = EmbeddingModel.frozen(build_model(config, seed=0), device=device)
     began = time.monotonic()
     found = embed_pairs(
         encoder,

@@ -13,7 +13,7 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import decode_pair, embed_pairs
 from drrho.recipe.folder import RunFolder, Stage, stages_of
 from drrho.reference.pairs import drawn_ids, stored_pairs
@@ -103,7 +103,7 @@ def make_gallery(
         except (OSError, ValueError, CheckpointError) as error:
             notes.append(f"{stage.title}: the model cannot be had: {error}")
             continue
-        encoder = ReferenceEncoder(model, precision="float32", device=device)
+        encoder = EmbeddingModel.frozen(model, device=device)
         name = f"gallery of {run.path.name}, {stage.title}"
         embedded = embed_pairs(
             encoder, manifest, ids, batch_size=config.batch_size, description=name

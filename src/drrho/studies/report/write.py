@@ -12,7 +12,7 @@ from drrho import __version__
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.evaluation.metrics.retrieval import (
@@ -183,9 +183,7 @@ def _check_reference(
         return ReferenceCheck(train=float(ranks.mean()), num_pairs=len(ids))
     try:
         held_out = open_manifest(held_out_data)
-        encoder = ReferenceEncoder(
-            build_model(Model(name=model), seed=0), precision="float32", device=device
-        )
+        encoder = EmbeddingModel.frozen(build_model(Model(name=model), seed=0), device=device)
         others = drawn_ids(held_out, None, count=len(ids), generator=generator)
         embedded = embed_pairs(
             encoder,
