@@ -2,7 +2,7 @@
 
     python experiments/theory/chi_square_identity.py --output docs/results/theory
 
-For any numbers f that span M and any radius r, `chi_square_ball_risk` should lie between
+For any numbers f that span M and any radius r, `ChiSquareBall` should lie between
 mean + sqrt(2 r Var) - r M / 2 and mean + sqrt(2 r Var), at the upper end if and only if
 sqrt(2 r) (mean - min f) <= sqrt(Var). Drawn are vectors of 2 to 60 numbers of six kinds, and a
 family for which the slack is as large as it can be. About ten seconds.
@@ -17,7 +17,7 @@ from study import Table, generator_of, parser_of, publish
 from torch import Tensor
 
 from drrho.plotting.chart import Chart, Series
-from drrho.risk import chi_square_ball_risk
+from drrho.risk import ChiSquareBall
 from drrho.risk.theory.bounds import chi_square_slack
 from drrho.runtime.progress import Progress
 
@@ -63,7 +63,7 @@ def draw(kind: str, n: int, generator: torch.Generator) -> Tensor:
 def measure(f: Tensor, radius: float) -> Case:
     mean, deviation = f.mean(), f.std(correction=0)
     upper = mean + (2 * radius) ** 0.5 * deviation
-    risk = chi_square_ball_risk(f, radius=radius).value
+    risk = ChiSquareBall(radius=radius)(f).value
     reach = (2 * radius) ** 0.5 * (mean - f.min()) / deviation
     bound = chi_square_slack(radius=radius, loss_range=(f.max() - f.min()).item())
     return Case((upper - risk).item(), bound, reach.item())

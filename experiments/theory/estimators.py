@@ -25,7 +25,14 @@ from torch import Tensor
 from drrho.plotting.chart import Chart, Series
 from drrho.risk import KL, ChiSquareBall, CVaR, RiskMeasure
 from drrho.runtime.progress import Progress
-from drrho.steering import AdaptiveRate, BatchEstimator, Estimator, LearnedDual, MovingAverage
+from drrho.steering import (
+    AdaptiveRate,
+    BatchEstimator,
+    Estimator,
+    ExcessLosses,
+    LearnedDual,
+    MovingAverage,
+)
 
 SIZES = (16, 32, 64, 128, 256)
 NUMBERS_AT_ONCE = 1 << 20
@@ -128,7 +135,7 @@ def gradient_of(make: Any, steps: int, generator: torch.Generator) -> dict[str, 
     found = []
     for _ in range(BURN_IN + steps):
         f = torch.randn(BATCH, generator=generator, dtype=torch.float64)
-        weights = estimator(risk, f, base_measure=measure, index=None).weights
+        weights = estimator(risk, ExcessLosses(f, measure)).weights
         found.append((weights * f).sum())
     kept = torch.stack(found[BURN_IN:])
     stretches = kept[: steps // STRETCHES * STRETCHES].view(STRETCHES, -1).mean(dim=1)

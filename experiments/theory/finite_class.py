@@ -22,7 +22,7 @@ from study import Estimate, Table, generator_of, mean_of, parser_of, publish
 from torch import Tensor
 
 from drrho.plotting.chart import Chart, Series
-from drrho.risk import chi_square_ball_risk, mean_risk
+from drrho.risk import ChiSquareBall, Mean
 from drrho.risk.theory.bounds import FiniteClassBound
 from drrho.runtime.progress import Progress
 
@@ -91,9 +91,9 @@ def returned(method: Method, counts: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """The index of the model of least risk in each replicate, and all risks."""
     losses = losses_of(method.variance).expand_as(counts)
     if method.ball:
-        risks = chi_square_ball_risk(losses, radius=RHO / n, base_measure=counts).value
+        risks = ChiSquareBall(radius=RHO / n)(losses, base_measure=counts).value
     else:
-        risks = mean_risk(losses, base_measure=counts).value
+        risks = Mean()(losses, base_measure=counts).value
     return risks.argmin(dim=1), risks
 
 
@@ -110,7 +110,7 @@ def violations(variance: float, counts: Tensor, n: int) -> Tensor:
     """
     bound = bound_of(variance, n)
     losses = losses_of(variance).expand_as(counts)
-    risk = chi_square_ball_risk(losses, radius=bound.adversary.radius, base_measure=counts).value
+    risk = ChiSquareBall(radius=bound.adversary.radius)(losses, base_measure=counts).value
     return (risk + bound.certificate(0.0) < GAPS).any(dim=1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from drrho.risk import ChiSquareBall, chi_square_ball_risk, effective_sample_size
+from drrho.risk import ChiSquareBall, effective_sample_size
 
 RADII = [0.0, 1e-12, 1e-3, 0.1, 0.5, 2.0]
 
@@ -44,18 +44,15 @@ def dual_minimum(losses, radius, base):
 )
 def test_value_is_the_duals_minimum(samples, radius):
     losses, base = (list(column) for column in zip(*samples, strict=True))
-    value = chi_square_ball_risk(
-        torch.tensor(losses, dtype=torch.float64),
-        radius=radius,
-        base_measure=torch.tensor(base, dtype=torch.float64),
-    ).value
+    f, q = torch.tensor([losses, base], dtype=torch.float64)
+    value = ChiSquareBall(radius=radius)(f, base_measure=q).value
     assert value.item() == pytest.approx(dual_minimum(losses, radius, base), abs=1e-6)
 
 
 @pytest.mark.parametrize("radius", RADII)
 def test_weights_are_proportional_to_the_excess_over_eta(radius):
     losses = torch.randn(20, 13, dtype=torch.float64)
-    _, weights, eta = chi_square_ball_risk(losses, radius=radius)
+    _, weights, eta = ChiSquareBall(radius=radius)(losses)
     if radius == 0:
         assert (eta == -math.inf).all()
         return
@@ -67,7 +64,7 @@ def test_weights_are_proportional_to_the_excess_over_eta(radius):
 def test_value_is_mean_plus_deviation_exactly_while_no_weight_is_zero(radius):
     losses = torch.rand(500, 6, dtype=torch.float64).square()
     mean, deviation = losses.mean(-1), losses.std(-1, correction=0)
-    value, weights, _ = chi_square_ball_risk(losses, radius=radius)
+    value, weights, _ = ChiSquareBall(radius=radius)(losses)
     bound = mean + math.sqrt(2 * radius) * deviation
     inside = math.sqrt(2 * radius) * (mean - losses.amin(-1)) < deviation * (1 - 1e-9)
     assert torch.equal(inside, (weights > 0).all(-1))
@@ -82,7 +79,7 @@ def test_value_is_mean_plus_deviation_exactly_while_no_weight_is_zero(radius):
 def test_small_radii_keep_their_digits_in_float32(radius):
     """eta is a million deviations away; nothing is computed through it."""
     losses = torch.randn(3, 50)
-    value, weights, _ = chi_square_ball_risk(losses, radius=radius)
+    value, weights, _ = ChiSquareBall(radius=radius)(losses)
     centred = losses.double() - losses.double().mean(-1, keepdim=True)
     deviation = losses.double().std(-1, correction=0)
     steepness = math.sqrt(2 * radius) / deviation
@@ -94,7 +91,7 @@ def test_small_radii_keep_their_digits_in_float32(radius):
 
 def test_an_outlier_a_billion_times_larger_does_not_cost_digits():
     losses = torch.tensor([0.0, 1e9, 1.0, 2.0], dtype=torch.float64)
-    value, weights, _ = chi_square_ball_risk(losses, radius=0.2)
+    value, weights, _ = ChiSquareBall(radius=0.2)(losses)
     p = weights.tolist()
     assert sum(4 * (x - 0.25) ** 2 for x in p) / 2 == pytest.approx(0.2, rel=1e-9)
     assert value.item() == pytest.approx(1e9 * p[1] + p[2] + 2 * p[3], rel=1e-12)
@@ -102,23 +99,23 @@ def test_an_outlier_a_billion_times_larger_does_not_cost_digits():
 
 @pytest.mark.parametrize("radius", [0.1, 1.0, 10.0])
 def test_effective_sample_size_is_at_least_n_over_one_plus_twice_the_radius(radius):
-    weights = chi_square_ball_risk(torch.randn(100, 40).exp(), radius=radius).weights
+    weights = ChiSquareBall(radius=radius)(torch.randn(100, 40).exp()).weights
     assert (effective_sample_size(weights) >= 40 / (1 + 2 * radius) * (1 - 1e-6)).all()
 
 
 def test_radius_beyond_reach_is_the_maximum_shared_by_ties():
     losses = torch.tensor([1.0, 4.0, 4.0, 2.0])
-    value, weights, eta = chi_square_ball_risk(losses, radius=0.5)  # (4/2 - 1) / 2
+    value, weights, eta = ChiSquareBall(radius=0.5)(losses)  # (4/2 - 1) / 2
     assert value == 4
     assert eta <= 4
     assert torch.equal(weights, torch.tensor([0.0, 0.5, 0.5, 0.0]))
-    assert chi_square_ball_risk(losses, radius=0.499).value < 4
+    assert ChiSquareBall(radius=0.499)(losses).value < 4
 
 
 def test_excess_losses_that_are_all_zero_have_uniform_weights():
     """A target at its reference: the deviation is zero and its square root has no slope."""
     losses = torch.zeros(6, requires_grad=True)
-    value, weights, _ = chi_square_ball_risk(losses, radius=0.3)
+    value, weights, _ = ChiSquareBall(radius=0.3)(losses)
     value.backward()
     assert value == 0
     assert torch.equal(losses.grad, weights)
@@ -142,5 +139,3 @@ def test_ball_that_holds_every_distribution_says_so():
 def test_radius_must_be_finite_and_not_negative(radius):
     with pytest.raises(ValueError, match=rf"radius .* got {radius}"):
         ChiSquareBall(radius=radius)
-    with pytest.raises(ValueError, match="radius"):
-        chi_square_ball_risk(torch.zeros(3), radius=radius)

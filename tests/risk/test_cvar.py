@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from drrho.risk import CVaR, cvar_risk
+from drrho.risk import CVaR
 
 
 @pytest.mark.parametrize(("num_samples", "fraction"), [(100, 0.29), (100, 0.07), (7, 3 / 7)])
@@ -13,7 +13,7 @@ def test_a_whole_number_of_samples_is_a_plain_top_k_mean(num_samples, fraction):
     losses = torch.randn(5, num_samples, dtype=torch.float64)
     kept = round(num_samples * fraction)
     top = losses.topk(kept).values
-    value, weights, threshold = cvar_risk(losses, fraction=fraction)
+    value, weights, threshold = CVaR(fraction=fraction)(losses)
     assert_close(value, top.mean(-1))
     assert torch.equal(threshold, top[:, -1])
     assert (weights > 0).sum(-1).tolist() == [kept] * 5
@@ -22,7 +22,7 @@ def test_a_whole_number_of_samples_is_a_plain_top_k_mean(num_samples, fraction):
 
 def test_a_fractional_sample_has_its_fraction():
     losses = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
-    value, weights, threshold = cvar_risk(losses, fraction=0.5)  # two and a half samples
+    value, weights, threshold = CVaR(fraction=0.5)(losses)  # two and a half samples
     assert_close(weights, torch.tensor([0.4, 0.0, 0.4, 0.0, 0.2]))
     assert_close(value, torch.tensor(0.4 * 5 + 0.4 * 4 + 0.2 * 3))
     assert threshold == 3
@@ -30,13 +30,13 @@ def test_a_fractional_sample_has_its_fraction():
 
 def test_ties_at_the_threshold_share_what_remains():
     losses = torch.tensor([7.0, 2.0, 2.0, 0.0, 2.0])
-    _, weights, _ = cvar_risk(losses, fraction=0.4)
+    _, weights, _ = CVaR(fraction=0.4)(losses)
     assert_close(weights, torch.tensor([1 / 2, 1 / 6, 1 / 6, 0, 1 / 6]))
 
 
 def test_ties_share_in_proportion_to_their_sample_weights():
     losses, base = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 3.0, 4.0])
-    _, weights, _ = cvar_risk(losses, fraction=0.25, base_measure=base)
+    _, weights, _ = CVaR(fraction=0.25)(losses, base_measure=base)
     assert_close(weights, torch.tensor([0.25, 0.75, 0.0]))
 
 
@@ -46,7 +46,7 @@ def test_value_is_the_minimum_over_thresholds(fraction, weighted):
     """Rockafellar and Uryasev's form: convex and piecewise linear, with its kinks at losses."""
     losses = torch.randn(11, dtype=torch.float64)
     base = torch.rand(11, dtype=torch.float64) if weighted else torch.ones_like(losses)
-    value, _, threshold = cvar_risk(losses, fraction=fraction, base_measure=base)
+    value, _, threshold = CVaR(fraction=fraction)(losses, base_measure=base)
 
     def upper_bound(nu):
         return nu + (base / base.sum() * (losses - nu).relu()).sum() / fraction
@@ -60,7 +60,7 @@ def test_batches_are_biased_down_as_the_duals_curvature_says():
     for standard normal losses and the worst tenth, whose mean is 1.75498."""
     for batch_size, bias, margin in [(20, -0.118, 0.004), (100, -0.0256, 0.004)]:
         losses = torch.randn(40_000, batch_size)
-        value = cvar_risk(losses, fraction=0.1).value.mean().item()
+        value = CVaR(fraction=0.1)(losses).value.mean().item()
         assert value - 1.75498 == pytest.approx(bias, abs=margin)
 
 
@@ -68,5 +68,3 @@ def test_batches_are_biased_down_as_the_duals_curvature_says():
 def test_fraction_must_be_a_share(fraction):
     with pytest.raises(ValueError, match=rf"fraction .* got {fraction}"):
         CVaR(fraction=fraction)
-    with pytest.raises(ValueError, match="fraction"):
-        cvar_risk(torch.zeros(3), fraction=fraction)

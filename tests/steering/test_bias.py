@@ -16,6 +16,7 @@ from drrho.risk import KL, ChiSquareBall, CVaR, KLBall
 from drrho.steering import (
     AdaptiveRate,
     BatchEstimator,
+    ExcessLosses,
     LearnedDual,
     LossTable,
     MovingAverage,
@@ -44,7 +45,7 @@ def gradient_bias(estimator, risk=KL, *, steps=2500, burn_in=200, seed=0):
     estimates, differences = [], []
     for _ in range(burn_in + steps):
         f = torch.randn(BATCH, generator=generator, dtype=torch.float64)
-        estimate = (estimator(risk, f, base_measure=measure, index=None).weights * f).sum()
+        estimate = (estimator(risk, ExcessLosses(f, measure)).weights * f).sum()
         estimates.append(estimate)
         differences.append(estimate - ((f - 0.5).exp() * f).mean())
     stretches = torch.stack(differences[burn_in:]).view(25, -1).mean(dim=1)
@@ -77,8 +78,8 @@ def test_a_rate_of_one_is_the_batch():
     measure = torch.ones(BATCH, dtype=torch.float64)
     average, batch = MovingAverage(rate=1.0), BatchEstimator()
     for row in f:
-        ours = average(KL, row, base_measure=measure, index=None)
-        assert_close(ours.weights, batch(KL, row, base_measure=measure, index=None).weights)
+        ours = average(KL, ExcessLosses(row, measure))
+        assert_close(ours.weights, batch(KL, ExcessLosses(row, measure)).weights)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2])
@@ -102,7 +103,7 @@ def test_adaptive_rate_is_stochastic_proximal_mirror_descent():
     v = None
     for _ in range(20):
         f = torch.randn(BATCH, generator=generator, dtype=torch.float64)
-        estimator(KL, f, base_measure=torch.ones(BATCH, dtype=torch.float64), index=None)
+        estimator(KL, ExcessLosses(f, torch.ones(BATCH, dtype=torch.float64)))
         new = f.logsumexp(0) - math.log(BATCH)
         softplus = torch.nn.functional.softplus
         v = new if v is None else v + softplus(new - 1.5) - softplus(v - 1.5)
@@ -123,8 +124,8 @@ def test_falling_losses_leave_the_average_behind(fall, rate):
     measure = torch.ones(4, dtype=torch.float64)
     for step in range(1000):
         f = torch.full((4,), -fall * step, dtype=torch.float64)
-        weight_sum = average(KL, f, base_measure=measure, index=None).weights.sum()
-        mended = normalised(KL, f, base_measure=measure, index=None).weights.sum()
+        weight_sum = average(KL, ExcessLosses(f, measure)).weights.sum()
+        mended = normalised(KL, ExcessLosses(f, measure)).weights.sum()
     expected = (1 - (1 - rate) * math.exp(fall)) / rate
     assert_close(weight_sum.item(), expected, rtol=1e-6, atol=1e-9)
     assert_close(mended.item(), 1.0, rtol=1e-6, atol=1e-9)
@@ -143,7 +144,7 @@ def test_variance_of_the_learned_location():
     locations = []
     for step in range(4000):
         f = torch.randn(BATCH, generator=generator, dtype=torch.float64)
-        estimator(KL, f, base_measure=torch.ones(BATCH, dtype=torch.float64), index=None)
+        estimator(KL, ExcessLosses(f, torch.ones(BATCH, dtype=torch.float64)))
         if step >= 200:
             locations.append(estimator.location.clone())
     predicted = rate / (2 - rate) * (math.e - 1) / BATCH
@@ -163,7 +164,7 @@ def test_a_learned_dual_finds_the_risk_that_a_batch_underestimates(risk):
     learned, measure, found = LearnedDual(rate=0.05), torch.ones(size, dtype=torch.float64), []
     for _ in range(200 + 2500):
         f = torch.randn(size, generator=generator, dtype=torch.float64)
-        weights = learned(risk, f, base_measure=measure, index=None).weights
+        weights = learned(risk, ExcessLosses(f, measure)).weights
         found.append((weights * f).sum() - (weights.sum() - 1) * truth - f.mean())
     stretches = torch.stack(found[200:]).view(25, -1).mean(dim=1)
     bias, error = stretches.mean() - truth, stretches.std() / 5
@@ -187,7 +188,7 @@ def test_a_table_is_unbiased_once_full(risk, weighted):
     for _ in range(2):
         batches = counted[torch.randperm(len(counted))].view(5, -1)
         epoch = [
-            (table(risk, losses[i], base_measure=measure[i], index=i).weights * gradients[i]).sum()
+            (table(risk, ExcessLosses(losses[i], measure[i], i)).weights * gradients[i]).sum()
             for i in batches
         ]
     expected = (risk(losses, base_measure=measure).weights * gradients).sum()
@@ -204,7 +205,7 @@ def test_multi_level_expectation_telescopes_to_the_largest_batch(risk):
         blocks = f.view(-1, 4 * 2**level)
         for number, block in enumerate(blocks):
             measure = torch.ones_like(block)
-            estimate = estimator(risk, block, base_measure=measure, index=None)
+            estimate = estimator(risk, ExcessLosses(block, measure))
             share = estimator.probability(level) / len(blocks)
             value += share * estimate.value
             weights.view_as(blocks)[number] += share * estimate.weights
@@ -230,7 +231,7 @@ def test_multi_level_weights_vary_more_than_the_batchs():
         size = estimator.draw_size(generator)
         f = torch.randn(size, generator=generator, dtype=torch.float64)
         measure = torch.ones(size, dtype=torch.float64)
-        values["multi-level"].append(estimator(KL, f, base_measure=measure, index=None).value)
+        values["multi-level"].append(estimator(KL, ExcessLosses(f, measure)).value)
         values["largest batch"].append(KL(torch.randn(64, generator=generator)).value)
     one, other = (torch.stack(kept).double() for kept in values.values())
     assert one.var() > other.var()
@@ -241,5 +242,5 @@ def test_multi_level_weights_vary_more_than_the_batchs():
 def test_multi_level_needs_the_sizes_it_draws():
     with pytest.raises(ValueError, match="batches of 8, 16 samples.*got 12"):
         MultiLevelMonteCarlo(smallest=4, levels=2)(
-            KL, torch.zeros(12), base_measure=torch.ones(12, dtype=torch.float64), index=None
+            KL, ExcessLosses(torch.zeros(12), torch.ones(12))
         )

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import drrho.steering.selection
-from drrho.risk import KL, CVaR, kl_risk
+from drrho.risk import KL, CVaR
 from drrho.steering.selection import (
     Selected,
     sample_uniformly,
@@ -291,7 +291,7 @@ def test_corrected_weights_vary_as_stated():
 def test_all_candidates_kept_have_the_weights_of_the_kl_penalty(masked, temperature):
     mask = torch.tensor([True, False, True, True, False, True, True]) if masked else None
     selection = corrected(SCORES, 7, generator=seeded(), temperature=temperature, mask=mask)
-    weights = kl_risk(SCORES, temperature=temperature, base_measure=mask).weights
+    weights = KL(temperature=temperature)(SCORES, base_measure=mask).weights
     assert_close(scattered(selection, 7).float(), weights)
 
 

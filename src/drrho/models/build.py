@@ -1,7 +1,7 @@
 """Configuration -> model, and trained models to and from a folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
 
@@ -9,14 +9,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from drrho.models.hugging_face import CONFIG_FILE as HUGGING_FACE_CONFIG_FILE
 from drrho.models.hugging_face import (
+    HUGGING_FACE_FILE,
     HuggingFaceTwoTower,
     build_hugging_face,
     save_hugging_face,
 )
-from drrho.models.open_clip import CONFIG_FILE as OPEN_CLIP_CONFIG_FILE
-from drrho.models.open_clip import build_open_clip, import_open_clip, save_tokenizer
+from drrho.models.open_clip import OPEN_CLIP_FILE, build_open_clip, import_open_clip, save_tokenizer
 from drrho.models.program import (
     PROGRAM_FILE,
     build_by_program,
@@ -157,26 +156,18 @@ def load_model(folder: Path) -> TwoTower:
         FileNotFoundError: the folder holds no finished model, or the program of one is gone.
         ValueError: its weights do not fit its architecture, or the program was changed.
     """
-    if (folder / PROGRAM_FILE).is_file():
-        return load_with_program(folder)
-    if (folder / OPEN_CLIP_CONFIG_FILE).is_file():
-        return build_open_clip(f"local-dir:{folder}", None)
-    if (folder / HUGGING_FACE_CONFIG_FILE).is_file():
-        return build_hugging_face(folder)
-    if not (folder / SMALL_CONFIG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no model: it is written when training ends. Finish the run "
-            "(`drrho train` with the same recipe continues it), or give the folder of one"
-        )
-    fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
-    model = build_model(Model(name="small", small=SmallConfig(**fields)), seed=0)
-    return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
+    for name, load in LOADERS.items():
+        if (folder / name).is_file():
+            return load(folder)
+    raise FileNotFoundError(
+        f"{folder} holds no model: it is written when training ends. Finish the run "
+        "(`drrho train` with the same recipe continues it), or give the folder of one"
+    )
 
 
 def _model_folder(place: Path) -> Path:
     """The folder itself if a model lies in it, else that of the model of a run."""
-    known = (PROGRAM_FILE, OPEN_CLIP_CONFIG_FILE, HUGGING_FACE_CONFIG_FILE, SMALL_CONFIG_FILE)
-    return place if any((place / name).is_file() for name in known) else place / "model"
+    return place if any((place / name).is_file() for name in LOADERS) else place / "model"
 
 
 def _build_small(config: SmallConfig) -> TwoTower:
@@ -200,3 +191,19 @@ def _build_small(config: SmallConfig) -> TwoTower:
         },
         architecture={SMALL_CONFIG_FILE: asdict(config)},
     )
+
+
+def _load_small(folder: Path) -> TwoTower:
+    fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
+    model = build_model(Model(name="small", small=SmallConfig(**fields)), seed=0)
+    return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
+
+
+# How to load a folder, by the file in it that says so. The program comes first: the model that it
+# returns may be one of the others.
+LOADERS: dict[str, Callable[[Path], TwoTower]] = {
+    PROGRAM_FILE: load_with_program,
+    OPEN_CLIP_FILE: lambda folder: build_open_clip(f"local-dir:{folder}", None),
+    HUGGING_FACE_FILE: build_hugging_face,
+    SMALL_CONFIG_FILE: _load_small,
+}

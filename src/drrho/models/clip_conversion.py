@@ -12,6 +12,34 @@ VISION_OPTIONS = {"image_size", "layers", "width", "patch_size", "head_width", "
 TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 MODEL_OPTIONS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
+# open_clip's names and transformers': of single tensors, of maps with a weight and a bias, of the
+# towers' lists of layers, and of the maps in each layer.
+TENSORS = {
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "logit_scale": "logit_scale",
+}
+AFFINE = {
+    "visual.ln_pre": "vision_model.pre_layrnorm",
+    "visual.ln_post": "vision_model.post_layernorm",
+    "ln_final": "text_model.final_layer_norm",
+}
+KINDS = ("weight", "bias")
+ENCODERS = {
+    "vision_config": ("visual.transformer.resblocks", "vision_model.encoder.layers"),
+    "text_config": ("transformer.resblocks", "text_model.encoder.layers"),
+}
+LAYER = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """The architecture with what its configuration leaves to open_clip.
@@ -44,28 +72,25 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 def hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a CLIPModel, from `with_defaults`."""
     vision, text = config["vision_cfg"], config["text_cfg"]
-    activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
+
+    def transformer(tower: dict[str, Any], *, heads: int) -> dict[str, Any]:
+        return {
+            "hidden_size": tower["width"],
+            "intermediate_size": int(tower["width"] * tower["mlp_ratio"]),
+            "num_hidden_layers": tower["layers"],
+            "num_attention_heads": heads,
+            "hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu",
+            "projection_dim": config["embed_dim"],
+        }
+
     return {
         "projection_dim": config["embed_dim"],
-        "vision_config": {
-            "hidden_size": vision["width"],
-            "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision["head_width"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "hidden_act": activation,
-            "projection_dim": config["embed_dim"],
-        },
-        "text_config": {
+        "vision_config": transformer(vision, heads=vision["width"] // vision["head_width"])
+        | {"image_size": vision["image_size"], "patch_size": vision["patch_size"]},
+        "text_config": transformer(text, heads=text["heads"])
+        | {
             "vocab_size": text["vocab_size"],
-            "hidden_size": text["width"],
-            "intermediate_size": int(text["width"] * text["mlp_ratio"]),
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
             "max_position_embeddings": text["context_length"],
-            "hidden_act": activation,
-            "projection_dim": config["embed_dim"],
             "bos_token_id": text["vocab_size"] - 2,
             "eos_token_id": text["vocab_size"] - 1,
         },
@@ -74,66 +99,21 @@ def hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def converted_weights(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     """open_clip's weights under transformers' names."""
-    return (
-        _converted_layers(
-            weights,
-            "visual.transformer.resblocks",
-            "vision_model.encoder.layers",
-            num_layers=config["vision_config"]["num_hidden_layers"],
-        )
-        | _converted_layers(
-            weights,
-            "transformer.resblocks",
-            "text_model.encoder.layers",
-            num_layers=config["text_config"]["num_hidden_layers"],
-        )
-        | _affine(weights, "visual.ln_pre", "vision_model.pre_layrnorm")
-        | _affine(weights, "visual.ln_post", "vision_model.post_layernorm")
-        | _affine(weights, "ln_final", "text_model.final_layer_norm")
-        | {
-            theirs: weights[ours]
-            for ours, theirs in (
-                ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-                ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
-                (
-                    "visual.positional_embedding",
-                    "vision_model.embeddings.position_embedding.weight",
-                ),
-                ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-                ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-                ("logit_scale", "logit_scale"),
-            )
-        }
-        | {
-            "visual_projection.weight": weights["visual.proj"].T.contiguous(),
-            "text_projection.weight": weights["text_projection"].T.contiguous(),
-        }
-    )
-
-
-def _converted_layers(
-    weights: dict[str, Tensor], ours: str, theirs: str, *, num_layers: int
-) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for layer in range(num_layers):
-        source, target = f"{ours}.{layer}", f"{theirs}.{layer}"
-        for kind in ("weight", "bias"):
-            parts = weights[f"{source}.attn.in_proj_{kind}"].chunk(3)
-            for name, part in zip("qkv", parts, strict=True):
-                found[f"{target}.self_attn.{name}_proj.{kind}"] = part.contiguous()
-        for one, other in (
-            ("attn.out_proj", "self_attn.out_proj"),
-            ("ln_1", "layer_norm1"),
-            ("ln_2", "layer_norm2"),
-            ("mlp.c_fc", "mlp.fc1"),
-            ("mlp.c_proj", "mlp.fc2"),
-        ):
-            found |= _affine(weights, f"{source}.{one}", f"{target}.{other}")
+    found = {theirs: weights[ours] for ours, theirs in TENSORS.items()}
+    found["visual_projection.weight"] = weights["visual.proj"].T.contiguous()
+    found["text_projection.weight"] = weights["text_projection"].T.contiguous()
+    affine = dict(AFFINE)
+    for tower, (ours, theirs) in ENCODERS.items():
+        for layer in range(config[tower]["num_hidden_layers"]):
+            source, target = f"{ours}.{layer}", f"{theirs}.{layer}"
+            affine |= {f"{source}.{one}": f"{target}.{other}" for one, other in LAYER.items()}
+            for kind in KINDS:
+                parts = weights[f"{source}.attn.in_proj_{kind}"].chunk(3)
+                for name, part in zip("qkv", parts, strict=True):
+                    found[f"{target}.self_attn.{name}_proj.{kind}"] = part.contiguous()
+    for ours, theirs in affine.items():
+        found |= {f"{theirs}.{kind}": weights[f"{ours}.{kind}"] for kind in KINDS}
     return found
-
-
-def _affine(weights: dict[str, Tensor], ours: str, theirs: str) -> dict[str, Tensor]:
-    return {f"{theirs}.{kind}": weights[f"{ours}.{kind}"] for kind in ("weight", "bias")}
 
 
 def inexpressible(reason: str) -> ValueError:

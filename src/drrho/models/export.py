@@ -21,7 +21,7 @@ from drrho.models.hugging_face import (
     import_transformers,
     save_hugging_face,
 )
-from drrho.models.open_clip import CONFIG_FILE, import_open_clip
+from drrho.models.open_clip import OPEN_CLIP_FILE, import_open_clip
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import opened_atomically, write_atomically
 
@@ -82,13 +82,13 @@ def export_hugging_face(model: TwoTower, folder: Path) -> None:
 
 
 def _open_clip_config(model: TwoTower) -> dict[str, Any]:
-    if CONFIG_FILE not in model.architecture:
+    if OPEN_CLIP_FILE not in model.architecture:
         raise ValueError(
             f"model {model.identity['architecture']!r} is none of open_clip's and cannot be "
             "written as one; `small` is read by drrho alone, and a model 'transformers:PATH' can "
             "be written for Hugging Face"
         )
-    return model.architecture[CONFIG_FILE]
+    return model.architecture[OPEN_CLIP_FILE]
 
 
 @torch.no_grad()

@@ -34,9 +34,7 @@ class ForwardFlops:
 
 
 def forward_flops(
-    model: TwoTower,
-    images: Float[Tensor, "batch 3 height width"],
-    captions: Sequence[str],
+    model: TwoTower, images: Float[Tensor, "batch 3 height width"], captions: Sequence[str]
 ) -> ForwardFlops:
     """Counts one pass of some samples through both towers and divides by their number.
 

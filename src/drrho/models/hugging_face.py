@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
-from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.models.two_tower import TwoTower, freeze_own_temperature, weights_sha256
 from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
-CONFIG_FILE = "config.json"
+HUGGING_FACE_FILE = "config.json"
 # They were trained on padded texts without a mask.
 WITHOUT_MASK = {"siglip"}
 # They have both methods, but take images of any shape, or embed every patch and token.
@@ -122,9 +122,9 @@ def build_hugging_face(folder: Path) -> TwoTower:
         FileNotFoundError: there is no such model.
         ValueError: it cannot be loaded, or is no dual encoder.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / HUGGING_FACE_FILE).is_file():
         raise FileNotFoundError(
-            f"model 'transformers:{folder}': it has no {CONFIG_FILE}; give the folder that "
+            f"model 'transformers:{folder}': it has no {HUGGING_FACE_FILE}; give the folder that "
             "save_pretrained or a download from Hugging Face made"
         )
     transformers = import_transformers()
@@ -187,9 +187,7 @@ def _two_tower(model: Any, processor: Any, tokenizer: Any) -> TwoTower:
         pad_token=tokenizer.pad_token_id if masked else None,
         end_token=tokenizer.eos_token_id,
     )
-    for name, parameter in module.named_parameters():
-        if name in {"model.logit_scale", "model.logit_bias"}:
-            parameter.requires_grad_(False)  # the temperature belongs to the loss here
+    freeze_own_temperature(module)
     transform = _ProcessorTransform(processor)
     return TwoTower(
         module=module,
@@ -203,7 +201,7 @@ def _two_tower(model: Any, processor: Any, tokenizer: Any) -> TwoTower:
             "eval_transform": repr(transform),
             "tokenizer": f"{type(tokenizer).__name__}, context {context_length}",
         },
-        architecture={CONFIG_FILE: model.config.to_dict()},
+        architecture={HUGGING_FACE_FILE: model.config.to_dict()},
     )
 
 

@@ -5,13 +5,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
-from drrho.models.two_tower import TwoTower, weights_sha256
+from drrho.models.two_tower import TwoTower, freeze_own_temperature, weights_sha256
 from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
-CONFIG_FILE = "open_clip_config.json"
+OPEN_CLIP_FILE = "open_clip_config.json"
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -39,13 +37,10 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
     """
     open_clip = import_open_clip()
     schema, _, location = name.partition(":")
-    match schema:
-        case "local-dir":
-            _require_local_model(Path(location))
-        case "hf-hub":
-            pass
-        case _:
-            _require_known(open_clip, name, pretrained)
+    if schema == "local-dir":
+        _require_local_model(Path(location))
+    elif schema != "hf-hub":
+        _require_known(open_clip, name, pretrained)
     try:
         module, train_transform, eval_transform = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, precision="fp32"
@@ -57,7 +52,7 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
             "Without a network, pass the path of a downloaded checkpoint as pretrained, or "
             "'local-dir:PATH' as the model"
         ) from error
-    _freeze_own_temperature(module)
+    freeze_own_temperature(module)
     return TwoTower(
         module=module,
         train_transform=train_transform,
@@ -71,7 +66,7 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
             "tokenizer": f"{type(tokenizer).__name__}, context {tokenizer.context_length}",
         },
         architecture={
-            CONFIG_FILE: {
+            OPEN_CLIP_FILE: {
                 "model_cfg": open_clip.get_model_config(name),
                 # The transform belongs to the weights: tags of one architecture differ in it.
                 "preprocess_cfg": dict(module.visual.preprocess_cfg),
@@ -87,9 +82,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def _require_local_model(folder: Path) -> None:
-    if not (folder / CONFIG_FILE).is_file():
+    if not (folder / OPEN_CLIP_FILE).is_file():
         raise ValueError(
-            f"model 'local-dir:{folder}': it has no {CONFIG_FILE}; give the folder that "
+            f"model 'local-dir:{folder}': it has no {OPEN_CLIP_FILE}; give the folder that "
             "open_clip's push_to_hf_hub, a Hugging Face download or `drrho train` made"
         )
     # open_clip only logs a warning here, and goes on with random weights.
@@ -126,10 +121,3 @@ def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> 
             f"the weights {pretrained!r} were trained with {'QuickGELU' if quick else 'GELU'}, "
             f"{name} has the other activation; use model {other!r}"
         )
-
-
-def _freeze_own_temperature(module: nn.Module) -> None:
-    """The temperature belongs to the loss here; open_clip's scale and bias stay as loaded."""
-    for name, parameter in module.named_parameters():
-        if name in {"logit_scale", "logit_bias"}:
-            parameter.requires_grad_(False)

@@ -65,6 +65,13 @@ def with_trained_weights(model: TwoTower, path: Path, *, builder: str) -> TwoTow
     return replace(model, identity=identity)
 
 
+def freeze_own_temperature(module: nn.Module) -> None:
+    """Freeze a model's own scale and bias: the temperature belongs to the loss here."""
+    for name, parameter in module.named_parameters():
+        if name.removeprefix("model.") in {"logit_scale", "logit_bias"}:
+            parameter.requires_grad_(False)
+
+
 def weights_sha256(module: nn.Module) -> str:
     """SHA-256 over the names, types, shapes and bytes of all parameters and buffers."""
     digest = hashlib.sha256()

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
+LossRows = Float[Tensor, "*batch n"]
+BaseMeasure = Shaped[Tensor, "... n"] | None
+
 
 class Risk(NamedTuple):
     """The worst weighted mean loss that an adversary can reach, and how it is reached.
@@ -34,12 +37,18 @@ class Risk(NamedTuple):
 class RiskMeasure(Protocol):
     """A configured risk: `Mean()`, `CVaR(fraction=0.1)`, `KLBall(radius=0.5)`, ..."""
 
-    def __call__(
-        self,
-        losses: Float[Tensor, "*batch n"],
-        *,
-        base_measure: Shaped[Tensor, "... n"] | None = None,
-    ) -> Risk: ...
+    def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
+        """Solve for the adversary's weights on these losses.
+
+        Args:
+            losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
+                excess losses: the target model's minus the reference model's.
+            base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
+
+        Raises:
+            ValueError, TypeError: as `drrho.risk.samples.weigh`.
+        """
+        ...
 
 
 def effective_sample_size(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import pad
 
-from drrho.risk.base import Risk
+from drrho.risk.base import BaseMeasure, LossRows, Risk
 from drrho.risk.duality import Dual, DualForm, Solved
 from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
 from drrho.risk.samples import Samples, as_risk, dot, may_read_values, weigh
@@ -24,13 +24,9 @@ FEWEST_FOR_ELIMINATION, STRIDE = 1 << 13, 64
 SMALLEST_GAP = torch.finfo(torch.float64).tiny
 
 
-def chi_square_ball_risk(
-    losses: Float[Tensor, "*batch n"],
-    *,
-    radius: float,
-    base_measure: Shaped[Tensor, "... n"] | None = None,
-) -> Risk:
-    """`max sum(p * losses)` over distributions with `sum(q (p/q - 1)^2) / 2 <= radius`.
+@dataclass(frozen=True, kw_only=True)
+class ChiSquareBall:
+    """Risk `max sum(p * losses)` over distributions with `sum(q (p/q - 1)^2) / 2 <= radius`.
 
     q is the base measure. Equal to `min over eta of eta + sqrt((1 + 2 radius) sum(q
     relu(losses - eta)^2))`; the adversary is proportional to `q relu(losses - eta)`. While no
@@ -38,96 +34,131 @@ def chi_square_ball_risk(
     Radius 0 is the mean; from (1/q_max - 1)/2 on, q_max the base measure of the largest loss,
     it is the maximum. Exact to rounding: the samples above eta are found by elimination or by a
     sort, and the rest is in closed form. The effective sample size of equal samples is at least
-    n / (1 + 2 radius).
+    n / (1 + 2 radius). The dual variable is the threshold eta: minus infinity at radius 0, the
+    largest loss where all weight is on it.
 
-    Args:
-        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
-            excess losses: the target model's minus the reference model's.
+    Attributes:
         radius: divergence the adversary may spend; not negative, no unit. It is absolute: the
             theorem's is rho / N with N the number of samples of the data set, not of the
             batch (`ChiSquareBall.from_rho`).
-        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
-
-    Returns:
-        Value of shape (...), weights, and as dual variable the threshold eta (minus infinity
-        at radius 0; the largest loss where all weight is on it).
 
     Raises:
-        ValueError: `radius` is negative or not finite, or as `drrho.risk.samples.weigh`.
-        TypeError: as `drrho.risk.samples.weigh`.
+        ValueError: `radius` is negative or not finite.
 
     Source: Duchi and Namkoong, "Variance-based regularization with convex objectives", 2019,
         for the risk; docs/mathematics.md, "Chi-square ball".
     """
-    check_radius(radius)
-    samples = weigh(losses, base_measure)
 
-    def threshold(moments: _Moments) -> Tensor:
-        # The slack is (1 + 2 radius) share - 1, which cancels as written. None left: too few
-        # samples to spend the radius on, and eta is below them all.
-        slack = 2 * radius * moments.share - moments.rest
-        distance = (moments.variance / slack).sqrt()
-        eta = moments.mean - torch.where(moments.variance > 0, distance, 0.0)
-        return torch.where(slack < 0, -math.inf, eta)
+    radius: float
 
-    active = _active(samples, threshold)
-    share, rest, mean, variance = active.moments
-    deviation = variance.sqrt()
-    slack = (2 * radius * share - rest).clamp_min(0).sqrt()
+    def __post_init__(self) -> None:
+        check_radius(self.radius)
 
-    # (f - eta) / (mean - eta), where mean - eta = deviation / slack is infinite at radius 0.
-    # No variance among the active samples: they are ties, and share by the base measure.
-    spread = deviation > 0
-    slope = torch.where(spread, slack / torch.where(spread, deviation, 1.0), 0.0)
-    weights = _proportional(active, slope)
+    @classmethod
+    def from_rho(cls, rho: float, *, num_samples: int) -> "ChiSquareBall":
+        """The theorem's ball: radius `rho / num_samples`.
 
-    # eta + (1 + 2 radius) sum(q relu(f - eta)), simplified: eta may be huge and would cancel.
-    value = samples.top + (mean + slack * deviation)
-    eta = samples.top + (mean - torch.where(spread, deviation / slack, 0.0))
-    return as_risk(samples, value=value, weights=weights, dual=eta)
+        Args:
+            rho: confidence parameter, not negative.
+            num_samples: size of the data set, also when the risk is applied to batches; with
+                the batch size b instead, the deviation's coefficient is sqrt(num_samples / b)
+                times too large.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_radius(rho, name="rho")
+        return cls(radius=rho / num_samples)
+
+    def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
+        samples = weigh(losses, base_measure)
+        warn_if_beyond_reach(self.radius, losses, base_measure, reach=lambda n: (n - 1) / 2)
+
+        def threshold(moments: _Moments) -> Tensor:
+            # The slack is (1 + 2 radius) share - 1, which cancels as written. None left: too few
+            # samples to spend the radius on, and eta is below them all.
+            slack = 2 * self.radius * moments.share - moments.rest
+            distance = (moments.variance / slack).sqrt()
+            eta = moments.mean - torch.where(moments.variance > 0, distance, 0.0)
+            return torch.where(slack < 0, -math.inf, eta)
+
+        active = _active(samples, threshold)
+        share, rest, mean, variance = active.moments
+        deviation = variance.sqrt()
+        slack = (2 * self.radius * share - rest).clamp_min(0).sqrt()
+
+        # (f - eta) / (mean - eta), where mean - eta = deviation / slack is infinite at radius 0.
+        # No variance among the active samples: they are ties, and share by the base measure.
+        spread = deviation > 0
+        slope = torch.where(spread, slack / torch.where(spread, deviation, 1.0), 0.0)
+        weights = _proportional(active, slope)
+
+        # eta + (1 + 2 radius) sum(q relu(f - eta)), simplified: eta may be huge and would cancel.
+        value = samples.top + (mean + slack * deviation)
+        eta = samples.top + (mean - torch.where(spread, deviation / slack, 0.0))
+        return as_risk(samples, value=value, weights=weights, dual=eta)
+
+    @property
+    def dual_form(self) -> DualForm | None:
+        if self.radius == 0:
+            return None
+        return DualForm(
+            density=_density,
+            generator=_generator,
+            optimum=_optimal_dual_of_ball,
+            variable=_eta,
+            scale="learned",
+            radius=self.radius,
+        )
 
 
-def chi_square_risk(
-    losses: Float[Tensor, "*batch n"],
-    *,
-    strength: float,
-    base_measure: Shaped[Tensor, "... n"] | None = None,
-) -> Risk:
-    """`max sum(p * losses) - strength sum(q (p/q - 1)^2) / 2` over distributions p.
+@dataclass(frozen=True, kw_only=True)
+class ChiSquare:
+    """Risk `max sum(p * losses) - strength sum(q (p/q - 1)^2) / 2` over distributions p.
 
     q is the base measure. The adversary is `q relu(losses - eta) / strength`, the projection of
     `q + q losses / strength` onto the distributions. While no weight is zero this is
     `mean + Var / (2 strength)`: variance regularisation. Large strengths give the mean, small
-    ones the maximum. Exact to rounding, as the ball is.
+    ones the maximum. Exact to rounding, as the ball is. The dual variable is the threshold eta.
 
-    Args:
-        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
-            excess losses: the target model's minus the reference model's.
+    Attributes:
         strength: the adversary's price for a unit of divergence, in units of loss; in
             [1e-30, 1e30].
-        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
-
-    Returns:
-        Value of shape (...), weights, and as dual variable the threshold eta.
 
     Raises:
-        ValueError: `strength` is out of range, or as `drrho.risk.samples.weigh`.
-        TypeError: as `drrho.risk.samples.weigh`.
+        ValueError: `strength` is out of range.
 
     Source: docs/mathematics.md, "Chi-square penalty".
     """
-    check_price(strength, name="strength")
-    samples = weigh(losses, base_measure)
-    active = _active(samples, lambda moments: moments.mean - strength / moments.share)
-    share, rest, mean, variance = active.moments
-    share = torch.where(share > 0, share, 1.0)
-    weights = _proportional(active, share / strength)
 
-    # eta + strength / 2 + sum(q relu(f - eta)^2) / (2 strength), simplified as for the ball.
-    spread = share * variance / (2 * strength)
-    value = samples.top + (mean + spread - strength * (rest / share) / 2)
-    eta = samples.top + (mean - strength / share)
-    return as_risk(samples, value=value, weights=weights, dual=eta)
+    strength: float
+
+    def __post_init__(self) -> None:
+        check_price(self.strength, name="strength")
+
+    def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
+        samples = weigh(losses, base_measure)
+        active = _active(samples, lambda moments: moments.mean - self.strength / moments.share)
+        share, rest, mean, variance = active.moments
+        share = torch.where(share > 0, share, 1.0)
+        weights = _proportional(active, share / self.strength)
+
+        # eta + strength / 2 + sum(q relu(f - eta)^2) / (2 strength), simplified as for the ball.
+        spread = share * variance / (2 * self.strength)
+        value = samples.top + (mean + spread - self.strength * (rest / share) / 2)
+        eta = samples.top + (mean - self.strength / share)
+        return as_risk(samples, value=value, weights=weights, dual=eta)
+
+    @property
+    def dual_form(self) -> DualForm:
+        return DualForm(
+            density=_density,
+            generator=_generator,
+            optimum=lambda at: Dual(
+                at.dual + self.strength, torch.full_like(at.value, self.strength)
+            ),
+            variable=_eta,
+            scale="price",
+        )
 
 
 class _Moments(NamedTuple):
@@ -247,93 +278,6 @@ def _proportional(active: _Active, slope: Float64[Tensor, "*batch"]) -> Tensor:
 def _moments(part: Tensor, total: Tensor, mean: Tensor, variance: Tensor) -> _Moments:
     whole = torch.where(total > 0, total, 1.0)
     return _Moments(part / whole, (total - part) / whole, mean, variance)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChiSquareBall:
-    """`chi_square_ball_risk` as a configuration.
-
-    Attributes:
-        radius: divergence the adversary may spend, not negative.
-    """
-
-    radius: float
-
-    def __post_init__(self) -> None:
-        check_radius(self.radius)
-
-    @classmethod
-    def from_rho(cls, rho: float, *, num_samples: int) -> "ChiSquareBall":
-        """The theorem's ball: radius `rho / num_samples`.
-
-        Args:
-            rho: confidence parameter, not negative.
-            num_samples: size of the data set, also when the risk is applied to batches; with
-                the batch size b instead, the deviation's coefficient is sqrt(num_samples / b)
-                times too large.
-        """
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        if not 0 <= rho < math.inf:
-            raise ValueError(f"rho must be finite and not negative, got {rho}")
-        return cls(radius=rho / num_samples)
-
-    def __call__(
-        self,
-        losses: Float[Tensor, "*batch n"],
-        *,
-        base_measure: Shaped[Tensor, "... n"] | None = None,
-    ) -> Risk:
-        risk = chi_square_ball_risk(losses, radius=self.radius, base_measure=base_measure)
-        warn_if_beyond_reach(self.radius, losses, base_measure, reach=lambda n: (n - 1) / 2)
-        return risk
-
-    @property
-    def dual_form(self) -> DualForm | None:
-        if self.radius == 0:
-            return None
-        return DualForm(
-            density=_density,
-            generator=_generator,
-            optimum=_optimal_dual_of_ball,
-            variable=_eta,
-            scale="learned",
-            radius=self.radius,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChiSquare:
-    """`chi_square_risk` as a configuration.
-
-    Attributes:
-        strength: the adversary's price for a unit of divergence, in units of loss; positive.
-    """
-
-    strength: float
-
-    def __post_init__(self) -> None:
-        check_price(self.strength, name="strength")
-
-    def __call__(
-        self,
-        losses: Float[Tensor, "*batch n"],
-        *,
-        base_measure: Shaped[Tensor, "... n"] | None = None,
-    ) -> Risk:
-        return chi_square_risk(losses, strength=self.strength, base_measure=base_measure)
-
-    @property
-    def dual_form(self) -> DualForm:
-        return DualForm(
-            density=_density,
-            generator=_generator,
-            optimum=lambda at: Dual(
-                at.dual + self.strength, torch.full_like(at.value, self.strength)
-            ),
-            variable=_eta,
-            scale="price",
-        )
 
 
 def _density(above: Tensor, scale: Tensor) -> Tensor:

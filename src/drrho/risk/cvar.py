@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from drrho.risk.base import Risk
+from drrho.risk.base import BaseMeasure, LossRows, Risk
 from drrho.risk.duality import Dual, DualForm
 from drrho.risk.limits import check_fraction
 from drrho.risk.samples import Samples, as_risk, dot, weigh
@@ -17,55 +17,61 @@ from drrho.risk.samples import Samples, as_risk, dot, weigh
 ROUNDING = 1e-12
 
 
-def cvar_risk(
-    losses: Float[Tensor, "*batch n"],
-    *,
-    fraction: float,
-    base_measure: Shaped[Tensor, "... n"] | None = None,
-) -> Risk:
-    """`max sum(p * losses)` over distributions with `p <= q / fraction`, q the base measure.
+@dataclass(frozen=True, kw_only=True)
+class CVaR:
+    """Risk `max sum(p * losses)` over distributions with `p <= q / fraction`, q the base measure.
 
     Equal to `min over nu of nu + sum(q * relu(losses - nu)) / fraction`. The adversary gives
     q / fraction to the samples above the threshold nu, and what remains to the samples at it,
     in proportion to q: ties share, so the weights do not depend on the order of the samples.
-    Fraction 1 is the mean; a fraction of at most 1/n is the maximum.
+    Fraction 1 is the mean; a fraction of at most 1/n is the maximum. The dual variable is nu, the
+    smallest loss that takes part.
 
-    Args:
-        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
-            excess losses: the target model's minus the reference model's.
+    Attributes:
         fraction: share of the base measure that is kept, in (0, 1]; alpha in the literature.
-        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
-
-    Returns:
-        Value of shape (...), weights, and as dual variable the threshold nu: the smallest
-        loss that takes part.
 
     Raises:
-        ValueError: `fraction` is outside (0, 1], or as `drrho.risk.samples.weigh`.
-        TypeError: as `drrho.risk.samples.weigh`.
+        ValueError: `fraction` is outside (0, 1].
 
     Source: Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000;
         docs/mathematics.md, "CVaR ball".
     """
-    check_fraction(fraction)
-    samples = weigh(losses, base_measure)
-    # The losses themselves: only their order counts, and the threshold is one of them.
-    losses = samples.losses.detach()
-    kept = fraction * samples.total[..., None]
-    threshold = _threshold(samples, fraction)
 
-    weights = samples.times_mass((losses > threshold).double())
-    tied = samples.times_mass((losses == threshold).double())
-    remainder = kept - weights.sum(dim=-1, keepdim=True)
-    # The clamp absorbs the rounding of the two sums; the sum of the weights is then restored.
-    share = (remainder / tied.sum(dim=-1, keepdim=True)).clamp(0, 1)
-    weights.add_(tied.mul_(share))
-    total = weights.sum(dim=-1, keepdim=True)
-    weights.div_(torch.where(total > 0, total, 1.0))
+    fraction: float
 
-    above_nu = tied.copy_(losses).sub_(threshold)  # in the same memory
-    nu = threshold.squeeze(-1)
-    return as_risk(samples, value=nu + dot(weights, above_nu), weights=weights, dual=nu)
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction)
+
+    def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
+        samples = weigh(losses, base_measure)
+        # The losses themselves: only their order counts, and the threshold is one of them.
+        losses = samples.losses.detach()
+        kept = self.fraction * samples.total[..., None]
+        threshold = _threshold(samples, self.fraction)
+
+        weights = samples.times_mass((losses > threshold).double())
+        tied = samples.times_mass((losses == threshold).double())
+        remainder = kept - weights.sum(dim=-1, keepdim=True)
+        # The clamp absorbs the rounding of the two sums; the sum of the weights is then restored.
+        share = (remainder / tied.sum(dim=-1, keepdim=True)).clamp(0, 1)
+        weights.add_(tied.mul_(share))
+        total = weights.sum(dim=-1, keepdim=True)
+        weights.div_(torch.where(total > 0, total, 1.0))
+
+        above_nu = tied.copy_(losses).sub_(threshold)  # in the same memory
+        nu = threshold.squeeze(-1)
+        return as_risk(samples, value=nu + dot(weights, above_nu), weights=weights, dual=nu)
+
+    @property
+    def dual_form(self) -> DualForm:
+        return DualForm(
+            density=lambda above, scale: (above > 0).double() / self.fraction,  # noqa: ARG005
+            generator=torch.zeros_like,
+            optimum=lambda at: Dual(at.dual, at.spread),
+            variable=lambda dual: dual.location,
+            scale="spread",
+            cap=1 / self.fraction,
+        )
 
 
 def _threshold(samples: Samples, fraction: float) -> Float[Tensor, "*batch 1"]:
@@ -80,36 +86,3 @@ def _threshold(samples: Samples, fraction: float) -> Float[Tensor, "*batch 1"]:
         return ordered.gather(-1, last)
     k = max(1, math.ceil(fraction * num_samples * (1 - ROUNDING)))
     return losses.kthvalue(num_samples - k + 1, dim=-1, keepdim=True).values
-
-
-@dataclass(frozen=True, kw_only=True)
-class CVaR:
-    """`cvar_risk` as a configuration.
-
-    Attributes:
-        fraction: share of the samples that is kept, in (0, 1].
-    """
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        check_fraction(self.fraction)
-
-    def __call__(
-        self,
-        losses: Float[Tensor, "*batch n"],
-        *,
-        base_measure: Shaped[Tensor, "... n"] | None = None,
-    ) -> Risk:
-        return cvar_risk(losses, fraction=self.fraction, base_measure=base_measure)
-
-    @property
-    def dual_form(self) -> DualForm:
-        return DualForm(
-            density=lambda above, scale: (above > 0).double() / self.fraction,  # noqa: ARG005
-            generator=torch.zeros_like,
-            optimum=lambda at: Dual(at.dual, at.spread),
-            variable=lambda dual: dual.location,
-            scale="spread",
-            cap=1 / self.fraction,
-        )

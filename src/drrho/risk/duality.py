@@ -7,13 +7,14 @@ divergence's generator,
     risk(f) = min over nu and s of  sum(q h),    h = nu + radius s + w (f - nu) - s phi(w)
 
 (docs/mathematics.md, "Dual form"), so all that has to be remembered between batches is (nu, s).
-Each risk that has such a form carries it, as `dual_form`.
+Each risk that has such a form carries it, as `dual_form`; None where its parameters leave nothing
+to learn.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -96,21 +97,13 @@ class DualForm:
         return dual.location + gained + spent
 
 
-@runtime_checkable
-class HasDualForm(Protocol):
-    """A risk with a dual form; None where its parameters leave nothing to learn."""
-
-    @property
-    def dual_form(self) -> DualForm | None: ...
-
-
 def dual_form(risk: RiskMeasure) -> DualForm:
     """Return the dual form that a risk carries.
 
     Raises:
         ValueError: it has none, as the mean and a ball of radius zero.
     """
-    form = risk.dual_form if isinstance(risk, HasDualForm) else None
+    form: DualForm | None = getattr(risk, "dual_form", None)
     if form is None:
         raise ValueError(
             f"{risk} has no dual variables to solve for or to learn; BatchEstimator needs none"

@@ -1,66 +1,35 @@
-"""Risk under a KL penalty: an adversary that pays for the divergence it spends.
-
-It tilts the base measure by exp(loss / temperature) (data weighting), at a temperature that is
-given; in `drrho.risk.kl_ball` it is the one at which the divergence equals the radius.
-"""
+"""Risk under a KL penalty: the adversary pays for the divergence it spends (data weighting)."""
 
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-from drrho.risk.base import Risk
+from drrho.risk.base import BaseMeasure, LossRows, Risk
 from drrho.risk.duality import Dual, DualForm
 from drrho.risk.limits import check_price
 from drrho.risk.samples import Samples, as_risk, may_read_values, weigh
 
 
-def kl_risk(
-    losses: Float[Tensor, "*batch n"],
-    *,
-    temperature: float,
-    base_measure: Shaped[Tensor, "... n"] | None = None,
-) -> Risk:
-    """`temperature * log(sum(q exp(losses / temperature)))`, q the base measure.
+@dataclass(frozen=True, kw_only=True)
+class KL:
+    """Risk `temperature * log(sum(q exp(losses / temperature)))`, q the base measure.
 
     This is the maximum, over distributions p, of `sum(p * losses) - temperature * KL(p || q)`,
     attained by `p proportional to q exp(losses / temperature)`. Large temperatures give the
     mean (`mean + Var / (2 temperature) + ...`), small ones the maximum; float32 is accurate to
-    rounding in between and at both ends.
-
-    Args:
-        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
-            excess losses: the target model's minus the reference model's.
-        temperature: the adversary's price per nat, in units of loss; in [1e-30, 1e30].
-        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
-
-    Returns:
-        Value of shape (...), weights, and as dual variable the temperature.
-
-    Raises:
-        ValueError: `temperature` is out of range, or as `drrho.risk.samples.weigh`.
-        TypeError: as `drrho.risk.samples.weigh`.
-
-    Source: Donsker-Varadhan duality; docs/mathematics.md, "KL penalty".
-    """
-    check_price(temperature, name="temperature")
-    samples = weigh(losses, base_measure)
-    z = samples.below.div_(temperature).to(samples.losses.dtype)  # nothing else needs them
-    tilted = tilt(z, samples)
-    value = samples.top + temperature * tilted.log_mean
-    dual = torch.full_like(value, temperature)
-    return as_risk(samples, value=value, weights=tilted.weights, dual=dual)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KL:
-    """`kl_risk` as a configuration.
+    rounding in between and at both ends. The dual variable is the temperature.
 
     Attributes:
-        temperature: the adversary's price per nat, in units of loss; positive.
+        temperature: the adversary's price per nat, in units of loss; in [1e-30, 1e30].
+
+    Raises:
+        ValueError: `temperature` is out of range.
+
+    Source: Donsker-Varadhan duality; docs/mathematics.md, "KL penalty".
     """
 
     temperature: float
@@ -68,13 +37,13 @@ class KL:
     def __post_init__(self) -> None:
         check_price(self.temperature, name="temperature")
 
-    def __call__(
-        self,
-        losses: Float[Tensor, "*batch n"],
-        *,
-        base_measure: Shaped[Tensor, "... n"] | None = None,
-    ) -> Risk:
-        return kl_risk(losses, temperature=self.temperature, base_measure=base_measure)
+    def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
+        samples = weigh(losses, base_measure)
+        z = samples.below.div_(self.temperature).to(samples.losses.dtype)  # nothing else needs them
+        tilted = tilt(z, samples)
+        value = samples.top + self.temperature * tilted.log_mean
+        dual = torch.full_like(value, self.temperature)
+        return as_risk(samples, value=value, weights=tilted.weights, dual=dual)
 
     @property
     def dual_form(self) -> DualForm:

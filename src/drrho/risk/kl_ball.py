@@ -1,17 +1,13 @@
-"""Risk in a KL ball: an adversary that may spend a fixed divergence.
-
-It tilts the base measure by exp(loss / temperature), at the temperature at which the divergence
-equals the radius.
-"""
+"""Risk in a KL ball: the adversary of `drrho.risk.kl`, with a fixed divergence to spend."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float64
 from torch import Tensor
 
-from drrho.risk.base import Risk
+from drrho.risk.base import BaseMeasure, LossRows, Risk
 from drrho.risk.duality import Dual, DualForm, Solved
 from drrho.risk.kl import kl_density, kl_generator, rough_tilt
 from drrho.risk.limits import check_radius, warn_if_beyond_reach
@@ -26,63 +22,25 @@ LAST_STEP = 1e-8
 SMALL_RADIUS = 1e-3
 
 
-def kl_ball_risk(
-    losses: Float[Tensor, "*batch n"],
-    *,
-    radius: float,
-    base_measure: Shaped[Tensor, "... n"] | None = None,
-) -> Risk:
-    """`max sum(p * losses)` over distributions with `KL(p || q) <= radius`, q the base measure.
-
-    Equal to `min over temperature of temperature * radius + entropic risk`: the temperature is
-    learned, exactly and on every call. Radius 0 is the mean; from log(1/q_max) on, q_max the
-    base measure of the largest loss, it is the maximum. For small radii `mean + sqrt(2 radius
-    Var)`.
-
-    Args:
-        losses: shape (..., n); the last dimension is the samples. For the DRRho risk pass
-            excess losses: the target model's minus the reference model's.
-        radius: divergence the adversary may spend, in nats; not negative.
-        base_measure: mask or sample weights in place of 1/n; see `drrho.risk.samples.weigh`.
-
-    Returns:
-        Value of shape (...), weights, and as dual variable the optimal temperature (infinite
-        at radius 0; zero where all weight is on the largest loss).
-
-    Raises:
-        ValueError: `radius` is negative or not finite, or as `drrho.risk.samples.weigh`.
-        TypeError: as `drrho.risk.samples.weigh`.
-
-    Source: Hu and Hong, "Kullback-Leibler divergence constrained distributionally robust
-        optimization", 2013; docs/mathematics.md, "KL ball".
-    """
-    check_radius(radius)
-    samples = weigh(losses, base_measure)
-    below = samples.below
-    is_top = below == 0
-    mass_on_top = is_top if samples.alike else torch.where(is_top, samples.mass, 0.0)
-    reach = (samples.total / mass_on_top.sum(dim=-1)).log()
-
-    if radius == 0:
-        temperature = torch.full_like(reach, math.inf)
-    else:
-        temperature = _temperature_of_radius(samples, radius, reach=reach)
-    weights = rough_tilt(below / temperature[..., None], samples).weights
-
-    at_maximum = radius >= reach
-    if not may_read_values(reach) or bool(at_maximum.any()):
-        temperature = torch.where(at_maximum, 0.0, temperature)
-        weights = torch.where(at_maximum[..., None], normalised(mass_on_top.double()), weights)
-    value = samples.top + dot(weights, below)
-    return as_risk(samples, value=value, weights=weights, dual=temperature)
-
-
 @dataclass(frozen=True, kw_only=True)
 class KLBall:
-    """`kl_ball_risk` as a configuration.
+    """Risk `max sum(p * losses)` over distributions with `KL(p || q) <= radius`.
+
+    q is the base measure. Equal to `min over temperature of temperature * radius + entropic risk`:
+    the adversary is the KL penalty's at the temperature at which the divergence equals the radius,
+    found exactly on every call. Radius 0 is the mean; from log(1/q_max) on, q_max the base measure
+    of the largest loss, it is the maximum. For small radii `mean + sqrt(2 radius Var)`. The dual
+    variable is the optimal temperature: infinite at radius 0, zero where all weight is on the
+    largest loss.
 
     Attributes:
         radius: divergence the adversary may spend, in nats; not negative.
+
+    Raises:
+        ValueError: `radius` is negative or not finite.
+
+    Source: Hu and Hong, "Kullback-Leibler divergence constrained distributionally robust
+        optimization", 2013; docs/mathematics.md, "KL ball".
     """
 
     radius: float
@@ -90,15 +48,26 @@ class KLBall:
     def __post_init__(self) -> None:
         check_radius(self.radius)
 
-    def __call__(
-        self,
-        losses: Float[Tensor, "*batch n"],
-        *,
-        base_measure: Shaped[Tensor, "... n"] | None = None,
-    ) -> Risk:
-        risk = kl_ball_risk(losses, radius=self.radius, base_measure=base_measure)
+    def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
+        samples = weigh(losses, base_measure)
         warn_if_beyond_reach(self.radius, losses, base_measure, reach=math.log)
-        return risk
+        below = samples.below
+        is_top = below == 0
+        mass_on_top = is_top if samples.alike else torch.where(is_top, samples.mass, 0.0)
+        reach = (samples.total / mass_on_top.sum(dim=-1)).log()
+
+        if self.radius == 0:
+            temperature = torch.full_like(reach, math.inf)
+        else:
+            temperature = _temperature_of_radius(samples, self.radius, reach=reach)
+        weights = rough_tilt(below / temperature[..., None], samples).weights
+
+        at_maximum = self.radius >= reach
+        if not may_read_values(reach) or bool(at_maximum.any()):
+            temperature = torch.where(at_maximum, 0.0, temperature)
+            weights = torch.where(at_maximum[..., None], normalised(mass_on_top.double()), weights)
+        value = samples.top + dot(weights, below)
+        return as_risk(samples, value=value, weights=weights, dual=temperature)
 
     @property
     def dual_form(self) -> DualForm | None:

@@ -12,13 +12,25 @@ LOWEST_PRICE = 1e-30
 HIGHEST_PRICE = 1e30
 
 
-def check_price(price: float, *, name: str) -> None:
-    """Raise ValueError unless a penalty's price is positive and within float32's reach."""
+RISKS_AT_LIMITS = (
+    "risks of their own: Mean() at infinity, and at zero the maximum, CVaR with a fraction of at "
+    "most 1/n"
+)
+
+
+def check_not_negative(**numbers: float) -> None:
+    """Raise ValueError unless every number is zero or more."""
+    for name, number in numbers.items():
+        if not number >= 0:
+            raise ValueError(f"{name} must not be negative, got {number}")
+
+
+def check_price(price: float, *, name: str, limits: str = RISKS_AT_LIMITS) -> None:
+    """Raise ValueError unless a price is positive and within float32's reach; name its limits."""
     if not LOWEST_PRICE <= price <= HIGHEST_PRICE:
         raise ValueError(
             f"{name} must be between {LOWEST_PRICE} and {HIGHEST_PRICE}, got {price}; its limits "
-            "are risks of their own: Mean() at infinity, and at zero the maximum, CVaR with a "
-            "fraction of at most 1/n"
+            f"are {limits}"
         )
 
 
@@ -30,18 +42,14 @@ def check_fraction(fraction: float) -> None:
         )
 
 
-def check_radius(radius: float) -> None:
+def check_radius(radius: float, *, name: str = "radius") -> None:
     """Raise ValueError unless `radius` is a finite number, not negative."""
     if not 0 <= radius < math.inf:
-        raise ValueError(f"radius must be finite and not negative, got {radius}")
+        raise ValueError(f"{name} must be finite and not negative, got {radius}")
 
 
 def warn_if_beyond_reach(
-    radius: float,
-    losses: Tensor,
-    base_measure: Tensor | None,
-    *,
-    reach: Callable[[int], float],
+    radius: float, losses: Tensor, base_measure: Tensor | None, *, reach: Callable[[int], float]
 ) -> None:
     """Warn that a ball of this radius holds every distribution: the risk is the largest loss.
 

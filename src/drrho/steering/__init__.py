@@ -1,7 +1,7 @@
 """The DRRho loss: the data set's risk, estimated from mini-batches and differentiated."""
 
 from drrho.steering.accumulation import accumulate_gradients
-from drrho.steering.base import Estimate, Estimator
+from drrho.steering.base import Estimate, Estimator, ExcessLosses
 from drrho.steering.batch import BatchEstimator, MultiLevelMonteCarlo
 from drrho.steering.learned_dual import LearnedDual
 from drrho.steering.loss import DRRhoLoss, Losses, SteeredLoss
@@ -15,6 +15,7 @@ __all__ = [
     "DRRhoLoss",
     "Estimate",
     "Estimator",
+    "ExcessLosses",
     "LearnedDual",
     "LossTable",
     "Losses",

@@ -8,6 +8,20 @@ from torch import Tensor
 from drrho.risk import RiskMeasure
 
 
+class ExcessLosses(NamedTuple):
+    """Excess losses of a batch, of all processes, detached.
+
+    Attributes:
+        excess: the target's losses minus the reference's.
+        base_measure: mask or sample weights; zero drops the sample, whatever its loss.
+        index: the samples' ids, or None where the caller gave none.
+    """
+
+    excess: Float[Tensor, " n"]
+    base_measure: Shaped[Tensor, " n"]
+    index: Int64[Tensor, " n"] | None = None
+
+
 class Estimate(NamedTuple):
     """Estimate of the data set's risk from one batch.
 
@@ -37,20 +51,6 @@ class Estimator(Protocol):
         """Raise ValueError unless this estimator can estimate the risk."""
         ...
 
-    def __call__(
-        self,
-        risk: RiskMeasure,
-        excess: Float[Tensor, " n"],
-        *,
-        base_measure: Shaped[Tensor, " n"],
-        index: Int64[Tensor, " n"] | None,
-    ) -> Estimate:
-        """Estimate the risk from one batch, and update the state.
-
-        Args:
-            risk: the risk whose value over the data set is sought.
-            excess: detached excess losses of the batch, of all processes.
-            base_measure: mask or sample weights; zero drops the sample, whatever its loss.
-            index: the samples' ids, or None where the caller gave none.
-        """
+    def __call__(self, risk: RiskMeasure, batch: ExcessLosses) -> Estimate:
+        """Estimate the risk of the data set from one batch, and update the state."""
         ...

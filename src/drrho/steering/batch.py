@@ -1,11 +1,12 @@
 """Estimators that remember nothing: the batch's own risk, and multi-level Monte Carlo."""
 
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
-from drrho.steering.base import Estimate
+from drrho.runtime.checks import require_at_least
+from drrho.steering.base import Estimate, ExcessLosses
 
 
 class BatchEstimator(nn.Module):
@@ -21,15 +22,8 @@ class BatchEstimator(nn.Module):
     def check(self, risk: RiskMeasure) -> None:
         """Accept every risk: each is defined on a batch."""
 
-    def forward(
-        self,
-        risk: RiskMeasure,
-        excess: Float[Tensor, " n"],
-        *,
-        base_measure: Shaped[Tensor, " n"],
-        index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
-    ) -> Estimate:
-        value, weights, dual = risk(excess.detach(), base_measure=base_measure)
+    def forward(self, risk: RiskMeasure, batch: ExcessLosses) -> Estimate:
+        value, weights, dual = risk(batch.excess, base_measure=batch.base_measure)
         dual = None if dual is None else dual.double()
         return Estimate(value.detach().double(), weights.double(), dual)
 
@@ -62,8 +56,7 @@ class MultiLevelMonteCarlo(nn.Module):
 
     def __init__(self, *, smallest: int, levels: int) -> None:
         super().__init__()
-        if smallest < 1 or levels < 1:
-            raise ValueError(f"smallest and levels must be at least 1, got {smallest} and {levels}")
+        require_at_least(1, smallest=smallest, levels=levels)
         self.smallest = smallest
         self.levels = levels
 
@@ -85,18 +78,10 @@ class MultiLevelMonteCarlo(nn.Module):
             uniform, level = 2 * uniform, level + 1
         return self.smallest * 2**level
 
-    def forward(
-        self,
-        risk: RiskMeasure,
-        excess: Float[Tensor, " n"],
-        *,
-        base_measure: Shaped[Tensor, " n"],
-        index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
-    ) -> Estimate:
-        level = self._level(len(excess))
-        correction = 1 / self.probability(level)
+    def forward(self, risk: RiskMeasure, batch: ExcessLosses) -> Estimate:
+        correction = 1 / self.probability(self._level(len(batch.excess)))
         # As sample weights: that a ball is too large for a small block is no reason to warn.
-        excess, base_measure = excess.detach().double(), base_measure.double()
+        excess, base_measure = batch.excess.double(), batch.base_measure.double()
 
         def mean_over_blocks(size: int) -> tuple[Float64[Tensor, ""], Float64[Tensor, " n"]]:
             blocks = risk(excess.view(-1, size), base_measure=base_measure.view(-1, size))

@@ -3,13 +3,13 @@
 import math
 
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
 from drrho.risk.duality import Dual, DualForm, dual_form, solve_dual, standard_deviation
 from drrho.risk.samples import normalised
-from drrho.steering.base import Estimate
+from drrho.steering.base import Estimate, ExcessLosses
 
 # A batch whose densities average less or more comes from other losses than the dual was learned
 # on, and the dual is solved anew.
@@ -63,20 +63,13 @@ class LearnedDual(nn.Module):
         """Raise ValueError for a risk without a dual form: the mean, a ball of radius zero."""
         dual_form(risk)
 
-    def forward(
-        self,
-        risk: RiskMeasure,
-        excess: Float[Tensor, " n"],
-        *,
-        base_measure: Shaped[Tensor, " n"],
-        index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
-    ) -> Estimate:
+    def forward(self, risk: RiskMeasure, batch: ExcessLosses) -> Estimate:
         form = dual_form(risk)
-        if not base_measure.any():
-            nothing = torch.zeros_like(base_measure, dtype=torch.float64)
+        if not batch.base_measure.any():
+            nothing = torch.zeros_like(batch.base_measure, dtype=torch.float64)
             return Estimate(nothing.sum(), nothing, form.variable(self._dual))
-        q = normalised(base_measure.double())
-        excess = excess.detach().double()
+        q = normalised(batch.base_measure.double())
+        excess = batch.excess.double()
         # A dropped sample's density could be infinite, and infinity times zero is NaN.
         lowest = excess.masked_fill(q == 0, math.inf).amin()
         excess = torch.where(q > 0, excess, lowest)
@@ -85,7 +78,7 @@ class LearnedDual(nn.Module):
         least, most = _mean_densities(form)
         # Negated, so that an overflow counts as lost as well.
         if not self.started or not least <= (q * w).sum() <= most:
-            dual = solve_dual(risk, excess, base_measure)
+            dual = solve_dual(risk, excess, batch.base_measure)
             w = form.densities(excess, dual)
         value = (q * form.values(excess, dual)).sum()
         self._move(form, dual, excess=excess, q=q, w=w)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from drrho.risk import RiskMeasure, effective_sample_size, excess_loss
 from drrho.risk.samples import normalised
 from drrho.runtime.distributed import Partition, ProcessGroup, partition
-from drrho.steering.base import Estimate, Estimator
+from drrho.steering.base import Estimate, Estimator, ExcessLosses
 from drrho.steering.batch import BatchEstimator
 
 POSITIONS_SHOWN = 8
@@ -238,7 +238,7 @@ class DRRhoLoss(nn.Module):
         excess = torch.where(samples.used, samples.excess, 0.0)
         # As a mask where it is one: risks then know how far a ball can reach, and warn.
         measure = torch.where(samples.used, samples.measure, 0.0) if is_weighted else samples.used
-        estimate = self.estimator(self.risk, excess, base_measure=measure, index=samples.index)
+        estimate = self.estimator(self.risk, ExcessLosses(excess, measure, samples.index))
         if self.missing != "plain":
             return estimate
         counted = samples.used | samples.missing

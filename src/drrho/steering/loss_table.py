@@ -5,7 +5,8 @@ from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure
-from drrho.steering.base import Estimate
+from drrho.runtime.checks import require_at_least
+from drrho.steering.base import Estimate, ExcessLosses
 
 
 class LossTable(nn.Module):
@@ -31,8 +32,7 @@ class LossTable(nn.Module):
 
     def __init__(self, num_samples: int) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        require_at_least(1, num_samples=num_samples)
         self.register_buffer("losses", torch.zeros(num_samples))
         # The samples' weights; zero where a sample has not been seen.
         self.register_buffer("measure", torch.zeros(num_samples))
@@ -40,14 +40,8 @@ class LossTable(nn.Module):
     def check(self, risk: RiskMeasure) -> None:
         """Accept every risk: each is defined on a table."""
 
-    def forward(
-        self,
-        risk: RiskMeasure,
-        excess: Float[Tensor, " n"],
-        *,
-        base_measure: Shaped[Tensor, " n"],
-        index: Int64[Tensor, " n"] | None,
-    ) -> Estimate:
+    def forward(self, risk: RiskMeasure, batch: ExcessLosses) -> Estimate:
+        excess, base_measure, index = batch
         if index is None:
             raise ValueError("LossTable needs the samples' ids: pass index= to the loss")
         base_measure = base_measure.double()
@@ -57,7 +51,7 @@ class LossTable(nn.Module):
                 f"ids must be in [0, {len(self.losses)}), the table's num_samples; got "
                 f"{int(index[outside][0])}"
             )
-        self._remember(excess.detach(), base_measure, index)
+        self._remember(excess, base_measure, index)
         value, p, dual = risk(self.losses.double(), base_measure=self.measure)
         used = base_measure > 0
         num_seen, num_used = (self.measure > 0).sum(), used.sum().clamp_min(1)

@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from drrho.risk import KL, RiskMeasure
-from drrho.steering.base import Estimate
+from drrho.steering.base import Estimate, ExcessLosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +92,11 @@ class MovingAverage(nn.Module):
                 "LossTable estimate the other risks over batches"
             )
 
-    def forward(
-        self,
-        risk: KL,
-        excess: Float[Tensor, " n"],
-        *,
-        base_measure: Shaped[Tensor, " n"],
-        index: Int64[Tensor, " n"] | None,  # noqa: ARG002 - nothing is remembered by sample
-    ) -> Estimate:
+    def forward(self, risk: KL, batch: ExcessLosses) -> Estimate:
         temperature = risk.temperature
-        mass = base_measure.double()
+        mass = batch.base_measure.double()
         used, total = mass > 0, mass.sum()
-        z = torch.where(used, excess.detach().double() / temperature, -math.inf)
+        z = torch.where(used, batch.excess.double() / temperature, -math.inf)
         log_measure = mass.log() - total.log()
         log_batch_mean = torch.where(used, z + log_measure, -math.inf).logsumexp(dim=-1)
 

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from drrho.risk import excess_loss
-from drrho.risk.limits import HIGHEST_PRICE, LOWEST_PRICE
+from drrho.risk.limits import check_price
 
 
 class Selected(NamedTuple):
@@ -76,8 +76,7 @@ def selection_scores(
     match kind:
         case "excess":
             scores = excess_loss(
-                _needed(losses, "losses", kind),
-                _needed(reference_losses, "reference_losses", kind),
+                _needed(losses, "losses", kind), _needed(reference_losses, "reference_losses", kind)
             )
         case "loss":
             scores = _needed(losses, "losses", kind)
@@ -256,11 +255,8 @@ def _log_probabilities(
 
     NaN where none counts: they are chosen by it then, but no weight is made of it.
     """
-    if not LOWEST_PRICE <= temperature <= HIGHEST_PRICE:
-        raise ValueError(
-            f"temperature must be between {LOWEST_PRICE} and {HIGHEST_PRICE}, got "
-            f"{temperature}; its limits are select_top_k at zero, and sample_uniformly at infinity"
-        )
+    limits = "select_top_k at zero, and sample_uniformly at infinity"
+    check_price(temperature, name="temperature", limits=limits)
     logits = scores.double() / temperature
     return logits.masked_fill(~valid, -torch.inf).log_softmax(dim=0)
 

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 from drrho.risk import ChiSquareBall
+from drrho.risk.limits import check_not_negative, check_radius
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,7 @@ class FiniteClassBound:
             raise ValueError(f"num_models must be at least 1, got {self.num_models}")
         if self.num_samples < 2:
             raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
-        if not 0 <= self.loss_range < math.inf:
-            raise ValueError(f"loss_range must be finite, not negative; got {self.loss_range}")
+        check_radius(self.loss_range, name="loss_range")
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must be in (0, 1), got {self.delta}")
 
@@ -97,8 +97,5 @@ def chi_square_slack(*, radius: float, loss_range: float) -> float:
 
     Source: docs/mathematics.md, "Chi-square ball".
     """
-    if not radius >= 0 or not loss_range >= 0:
-        raise ValueError(
-            f"radius and loss_range must not be negative, got {radius} and {loss_range}"
-        )
+    check_not_negative(radius=radius, loss_range=loss_range)
     return radius * loss_range / 2

@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drrho.risk.limits import check_not_negative
+
 
 def parallel_sum(erm_risk: float, reference_risk: float) -> float:
     """`1 / (1 / R_ERM + 1 / R_ref)`: the excess risk of DRRho at its best strength.
@@ -33,9 +35,7 @@ def parallel_sum(erm_risk: float, reference_risk: float) -> float:
     Raises:
         ValueError: a risk is negative or not a number.
     """
-    for name, risk in (("erm_risk", erm_risk), ("reference_risk", reference_risk)):
-        if not risk >= 0:
-            raise ValueError(f"{name} is an excess risk and not negative, got {risk}")
+    check_not_negative(erm_risk=erm_risk, reference_risk=reference_risk)
     if erm_risk == 0 or reference_risk == 0:
         return 0.0
     return 1 / (1 / erm_risk + 1 / reference_risk)
@@ -54,7 +54,7 @@ def kl_law(kappa: float, *, temperature: float) -> float:
     Raises:
         ValueError: `kappa` is negative, or `temperature` not positive.
     """
-    _check_kappa(kappa)
+    check_not_negative(kappa=kappa)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     return _combined(kappa, 1 / (1 + temperature))
@@ -75,9 +75,7 @@ def chi_square_law(kappa: float, *, strength: float) -> float:
     Raises:
         ValueError: `kappa` or `strength` is negative.
     """
-    _check_kappa(kappa)
-    if not strength >= 0:
-        raise ValueError(f"strength must not be negative, got {strength}")
+    check_not_negative(kappa=kappa, strength=strength)
     return _combined(kappa, min(1.0, math.sqrt(strength / (1 + kappa))))
 
 
@@ -89,7 +87,7 @@ def best_rho(kappa: float, *, num_parameters: int) -> float:
     Raises:
         ValueError: `kappa` is negative, or `num_parameters` below 1.
     """
-    _check_kappa(kappa)
+    check_not_negative(kappa=kappa)
     if num_parameters < 1:
         raise ValueError(f"num_parameters must be at least 1, got {num_parameters}")
     return num_parameters / (2 * (1 + kappa))
@@ -119,8 +117,7 @@ def soft_threshold(
     Raises:
         ValueError: `radius` is negative, or the shapes of the models differ.
     """
-    if not radius >= 0:
-        raise ValueError(f"radius must not be negative, got {radius}")
+    check_not_negative(radius=radius)
     if erm.shape != reference.shape:
         raise ValueError(
             f"erm has shape {tuple(erm.shape)} and reference {tuple(reference.shape)}; both are "
@@ -135,8 +132,3 @@ def soft_threshold(
 
 def _combined(kappa: float, x: float) -> float:
     return (1 - x) ** 2 + kappa * x**2
-
-
-def _check_kappa(kappa: float) -> None:
-    if not kappa >= 0:
-        raise ValueError(f"kappa is a ratio of excess risks and not negative, got {kappa}")
