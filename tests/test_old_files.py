@@ -27,9 +27,10 @@ from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.selection import Selection
 from drrho.recipe.train import train_recipe
 from drrho.reference.store import ReferenceStore
+from drrho.runtime.records import read_record
 from drrho.studies.compare.compare import compare
 from drrho.studies.compare.spec import Comparison
-from drrho.studies.probe.results import read_probe
+from drrho.studies.probe.results import ProbeResults
 from drrho.studies.report.write import ReportConfig, write_report
 from drrho.studies.scaling.points import read_runs
 from drrho.training.config import Training
@@ -113,7 +114,7 @@ def test_a_finished_run_is_returned(old, name):
     before = (old / "trained" / name / "results.json").read_text()
     results = train_recipe(RECIPES[name](f"trained/{name}"))
     assert (old / "trained" / name / "results.json").read_text() == before
-    assert results["metrics"] == json.loads(before)["metrics"]
+    assert results.metrics == json.loads(before)["metrics"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -174,7 +175,7 @@ def test_a_comparison_is_read_and_not_run_again(old):
 
 
 def test_a_probe_is_read(old):
-    assert "reference" in str(read_probe(Path("probe/probe.json")))
+    assert "reference" in str(read_record(Path("probe/probe.json"), ProbeResults))
 
 
 def test_a_report_of_all_of_it_is_written(old):

@@ -1,6 +1,5 @@
 """Filtering leaves pairs out before training; ids, order and what is left stay theirs."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
+from drrho.recipe.document import read_run_results
 from drrho.recipe.filtering import Filtering, filtered
 from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
@@ -90,18 +90,17 @@ def test_a_run_trains_on_what_is_left_and_goes_on(plain_recipe, reference, tmp_p
         training=replace(plain_recipe.training, evaluate_every=None),
     )
     results = train_recipe(recipe)
-    assert results["filtering"]["num_kept"] == 16
-    assert results["epochs"] == 3  # 6 steps of 8 of 16
-    assert results["samples_seen"] == 48 and results["skipped"] == {}
+    assert results.filtering.num_kept == 16
+    assert results.epochs == 3  # 6 steps of 8 of 16
+    assert results.samples_seen == 48 and results.skipped == {}
     (tmp_path / "run" / "results.json").unlink()
     rows = read_metrics(tmp_path / "run")
-    assert train_recipe(recipe)["samples_seen"] == 48
+    assert train_recipe(recipe).samples_seen == 48
     assert read_metrics(tmp_path / "run")[: len(rows)] == rows
     other = replace(recipe, filtering=replace(recipe.filtering, kept_fraction=0.5))
     with pytest.raises(ValueError, match="another recipe"):
         train_recipe(other)
-    saved = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert saved["filtering"] == results["filtering"]
+    assert read_run_results(tmp_path / "run").filtering == results.filtering
 
 
 def test_filters_that_make_no_sense_are_refused(plain_recipe, steered_recipe):
@@ -134,8 +133,8 @@ def test_an_ensemble_steers_as_one_reference(steered_recipe, reference, tmp_path
             reference_weights=(0.3, 0.7),
         )
     )
-    assert two["metrics"]["loss"] == pytest.approx(one["metrics"]["loss"], rel=1e-5)
-    assert two["reference"]["weights"] == [0.3, 0.7]
+    assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-5)
+    assert two.reference["weights"] == [0.3, 0.7]
     with pytest.raises(ValueError, match="reference_weights = .* has no effect on 1 references"):
         replace(recipe, reference_weights=(1.0,))
     with pytest.raises(ValueError, match="different folders"):

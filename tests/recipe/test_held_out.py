@@ -42,7 +42,7 @@ def test_variances_are_logged_at_every_evaluation(plain_recipe, stored, tmp_path
         assert row["evaluation/loss_variance"] > 0
         names = [f"evaluation/excess_loss_variance/{name}" for name in ("one", "other")]
         assert row[names[0]] == row[names[1]] > 0
-    assert plain["metrics"]["evaluation/mrr"] == logged["metrics"]["evaluation/mrr"]
+    assert plain.metrics["evaluation/mrr"] == logged.metrics["evaluation/mrr"]
     capsys.readouterr()
     picture = tmp_path / "variance.png"
     assert main(["variance", str(tmp_path / "run"), "--output", str(picture)]) == 0

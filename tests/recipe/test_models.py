@@ -99,7 +99,7 @@ def test_it_is_trained_and_the_run_is_evaluated(target, plain_recipe, tmp_path, 
     recipe = replace(plain_recipe, model=Model(name=target(tmp_path)), output=str(tmp_path / "run"))
     results = train_recipe(recipe)
     assert main(["evaluate", recipe.output, "--data", str(recipe.evaluation.data)]) == 0
-    mrr = results["metrics"]["evaluation/mrr"]
+    mrr = results.metrics["evaluation/mrr"]
     assert f"{mrr:.4f}" in capsys.readouterr().out
 
 

@@ -41,4 +41,4 @@ def test_every_recipe_trains_in_small(name, plain_recipe, reference, tmp_path):
         filtering=filtering,
         device="cpu",
     )
-    assert train_recipe(small)["samples_seen"] == 4
+    assert train_recipe(small).samples_seen == 4

@@ -33,7 +33,7 @@ def test_a_plan_says_what_the_run_does_and_writes_nothing(steered_recipe, refere
     assert "12 samples, retrieval, zero-shot" in plan
     assert "a new run" in plan
     results = train_recipe(recipe)
-    assert results["filtering"]["num_kept"] == 20 and results["samples_seen"] == 48
+    assert results.filtering.num_kept == 20 and results.samples_seen == 48
     assert "holds this run, finished" in plan_run(recipe)
     (tmp_path / "run" / "results.json").rename(tmp_path / "results.json")
     assert "continues at step-00000006" in plan_run(recipe)

@@ -26,6 +26,7 @@ from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.data.views import Views
 from drrho.recipe.batches import SteeredBatch
+from drrho.recipe.document import read_run_results
 from drrho.recipe.recipe import Evaluation
 from drrho.recipe.selection import Selection
 from drrho.recipe.step import ContrastiveStep, Towers
@@ -61,10 +62,10 @@ def test_a_steered_run_reports_what_was_asked_for(steered_recipe, tmp_path):
     assert [("evaluation/mrr" in row) for row in rows] == [False, False, True, False, False, True]
     assert rows[0]["gamma"] == 1.0
     assert rows[-1]["gamma"] == 0.5
-    assert results["samples_seen"] == 48
-    assert results["metrics"]["evaluation/zero_shot/shape/top1"] >= 0
-    assert results["reference"]["architecture"].startswith("small")
-    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert results.samples_seen == 48
+    assert results.metrics["evaluation/zero_shot/shape/top1"] >= 0
+    assert results.reference["architecture"].startswith("small")
+    assert read_run_results(tmp_path) == results
     assert list((tmp_path / "tensorboard").iterdir())
 
 
@@ -150,7 +151,7 @@ def test_a_recipe_of_an_earlier_version_is_still_this_run(plain_recipe, tmp_path
     del older["recipe"]["resume"], older["recipe"]["filtering"]
     del older["recipe"]["loading"]["views"], older["recipe"]["training"]["not_finite"]
     results.write_text(json.dumps(older))
-    assert train_recipe(recipe)["metrics"] == first["metrics"]
+    assert train_recipe(recipe).metrics == first.metrics
     views = replace(recipe.loading, views=Views(count=1))
     with pytest.raises(ValueError, match=r"loading\.views"):
         train_recipe(replace(recipe, loading=views))
@@ -228,7 +229,7 @@ def test_every_option_builds_and_steps_on_the_cpu(
         ),
         reference=str(reference) if method == "drrho_clip" else None,
     )
-    assert train_recipe(recipe)["samples_seen"] == 8
+    assert train_recipe(recipe).samples_seen == 8
 
 
 METHODS = {objective.method: objective for objective in (CLIP, SigLIP, FastCLIP, DRRhoCLIP)}
@@ -303,7 +304,7 @@ def test_joint_selection_trains_on_exactly_its_batch_and_resumes(
         ),
     )
     whole, halves = (replace(recipe, output=str(tmp_path / name)) for name in ("whole", "halves"))
-    assert train_recipe(whole)["samples_seen"] == 4 * 4
+    assert train_recipe(whole).samples_seen == 4 * 4
     train_recipe(halves)
     go_back(tmp_path / "halves", before=4)
     train_recipe(halves)
@@ -393,8 +394,8 @@ def test_pairs_without_reference_embeddings_are_dropped_and_counted(
     steps = replace(steered_recipe.training, steps=5)  # one epoch
     with pytest.warns(UserWarning, match="no reference embedding"):
         results = train_recipe(replace(steered_recipe, output=str(tmp_path), training=steps))
-    assert results["samples_seen"] == 39
-    assert results["skipped"] == {"no reference embedding": 1}
+    assert results.samples_seen == 39
+    assert results.skipped == {"no reference embedding": 1}
 
 
 def test_pairs_without_reference_embeddings_may_keep_their_plain_loss(
@@ -416,8 +417,8 @@ def test_pairs_without_reference_embeddings_may_keep_their_plain_loss(
         steered_recipe, output=str(tmp_path), training=steps, missing_reference="plain"
     )
     results = train_recipe(recipe)
-    assert results["samples_seen"] == 40
-    assert results["skipped"] == {}
+    assert results.samples_seen == 40
+    assert results.skipped == {}
     assert len(seen) == 1
 
 
@@ -489,7 +490,7 @@ def test_changed_contents_at_the_same_paths_are_another_run(steered_recipe, scen
     )
     train_recipe(recipe)
     moved = replace(recipe, data=steered_recipe.data, reference=steered_recipe.reference)
-    assert train_recipe(moved)["samples_seen"] == 48  # the same contents elsewhere: the same run
+    assert train_recipe(moved).samples_seen == 48  # the same contents elsewhere: the same run
     card = json.loads((embeddings / "reference.json").read_text())
     shutil.rmtree(embeddings)
     precompute_reference(

@@ -9,7 +9,6 @@ import tyro
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.plotting.table import in_brackets, metrics_table
-from drrho.recipe.filtering import FilterReport
 from drrho.recipe.override import overridden
 from drrho.recipe.plan import plan_run
 from drrho.recipe.published import Scale, named_recipe
@@ -70,16 +69,16 @@ def _trained(recipe: Recipe) -> str:
     results = train_recipe(recipe)
     scores = {
         name.removeprefix("evaluation/"): value
-        for name, value in results["metrics"].items()
+        for name, value in results.metrics.items()
         if name.startswith("evaluation/")
     }
     table = f"{metrics_table({'evaluation': scores})}\n\n" if scores else ""
-    skipped = sum(results["skipped"].values())
-    if results["filtering"] is not None:
-        table += f"filtering: {FilterReport(**results['filtering'])}\n\n"
+    skipped = sum(results.skipped.values())
+    if results.filtering is not None:
+        table += f"filtering: {results.filtering}\n\n"
     return (
-        f"{table}{recipe.output}: {results['samples_seen']:,} samples in "
-        f"{results['seconds']:,.0f} s, {skipped:,} skipped{in_brackets(results['skipped'])}; the "
+        f"{table}{recipe.output}: {results.samples_seen:,} samples in "
+        f"{results.seconds:,.0f} s, {skipped:,} skipped{in_brackets(results.skipped)}; the "
         f"model is in {recipe.output}/model, its history in {recipe.output}/metrics.jsonl"
     )
 

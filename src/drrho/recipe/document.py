@@ -1,27 +1,110 @@
-"""A recipe as plain data, as `recipe.json` and checkpoints hold it, and back.
-
-A member of a union of dataclasses is told by its tag, the class attribute `method` or `kind`. A
-field that is not there has its default, so that what an earlier version wrote is read.
+"""The files of a run that say what it was: `recipe.json`, also of earlier versions, and
+`results.json`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
+from drrho.recipe.filtering import FilterReport
 from drrho.recipe.recipe import Recipe
+from drrho.runtime.files import write_json
+from drrho.runtime.records import FORMAT, from_json, read_json_object, read_versioned, to_json
 
-TAGS = ("method", "kind")
+RECIPE_FILE, RESULTS_FILE = "recipe.json", "results.json"
 CONTENTS = "contents"  # of what a recipe names, beside its own fields
 
 
-def plain_recipe(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON can hold it."""
-    return _plain(recipe)
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """Results of a finished run.
+
+    Attributes:
+        recipe: what was trained.
+        contents: identities of the data, of the stored embeddings and of the filtered pairs.
+        metrics: of the last step and of the last evaluation, by name.
+        samples_seen: pairs that the model was trained on.
+        epochs: passes over the pairs.
+        seconds: wall time of training, evaluations included.
+        skipped: reason -> number of samples left out of their batches.
+        skipped_steps: steps left out because a number was not finite.
+        samples_without_reference: samples without stored embeddings; None without a reference.
+        filtering: what the filter did; None without one.
+        processes: number of them.
+        reference: identity of the reference; None without one.
+        teachers: identities of the teachers.
+        versions: library -> version.
+    """
+
+    version: ClassVar = 1
+    recipe: Recipe
+    contents: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    samples_seen: int
+    epochs: float = float("nan")
+    seconds: float
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    skipped_steps: int = 0
+    samples_without_reference: int | None = None
+    filtering: FilterReport | None = None
+    processes: int = 1
+    reference: Mapping[str, Any] | None = None
+    teachers: tuple[Mapping[str, Any], ...] = ()
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The recipe with its contents, as `recipe.json` has it."""
+        return to_json(self.recipe) | {CONTENTS: self.contents}
 
 
-def read_recipe(document: Mapping[str, Any]) -> Recipe:
-    """The recipe that `plain_recipe` wrote, be it that of an earlier version.
+def write_run_results(folder: Path, results: RunResults) -> None:
+    """Write a run's `results.json`, in which the contents are a part of the recipe."""
+    content = to_json(results) | {"recipe": results.config}
+    del content[CONTENTS]
+    write_json(folder / RESULTS_FILE, {FORMAT: results.version, **content})
+
+
+def read_run_results(folder: Path) -> RunResults | None:
+    """Read a run's `results.json`; None if it is not finished.
+
+    Raises:
+        ValueError: the file is damaged, or of a later version.
+    """
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return None
+    content = read_versioned(path, RunResults)
+    recipe = content.get("recipe")
+    if isinstance(recipe, Mapping):
+        contents = recipe.get(CONTENTS, {})
+        content |= {"recipe": read_recipe(recipe, where=f"{path}: recipe"), CONTENTS: contents}
+    return from_json(RunResults, content, where=str(path))
+
+
+def read_recipe_file(folder: Path) -> dict[str, Any]:
+    """Read a run's `recipe.json` as today's version would write it, contents included.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the file is damaged.
+    """
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no run: it has no {RECIPE_FILE}. Give a folder that `drrho train` or "
+            "`drrho compare` wrote"
+        )
+    document = read_json_object(path)
+    try:
+        return upgraded(document)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_recipe(document: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """Build a recipe from what `to_json` made of it, in this version or an earlier one.
 
     Raises:
         ValueError: it is none.
@@ -29,7 +112,7 @@ def read_recipe(document: Mapping[str, Any]) -> Recipe:
     own = {name: value for name, value in document.items() if name != CONTENTS}
     if isinstance(own.get("objective"), Mapping):
         own["objective"] = _upgraded_objective(own["objective"])
-    return _read_dataclass(Recipe, own, "recipe")
+    return from_json(Recipe, own, where=where, strict=True)
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,79 +122,7 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it is none.
     """
     kept = {CONTENTS: document[CONTENTS]} if CONTENTS in document else {}
-    return plain_recipe(read_recipe(document)) | kept
-
-
-def tag_of(config: object) -> tuple[str, str] | None:
-    """The name and the value of the tag of a dataclass or its instance, where it has one."""
-    assert is_dataclass(config)
-    own = {part.name for part in fields(config)}
-    for name in TAGS:
-        if name not in own and hasattr(config, name):
-            return name, getattr(config, name)
-    return None
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        tag = tag_of(value)
-        found = {} if tag is None else dict([tag])
-        return found | {part.name: _plain(getattr(value, part.name)) for part in fields(value)}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    arguments = get_args(kind)
-    match get_origin(kind) or kind:
-        case origin if origin in (Union, UnionType):
-            return _read_union(arguments, value, where)
-        case origin if origin is Literal and value in arguments:
-            return value
-        case origin if origin is tuple and isinstance(value, list):
-            kinds = [arguments[0]] * len(value) if arguments[-1] is ... else arguments
-            return tuple(_read(*pair, where) for pair in zip(kinds, value, strict=True))
-        case origin if is_dataclass(origin) and isinstance(value, Mapping):
-            return _read_dataclass(origin, value, where)
-        case origin if type(value) is origin or (origin is float and type(value) is int):
-            return value
-    raise ValueError(f"{where} must be of type {kind}, got {value!r}")
-
-
-def _read_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    if value is None and NoneType in kinds:
-        return None
-    if not isinstance(value, Mapping):
-        suitable = {str: str, list: tuple}.get(type(value), type(value))
-        near = [
-            k for k in kinds if (get_origin(k) or k) is suitable or (k, suitable) == (float, int)
-        ]
-        return _read(near[0] if near else kinds, value, where)
-    members: list[Any] = [kind for kind in kinds if is_dataclass(kind)]
-    for member in members:
-        tag = tag_of(member)
-        if tag is None or value.get(tag[0]) == tag[1]:
-            return _read_dataclass(member, value, where)
-    given = {name: value[name] for name in TAGS if name in value}
-    raise ValueError(f"{where} must be one of {[m.__name__ for m in members]}, got {given}")
-
-
-def _read_dataclass(kind: Any, document: Mapping[str, Any], where: str) -> Any:
-    tag = tag_of(kind)
-    hints, found = get_type_hints(kind), {}
-    known = {part.name for part in fields(kind)}
-    for name, value in document.items():
-        if tag is not None and name == tag[0]:
-            continue
-        if name in known and (value is not None or NoneType in get_args(hints[name])):
-            found[name] = _read(hints[name], value, f"{where}.{name}")
-        elif value is not None:  # null stood for a default, or for what the member does not have
-            raise ValueError(f"{where} has no {name!r}, which is {value!r} there")
-    for part in fields(kind):
-        if part.name not in found and (part.default, part.default_factory) == (MISSING, MISSING):
-            raise ValueError(f"{where} has no {part.name!r}")
-    return kind(**found)
+    return to_json(read_recipe(document)) | kept
 
 
 def _upgraded_objective(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,15 @@
 """A run's model, or that of one of its checkpoints, for other programs."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
-from drrho.models.build import Model, build_model, load_model
+from drrho.models.build import build_model, load_model
 from drrho.models.export import export_hugging_face, export_open_clip
 from drrho.models.two_tower import TwoTower
-from drrho.recipe.document import read_recipe
-from drrho.recipe.train import RECIPE_FILE
+from drrho.recipe.document import read_recipe, read_recipe_file
 from drrho.training.checkpoint import read_values
 
 PREFIX = "model."
@@ -71,7 +69,7 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
     # Seconds of import, for those who export a checkpoint.
     from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
 
-    model = build_model(recorded_model(run), seed=0)
+    model = build_model(read_recipe(read_recipe_file(run)).model, seed=0)
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in read_tensors(checkpoint).items()
@@ -84,15 +82,6 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
             f"checkpoint {checkpoint} is not one of the model of {run}: {error}"
         ) from error
     return model
-
-
-def recorded_model(run: Path) -> Model:
-    """What a run's recipe says of its model; FileNotFoundError if the folder is no run."""
-    try:
-        document = json.loads((run / RECIPE_FILE).read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{run} holds no run: it has no {RECIPE_FILE}") from None
-    return read_recipe(document).model
 
 
 def run_export(config: ExportConfig) -> str:

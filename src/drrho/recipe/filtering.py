@@ -6,8 +6,7 @@ are, and the order of the epochs is made of what is left: every batch is full.
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float32
@@ -71,9 +70,6 @@ class FilterReport:
     num_below: int
     num_without: int
     kept_sha256: str
-
-    def as_plain(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         return (

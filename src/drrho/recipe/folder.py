@@ -1,19 +1,23 @@
 """What a run's folder says of it, finished or not, and its model at several stages."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from drrho.data.manifest import Manifest
 from drrho.models.build import build_model, load_model
 from drrho.models.two_tower import TwoTower
-from drrho.recipe.document import read_recipe
+from drrho.recipe.document import (
+    RECIPE_FILE,
+    RunResults,
+    read_recipe,
+    read_recipe_file,
+    read_run_results,
+)
 from drrho.recipe.export import load_checkpoint_model
 from drrho.recipe.recipe import Recipe
-from drrho.recipe.train import RECIPE_FILE, RESULTS_FILE
 from drrho.reference.reader import Reference, open_reference
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
@@ -29,13 +33,13 @@ class RunFolder:
         path: of the folder.
         recipe: what was trained.
         rows: of its metrics log; none before the first is written.
-        results: of a finished run.
+        results: of a finished run; None before its end.
     """
 
     path: Path
     recipe: Recipe
     rows: list[Row]
-    results: dict[str, Any] | None
+    results: RunResults | None
 
     @property
     def step(self) -> int:
@@ -103,21 +107,12 @@ def read_run(path: Path) -> RunFolder:
         FileNotFoundError: it holds no run.
         ValueError: a file of it is damaged.
     """
-    document = _read_json(path / RECIPE_FILE)
-    if document is None:
-        raise FileNotFoundError(
-            f"{path} holds no run: it has no {RECIPE_FILE}. Give a folder that `drrho train` or "
-            "`drrho compare` wrote"
-        )
-    try:
-        recipe = read_recipe(document)
-    except ValueError as error:
-        raise ValueError(f"{path / RECIPE_FILE} is damaged: {error}") from error
+    recipe = read_recipe(read_recipe_file(path))
     try:
         rows = read_metrics(path)
     except FileNotFoundError:
         rows = []
-    return RunFolder(path=path, recipe=recipe, rows=rows, results=_read_json(path / RESULTS_FILE))
+    return RunFolder(path=path, recipe=recipe, rows=rows, results=read_run_results(path))
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -156,17 +151,3 @@ def stages_of(run: RunFolder) -> list[Stage]:
         title = f"step {run.step:,}, the end"
         stages.append(stage(run.step, title, partial(load_model, run.path / "model")))
     return stages
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is no JSON ({error}); it was damaged or is being written"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; it was damaged")
-    return content

@@ -6,8 +6,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from drrho.recipe.document import tag_of
 from drrho.recipe.recipe import Recipe
+from drrho.runtime.records import tag_of
 
 Kind = TypeVar("Kind")
 # Given one, the recipe's other one goes.

@@ -4,7 +4,6 @@ Everything that a run checks before its first step is checked, and a few samples
 of the run is written.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -30,12 +29,15 @@ from drrho.evaluation.evaluate import open_evaluation_set
 from drrho.models.build import build_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
-from drrho.recipe.document import upgraded
+from drrho.recipe.document import (
+    RECIPE_FILE,
+    RESULTS_FILE,
+    read_recipe_file,
+    read_run_results,
+)
 from drrho.recipe.filtering import FilterReport
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.train import (
-    RECIPE_FILE,
-    RESULTS_FILE,
     filter_manifest,
     gamma_schedule,
     run_config,
@@ -268,20 +270,19 @@ def _read_some(recipe: Recipe, manifest: Manifest, model: TwoTower, stores: Stor
 def _folder(recipe: Recipe, config: dict) -> str:
     """What lies in the run's folder; raises ValueError if that is a run of another recipe."""
     folder = Path(recipe.output)
-    path = folder / (RESULTS_FILE if (folder / RESULTS_FILE).is_file() else RECIPE_FILE)
+    results = read_run_results(folder)
     written = (
         f"writes       {folder}: {RECIPE_FILE}, metrics.jsonl, checkpoints/, model/, {RESULTS_FILE}"
     )
-    if not path.is_file():
+    if results is None and not (folder / RECIPE_FILE).is_file():
         return written + "; a new run"
-    document = json.loads(path.read_text())
-    before = document["recipe"] if path.name == RESULTS_FILE else document
-    if changed := config_differences(upgraded(before), config, may_change=MAY_CHANGE):
+    before = read_recipe_file(folder) if results is None else results.config
+    if changed := config_differences(before, config, may_change=MAY_CHANGE):
         raise ValueError(
             f"{folder} holds a run of another recipe; train in another folder, or remove it:\n  "
             + "\n  ".join(changed)
         )
-    if path.name == RESULTS_FILE:
+    if results is not None:
         return f"writes       nothing: {folder} holds this run, finished"
     newest = latest_checkpoint(folder / "checkpoints")
     return f"{written}; continues at {'the start' if newest is None else newest.name}"

@@ -1,6 +1,5 @@
 """A recipe -> a trained model in its run folder."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -25,7 +24,14 @@ from drrho.evaluation.evaluate import evaluate_encoder, open_evaluation_set
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
-from drrho.recipe.document import CONTENTS, plain_recipe, upgraded
+from drrho.recipe.document import (
+    CONTENTS,
+    RECIPE_FILE,
+    RunResults,
+    read_run_results,
+    upgraded,
+    write_run_results,
+)
 from drrho.recipe.filtering import FilterReport, filtered
 from drrho.recipe.held_out import HeldOutVariances
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
@@ -36,6 +42,7 @@ from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive, write_json
 from drrho.runtime.launch import ProcessFailed, together
 from drrho.runtime.provenance import config_differences, plain, versions
+from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.interruption import TrainingInterrupted
 from drrho.training.loop import Evaluator, train
@@ -52,19 +59,16 @@ from drrho.training.state import TrainingState
 
 __all__ = ["ProcessFailed", "TrainingInterrupted", "train_recipe"]
 
-RECIPE_FILE = "recipe.json"
-RESULTS_FILE = "results.json"
 MOST_PASSES = 100  # beyond them a warning
 
 
-def train_recipe(recipe: Recipe) -> dict[str, Any]:
+def train_recipe(recipe: Recipe) -> RunResults:
     """Trains, or continues, or returns what was finished before.
 
     Under torchrun or `srun` all processes call this and train together.
 
     Returns:
-        The contents of the folder's `results.json`: recipe, metrics of the last step and
-        evaluation, samples seen, seconds, skipped samples, versions.
+        What the folder's `results.json` says.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or the data, the reference or
@@ -75,9 +79,7 @@ def train_recipe(recipe: Recipe) -> dict[str, Any]:
         return _train_or_return(recipe, processes, device=device)
 
 
-def _train_or_return(
-    recipe: Recipe, processes: Processes, *, device: torch.device
-) -> dict[str, Any]:
+def _train_or_return(recipe: Recipe, processes: Processes, *, device: torch.device) -> RunResults:
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
     stores = Stores.open(recipe, manifest)
@@ -88,7 +90,7 @@ def _train_or_return(
         finished = processes.on_first(lambda: _finished_results(recipe, config))
         if finished is not None:
             return finished
-        return _Training(recipe, config, manifest, stores, processes, device).run()
+        return _Training(recipe, config, manifest, stores, report, processes, device).run()
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,11 @@ class _Training:
     config: dict[str, Any]
     manifest: Manifest
     stores: Stores
+    report: FilterReport | None
     processes: Processes
     device: torch.device
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunResults:
         """Trains to the end, writes the model and `results.json`, and returns the latter."""
         recipe, folder = self.recipe, Path(self.recipe.output)
         model = build_model(recipe.model, seed=recipe.seed)
@@ -126,24 +129,26 @@ class _Training:
             evaluators=_evaluators(recipe, model, self.processes, device=self.device),
         )
         self._save(model, folder / "model")
-        results = {
-            "recipe": self.config,
-            "metrics": dict(result.metrics),
-            "samples_seen": result.samples_seen,
-            "epochs": epochs,
-            "seconds": result.seconds,
-            "skipped": dict(state.skipped),
-            "skipped_steps": state.skipped_steps,
-            "samples_without_reference": (
+        results = RunResults(
+            recipe=recipe,
+            contents=self.config[CONTENTS],
+            metrics=dict(result.metrics),
+            samples_seen=result.samples_seen,
+            epochs=epochs,
+            seconds=result.seconds,
+            skipped=dict(state.skipped),
+            skipped_steps=state.skipped_steps,
+            samples_without_reference=(
                 None if self.stores.reference is None else self.stores.reference.num_absent
             ),
-            "filtering": self.config["contents"].get("filtering"),
-            "processes": self.processes.size,
-            **self.stores.identities,
-            "versions": versions(),
-        }
+            filtering=self.report,
+            processes=self.processes.size,
+            reference=self.stores.identities["reference"],
+            teachers=tuple(self.stores.identities["teachers"]),
+            versions=versions(),
+        )
         if self.processes.is_first:
-            write_json(folder / RESULTS_FILE, results)
+            write_run_results(folder, results)
         return results
 
     def _prepare(self, module: nn.Module) -> None:
@@ -220,8 +225,8 @@ def run_config(
     """What makes a run this run: the recipe, and the contents of what it names, as plain data."""
     contents = {"data_sha256": manifest.contents_sha256, **stores.identities}
     if report is not None:
-        contents["filtering"] = report.as_plain()
-    return plain_recipe(recipe) | {CONTENTS: plain(contents)}
+        contents["filtering"] = to_json(report)
+    return to_json(recipe) | {CONTENTS: plain(contents)}
 
 
 def with_steps(recipe: Recipe, manifest: Manifest) -> Recipe:
@@ -298,22 +303,20 @@ def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
     )
 
 
-def _finished_results(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any] | None:
+def _finished_results(recipe: Recipe, config: dict[str, Any]) -> RunResults | None:
     folder = Path(recipe.output)
-    path = folder / RESULTS_FILE
+    results = read_run_results(folder)
     checkpoints = list_checkpoints(folder / "checkpoints")
-    _require_choice_of_resume(recipe, found=path.is_file() or len(checkpoints) > 0)
-    if not path.is_file():
+    _require_choice_of_resume(recipe, found=results is not None or len(checkpoints) > 0)
+    if results is None:
         return None
-    results = json.loads(path.read_text())
-    recorded = upgraded(results["recipe"])
-    changed = config_differences(recorded, config, may_change=MAY_CHANGE)
+    changed = config_differences(results.config, config, may_change=MAY_CHANGE)
     if changed:
         raise ValueError(
             f"{folder} holds a finished run of another recipe; train in another folder, or remove "
             "it:\n  " + "\n  ".join(changed)
         )
-    before, now = (c["evaluation"]["data"] for c in (recorded, config))
+    before, now = results.recipe.evaluation.data, recipe.evaluation.data
     if now is not None and before != now:
         done = "was not evaluated" if before is None else f"was evaluated on {before}"
         raise ValueError(

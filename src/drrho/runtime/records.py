@@ -1,18 +1,33 @@
-"""Frozen dataclasses as JSON files, and back: one reader and one writer for every result."""
+"""Frozen dataclasses as plain data and JSON files, and back: one reader and one writer for all.
+
+Recipes, results of runs and results of studies are such records. A member of a union of
+dataclasses is told by its tag, the class attribute `method` or `kind`.
+"""
 
 import json
 import math
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from drrho.runtime.files import write_json
 
 # The metadata of a field that is None by default, and then left out of the file.
 OPTIONAL = {"left_out_if_none": True}
 FORMAT = "format"  # the name of the version number in every file
+TAGS = ("method", "kind")
+Record = TypeVar("Record")
+
+
+def tag_of(record: Any) -> tuple[str, str] | None:
+    """The name and the value of the tag of a dataclass or its instance, where it has one."""
+    own = {part.name for part in fields(record)}
+    for name in TAGS:
+        if name not in own and isinstance(getattr(record, name, None), str):
+            return name, getattr(record, name)
+    return None
 
 
 def to_json(value: Any) -> Any:
@@ -20,14 +35,15 @@ def to_json(value: Any) -> Any:
 
     Numbers that are not finite become null.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {f: getattr(value, f.name) for f in fields(value)}
-        return {
-            f.name: to_json(content)
-            for f, content in found.items()
-            if not (content is None and f.metadata == OPTIONAL)
-        }
     match value:
+        case _ if is_dataclass(value):
+            found = {part: getattr(value, part.name) for part in fields(value)}
+            tag = tag_of(value)
+            return ({} if tag is None else dict([tag])) | {
+                part.name: to_json(content)
+                for part, content in found.items()
+                if not (content is None and part.metadata == OPTIONAL)
+            }
         case Mapping():
             return {str(name): to_json(content) for name, content in value.items()}
         case list() | tuple():
@@ -38,9 +54,31 @@ def to_json(value: Any) -> Any:
             return value
 
 
-def write_record(path: Path, content: Mapping[str, Any], *, version: int) -> None:
-    """Write a JSON object with the version of its format first."""
-    write_json(path, {FORMAT: version, **content})
+def write_record(path: Path, record: Any) -> None:
+    """Write a dataclass; its class attribute `version`, that of the format, comes first."""
+    write_json(path, {FORMAT: record.version, **to_json(record)})
+
+
+def read_record(path: Path, kind: type[Record]) -> Record:
+    """Read what `write_record` wrote, in this version or an earlier one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, of a later version, or something else.
+    """
+    return from_json(kind, read_versioned(path, kind), where=str(path))
+
+
+def read_versioned(path: Path, kind: Any) -> dict[str, Any]:
+    """Read the JSON object of a record, of its version or an earlier one; raises as above."""
+    content = read_json_object(path)
+    version = content.get(FORMAT, 0)  # files without one are older
+    if not isinstance(version, int) or version > kind.version:
+        raise ValueError(
+            f"{path} has format {version}, and this version of drrho reads up to {kind.version}; "
+            "install the version that wrote it, or a later one"
+        )
+    return content
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -59,75 +97,96 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def require_version(content: Mapping[str, Any], newest: int, *, path: Path) -> None:
-    """Raise ValueError if a later version wrote the file. Files without a version are older."""
-    version = content.get(FORMAT, 0)
-    if not isinstance(version, int) or version > newest:
-        raise ValueError(
-            f"{path} has format {version}, and this version of drrho reads up to {newest}; "
-            "install the version that wrote it, or a later one"
-        )
-
-
-def from_json(kind: Any, content: Any, *, where: str) -> Any:
-    """Build a value of a type from JSON.
-
-    Names that the type does not have are passed over; absent ones take the default.
+def from_json(kind: Any, content: Any, *, where: str, strict: bool = False) -> Any:
+    """Build a value of a type from JSON. Absent names take the default.
 
     Args:
-        kind: a dataclass, NamedTuple, mapping, tuple, union with None or plain type, nested.
-        content: as `json.loads` returns it.
+        kind: a dataclass, NamedTuple, mapping, tuple, union or plain type, nested.
+        content: as `json.loads` returns it, or a value of a dataclass already.
         where: the place of the content, for errors.
+        strict: whether a name that the type does not have is an error, and null a default where
+            the type has no None; else such names are passed over.
 
     Raises:
         ValueError: something is absent that has no default, or of another type.
     """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
+    origin: Any = get_origin(kind) or kind
+    arguments = get_args(kind)
+    if kind is Any or (is_dataclass(content) and type(content) is origin):
         return content
-    if origin in (Union, types.UnionType):
-        if content is None and types.NoneType in arguments:
-            return content
-        (inner,) = [kind for kind in arguments if kind is not types.NoneType]
-        return from_json(inner, content, where=where)
+    if origin in (Union, UnionType):
+        inner = _member(arguments, content, where)
+        return content if inner is None else from_json(inner, content, where=where, strict=strict)
     if origin is Literal:
         return _require(content in arguments, content, where, " or ".join(map(repr, arguments)))
-    if is_dataclass(kind) or hasattr(kind, "_fields"):
-        return _from_object(kind, content, where)
-    if origin is not None and issubclass(origin, Mapping):
+    if is_dataclass(origin) or hasattr(origin, "_fields"):
+        return _from_object(origin, content, where, strict)
+    if issubclass(origin, Mapping):
         _require(isinstance(content, Mapping), content, where, "an object")
         key, value = arguments
         return {key(k): from_json(value, v, where=f"{where}.{k}") for k, v in content.items()}
     if origin is tuple:
-        _require(isinstance(content, Sequence), content, where, "a list")
-        kinds = arguments
-        if arguments[1:] == (Ellipsis,):
-            kinds = arguments[:1] * len(content)
+        _require(isinstance(content, list | tuple), content, where, "a list")
+        kinds = arguments[:1] * len(content) if arguments[1:] == (Ellipsis,) else arguments
         _require(len(kinds) == len(content), content, where, f"a list of {len(kinds)}")
         pairs = enumerate(zip(kinds, content, strict=True))
-        return tuple(from_json(k, value, where=f"{where}[{i}]") for i, (k, value) in pairs)
+        return tuple(
+            from_json(kind, value, where=f"{where}[{i}]", strict=strict)
+            for i, (kind, value) in pairs
+        )
     if kind is float and content is None:
         content = math.nan  # a number that is not finite
-    accepted = (int, float) if kind is float else kind
-    return _require(isinstance(content, accepted), content, where, f"a {kind.__name__}")
+    return _require(_fits(kind, content), content, where, f"a {kind.__name__}")
 
 
-def _from_object(kind: Any, content: Any, where: str) -> Any:
+def _member(kinds: Sequence[Any], content: Any, where: str) -> Any:
+    """The member of a union that the content is of; None for null."""
+    members = [kind for kind in kinds if kind is not NoneType]
+    if content is None and len(members) < len(kinds):
+        return None
+    if len(members) == 1:
+        return members[0]
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in members)
+    found = [kind for kind in members if _fits(kind, content)]
+    _require(len(found) > 0, content, where, f"a {names}")
+    return found[0]
+
+
+def _fits(kind: Any, content: Any) -> bool:
+    """Whether content is of a type, judged by its tag or its outermost type."""
+    origin = get_origin(kind) or kind
+    if is_dataclass(origin):
+        tag = tag_of(origin)
+        return isinstance(content, Mapping) and (tag is None or content.get(tag[0]) == tag[1])
+    if origin is tuple:
+        return isinstance(content, list)
+    return type(content) is origin or (origin is float and type(content) is int)
+
+
+def _from_object(kind: Any, content: Any, where: str, strict: bool) -> Any:
     """Build a dataclass from an object, or a NamedTuple from an object or a list."""
     names = getattr(kind, "_fields", ())
     if names and isinstance(content, list):
         content = dict(zip(names, content, strict=False))
     _require(isinstance(content, Mapping), content, where, "an object")
-    has_default = set(getattr(kind, "_field_defaults", ()))
-    for f in getattr(kind, "__dataclass_fields__", {}).values():
-        if (f.default, f.default_factory) != (MISSING, MISSING):
-            has_default.add(f.name)
-    values = {}
-    for name, hint in get_type_hints(kind).items():
-        if name in content:
-            values[name] = from_json(hint, content[name], where=f"{where}.{name}")
+    has_default, tag = set(getattr(kind, "_field_defaults", ())), None
+    if not names:
+        names, tag = tuple(part.name for part in fields(kind)), tag_of(kind)
+        has_default = {
+            part.name
+            for part in fields(kind)
+            if (part.default, part.default_factory) != (MISSING, MISSING)
+        }
+    hints, values = get_type_hints(kind), {}
+    for name in names:
+        hint, value = hints[name], content.get(name)
+        if name in content and not (strict and value is None and NoneType not in get_args(hint)):
+            values[name] = from_json(hint, value, where=f"{where}.{name}", strict=strict)
         elif name not in has_default:
             raise ValueError(f"{where} has no {name!r}; it was damaged, or is of something else")
+    for name, value in content.items() if strict else ():
+        if name not in names and value is not None and (name, value) != tag:
+            raise ValueError(f"{where} has no {name!r}, which is {value!r} there")
     return kind(**values)
 
 

@@ -8,21 +8,24 @@ import pytest
 import torch
 
 from drrho.cli import main
+from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.data.views import Views
 from drrho.recipe.folder import read_run
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.pairs import stored_pairs
 from drrho.reference.reader import open_reference
+from drrho.runtime.records import read_record
 from drrho.studies.curate import curate as curating
 from drrho.studies.curate.curate import (
     CurateConfig,
+    CurationSummary,
     Quality,
     curate,
     find_repeats,
     label_pairs,
-    read_summary,
 )
 
 
@@ -59,7 +62,7 @@ def test_every_pair_is_in_the_table_with_its_ranks(found, run):
     best = min(rows, key=lambda row: int(row["learnable_rank"]))
     assert float(best["excess_loss"]) == max(float(row["excess_loss"]) for row in rows)
     assert found.summary.kept == 30
-    assert read_summary(run.parent / "out" / "summary.json") == found.summary
+    assert read_record(run.parent / "out" / "summary.json", CurationSummary) == found.summary
 
 
 def test_training_takes_the_filtered_manifest_with_the_same_reference(found, steered_recipe, run):
@@ -68,7 +71,7 @@ def test_training_takes_the_filtered_manifest_with_the_same_reference(found, ste
     assert len(manifest.usable_ids()) == 30
     output = str(run.parent / "again")
     results = train_recipe(replace(steered_recipe, data=str(found.manifest), output=output))
-    assert results["samples_seen"] == 48
+    assert results.samples_seen == 48
     with pytest.raises(ValueError, match="data_sha256"):
         train_recipe(replace(steered_recipe, output=output))
 
@@ -115,19 +118,22 @@ def test_repetitions_are_found_across_tiles(reference, tmp_path, monkeypatch):
     assert again.tolist() == expected.tolist()
 
 
-def test_several_references_are_one(run, reference):
+def test_several_references_are_one(run, reference, tmp_path):
     """A run that was steered by the mean of two: here of one and itself."""
+    copy = tmp_path / "copy"
+    copy.symlink_to(reference)
     found = read_run(run)
     manifest = open_manifest(found.recipe.data)
-    several = replace(found, recipe=found.recipe | {"reference": [str(reference)] * 2})
+    several = replace(found, recipe=replace(found.recipe, reference=(str(reference), str(copy))))
     ids = torch.arange(4)
     single, mean = found.open_reference(manifest), several.open_reference(manifest)
     assert single is not None and mean is not None
     one, two = (stored_pairs(store, ids) for store in (single, mean))
     torch.testing.assert_close(two.image @ two.text.T, one.image @ one.text.T)
-    without = replace(found, recipe=found.recipe | {"reference": None})
+    without = replace(found, recipe=replace(found.recipe, reference=None, objective=FastCLIP()))
     assert without.open_reference(manifest) is None
-    of_views = replace(found, recipe=found.recipe | {"loading": {"views": {"count": 2}}})
+    loading = replace(found.recipe.loading, views=Views(count=2))
+    of_views = replace(found, recipe=replace(found.recipe, loading=loading))
     with pytest.raises(ValueError, match="was trained on views"):
         of_views.open_reference(manifest)
 

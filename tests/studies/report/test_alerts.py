@@ -9,6 +9,7 @@ from drrho.contrastive.memory.temperature import Learned
 from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.selection import Selection
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
@@ -26,6 +27,8 @@ RECIPE = Recipe(
 
 
 def alerts(rows=(), *, recipe=None, results=None, reference=None):
+    if results is not None:
+        results = RunResults(recipe=RECIPE, metrics={}, seconds=1.0, **results)
     found = find_alerts("run", recipe or RECIPE, rows, results, reference=reference)
     return [alert.name for alert in found]
 

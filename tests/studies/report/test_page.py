@@ -9,7 +9,9 @@ import pytest
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
+from drrho.runtime.records import read_record
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.tables import differences_in_words
 from drrho.studies.report.compared import compared_tables
@@ -17,7 +19,7 @@ from drrho.studies.report.page import Report, factor, render
 from drrho.studies.report.run_charts import draw_panels
 from drrho.studies.report.scaling_chart import draw_scaling
 from drrho.studies.report.summary import summarise_run
-from drrho.studies.scaling.results import read_laws
+from drrho.studies.scaling.results import ScalingResults
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
@@ -41,6 +43,7 @@ RECIPE = Recipe(
     objective=DRRhoCLIP(),
     training=Training(steps=30, optimizer=Optimizer(learning_rate=1e-3)),
 )
+RESULTS = RunResults(recipe=RECIPE, metrics={}, samples_seen=240, seconds=1.0)
 
 
 def test_charts_are_svg_in_the_colours_of_the_page_with_words_and_numbers():
@@ -71,7 +74,7 @@ def test_a_summary_says_what_the_numbers_say():
 
 
 def test_one_row_is_no_course():
-    words = " ".join(summarise_run("r", RECIPE, ROWS[1:2], {})["sentences"])
+    words = " ".join(summarise_run("r", RECIPE, ROWS[1:2], RESULTS)["sentences"])
     assert "mean reciprocal rank is 0.200; it was evaluated once" in words
     assert "stayed at 0.05; it ended smaller" in words
 
@@ -124,12 +127,12 @@ def test_a_scaling_law_is_drawn_where_there_is_one(tmp_path):
     }
     path = tmp_path / "scaling.json"
     path.write_text(json.dumps(document))
-    drawn = draw_scaling(read_laws(path), "laws")
+    drawn = draw_scaling(read_record(path, ScalingResults), "laws")
     assert drawn.rows == [["CLIP", "3", "0.100", "0.050 to 0.150"]]
     assert "to the power -0.100" in drawn.svg
     path.write_text(json.dumps({"methods": {"odd": {"points": "none"}}}))
     with pytest.raises(ValueError, match=r"methods\.odd has no 'law'"):
-        read_laws(path)
+        read_record(path, ScalingResults)
 
 
 def test_a_report_of_nothing_is_refused():

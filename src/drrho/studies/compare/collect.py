@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from drrho.evaluation.metrics.hierarchical import (
     mean_of_first,
     recovered_gap,
 )
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.studies.compare.costs import mean_cost, read_precompute_cost, training_cost
@@ -45,7 +46,7 @@ NOT_SETTINGS = ("output", "seed")
 
 class _Finished(NamedTuple):
     recipe: Recipe
-    results: Mapping[str, Any]
+    results: RunResults
     scores: Scores
 
 
@@ -137,7 +138,7 @@ def _method(
         choice=None if comparison.tuning is None else _described(choice, settings),
         runs=tuple(
             SeedResults(
-                seed=seed, tests=run.scores.metrics, cost=cost, versions=run.results["versions"]
+                seed=seed, tests=run.scores.metrics, cost=cost, versions=run.results.versions
             )
             for (seed, run), cost in zip(finished_runs.items(), costs, strict=True)
         ),

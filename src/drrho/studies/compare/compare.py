@@ -72,8 +72,8 @@ def _levels(comparison: Comparison) -> dict[str, float]:
         results = None if recipe is None else finished(recipe)
         if recipe is None or results is None or recipe.evaluation.data != first.evaluation.data:
             continue
-        if "evaluation/mrr" in results["metrics"]:
-            levels[name] = results["metrics"]["evaluation/mrr"]
+        if "evaluation/mrr" in results.metrics:
+            levels[name] = results.metrics["evaluation/mrr"]
     return levels
 
 

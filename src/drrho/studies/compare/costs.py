@@ -1,16 +1,16 @@
 """The cost of a comparison's runs in samples, passes and seconds."""
 
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.files import write_json
-from drrho.runtime.records import from_json
+from drrho.runtime.records import from_json, read_json_object
 from drrho.studies.compare.results import Cost
 
 PRECOMPUTE_FILE = "precompute.json"
@@ -24,10 +24,10 @@ class Precomputation:
     samples: int | None = None
 
 
-def training_cost(recipe: Recipe, results: Mapping[str, Any]) -> Cost:
+def training_cost(recipe: Recipe, results: RunResults) -> Cost:
     """Computes the cost of a finished run from its `results.json`."""
-    trained = results["samples_seen"]
-    skipped = sum(results["skipped"].values())
+    trained = results.samples_seen
+    skipped = sum(results.skipped.values())
     forward_only = 0
     selection = recipe.selection
     if selection is not None and selection.kind != "irreducible":
@@ -37,7 +37,7 @@ def training_cost(recipe: Recipe, results: Mapping[str, Any]) -> Cost:
     return Cost(
         samples_seen=trained,
         forward_only=forward_only,
-        seconds=results["seconds"],
+        seconds=results.seconds,
         skipped=skipped,
     )
 
@@ -73,4 +73,4 @@ def read_precompute_cost(folder: Path) -> Precomputation | None:
     path = folder / PRECOMPUTE_FILE
     if not path.is_file():
         return None
-    return from_json(Precomputation, json.loads(path.read_text()), where=str(path))
+    return from_json(Precomputation, read_json_object(path), where=str(path))

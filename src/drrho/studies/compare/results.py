@@ -3,20 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from drrho.runtime.files import write_json
 from drrho.runtime.records import (
+    FORMAT,
     OPTIONAL,
     from_json,
     read_json_object,
-    require_version,
+    read_versioned,
     to_json,
-    write_record,
 )
 from drrho.studies.compare.spec import GapConfig, TuningConfig
 
 FILE_NAME = "results.json"
-VERSION = 1
 Metrics = Mapping[str, float]  # metric -> value
 Interval = tuple[float, float]
 
@@ -226,6 +226,7 @@ class Results:
         versions: library -> version.
     """
 
+    version: ClassVar = 1
     methods: Mapping[str, MethodResults]
     setup: Setup = field(default_factory=Setup)
     references: Mapping[str, ReferenceResults] = field(default_factory=dict)
@@ -247,7 +248,7 @@ def write_results(path: Path, results: Results) -> None:
         for test, interval in method.pop("intervals").items():
             method["tests"][test]["mrr_interval"] = interval
         method["cost"] = method["cost"] or {}
-    write_record(path, content, version=VERSION)
+    write_json(path, {FORMAT: results.version, **content})
 
 
 def read_results(path: Path) -> Results:
@@ -257,10 +258,9 @@ def read_results(path: Path) -> Results:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no comparison's.
     """
-    content = read_json_object(path)
+    content = read_versioned(path, Results)
     if not isinstance(content.get("methods"), dict):
         raise ValueError(f"{path} has no methods; give results.json of `drrho compare`")
-    require_version(content, VERSION, path=path)
     if any("mrr" in method for method in content["methods"].values()):
         content = _with_named_test(content)
     methods = {

@@ -5,20 +5,20 @@ no two processes do the same, and a killed one leaves nothing that is taken. Wha
 references and choices of settings, is waited for; a run that another process has is left to it.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from drrho.models.build import Model
-from drrho.recipe.document import CONTENTS, plain_recipe, upgraded
+from drrho.recipe.document import RunResults, read_run_results
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
-from drrho.recipe.train import RESULTS_FILE, train_recipe
+from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.runtime.errors import NotFiniteError
 from drrho.runtime.files import exclusive, write_json
 from drrho.runtime.provenance import config_differences
+from drrho.runtime.records import read_json_object, to_json
 from drrho.studies.compare.costs import read_precompute_cost, timed
 from drrho.studies.compare.scores import TestSets, score
 from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
@@ -64,7 +64,7 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
         finished(comparison.tuning_recipe(method, setting))
         for setting in range(len(comparison.settings(method)))
     ]
-    scores = [None if run is None else run["metrics"].get(comparison.tuning.metric) for run in runs]
+    scores = [None if run is None else run.metrics.get(comparison.tuning.metric) for run in runs]
     failed = [
         failure(Path(comparison.tuning_recipe(method, setting).output)) is not None
         for setting in range(len(runs))
@@ -77,25 +77,22 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
     return Chosen(-place, tuple(scores))
 
 
-def finished(recipe: Recipe) -> dict[str, Any] | None:
+def finished(recipe: Recipe) -> RunResults | None:
     """The results of a recipe's run; None if it is not finished, or the folder has another's."""
-    path = Path(recipe.output) / RESULTS_FILE
-    if not path.is_file():
+    results = read_run_results(Path(recipe.output))
+    if results is None:
         return None
-    results = json.loads(path.read_text())
-    saved = upgraded(results["recipe"])
-    saved.pop(CONTENTS)
     may_change = {*MAY_CHANGE}
     if recipe.training.steps is None:  # the run's own follow from the epochs
         may_change = may_change - {"training.epochs"} | {"training.steps"}
-    changed = config_differences(saved, plain_recipe(recipe), may_change=may_change)
-    return None if changed else results
+    saved, wanted = to_json(results.recipe), to_json(recipe)
+    return None if config_differences(saved, wanted, may_change=may_change) else results
 
 
 def failure(folder: Path) -> str | None:
     """Reads the reason why a run failed; None if it did not."""
     path = folder / FAILURE_FILE
-    return json.loads(path.read_text())["reason"] if path.is_file() else None
+    return read_json_object(path)["reason"] if path.is_file() else None
 
 
 def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
@@ -213,7 +210,7 @@ def _failures_noted(folder: Path, *, what: str = "") -> Iterator[None]:
     folder is removed. Other failures (a full disk, a missing file) are tried again.
     """
     path = folder / FAILURE_FILE
-    if path.is_file() and json.loads(path.read_text())["diverged"]:
+    if path.is_file() and read_json_object(path)["diverged"]:
         raise PartFailed(failure(folder))
     try:
         yield

@@ -1,10 +1,8 @@
 """The scores of a finished run on test sets, kept in its folder."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from safetensors.torch import load_file, save
@@ -17,7 +15,7 @@ from drrho.models.flops import forward_flops
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.launch import Device, resolve_device
-from drrho.runtime.records import from_json
+from drrho.runtime.records import from_json, read_json_object, to_json
 from drrho.studies.compare.results import Gflop
 
 SCORES_FILE = "scores.json"
@@ -78,7 +76,7 @@ def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, devic
     content = {
         "contents": tests.contents(),
         "metrics": metrics,
-        "gflop": None if gflop is None else asdict(gflop),
+        "gflop": to_json(gflop),
     }
     write_atomically(folder / RANKS_FILE, save(ranks))
     write_json(folder / SCORES_FILE, content)  # last: it says that both are there
@@ -89,7 +87,7 @@ def read_scores(folder: Path, tests: TestSets) -> Scores | None:
     path = folder / SCORES_FILE
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text())
+    content = read_json_object(path)
     if content["contents"] != tests.contents():
         return None
     return Scores(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,20 +28,13 @@ from drrho.reference.reader import Reference
 from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.progress import Progress
-from drrho.runtime.records import (
-    from_json,
-    read_json_object,
-    require_version,
-    to_json,
-    write_record,
-)
+from drrho.runtime.records import write_record
 from drrho.studies.curate.pair_quality import mismatched_share, nearest_earlier, pair_scores
 
 Label = Literal["mismatched", "redundant", "learned", "learnable"]
 Dropped = Literal["mismatched", "redundant", "learned"]
 TILE = 1024
 SUMMARY_FILE = "summary.json"
-VERSION = 1
 COLUMNS = (
     *("sample_id", "shard", "row", "label"),
     *("mismatched_rank", "learnable_rank", "repeats"),
@@ -136,6 +129,7 @@ class CurationSummary:
         seed: of the draw.
     """
 
+    version: ClassVar = 1
     pairs: int
     labels: Mapping[str, int]
     mismatched_share: float
@@ -200,20 +194,8 @@ def curate(config: CurateConfig) -> Curation:
         reference=store.identity,
         seed=config.seed,
     )
-    write_record(output / SUMMARY_FILE, to_json(summary), version=VERSION)
+    write_record(output / SUMMARY_FILE, summary)
     return Curation(table=table, manifest=filtered, summary=summary)
-
-
-def read_summary(path: Path) -> CurationSummary:
-    """Reads `summary.json`, of this version or an earlier one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or something else.
-    """
-    content = read_json_object(path)
-    require_version(content, VERSION, path=path)
-    return from_json(CurationSummary, content, where=str(path))
 
 
 def score_pairs(

@@ -21,6 +21,7 @@ from drrho.recipe.train import with_steps
 from drrho.reference.losses.table import read_loss_table
 from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import require_one_process, resolve_device
+from drrho.runtime.records import write_record
 from drrho.studies.probe.contamination import Contamination, contamination
 from drrho.studies.probe.pairs import (
     PairsProbe,
@@ -33,7 +34,7 @@ from drrho.studies.probe.pairs import (
     training_subset,
 )
 from drrho.studies.probe.plots import draw_probe
-from drrho.studies.probe.results import FILE_NAME, ProbedReference, ProbeResults, write_probe
+from drrho.studies.probe.results import FILE_NAME, ProbedReference, ProbeResults
 from drrho.studies.probe.steerability import (
     FEWEST_SAMPLES,
     Estimate,
@@ -290,7 +291,7 @@ def _written(results: ProbeResults, output: str | None) -> ProbeResults:
     results = replace(results, references=dict(ranked))
     if output is not None:
         folder = Path(os.path.expanduser(output))
-        write_probe(folder / FILE_NAME, results)
+        write_record(folder / FILE_NAME, results)
         write_atomically(folder / "probe.md", f"{results}\n".encode())
         draw_probe(results, folder / "probe.png")
     return results

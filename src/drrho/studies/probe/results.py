@@ -2,22 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from drrho.runtime.records import (
-    OPTIONAL,
-    from_json,
-    read_json_object,
-    require_version,
-    to_json,
-    write_record,
-)
+from drrho.runtime.records import OPTIONAL
 from drrho.studies.probe.contamination import Contamination
 from drrho.studies.probe.steerability import Estimate
 
 FILE_NAME = "probe.json"
-VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +60,7 @@ class ProbeResults:
         temperature: of the recipe.
     """
 
+    version: ClassVar = 1
     kind: Literal["losses", "pairs"]
     held_out: int
     references: Mapping[str, ProbedReference]
@@ -85,20 +77,3 @@ class ProbeResults:
     def ranked_by(self, found: ProbedReference) -> Estimate:
         """The estimate that orders references: steerability of losses, else reciprocal rank."""
         return found.steerability if found.mrr is None else found.mrr
-
-
-def write_probe(path: Path, results: ProbeResults) -> None:
-    """Writes `probe.json`."""
-    write_record(path, to_json(results), version=VERSION)
-
-
-def read_probe(path: Path) -> ProbeResults:
-    """Reads `probe.json`, of this version or an earlier one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or something else.
-    """
-    content = read_json_object(path)
-    require_version(content, VERSION, path=path)
-    return from_json(ProbeResults, content, where=str(path))

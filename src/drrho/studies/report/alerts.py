@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from drrho.contrastive.memory.temperature import Constant
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.training.metrics import METRICS
 
@@ -78,7 +78,7 @@ def find_alerts(
     run: str,
     recipe: Recipe,
     rows: Sequence[Row],
-    results: Mapping[str, Any] | None,
+    results: RunResults | None,
     *,
     reference: ReferenceCheck | None = None,
     thresholds: Thresholds | None = None,
@@ -186,9 +186,9 @@ def _contaminated(run: str, reference: ReferenceCheck | None, limits: Thresholds
         yield Alert(name="reference contaminated", run=run, text=text, remedy=remedy)
 
 
-def _not_finite(run: str, rows: Sequence[Row], results: Mapping[str, Any] | None):
+def _not_finite(run: str, rows: Sequence[Row], results: RunResults | None):
     steps = [int(row.get("step") or 0) for row in rows if "loss" in row and row["loss"] is None]
-    skipped = 0 if results is None else results.get("skipped_steps", 0)
+    skipped = 0 if results is None else results.skipped_steps
     if steps or skipped:
         where = f" (logged: step {', '.join(f'{step:,}' for step in steps[:5])})" if steps else ""
         yield Alert(
@@ -200,14 +200,13 @@ def _not_finite(run: str, rows: Sequence[Row], results: Mapping[str, Any] | None
         )
 
 
-def _left_out(run: str, results: Mapping[str, Any] | None, limits: Thresholds):
+def _left_out(run: str, results: RunResults | None, limits: Thresholds):
     if results is None:
         return
-    skipped = results.get("skipped", {})
-    total = sum(skipped.values())
-    share = total / max(1, total + results.get("samples_seen", 0))
+    total = sum(results.skipped.values())
+    share = total / max(1, total + results.samples_seen)
     if share > limits.left_out:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in results.skipped.items())
         yield Alert(
             name="samples left out",
             run=run,

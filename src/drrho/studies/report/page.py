@@ -16,8 +16,9 @@ from markupsafe import Markup
 from drrho.plotting.chart import Chart, Series
 from drrho.plotting.palette import COLOURS, places
 from drrho.plotting.svg import draw_svg
-from drrho.recipe.document import plain_recipe
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
+from drrho.runtime.records import to_json
 from drrho.studies.compare.curves import STYLES, Row
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import differences_in_words
@@ -48,7 +49,7 @@ class ReportedRun:
     name: str
     recipe: Recipe
     rows: Sequence[Row]
-    results: Mapping[str, Any] | None
+    results: RunResults | None
     gallery: Gallery | None
     alerts: Sequence[Alert]
     missing: Sequence[str]
@@ -88,7 +89,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = plain_recipe
+    environment.filters["plain"] = to_json
     rows = {run.name: run.rows for run in report.runs}
     galleries = [run.gallery for run in report.runs if run.gallery is not None]
     return environment.get_template("page.html").render(

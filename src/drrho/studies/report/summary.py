@@ -1,9 +1,10 @@
 """A run in a few sentences, from its numbers alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from drrho.contrastive.objectives.algorithms import method_title
+from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.studies.compare.curves import Row
 from drrho.studies.report.alerts import recent
@@ -15,7 +16,7 @@ def summarise_run(
     name: str,
     recipe: Recipe,
     rows: Sequence[Row],
-    results: Mapping[str, Any] | None,
+    results: RunResults | None,
 ) -> dict[str, Any]:
     """The run's name, a headline number and what happened, sentence by sentence.
 

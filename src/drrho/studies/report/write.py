@@ -26,12 +26,13 @@ from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import require_no_folder, write_atomically
 from drrho.runtime.launch import Device, resolve_device
+from drrho.runtime.records import read_record
 from drrho.studies.compare.results import Results, find_results
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
 from drrho.studies.report.page import Report, ReportedRun, render
-from drrho.studies.scaling.results import LAWS_FILE, ScalingResults, read_laws
+from drrho.studies.scaling.results import LAWS_FILE, ScalingResults
 
 MOST_GALLERIES = 3  # a page is to open on a phone
 # What keeps a part from the page, which then says so.
@@ -253,7 +254,11 @@ def _scaling(folders: list[Path]) -> dict[str, ScalingResults]:
         for folder in folders
         for path in [folder / LAWS_FILE, *sorted(folder.glob(f"*/{LAWS_FILE}"))]
     ]
-    return {path.parent.resolve().name: read_laws(path) for path in paths if path.is_file()}
+    return {
+        path.parent.resolve().name: read_record(path, ScalingResults)
+        for path in paths
+        if path.is_file()
+    }
 
 
 def run_report(config: ReportConfig) -> str:

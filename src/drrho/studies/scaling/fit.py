@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from drrho.runtime.files import write_atomically
+from drrho.runtime.records import write_record
 from drrho.studies.scaling.config import EfficiencyConfig, FitConfig
 from drrho.studies.scaling.efficiency import Scores, sample_ratios
 from drrho.studies.scaling.laws import (
@@ -31,7 +32,6 @@ from drrho.studies.scaling.results import (
     FittedMethod,
     Point,
     ScalingResults,
-    write_scaling,
 )
 from drrho.studies.scaling.tables import efficiency_in_words, scaling_in_words
 
@@ -95,7 +95,7 @@ def fit_scaling(config: FitConfig) -> ScalingResults:
         ),
     )
     folder = Path(config.output)
-    write_scaling(folder / LAWS_FILE, results)
+    write_record(folder / LAWS_FILE, results)
     write_atomically(folder / "scaling.md", f"{scaling_in_words(results)}\n".encode())
     draw_laws(results, folder / "scaling.png")
     return results
@@ -136,7 +136,7 @@ def measure_efficiency(config: EfficiencyConfig) -> EfficiencyResults:
         ratios=tuple(ratios),
     )
     folder = Path(config.output)
-    write_scaling(folder / EFFICIENCY_FILE, results)
+    write_record(folder / EFFICIENCY_FILE, results)
     write_atomically(folder / "efficiency.md", f"{efficiency_in_words(results)}\n".encode())
     draw_efficiency(results, folder / "efficiency.png")
     return results

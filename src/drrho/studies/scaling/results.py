@@ -2,21 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
-from drrho.runtime.records import (
-    from_json,
-    read_json_object,
-    require_version,
-    to_json,
-    write_record,
-)
 from drrho.studies.scaling.config import EfficiencyConfig, FitConfig
 from drrho.studies.scaling.efficiency import SampleRatio, Scores
 from drrho.studies.scaling.laws import PowerLaw
 
 LAWS_FILE, EFFICIENCY_FILE = "scaling.json", "efficiency.json"
-VERSION = 1
 Interval = tuple[float, float]
 
 
@@ -77,6 +69,7 @@ class ScalingResults:
         exponent_differences, compute_ratios: of each method to each one before it.
     """
 
+    version: ClassVar = 1
     methods: Mapping[str, FittedMethod]
     config: FitConfig | None = None
     exponent_differences: tuple[ExponentDifference, ...] = ()
@@ -94,24 +87,8 @@ class EfficiencyResults:
         ratios: one for each number of samples of the method.
     """
 
+    version: ClassVar = 1
     config: EfficiencyConfig
     samples_seen: float
     scores: Mapping[str, Scores]
     ratios: tuple[SampleRatio, ...]
-
-
-def write_scaling(path: Path, results: ScalingResults | EfficiencyResults) -> None:
-    """Writes either file; numbers that are not finite become null."""
-    write_record(path, to_json(results), version=VERSION)
-
-
-def read_laws(path: Path) -> ScalingResults:
-    """Reads `scaling.json`; null is read as not a number.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or something else.
-    """
-    content = read_json_object(path)
-    require_version(content, VERSION, path=path)
-    return from_json(ScalingResults, content, where=str(path))
