@@ -17,7 +17,7 @@ def run(steered_recipe, tmp_path_factory):
 def test_a_run_is_read_from_its_folder(run, steered_recipe):
     assert run.model.encode_text(["a lemon"]).shape == (1, 8)
     assert [row["step"] for row in run.log] == [1, 2, 3, 4, 5, 6]
-    assert run.results["samples_seen"] == 48
+    assert run.results.samples_seen == 48
     assert drrho.train(replace(steered_recipe, output=str(run.path))).results == run.results
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.data.index import IndexConfig, write_manifest
@@ -19,6 +19,7 @@ from drrho.encoding.encoder import EmbeddingModel, load
 from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
 from drrho.evaluation.tasks.benchmark import evaluate_task_list
 from drrho.models.build import Model
+from drrho.recipe.document import RunResults
 from drrho.recipe.export import ExportConfig, export_model
 from drrho.recipe.folder import Row, read_run
 from drrho.recipe.recipe import Recipe
@@ -70,8 +71,8 @@ class Run:
         return read_run(self.path).rows
 
     @property
-    def results(self) -> dict[str, Any] | None:
-        """What `results.json` holds: metrics at the end, seconds, samples; None before the end."""
+    def results(self) -> RunResults | None:
+        """Metrics at the end, seconds, samples and the like; None before the end."""
         return read_run(self.path).results
 
 

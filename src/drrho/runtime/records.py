@@ -112,7 +112,7 @@ def from_json(kind: Any, content: Any, *, where: str, strict: bool = False) -> A
     """
     origin: Any = get_origin(kind) or kind
     arguments = get_args(kind)
-    if kind is Any or (is_dataclass(content) and type(content) is origin):
+    if kind is Any or (type(content) is origin and is_dataclass(origin)):
         return content
     if origin in (Union, UnionType):
         inner = _member(arguments, content, where)

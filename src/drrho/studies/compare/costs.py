@@ -31,7 +31,7 @@ def training_cost(recipe: Recipe, results: RunResults) -> Cost:
     forward_only = 0
     selection = recipe.selection
     if selection is not None and selection.kind != "irreducible":
-        forward_only += results["recipe"]["training"]["steps"] * recipe.loading.batch_size - skipped
+        forward_only += results.recipe.training.num_steps * recipe.loading.batch_size - skipped
     if recipe.micro_batch_size is not None:
         forward_only += trained
     return Cost(
