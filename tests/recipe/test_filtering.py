@@ -62,7 +62,9 @@ def test_processes_share_the_reading_and_decide_alike(stored, monkeypatch):
             processes = replace(ALONE, rank=rank, size=2)
             gather = (lambda own: parts.append(own) or [own, own]) if turn == 0 else None
             monkeypatch.setattr(
-                Processes, "gather", lambda self, own, g=gather: g(own) if g else parts[:2]
+                Processes,
+                "all_gather_object",
+                lambda self, own, g=gather: g(own) if g else parts[:2],
             )
             if turn == 0:
                 with pytest.raises(KeyError):  # of the other's shard
