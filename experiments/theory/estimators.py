@@ -167,8 +167,8 @@ def drift(*, falls: Sequence[float] = FALLS, steps: int = DRIFT_STEPS) -> list[d
             risk = KL(temperature=1.0)
             for step in range(steps):
                 f = torch.full((4,), -fall * step, dtype=torch.float64)
-                plain = average(risk, f, base_measure=measure, index=None).weights.sum().item()
-                mended = normalised(risk, f, base_measure=measure, index=None).weights.sum().item()
+                plain = average(risk, ExcessLosses(f, measure)).weights.sum().item()
+                mended = normalised(risk, ExcessLosses(f, measure)).weights.sum().item()
             # From (1 - rate) e^fall = 1 on the average is left behind for good.
             predicted = max(0.0, (1 - (1 - rate) * math.exp(fall)) / rate)
             rows.append({"rate": rate, "fall": fall, "sum": plain, "predicted": predicted,
