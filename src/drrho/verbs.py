@@ -246,7 +246,7 @@ def curate(config: CurateConfig) -> Curation:
 
 
 def report(
-    runs: Sequence[str | Path | Run | Recipe | Comparison],
+    runs: Sequence[str | Path | Run | Recipe | Comparison | Results],
     *,
     output: str = "report.html",
     reference: str | None = None,
@@ -259,7 +259,8 @@ def report(
     >>> drrho.report([run, "runs/comparison"], output="report.html")
 
     Args:
-        runs: runs, finished or not, or comparisons, which stand for their runs; or their folders.
+        runs: runs, finished or not, or comparisons or what `drrho.compare` returned, which stand
+            for their runs; or their folders.
         output: HTML file to write.
         reference: stored embeddings of the training data, where they are not what the runs say.
         data: the training data, where they are no longer at the place that the runs say.
@@ -291,7 +292,14 @@ def export(config: ExportConfig) -> Path:
     return export_model(config)
 
 
-def _folder(run: str | Path | Run | Recipe | Comparison) -> str:
-    if isinstance(run, Run):
-        return str(run.path)
-    return str(run.output if isinstance(run, Recipe | Comparison) else run)
+def _folder(run: str | Path | Run | Recipe | Comparison | Results) -> str:
+    match run:
+        case Run():
+            return str(run.path)
+        case Results(folder=None):
+            raise ValueError("these results have no folder; name the folder of the comparison")
+        case Results():
+            return str(run.folder)
+        case Recipe() | Comparison():
+            return run.output
+    return str(run)

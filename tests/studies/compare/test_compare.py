@@ -145,11 +145,11 @@ def test_the_report_shows_all_of_it(comparison, results):
 
 
 def test_finished_runs_are_kept_and_missing_ones_named(comparison, results):
-    shutil.rmtree(comparison.recipe(Part("jest", 1)).output)
+    shutil.rmtree(comparison.run_recipe(Part("jest", 1)).output)
     text, status = run_comparison(comparison, CompareConfig(table_only=True))
     assert status == 0
     assert "Not finished: JEST seed 1." in text
-    kept = Path(comparison.recipe(Part("clip", 0)).output) / "results.json"
+    kept = Path(comparison.run_recipe(Part("clip", 0)).output) / "results.json"
     before = kept.stat().st_mtime_ns
     with exclusive(Path(comparison.output) / "claims" / "jest-seed1"):
         text, _ = run_comparison(comparison, CompareConfig())

@@ -59,7 +59,7 @@ def comparison_results(comparison: Comparison) -> Results:
     runs = {
         method: {
             seed: run
-            for seed in comparison.seeds
+            for seed in comparison.all_seeds
             if (run := _finished(comparison, Part(method, seed), tests)) is not None
         }
         for method in comparison.methods
@@ -83,15 +83,16 @@ def _finished(comparison: Comparison, part: Part, tests: TestSets) -> _Finished 
     choice = chosen_setting(comparison, part.method)
     if choice is None:
         return None
-    recipe = comparison.recipe(part, setting=choice.setting)
+    recipe = comparison.run_recipe(part, setting=choice.setting)
     results, scores = finished(recipe), read_scores(Path(recipe.output), tests)
     return None if results is None or scores is None else _Finished(recipe, results, scores)
 
 
 def _reference(comparison: Comparison, name: str, scores: Scores) -> ReferenceResults:
     recipe, given = comparison.reference_recipe(name), comparison.references[name]
+    model = comparison.reference_model(name)
     return ReferenceResults(
-        model=comparison.reference_model(name).name,
+        model="" if model is None else model.name,
         data=None if recipe is None else recipe.data,
         tests=scores.metrics,
         cost=_cost_of_training(recipe),
@@ -112,9 +113,9 @@ def _method(
     choice = chosen_setting(comparison, method)
     settings = comparison.settings(method)
     named = settings[0 if choice is None else choice.setting]
-    missing = [seed for seed in comparison.seeds if seed not in finished_runs]
+    missing = [seed for seed in comparison.all_seeds if seed not in finished_runs]
     reasons = {
-        seed: failure(Path(comparison.recipe(Part(method, seed)).output)) for seed in missing
+        seed: failure(Path(comparison.run_recipe(Part(method, seed)).output)) for seed in missing
     }
     failed = {seed: reason for seed, reason in reasons.items() if reason is not None}
     runs = list(finished_runs.values())
@@ -264,7 +265,7 @@ def _setup(comparison: Comparison, tests: TestSets) -> Setup:
         test_pairs={name: tests.open(name).manifest.num_samples for name in comparison.tests},
         batch_size={m: recipe.trained_batch_size for m, recipe in first.items()},
         steps={m: recipe.training.steps for m, recipe in first.items()},
-        seeds=tuple(comparison.seeds),
+        seeds=comparison.all_seeds,
         tuning=comparison.tuning,
         gap=comparison.gap,
         threads=torch.get_num_threads(),

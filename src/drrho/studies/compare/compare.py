@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from tyro.conf import Positional
 
+from drrho.data.indexing import open_manifest
+from drrho.data.subset import split_at_random
 from drrho.recipe.recipe import load_recipe
 from drrho.runtime.files import exclusive, write_atomically
 from drrho.runtime.launch import require_one_process
@@ -18,6 +21,8 @@ from drrho.studies.compare.runs import chosen_setting, finished, run_parts
 from drrho.studies.compare.spec import Comparison, Part
 from drrho.training.log import read_metrics
 
+FEWEST_PAIRS = 20  # for a tenth of them to be a test set
+
 
 def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> Results:
     """Runs what is missing of some parts, or of all, and writes the tables of what is finished.
@@ -25,6 +30,7 @@ def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> Resu
     Raises:
         TrainingInterrupted: a signal came; the same call continues.
     """
+    comparison = with_test_set(comparison)
     run_parts(comparison, comparison.parts if parts is None else parts)
     return write_tables(comparison)
 
@@ -34,6 +40,7 @@ def write_tables(comparison: Comparison) -> Results:
 
     Of several processes that end together the last one to write sees what all have finished.
     """
+    comparison = with_test_set(comparison)
     folder = Path(comparison.output)
     with exclusive(folder / "claims" / "tables", wait=True):
         results = comparison_results(comparison)
@@ -46,7 +53,39 @@ def write_tables(comparison: Comparison) -> Results:
             draw_differences(results, folder / "differences.png")
         if any(method.tests for method in results.methods.values()):
             draw_costs(results, folder / "costs.png")
-    return results
+    return replace(results, folder=str(folder))
+
+
+def with_test_set(comparison: Comparison) -> Comparison:
+    """The comparison with a tenth of its data held out as the test set, where it names none.
+
+    Both parts are written as manifests into its folder.
+
+    Raises:
+        ValueError: the methods have different data, or fewer than 20 pairs.
+    """
+    if comparison.tests:
+        return comparison
+    settings = {method: comparison.settings(method) for method in comparison.methods}
+    sources = {recipe.data for recipes in settings.values() for recipe in recipes}
+    if len(sources) > 1:
+        raise ValueError(f"methods are trained on different data, {sorted(sources)}: give test")
+    manifest = open_manifest(sources.pop())
+    usable = len(manifest.usable_ids())
+    if usable < FEWEST_PAIRS:
+        raise ValueError(f"{usable} pairs are too few to hold out a tenth: give test")
+    generator = torch.Generator().manual_seed(0)
+    parts = split_at_random(manifest, usable // 10, generator=generator, reason="in the other part")
+    paths = [Path(comparison.output) / "data" / f"{name}.json" for name in ("test", "train")]
+    for part, path in zip(parts, paths, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.save(path)
+    test, train = map(str, paths)
+    methods = {
+        method: tuple(replace(recipe, data=train) for recipe in recipes)
+        for method, recipes in settings.items()
+    }
+    return replace(comparison, methods=methods, test=test)
 
 
 def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
@@ -56,7 +95,7 @@ def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
         choice = chosen_setting(comparison, part.method)
         if choice is None:
             continue
-        recipe = comparison.recipe(part, setting=choice.setting)
+        recipe = comparison.run_recipe(part, setting=choice.setting)
         if finished(recipe) is not None:
             rows: list[Row] = [*read_metrics(Path(recipe.output))]
             logs.setdefault(part.method, []).append(rows)
@@ -109,7 +148,7 @@ class CompareConfig:
         """The comparison with the seeds and the output that are given here."""
         return replace(
             comparison,
-            seeds=comparison.seeds if self.seeds is None else self.seeds,
+            seeds=comparison.all_seeds if self.seeds is None else self.seeds,
             output=comparison.output if self.output is None else self.output,
         )
 

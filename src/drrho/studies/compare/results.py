@@ -1,7 +1,7 @@
 """The results of a comparison as typed data, and `results.json`, its file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -224,6 +224,7 @@ class Results:
         differences: paired, of each method from each one before it, on their common seeds.
         gap: shares of the performance gap, where the comparison names one.
         versions: library -> version.
+        folder: of the comparison; it does not stand in the file.
     """
 
     version: ClassVar = 1
@@ -233,6 +234,7 @@ class Results:
     differences: tuple[Difference, ...] = ()
     gap: tuple[RecoveredGap, ...] = ()
     versions: Mapping[str, str | None] = field(default_factory=dict)
+    folder: str | None = field(default=None, metadata=OPTIONAL, compare=False)
 
     def __str__(self) -> str:
         # The tables are of this module's types.
@@ -243,7 +245,7 @@ class Results:
 
 def write_results(path: Path, results: Results) -> None:
     """Writes `results.json`; the interval of a test set lies among its metrics there."""
-    content = to_json(results)
+    content = to_json(replace(results, folder=None))
     for method in content["methods"].values():
         for test, interval in method.pop("intervals").items():
             method["tests"][test]["mrr_interval"] = interval

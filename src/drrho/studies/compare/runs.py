@@ -41,7 +41,7 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
     tests = TestSets(comparison.tests)
     tests.contents()  # opens them: a missing one would show when all is trained
     for part in parts:
-        folder = Path(comparison.recipe(part).output)
+        folder = Path(comparison.run_recipe(part).output)
         try:
             with _claimed(comparison, f"{part.method}-seed{part.seed}"), _failures_noted(folder):
                 _run_part(comparison, part, tests)
@@ -97,7 +97,7 @@ def failure(folder: Path) -> str | None:
 
 def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
     setting = _choose_setting(comparison, part.method)
-    recipe = comparison.recipe(part, setting=setting)
+    recipe = comparison.run_recipe(part, setting=setting)
     _prepare_references(comparison, comparison.settings(part.method)[setting])
     train_recipe(recipe)
     score(
@@ -113,11 +113,13 @@ def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
 
 
 def score_reference(comparison: Comparison, name: str, like: Recipe, tests: TestSets) -> None:
-    """Evaluates a reference on the test sets, once."""
-    folder = comparison.reference_folder(name)
+    """Evaluates a reference on the test sets, once; stored embeddings alone cannot be."""
+    folder, model = comparison.reference_folder(name), comparison.reference_model(name)
+    if model is None:
+        return
     with _claimed(comparison, f"scores-of-{name}", wait=True):
         score(
-            comparison.reference_model(name),
+            model,
             folder,
             tests,
             batch_size=like.evaluation.batch_size,
@@ -176,9 +178,9 @@ def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
 def _store_embeddings(comparison: Comparison, stored: Stored, like: Recipe) -> None:
     folder = comparison.embeddings(stored)
     cost = read_precompute_cost(folder)
-    if cost is not None and cost.samples is not None:
-        return
     model, views = comparison.reference_model(stored.reference), stored.views
+    if model is None or (cost is not None and cost.samples is not None):
+        return
     with timed(folder) as noted:
         report = precompute_reference(
             PrecomputeConfig(

@@ -2,13 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from drrho.data.views import Views
 from drrho.models.build import Model
+from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -66,33 +67,47 @@ class Comparison:
     where their recipes have the same model and data.
 
     Attributes:
-        output: folder of everything; finished parts found there are kept.
+        output: folder of everything; finished parts found there are kept. None given takes the
+            recipe's, with "-comparison".
         methods: name -> recipe, in the order of the table; the first is what the others are
             compared with. Its `reference`, `teachers`, `filtering.reference` and
             `evaluation.references` are names of `references`; its `output` and `seed` are set
             here. Several recipes are settings of one method, of which
-            `tuning` chooses one; then all methods have as many.
-        test: evaluation sets that are read once, at the end: one, or name -> set.
-        references: name -> recipe to train first, or an existing model. A recipe may be steered
+            `tuning` chooses one; then all methods have as many. Or names of algorithms
+            (`drrho recipes` lists them), whose objectives and selections are put into `recipe`.
+        recipe: what methods given by name have in common. Its reference is of stored embeddings.
+        test: evaluation sets that are read once, at the end: one, or name -> set. None holds out a
+            tenth of the training data, drawn at random, on which no method is trained.
+        references: name -> recipe to train first, an existing model, or the folder of stored
+            embeddings of the training data, whose model is not evaluated. A recipe may be steered
             by references that stand before it. A reference's embeddings are stored once for each
             data set that a method trains on with it.
-        seeds: each method is trained once per seed.
+        seeds: each method is trained once per seed; a number stands for so many, from 0.
         tuning: how settings are chosen; exactly where methods have several.
         gap: where a reference is weaker than the target: the gap to report.
     """
 
-    output: str
-    methods: Mapping[str, Recipe | tuple[Recipe, ...]]
-    test: str | Mapping[str, str]
-    references: Mapping[str, Recipe | Model] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    output: str = ""
+    methods: Mapping[str, Recipe | tuple[Recipe, ...]] | Sequence[str]
+    recipe: InitVar[Recipe | None] = None
+    test: str | Mapping[str, str] | None = None
+    references: Mapping[str, Recipe | Model | str] = field(default_factory=dict)
+    seeds: int | tuple[int, ...] = (0,)
     tuning: TuningConfig | None = None
     gap: GapConfig | None = None
 
-    def __post_init__(self):
-        if not self.methods or not self.seeds or not self.tests:
+    def __post_init__(self, recipe: Recipe | None):
+        if isinstance(self.methods, Mapping) != (recipe is None):
+            raise ValueError(
+                "give methods as name -> recipe, or their names and the recipe for all"
+            )
+        if recipe is not None:
+            self._put_into(recipe)
+        if not self.output:
+            raise ValueError("a comparison needs output, the folder of everything")
+        if not self.methods or not self.all_seeds or self.test == {}:
             raise ValueError("a comparison needs at least one method, one seed and one test set")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        if len(set(self.all_seeds)) < len(self.all_seeds) or min(self.all_seeds) < 0:
             raise ValueError(
                 f"seeds must not be negative and differ from each other, got {self.seeds}"
             )
@@ -118,20 +133,26 @@ class Comparison:
 
     @property
     def tests(self) -> Mapping[str, str]:
-        """Test sets by name."""
-        return {"test": self.test} if isinstance(self.test, str) else self.test
+        """Test sets by name; none where one is yet to be held out."""
+        return {"test": self.test} if isinstance(self.test, str) else self.test or {}
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds, one by one."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """All runs: seed after seed, so that an interrupted comparison has whole seeds."""
-        return tuple(Part(method, seed) for seed in self.seeds for method in self.methods)
+        return tuple(Part(method, seed) for seed in self.all_seeds for method in self.methods)
 
     def settings(self, method: str) -> tuple[Recipe, ...]:
         """The recipes to choose from, as they stand in `methods`."""
+        assert isinstance(self.methods, Mapping)  # names were replaced
         recipes = self.methods[method]
         return recipes if isinstance(recipes, tuple) else (recipes,)
 
-    def recipe(self, part: Part, *, setting: int = 0) -> Recipe:
+    def run_recipe(self, part: Part, *, setting: int = 0) -> Recipe:
         """The run of one method and seed."""
         folder = Path(self.output) / f"{part.method}-seed{part.seed}"
         return self._located(self.settings(part.method)[setting], folder, seed=part.seed)
@@ -143,17 +164,17 @@ class Comparison:
         return self._located(self.settings(method)[setting], folder, seed=self.tuning.seed)
 
     def reference_recipe(self, name: str) -> Recipe | None:
-        """The run that makes a reference; None for an existing model."""
+        """The run that makes a reference; None for what exists already."""
         reference = self.references[name]
-        if isinstance(reference, Model):
+        if not isinstance(reference, Recipe):
             return None
         return self._located(reference, self.reference_folder(name) / "run", seed=reference.seed)
 
-    def reference_model(self, name: str) -> Model:
-        """The reference as a model that can be built, once it is trained."""
+    def reference_model(self, name: str) -> Model | None:
+        """The reference as a model that can be built, once it is trained; None for embeddings."""
         reference = self.references[name]
-        if isinstance(reference, Model):
-            return reference
+        if not isinstance(reference, Recipe):
+            return reference if isinstance(reference, Model) else None
         return Model(name=f"run:{self.reference_folder(name) / 'run'}")
 
     def reference_folder(self, name: str) -> Path:
@@ -162,6 +183,8 @@ class Comparison:
 
     def embeddings(self, stored: Stored) -> Path:
         """Folder of a reference's stored embeddings of a data set."""
+        if isinstance(given := self.references[stored.reference], str):
+            return Path(given)
         views = "" if stored.views is None else repr(stored.views)
         digest = hashlib.sha256(f"{stored.data}{views}".encode()).hexdigest()[:8]
         return self.reference_folder(stored.reference) / f"embeddings-{digest}"
@@ -195,6 +218,20 @@ class Comparison:
             ),
         )
 
+    def _put_into(self, recipe: Recipe) -> None:
+        """Replaces the names of algorithms by recipes, and folders of references by names."""
+        if self.references:
+            raise ValueError("references have no effect beside recipe, whose own are taken")
+        names = {folder: f"reference-{k}" for k, folder in enumerate(recipe.references, start=1)}
+        if len(names) == 1:
+            names = dict.fromkeys(names, "reference")
+        references = {name: folder for folder, name in names.items()}
+        recipes = {name: _with_algorithm(recipe, name, list(references)) for name in self.methods}
+        # The dataclass is frozen, and this is the end of its construction.
+        object.__setattr__(self, "methods", recipes)
+        object.__setattr__(self, "references", references)
+        object.__setattr__(self, "output", self.output or f"{recipe.output}-comparison")
+
     def _check_tuning(self) -> None:
         numbers = {method: len(self.settings(method)) for method in self.methods}
         if len(set(numbers.values())) > 1 or 0 in numbers.values():
@@ -209,7 +246,7 @@ class Comparison:
             )
         if self.tuning is None:
             return
-        if self.tuning.seed in self.seeds:
+        if self.tuning.seed in self.all_seeds:
             raise ValueError(f"tuning.seed = {self.tuning.seed} must be none of the seeds")
         for method in self.methods:
             if any(recipe.evaluation.data is None for recipe in self.settings(method)):
@@ -220,7 +257,7 @@ class Comparison:
         for name, reference in self.references.items():
             if isinstance(reference, Model):
                 reference.require_trained()
-            else:
+            elif isinstance(reference, Recipe):
                 _require_known(reference, known, whose=f"reference {name!r}")
             known.append(name)
         for method in self.methods:
@@ -265,3 +302,34 @@ def _require_known(recipe: Recipe, known: list[str], *, whose: str) -> None:
                 f"{whose} names the reference {name!r}; there is none before it of that name, "
                 f"only {', '.join(known) or 'no reference at all'}"
             )
+
+
+def _with_algorithm(recipe: Recipe, name: str, references: Sequence[str]) -> Recipe:
+    """The recipe with the objective, selection and filter of a published algorithm.
+
+    Args:
+        name: of the algorithm.
+        references: names of the recipe's references.
+    """
+    size = recipe.trained_batch_size
+    published = named_recipe(name, Scale(batch_size=size, samples_seen=size))
+    reads = published.reference is not None
+    if not references and (reads or published.teachers or published.filtering is not None):
+        raise ValueError(f"method {name!r} needs a reference: give the recipe one")
+    steered = published.objective.needs_reference
+    filtering = published.filtering
+    scale = published.training.optimizer.temperature_lr_scale
+    optimizer = replace(recipe.training.optimizer, temperature_lr_scale=scale)
+    return replace(
+        recipe,
+        objective=published.objective,
+        selection=published.selection,
+        filtering=filtering and replace(filtering, reference=references[0]),
+        loading=replace(recipe.loading, batch_size=published.loading.batch_size),
+        training=replace(recipe.training, optimizer=optimizer),
+        reference=tuple(references) if reads else None,
+        reference_weights=recipe.reference_weights if reads else None,
+        missing_reference=recipe.missing_reference if steered else "leave_out",
+        teachers=tuple(references[:1]) * len(published.teachers),
+        evaluation=replace(recipe.evaluation, references=()),
+    )
