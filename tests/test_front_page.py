@@ -105,7 +105,9 @@ def test_the_page_is_about_the_run_and_the_comparison(typed):
 
 
 def test_methods_by_name_need_a_recipe_and_what_they_read():
-    with pytest.raises(ValueError, match="give methods as name -> recipe, or their names and one"):
+    with pytest.raises(
+        ValueError, match="give methods as name -> recipe, or their names and the recipe"
+    ):
         drrho.Comparison(methods=["openclip"], output="out")
     recipe = drrho.Recipe(
         data="d", model=drrho.Model("small"), objective=drrho.CLIP(), output="runs/plain"
