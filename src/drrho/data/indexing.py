@@ -62,7 +62,6 @@ def index_shards(
     """Read every shard that `source` names (see `resolve_shards`) once, from end to end.
 
     Args:
-        source: the shards.
         known: an index made before; of its shards those are not read again whose file has the
             size and the time of change that it had.
         workers: processes that read; 0 reads in this one.
@@ -131,7 +130,6 @@ def summarise_shard(
     is there twice, or the files of one are apart and each part is taken for a sample.
 
     Args:
-        url: of the shard.
         samples: all of them, in order.
         layout: of what is no tar file.
         state: of the file; None if it is no single one.

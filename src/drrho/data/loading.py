@@ -119,7 +119,6 @@ def training_batches(
     """Yield batches without end from a position on; each epoch in the order of `epoch_order`.
 
     Args:
-        manifest: the data set.
         transform: image to tensor (3, H, W), after the view where there are views; what it draws
             from the global generators of torch, numpy and `random` is a function of (seed, epoch,
             sample id), and their states outside stay as they were.
@@ -164,9 +163,7 @@ def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of 
     other shards are in the manifest, nor on how many processes share the batches.
 
     Args:
-        manifest: the data set.
         transform: image to tensor (3, H, W); it must not be random.
-        batch_size: most samples in a batch.
         workers: processes that decode; 0 decodes in this one.
         parts: what to give beside the images. Without "caption" samples without one are taken
             too, for data that carry labels instead; without "metadata" json, cls and npy

@@ -15,7 +15,6 @@ def restricted(manifest: Manifest, ids: Int64[Tensor, " kept"], *, reason: str) 
     Ids, hashes and stored embeddings stay valid.
 
     Args:
-        manifest: the data set.
         ids: of the samples to keep; those that were unusable stay so.
         reason: why all others are unusable, as it will be counted.
 

@@ -174,9 +174,7 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
 def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
     """Open the model on the device of this process, in evaluation mode; a collective.
 
-    Raises:
-        FileNotFoundError: the run is not finished.
-        ValueError: no such model.
+    Errors as `evaluate_named_model`.
     """
     named = find_model(config.run, pretrained=config.pretrained)
     if not named.names_weights:

@@ -6,6 +6,7 @@ zero-shot tasks; shards with captions are scored by retrieval. What a set has de
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ class EvaluationSet:
 
     Attributes:
         name: of the folder or file, for tables.
-        manifest: the samples.
         tasks: zero-shot tasks, perhaps none.
         with_captions: whether the samples have captions, for retrieval.
         captions_in_lines: whether each line of a caption is one, as clip_benchmark writes several.
@@ -74,7 +74,6 @@ def open_evaluation_set(
     Args:
         source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
             whose shards are in `test/`.
-        caption_templates: of the set.
         objectives: whether an image has several labels, and `classnames.txt` says of each line
             which of them it is of: each is a task.
 
@@ -117,9 +116,7 @@ def open_evaluation_set(
 def embedded_set(encoder: Encoder, evaluation_set: EvaluationSet) -> SharedImages:
     """Encode the set's images, with captions and metadata as it has them; a collective."""
     return encoder.images(
-        evaluation_set.manifest,
-        name=evaluation_set.name,
-        parts=evaluation_set.parts,
+        evaluation_set.manifest, name=evaluation_set.name, parts=evaluation_set.parts
     )
 
 
@@ -209,11 +206,8 @@ def label_ranks_of(
     labels: Int[Tensor, " images"],
 ) -> PositiveRanks:
     """Rank each image's class, the images divided among the processes."""
-    return shared_ranks(
-        encoder.processes,
-        len(labels),
-        lambda rows: label_ranks(images.embeddings, classes, labels, rows=rows),
-    )
+    rank = partial(label_ranks, images.embeddings, classes, labels)
+    return _shared_ranks(encoder.processes, len(labels), rank)
 
 
 def ensemble_of(
@@ -239,12 +233,9 @@ def ranks_of_captions(
     else:
         embeddings = encoder.texts(texts)
 
-    def ranks(queries: Tensor, candidates: Tensor, positives: Pairs):
-        return shared_ranks(
-            encoder.processes,
-            len(queries),
-            lambda rows: positive_ranks(queries, candidates, positives=positives, rows=rows),
-        )
+    def ranks(queries: Tensor, candidates: Tensor, positives: Pairs) -> PositiveRanks:
+        rank = partial(positive_ranks, queries, candidates, positives=positives)
+        return _shared_ranks(encoder.processes, len(queries), rank)
 
     return RetrievalRanks(
         image_to_text=ranks(images.embeddings, embeddings, pairs),
@@ -256,18 +247,15 @@ def _lines(captions: Sequence[str]) -> list[str]:
     return [line.strip() for text in captions for line in text.splitlines() if line.strip()]
 
 
-def shared_ranks(
-    processes: Processes, num_queries: int, rank: Callable[[tuple[int, int]], PositiveRanks]
+def _shared_ranks(
+    processes: Processes, num_queries: int, rank: Callable[..., PositiveRanks]
 ) -> PositiveRanks:
     """Compute the ranks of all queries, of which each process computes its share; a collective.
 
-    Args:
-        processes: that share the work.
-        num_queries: of all processes.
-        rank: (first query, the one after the last) -> their ranks.
+    `rank` takes them as `rows`: the first, and the one after the last.
     """
     if processes.size == 1:
-        return rank((0, num_queries))
+        return rank(rows=(0, num_queries))
     part = equal_partition(num_queries, group=processes.host)
-    own = rank((part.start, part.start + part.sizes[part.rank]))
+    own = rank(rows=(part.start, part.start + part.sizes[part.rank]))
     return PositiveRanks(*map(part.all_gather, own))

@@ -290,7 +290,6 @@ def reference_token_losses(
         trainer = SteeredTrainer(..., train_dataset=dataset, reference="reference_losses")
 
     Args:
-        reference: computes where it lies.
         examples: tokenised, the data set as the Trainer gets it. Columns that are no argument
             of the reference are left aside.
         data_collator: the Trainer's. It says by its labels which tokens count.

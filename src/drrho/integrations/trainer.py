@@ -12,7 +12,6 @@ class TrainerWithState(Trainer):
     """Hugging Face's Trainer with a module whose state is in every checkpoint of the optimiser's.
 
     Attributes:
-        steering: the module.
         state_file: name of its file in a checkpoint's folder.
         own_column: column of the data set that the model does not take and the Trainer must keep.
     """

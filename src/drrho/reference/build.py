@@ -218,9 +218,7 @@ def run_verify(config: VerifyConfig) -> str:
     if found.faults:
         raise ValueError(f"{config.folder} is not in order:\n  " + "\n  ".join(found.faults))
     stored = f"{found.num_stored:,} of {found.num_samples:,} samples{in_brackets(found.absent)}"
-    lines = [
-        f"{config.folder}: embeddings of {stored}; all rows are finite and of unit length",
-    ]
+    lines = [f"{config.folder}: embeddings of {stored}; all rows are finite and of unit length"]
     if found.lowest is not None and found.mean is not None:
         rows = [
             [name, f"{lowest:.6f}", f"{mean:.6f}"]

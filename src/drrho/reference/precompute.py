@@ -62,9 +62,7 @@ def precompute(
 
     Args:
         encoder: the reference model, and the view of the samples.
-        manifest: the data set.
         folder: where to write; made if need be.
-        batch_size: most samples encoded at once.
         workers: processes that decode for each of `processes`; 0 decodes in it.
         processes: those that encode together; None is this one alone.
 

@@ -92,20 +92,16 @@ class Reference:
             torch.cat([r * e for r, e in zip(roots, side, strict=True)], dim=1)
             for side in ([e.image for e in found], [e.text for e in found])
         )
-        return ReferenceEmbeddings(
-            image=image.where(present[:, None], 0.0),
-            text=text.where(present[:, None], 0.0),
-            present=present,
-        )
+        return ReferenceEmbeddings(image, text, present).zero_where_absent()
 
     @property
     def num_absent(self) -> int:
         """Number of samples without embeddings; with views, of pairs of sample and view."""
-        absent = 0
-        for of_view in zip(*self.stores, strict=True):
-            for shard in range(of_view[0].num_shards):
-                absent += int((~_all_present(of_view, shard)).sum())
-        return absent
+        return sum(
+            int((~_all_present(of_view, shard)).sum())
+            for of_view in zip(*self.stores, strict=True)
+            for shard in range(of_view[0].num_shards)
+        )
 
     def present_in(self, shard: int) -> Bool[Tensor, " rows"]:
         """Mark the rows of a shard with embeddings of every reference and view, finite or not."""
@@ -209,11 +205,7 @@ def _gather_views(
     ]
     # Where each sample stands among those that were gathered view by view.
     places = torch.cat(rows).argsort()
-    return ReferenceEmbeddings(
-        image=torch.cat([part.image for part in found])[places],
-        text=torch.cat([part.text for part in found])[places],
-        present=torch.cat([part.present for part in found])[places],
-    )
+    return ReferenceEmbeddings(*map(torch.cat, zip(*found, strict=True))).keep(places)
 
 
 def _all_present(stores: Sequence[ReferenceStore], shard: int) -> Bool[Tensor, " rows"]:

@@ -12,7 +12,6 @@ class RowsOfShard(NamedTuple):
     """The part of a batch that lies in one shard.
 
     Attributes:
-        shard: its index in the manifest.
         rows: the samples' rows there.
         places: the same samples' places in the batch.
     """

@@ -80,7 +80,6 @@ class ShardFiles:
     """Shard files of a folder, each labelled with its shard and model.
 
     Attributes:
-        folder: where they lie.
         entries: which file belongs to which shard.
         model: what computed the contents; every file carries a hash of it.
         noun: what the files hold, for messages.
@@ -114,8 +113,6 @@ class ShardFiles:
         """Write the file of one shard, atomically; the same contents give the same bytes.
 
         Args:
-            entry: the shard.
-            tensors: by name.
             notes: plain data to keep beside them.
         """
         # One entry: safetensors writes several in an order that differs from run to run.
@@ -205,7 +202,6 @@ class CardKind(Generic[Card]):
 
     Attributes:
         card: dataclass of the cards, with `shards`, and `model`, by which files are labelled.
-        file_name: name of the file.
         header: entries that a card must have: format, version, ...
         noun: contents of the shard files, for messages.
         remedy: how to write them, for messages.
@@ -256,9 +252,5 @@ class CardKind(Generic[Card]):
     def files(self, card: Any, folder: Path) -> ShardFiles:
         """Return the files of a card's shards in its folder."""
         return ShardFiles(
-            folder=folder,
-            entries=card.shards,
-            model=card.model,
-            noun=self.noun,
-            remedy=self.remedy,
+            folder=folder, entries=card.shards, model=card.model, noun=self.noun, remedy=self.remedy
         )

@@ -8,6 +8,7 @@ share cancels in the differences R_ij - R_ii that the loss takes.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float16, Float32, Int64
@@ -33,7 +34,6 @@ class ReferenceCard:
     Attributes:
         model: the encoder's identity: architecture, weights' hash, transform, tokenizer,
             precision.
-        embedding_dim: d.
         shards: in the order of the manifest they were computed for.
     """
 
@@ -103,8 +103,7 @@ def load_shard(files: ShardFiles, entry: ShardEntry, *, embedding_dim: int) -> S
     return ShardEmbeddings(**tensors, absent=absent)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReferenceEmbeddings:
+class ReferenceEmbeddings(NamedTuple):
     """Reference embeddings of a batch.
 
     Attributes:
@@ -128,10 +127,13 @@ class ReferenceEmbeddings:
         """The embeddings of some of the samples."""
         return self._map(lambda tensor: tensor[rows])
 
+    def zero_where_absent(self) -> "ReferenceEmbeddings":
+        """The embeddings, zero where a sample has none."""
+        image, text = (side.where(self.present[:, None], 0.0) for side in (self.image, self.text))
+        return ReferenceEmbeddings(image, text, self.present)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ReferenceEmbeddings":
-        return ReferenceEmbeddings(
-            image=change(self.image), text=change(self.text), present=change(self.present)
-        )
+        return ReferenceEmbeddings(*map(change, self))
 
 
 class ReferenceStore:
@@ -181,11 +183,7 @@ class ReferenceStore:
         text = select(located, lambda shard: self._shards[shard].text).float()
         present = select(located, lambda shard: self._shards[shard].present)
         present = present & image.isfinite().all(dim=1) & text.isfinite().all(dim=1)
-        return ReferenceEmbeddings(
-            image=image.where(present[:, None], 0.0),
-            text=text.where(present[:, None], 0.0),
-            present=present,
-        )
+        return ReferenceEmbeddings(image, text, present).zero_where_absent()
 
     @property
     def num_absent(self) -> int:

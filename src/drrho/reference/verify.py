@@ -42,7 +42,6 @@ class Verification:
         absent: how many have none, by reason.
         num_encoded: samples that were encoded again.
         lowest: smallest cosine between what is stored and what was encoded, of images and texts.
-        mean: the means.
         faults: what is wrong, in words; empty if nothing is.
     """
 
@@ -71,11 +70,9 @@ def verify(
     where all embeddings are alike.
 
     Args:
-        folder: of the store.
         manifest: the data set that it should be of.
         encoder: the model; None encodes nothing.
         num_encoded: how many samples to encode again.
-        generator: draws them.
 
     Raises:
         FileNotFoundError: the folder is no store.
@@ -192,10 +189,7 @@ def _encoded(encoder: EmbeddingModel, sample: RawSample) -> tuple[Vector, Vector
 
 
 def _unit_rows(embeddings: ShardEmbeddings) -> tuple[Rows, Rows]:
-    return (
-        normalize(embeddings.image.float(), dim=1),
-        normalize(embeddings.text.float(), dim=1),
-    )
+    return (normalize(embeddings.image.float(), dim=1), normalize(embeddings.text.float(), dim=1))
 
 
 def _compared(

@@ -36,7 +36,6 @@ class CheckpointWriter:
 
     Args:
         folder: folder of the checkpoints, visible to all processes.
-        processes: processes of the run.
     """
 
     def __init__(self, folder: Path, processes: Processes) -> None:

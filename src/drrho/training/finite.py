@@ -63,9 +63,7 @@ def raise_if_not_finite(
 
 
 def _explanation(record: StepRecord, row: list[float], *, last: Path | None) -> str:
-    values = ", ".join(
-        f"{name} = {value:g}" for name, value in zip(record.checked, row, strict=True)
-    )
+    values = ", ".join(f"{name} = {v:g}" for name, v in zip(record.checked, row, strict=True))
     ids = record.sample_ids.tolist()
     shown = ", ".join(map(str, ids[:SHOWN_SAMPLE_IDS]))
     more = f" and {len(ids) - SHOWN_SAMPLE_IDS} more" if len(ids) > SHOWN_SAMPLE_IDS else ""

@@ -19,7 +19,6 @@ class TrainingInterrupted(Exception):
     """Training stopped before its end because of a signal, after saving a checkpoint.
 
     Attributes:
-        received: signal that stopped it.
         exit_status: exit status of the program: `REQUEUE` where a scheduler asked, 130 for Ctrl-C
             as is customary.
     """

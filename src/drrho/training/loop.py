@@ -61,7 +61,6 @@ def train(
     its share of every batch.
 
     Args:
-        objective: forward pass and loss.
         batches: endless iterator, whose first batch is that of step `state.step`.
         state: new or resumed state, changed in place.
         config: length of the run, precision, logging and checkpoints.
@@ -216,7 +215,6 @@ def evaluate(evaluators: Mapping[str, Evaluator], model: nn.Module) -> dict[str,
 
     Args:
         evaluators: name -> function that returns metric -> value.
-        model: model in training or evaluation mode; evaluated in evaluation mode.
 
     Returns:
         `name/metric` -> value.

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Panel:
     """A chart of metrics against the samples seen.
 
     Attributes:
-        title: above it.
         unit: of its vertical axis.
         meaning: what its metrics say, in a sentence.
         logarithmic: whether the vertical axis is.
@@ -63,7 +62,6 @@ class Metric:
     """A number that training logs.
 
     Attributes:
-        name: in the log.
         panel: that shows it; None for none.
         label: tells it from the other metrics of its panel; empty for the only one.
         limit: None for no alert.
@@ -76,49 +74,49 @@ class Metric:
 
 
 QUALITY = Panel(
-    title="Quality",
-    unit="mean reciprocal rank",
-    meaning="How high the right partner ranks on the evaluation set; 1 is always first.",
+    "Quality",
+    "mean reciprocal rank",
+    "How high the right partner ranks on the evaluation set; 1 is always first.",
     compared=True,
 )
 LOSS = Panel(
-    title="Loss",
-    unit="loss, in the method's unit",
-    meaning="What is minimised. Methods have losses in different units.",
+    "Loss",
+    "loss, in the method's unit",
+    "What is minimised. Methods have losses in different units.",
 )
 GAPS = Panel(
-    title="Mean gaps",
-    unit="cosine",
-    meaning="Mean over all negatives of the loss, and of its excess over the reference.",
+    "Mean gaps",
+    "cosine",
+    "Mean over all negatives of the loss, and of its excess over the reference.",
 )
 VARIANCE = Panel(
-    title="Variance of gaps",
-    unit="squared cosine",
-    meaning="The theory's bound is small where the variance of the excess loss is.",
+    "Variance of gaps",
+    "squared cosine",
+    "The theory's bound is small where the variance of the excess loss is.",
     logarithmic=True,
     compared=True,
 )
 SAMPLE_SIZE = Panel(
-    title="Effective sample size",
-    unit="share of the negatives",
-    meaning="How many of an anchor's negatives count: 1 is all of them alike.",
+    "Effective sample size",
+    "share of the negatives",
+    "How many of an anchor's negatives count: 1 is all of them alike.",
     compared=True,
 )
 DIVERGENCE = Panel(
-    title="Divergence of the weights from uniform",
-    unit="KL, nats",
-    meaning="How far the adversary has moved the weights of an anchor's negatives.",
+    "Divergence of the weights from uniform",
+    "KL, nats",
+    "How far the adversary has moved the weights of an anchor's negatives.",
     compared=True,
 )
 TEMPERATURE = Panel(
-    title="Temperature",
-    unit="cosine",
-    meaning="Similarities are divided by it: the lower, the more hard negatives count.",
+    "Temperature",
+    "cosine",
+    "Similarities are divided by it: the lower, the more hard negatives count.",
 )
 SATURATION = Panel(
-    title="Saturated anchors",
-    unit="share of the anchors",
-    meaning="Anchors whose negatives are all far away: they have given up half their gradient.",
+    "Saturated anchors",
+    "share of the anchors",
+    "Anchors whose negatives are all far away: they have given up half their gradient.",
 )
 
 METRICS = (

@@ -81,9 +81,7 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     """Wraps a module in DistributedDataParallel: a whole model per process, averaged gradients."""
     return DistributedDataParallel(
-        module,
-        device_ids=None if device.type == "cpu" else [device],
-        gradient_as_bucket_view=True,
+        module, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True
     )
 
 

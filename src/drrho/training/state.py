@@ -17,10 +17,7 @@ from drrho.training.optimizer import allocate_moments
 
 FORMAT = 3
 # Attributes that are saved beside the tensors.
-COUNTED = (
-    *("step", "samples_seen", "skipped", "skipped_steps"),
-    *("seconds", "metrics", "best"),
-)
+COUNTED = ("step", "samples_seen", "skipped", "skipped_steps", "seconds", "metrics", "best")
 MOMENTS = "optimizer."  # prefix of the names of a parameter's moments
 
 
@@ -41,11 +38,9 @@ class TrainingState:
         config: configuration of the whole run as nested plain data (`dataclasses.asdict`); a
             checkpoint is only restored into the configuration that wrote it.
         seed: random seed of what a step draws (dropout).
-        processes: processes that train together.
         export: function that writes the model alone into a folder, for the best model; a
             collective.
         scaler: scaler of the loss's gradient where the forward pass is in float16.
-        step: optimiser steps taken.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
         skipped: reason -> samples of all processes that could not be used, repetitions counted.
         skipped_steps: number of steps that were skipped because a value was not finite.

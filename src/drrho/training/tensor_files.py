@@ -74,7 +74,6 @@ def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> N
     Args:
         tensors: tensors to overwrite; DTensors get their process's shard.
         path: checkpoint that `read_values` has verified.
-        processes: processes of the run.
 
     Raises:
         CheckpointError: a tensor is not there, or has another shape.

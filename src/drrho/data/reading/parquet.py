@@ -24,9 +24,7 @@ def column_names(path: str | Path) -> list[str]:
 def read_columns(path: str | Path, names: list[str]) -> list[list]:
     """Read columns of a parquet file, as lists of Python values.
 
-    Raises:
-        ModuleNotFoundError: pyarrow is not installed.
-        ValueError: it is no parquet file, or it lacks a column.
+    Errors as `column_names`, and ValueError if it lacks a column.
     """
     file = _opened(path)
     columns = file.schema_arrow.names

@@ -51,7 +51,6 @@ class Rows:
     """Random access to the samples of a source.
 
     Attributes:
-        num_rows: how many there are.
         read: row number -> its content; the image is None if it is missing.
     """
 

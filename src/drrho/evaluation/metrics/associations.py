@@ -97,7 +97,6 @@ def jaccard_scores(
         image_embeddings: of the candidates of the first question, of the second, and so on; of
             any length.
         cue_embeddings: of the questions' prompts, of any length.
-        questions: as many.
 
     Raises:
         ValueError: there is no question, or an embedding is not finite.

@@ -17,18 +17,14 @@ ENDS = {
 
 
 def draw_rows(num_rows: int, *, generator: torch.Generator) -> Int64[Tensor, " rows"]:
-    """Draws as many rows as there are, with replacement, on the generator's device."""
+    """Draw as many rows as there are, with replacement, on the generator's device."""
     return torch.randint(num_rows, (num_rows,), generator=generator, device=generator.device)
 
 
 def draw_resamples(
     num_rows: int, *, resamples: int, generator: torch.Generator
 ) -> Int64[Tensor, "resamples rows"]:
-    """Draws many resamples at once: memory is 8 bytes times their number times the rows.
-
-    Raises:
-        ValueError: no resamples.
-    """
+    """Draw many resamples at once: memory is 8 bytes times their number times the rows."""
     require_at_least(1, resamples=resamples)
     return torch.stack([draw_rows(num_rows, generator=generator) for _ in range(resamples)])
 

@@ -76,10 +76,9 @@ def face_metrics(
     by_binary = {"race_binary": labels["race_binary"]}
     by_race = {"race": labels["race"]}
     gender = _of_label(predicted["gender"], labels["gender"])
+    race = torch.where(labels["race_binary"] == 1, 1 - white, white)
     return {
-        **_by_group(
-            "acc_race", torch.where(labels["race_binary"] == 1, 1 - white, white), by_binary
-        ),
+        **_by_group("acc_race", race, by_binary),
         **_by_group("acc_gender", gender, by_binary),
         **_by_group("acc_age", _of_label(predicted["age"], labels["age"]), by_binary),
         **_by_group("acc_gender_x", gender, by_race | {"gender": labels["gender"]}),

@@ -89,12 +89,12 @@ def hierarchical_interval(
 
 
 def mean_of_first(means: Float[Tensor, "resamples tables"]) -> Float[Tensor, " resamples"]:
-    """The score of a model."""
+    """Take the score of a model."""
     return means[:, 0]
 
 
 def first_minus_second(means: Float[Tensor, "resamples tables"]) -> Float[Tensor, " resamples"]:
-    """The paired difference of two models."""
+    """Take the paired difference of two models."""
     return means[:, 0] - means[:, 1]
 
 

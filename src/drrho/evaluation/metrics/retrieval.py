@@ -18,11 +18,8 @@ Pairs = Int[Tensor, "2 pairs"]  # rows of an image and of a text that belong tog
 def distinct_texts(captions: Sequence[str | Sequence[str]]) -> tuple[list[str], Pairs]:
     """List the distinct captions, in the order of first appearance, and the pairs with images.
 
-    Images with the same caption share one text: asked for the text of one of them, a model cannot
-    prefer the "right" copy of two equal strings.
-
-    Args:
-        captions: of each image, one or a list of several.
+    Images, each of one caption or of several, with the same caption share one text: asked for the
+    text of one of them, a model cannot prefer the "right" copy of two equal strings.
     """
     index_of: dict[str, int] = {}
     pairs = [
@@ -34,11 +31,7 @@ def distinct_texts(captions: Sequence[str | Sequence[str]]) -> tuple[list[str], 
 
 
 def separate_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], Pairs]:
-    """Every caption as a text of its own, of one image, as clip_benchmark counts them.
-
-    Args:
-        captions: of each image, one or more.
-    """
+    """List every caption of every image as a text of its own, as clip_benchmark counts them."""
     texts = [caption for several in captions for caption in several]
     images = torch.repeat_interleave(torch.tensor([len(several) for several in captions]))
     return texts, torch.stack([images, torch.arange(len(texts))])
@@ -107,11 +100,7 @@ def retrieval(
 def summarise_ranks(
     ranks: RetrievalRanks, *, recall_at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Summarise ranks as the metrics that `retrieval` returns.
-
-    Raises:
-        ValueError: a k of `recall_at` is not positive.
-    """
+    """Summarise ranks as the metrics that `retrieval` returns; each k must be positive."""
     metrics: dict[str, float] = {}
     for direction, side in vars(ranks).items():
         for k in recall_at:
@@ -128,15 +117,12 @@ def clip_benchmark_recalls(
 
     Args:
         ranks: on the texts of `separate_texts`.
-        recall_at: the ks.
+        recall_at: the ks, positive.
 
     Returns:
         `image_retrieval_recall@k`, the share of texts whose image is among the first k,
         `text_retrieval_recall@k`, the share of images of which a text is, for each k, and their
         mean `mean_recall@1` if 1 is one of them.
-
-    Raises:
-        ValueError: a k of `recall_at` is not positive.
 
     Source: clip_benchmark 1.6.2, metrics.zeroshot_retrieval; DataComp, eval_utils/retr_eval.py.
     """

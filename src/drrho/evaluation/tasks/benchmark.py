@@ -21,7 +21,6 @@ class TaskScore:
     """Outcome of a task.
 
     Attributes:
-        task: of the list.
         main_metric: its value; None if it was not computed, the task has none, or the data have
             no sample that it is of.
         problem: why the task was not scored; None if it was.

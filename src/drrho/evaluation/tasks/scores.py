@@ -29,8 +29,6 @@ def open_task_set(
     """Open the data of a task; errors as of what opens its kind.
 
     Args:
-        task: whose data.
-        folder: where they are.
         caption_templates: texts with `{}` for captions, where the data have some.
     """
     found = KINDS[task.kind or "classification"].open(folder)

@@ -96,15 +96,11 @@ def read_clip_benchmark_task(folder: Path) -> ZeroShotTask:
         FileNotFoundError: one of the files is missing.
         ValueError: names file and line of an empty line or a template without {c}.
     """
-    path = folder / TEMPLATES_FILE
-    templates = tuple(
-        _template(template, where=f"{path}, line {number}")
-        for number, template in enumerate(_lines(path), start=1)
-    )
+    templates = [_template(line, where=at) for at, line in _lines(folder / TEMPLATES_FILE)]
     return ZeroShotTask(
         name=folder.resolve().name,
-        class_names=tuple(_lines(folder / CLASS_NAMES_FILE)),
-        templates=templates,
+        class_names=tuple(name for _, name in _lines(folder / CLASS_NAMES_FILE)),
+        templates=tuple(templates),
     )
 
 
@@ -158,8 +154,7 @@ def read_zero_shot_json(path: Path) -> tuple[ZeroShotTask, ...]:
 
 def _of_objectives(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield place, objective and rest of each line."""
-    for number, line in enumerate(_lines(path), start=1):
-        where = f"{path}, line {number}"
+    for where, line in _lines(path):
         objective, colon, text = (part.strip() for part in line.partition(":"))
         if not (objective and colon and text):
             raise ValueError(f"{where}: {line!r} has no objective; write `objective:text`")
@@ -210,7 +205,8 @@ def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """Read the place, for messages, and the text of each line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -220,7 +216,7 @@ def _lines(path: Path) -> list[str]:
         ) from None
     if not lines:
         raise ValueError(f"{path} is empty; it needs one entry a line")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            raise ValueError(f"{path}, line {number} is empty; remove it")
-    return [line.strip() for line in lines]
+    found = [(f"{path}, line {k}", line.strip()) for k, line in enumerate(lines, start=1)]
+    if empty := [where for where, line in found if not line]:
+        raise ValueError(f"{empty[0]} is empty; remove it")
+    return found

@@ -46,13 +46,7 @@ class ClipRetrieval:
     key_field: str | None = None
 
     def open(self, _manifest: Manifest) -> Source:
-        """Find the files.
-
-        Raises:
-            FileNotFoundError: a folder or a file is missing.
-            ModuleNotFoundError: pyarrow is not installed.
-            ValueError: a file is damaged, or two do not fit each other.
-        """
+        """Find the files; errors as `Source` says."""
         folder = Path(self.source).expanduser()
         paths = find_files(
             folder,

@@ -43,13 +43,7 @@ class DataComp:
     variant: Literal["b32", "l14"]
 
     def open(self, _manifest: Manifest) -> Source:
-        """Find the files.
-
-        Raises:
-            FileNotFoundError: there is no parquet file, or the npz file of one is missing.
-            ModuleNotFoundError: pyarrow is not installed.
-            ValueError: a file is damaged or lacks the arrays, or two do not fit each other.
-        """
+        """Find the files; errors as `Source` says."""
         paths = find_files(
             Path(self.source).expanduser(),
             "**/*.parquet",

@@ -24,13 +24,7 @@ from tyro.conf import Positional
 
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
-from drrho.reference.formats.source import (
-    ArrayFile,
-    ArrayPair,
-    ArrayTable,
-    Source,
-    find_files,
-)
+from drrho.reference.formats.source import ArrayFile, ArrayPair, ArrayTable, Source, find_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +40,7 @@ class DRRhoClip:
     samples_per_file: int = 10_000
 
     def open(self, _manifest: Manifest) -> Source:
-        """Find the files.
-
-        Raises:
-            FileNotFoundError: there is no .pt file.
-            ValueError: a file has another name, is damaged, or holds something else.
-        """
+        """Find the files; errors as `Source` says."""
         folder = Path(self.source).expanduser()
         if folder.is_file():
             raise ValueError(

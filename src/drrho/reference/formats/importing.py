@@ -35,8 +35,6 @@ def import_embeddings(
     written last: a folder that was interrupted is no store.
 
     Args:
-        source: keys and embeddings.
-        manifest: the data set.
         folder: where to write; it must hold no store.
         model: what the embeddings are of, for the card. With it go the format and a hash of the
             imported files, so that two imports can be told apart.

@@ -58,7 +58,6 @@ class MemberTable:
     Attributes:
         members: in the order that gives the rows their numbers.
         rows: the augmentation and the caption to take of each member.
-        embedding_dim: d.
     """
 
     members: tuple[Member, ...]
@@ -106,12 +105,7 @@ class Members:
     text_row: int = 0
 
     def open(self, manifest: Manifest) -> Source:
-        """Read the table of contents of each tar file.
-
-        Raises:
-            FileNotFoundError: no tar file is there.
-            ValueError: one cannot be read, or there are no embeddings in any.
-        """
+        """Read the table of contents of each tar file; errors as `Source` says."""
         tars = [Path(path) for path in resolve_shards(self.source)]
         names = {path.name for path in tars}
         parallel = self.key_field is None and len(names) == len(tars)

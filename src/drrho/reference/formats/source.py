@@ -50,8 +50,11 @@ class Table(Protocol):
 class Source:
     """Embeddings that another program stored: a table, and a key for each of its rows.
 
+    The options of a format have `open(manifest)`, which makes one. It raises FileNotFoundError
+    where a file is missing, ModuleNotFoundError without the package that reads it, and ValueError
+    where a file is damaged, holds something else, or does not fit another.
+
     Attributes:
-        table: the rows.
         settings: options of the format, as text; they become a part of the model's identity.
         key_noun: what the keys are, for messages and reasons.
         keys: lists the key of each row, in order.
@@ -77,7 +80,6 @@ class ArrayFile:
     """One file, or set of files, of a table of arrays.
 
     Attributes:
-        name: for messages.
         paths: what is hashed.
         num_rows: of both arrays.
         open: maps the arrays. It is called for every read: a table may have more files than a
@@ -96,7 +98,6 @@ class ArrayTable:
 
     Attributes:
         files: in the order that gives the rows their numbers.
-        embedding_dim: d.
     """
 
     files: tuple[ArrayFile, ...]
@@ -154,8 +155,6 @@ def require_pair(name: str, image: Any, text: Any, *, num_rows: int | None = Non
     """Check that two arrays are tables of one shape.
 
     Args:
-        name: file name, for messages.
-        image, text: arrays or tensors.
         num_rows: how many rows there must be; None for any number.
 
     Raises:

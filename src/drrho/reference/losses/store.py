@@ -102,13 +102,14 @@ def save_losses(files: ShardFiles, entry: ShardEntry, losses: ShardLosses) -> No
 
 def load_losses(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
     """Load the losses of one shard; errors as `ShardFiles.load`."""
-    names = ("losses", "written") if unit == "sample" else ("losses", "written", "offsets")
-    tensors, _ = files.load(entry, names)
-    rows, offsets = entry.num_samples, tensors.get("offsets")
+    rows = entry.num_samples
     expected = {"losses": (rows,), "written": (rows,)}
+    if unit == "token":
+        expected["offsets"] = (rows + 1,)
+    tensors, _ = files.load(entry, expected)
+    offsets = tensors.get("offsets")
     if offsets is not None:
-        num_losses = int(offsets[-1]) if len(offsets) > 0 else 0
-        expected = {"losses": (num_losses,), "written": (rows,), "offsets": (rows + 1,)}
+        expected["losses"] = (int(offsets[-1]) if len(offsets) > 0 else 0,)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if shapes != expected:
         raise files.damaged(entry, f"it has the shapes {shapes}, not {expected}")

@@ -20,13 +20,14 @@ from drrho.reference.losses.store import (
     references_in,
 )
 
+Contents = tuple[int, str, str]  # `Shard.contents`
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossSummary:
     """The losses of one reference.
 
     Attributes:
-        reference: its name.
         identity: what computed them.
         unit: whether a sample has one loss, or each of its tokens.
         num_samples: of the shards they belong to.
@@ -52,7 +53,6 @@ class LossCorrelation:
     """Correlation of the losses of two references.
 
     Attributes:
-        references: their names.
         num_samples: samples of which both have a finite loss.
         correlation: Pearson's, over these samples; of tokens, of the mean over a sample's.
             NaN if it is not defined.
@@ -82,9 +82,7 @@ def summarise_losses(folder: str | Path) -> tuple[list[LossSummary], list[LossCo
     return summaries, [_correlate(pair, samples) for pair in combinations(names, 2)]
 
 
-def sample_losses(
-    folder: str | Path, reference: str
-) -> dict[tuple[int, str, str], Float64[Tensor, " rows"]]:
+def sample_losses(folder: str | Path, reference: str) -> dict[Contents, Float64[Tensor, " rows"]]:
     """Load the losses of one reference by contents of the shard; of tokens, a sample's mean.
 
     Not finite where there is none.
@@ -96,9 +94,7 @@ def sample_losses(
     return {contents: _sample_losses(shard) for contents, shard in shards.items()}
 
 
-def _read(
-    folder: str | Path, reference: str
-) -> tuple[LossCard, dict[tuple[int, str, str], ShardLosses]]:
+def _read(folder: str | Path, reference: str) -> tuple[LossCard, dict[Contents, ShardLosses]]:
     card = LOSS_CARDS.load(Path(folder) / reference)
     files = LOSS_CARDS.files(card, Path(folder) / reference)
     shards = {
@@ -146,16 +142,11 @@ def _sample_losses(shard: ShardLosses) -> Float64[Tensor, " rows"]:
 
 
 def _correlate(
-    pair: tuple[str, str], samples: dict[str, dict[tuple[int, str, str], Tensor]]
+    pair: tuple[str, str], samples: dict[str, dict[Contents, Tensor]]
 ) -> LossCorrelation:
     first, second = (samples[name] for name in pair)
-    common = [contents for contents in first if contents in second]
-    losses = torch.stack(
-        [
-            torch.cat([torch.empty(0, dtype=torch.float64), *(of[c] for c in common)])
-            for of in (first, second)
-        ]
-    )
+    common = [torch.stack([first[c], second[c]]) for c in first if c in second]
+    losses = torch.cat([torch.empty(2, 0, dtype=torch.float64), *common], dim=1)
     losses = losses[:, losses.isfinite().all(dim=0)]
     # corrcoef warns of fewer than two samples.
     correlation = float(losses.corrcoef()[0, 1]) if losses.shape[1] > 1 else math.nan

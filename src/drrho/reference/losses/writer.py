@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +109,6 @@ class LossWriter:
         """Add the losses of a batch of samples, from any device; they become float32.
 
         Args:
-            sample_ids: whose losses they are.
             losses: shape (batch,).
 
         Raises:
@@ -133,7 +133,6 @@ class LossWriter:
         """Add the losses of the tokens of a batch of samples; they become float32.
 
         Args:
-            sample_ids: whose losses they are.
             losses: shape (batch, length), as of `drrho.steering.token_losses`.
             mask: shape (batch, length); which of them count. The others are not stored.
 
@@ -235,12 +234,10 @@ def _begin(path: Path, wanted: LossCard, manifest: Manifest) -> LossCard:
                 "or remove this folder"
             )
         known = {entry.contents for entry in found.shards}
-        new = entries_of(
-            (s for s in manifest.shards if s.contents not in known), found=found.shards
-        )
-        if not new:
+        added = [shard for shard in manifest.shards if shard.contents not in known]
+        if not added:
             return found
-        card = LossCard(identity=found.identity, unit=found.unit, shards=(*found.shards, *new))
+        card = replace(found, shards=(*found.shards, *entries_of(added, found=found.shards)))
     LOSS_CARDS.save(card, path)
     return card
 
@@ -258,8 +255,7 @@ def _joined(before: ShardLosses, given: list[_Given]) -> ShardLosses:
     tokens = list(before.losses.split(before.offsets.diff().tolist()))
     for part in given:
         assert part.lengths is not None
-        pieces = zip(part.rows.tolist(), part.losses.split(part.lengths), strict=True)
-        for row, piece in pieces:
+        for row, piece in zip(part.rows.tolist(), part.losses.split(part.lengths), strict=True):
             tokens[row] = piece
     lengths = torch.tensor([0, *map(len, tokens)])
     losses = torch.cat([torch.empty(0), *tokens])
