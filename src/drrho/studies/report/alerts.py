@@ -1,7 +1,7 @@
 """Alerts: numbers of a run that are beyond a threshold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drrho.contrastive.memory.temperature import Constant
@@ -9,9 +9,8 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
 from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
+from drrho.studies.compare.curves import Row
 from drrho.training.metrics import METRICS
-
-Row = Mapping[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
