@@ -43,7 +43,7 @@ class IndexConfig:
 
 
 def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
-    """Indexes shards and writes the manifest; returns it and where it is.
+    """Index shards and write the manifest; return it and where it is.
 
     Raises:
         FileNotFoundError: no shard is there.
@@ -107,7 +107,7 @@ class MixConfig:
 
 
 def mix_manifests(config: MixConfig) -> Manifest:
-    """Joins manifests and writes the result.
+    """Join manifests and write the result.
 
     Raises:
         FileNotFoundError: a manifest does not exist.
@@ -121,9 +121,7 @@ def mix_manifests(config: MixConfig) -> Manifest:
             for shard in Manifest.load(Path(path).expanduser()).shards
         )
     )
-    path = Path(config.output).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    manifest.save(path)
+    manifest.save(Path(config.output).expanduser())
     return manifest
 
 
@@ -131,16 +129,14 @@ def run_index(config: IndexConfig) -> str:
     """Index shards into a manifest: counts, key hashes and sample ids."""
     manifest, path = write_manifest(config)
     reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
-    return (
-        f"{path}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
-        f"{reasons.total():,} unusable{in_brackets(reasons)}"
-    )
+    return f"{path}: {_size(manifest)}, {reasons.total():,} unusable{in_brackets(reasons)}"
 
 
 def run_mix(config: MixConfig) -> str:
     """Join the manifests of several data sets into one, with weights."""
     manifest = mix_manifests(config)
-    return (
-        f"{config.output}: {manifest.num_samples:,} samples in {len(manifest.shards):,} shards, "
-        f"of {len(config.manifests)} data sets"
-    )
+    return f"{config.output}: {_size(manifest)}, of {len(config.manifests)} data sets"
+
+
+def _size(manifest: Manifest) -> str:
+    return f"{manifest.num_samples:,} samples in {len(manifest.shards):,} shards"

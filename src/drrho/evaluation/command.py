@@ -25,15 +25,11 @@ def run_evaluate(config: EvaluateConfig) -> str:
 
 def _task_table(scores: list[TaskScore]) -> str:
     """Table of the main metric of each task, with averages and the tasks that were passed over."""
-    rows = [
-        [
-            score.task.name,
-            score.task.main_metric or "none",
-            "done" if score.main_metric is None else f"{score.main_metric:.4f}",
-        ]
-        for score in scores
-        if score.problem is None
-    ]
+    rows = []
+    for score in scores:
+        if score.problem is None:
+            value = "done" if score.main_metric is None else f"{score.main_metric:.4f}"
+            rows.append([score.task.name, score.task.main_metric or "none", value])
     rows += [[name, "", f"{value:.4f}"] for name, value in averages(scores).items()]
     problems = [score for score in scores if score.problem is not None]
     lines = [markdown_table(["task", "main metric", "score"], rows)] if rows else []

@@ -187,7 +187,6 @@ def _precomputed(
         )
     return PrecomputeReport(
         num_samples=sum(report.num_samples for report in reports),
-        num_encoded=sum(report.num_encoded for report in reports),
         absent=dict(sum((Counter(report.absent) for report in reports), Counter())),
         shards_found=sum(report.shards_found for report in reports),
     )
@@ -202,10 +201,7 @@ def _encoder(model: Model, precision: Precision, device: torch.device) -> Embedd
 def run_precompute(config: PrecomputeConfig) -> str:
     """Store a reference model's embeddings of a data set."""
     report = precompute_reference(config)
-    return (
-        f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
-        f"{in_brackets(report.absent)}; {report.shards_found} shards were there already"
-    )
+    return f"{config.output}: {report}; {report.shards_found} shards were there already"
 
 
 def run_verify(config: VerifyConfig) -> str:
@@ -220,10 +216,8 @@ def run_verify(config: VerifyConfig) -> str:
     stored = f"{found.num_stored:,} of {found.num_samples:,} samples{in_brackets(found.absent)}"
     lines = [f"{config.folder}: embeddings of {stored}; all rows are finite and of unit length"]
     if found.lowest is not None and found.mean is not None:
-        rows = [
-            [name, f"{lowest:.6f}", f"{mean:.6f}"]
-            for name, lowest, mean in zip(("image", "text"), found.lowest, found.mean, strict=True)
-        ]
+        sides = zip(("image", "text"), found.lowest, found.mean, strict=True)
+        rows = [[name, f"{lowest:.6f}", f"{mean:.6f}"] for name, lowest, mean in sides]
         table = markdown_table([f"cosine of {found.num_encoded}", "lowest", "mean"], rows)
         lines += ["", table]
     return "\n".join(lines)

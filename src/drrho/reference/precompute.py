@@ -13,6 +13,7 @@ from drrho.data.batch import Examples
 from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
 from drrho.encoding.encoder import EmbeddingModel
+from drrho.plotting.table import in_brackets
 from drrho.reference.shard_files import ShardFiles, entries_of
 from drrho.reference.store import (
     REFERENCE_CARDS,
@@ -33,15 +34,22 @@ class PrecomputeReport:
 
     Attributes:
         num_samples: rows of the data set.
-        num_encoded: rows with embeddings.
         absent: how many rows have none, by reason.
         shards_found: shards that were complete before this run.
     """
 
     num_samples: int
-    num_encoded: int
     absent: dict[str, int]
     shards_found: int
+
+    @property
+    def num_encoded(self) -> int:
+        """Number of rows with embeddings."""
+        return self.num_samples - sum(self.absent.values())
+
+    def __str__(self) -> str:
+        count = f"{self.num_encoded:,} of {self.num_samples:,}"
+        return f"embeddings of {count} samples{in_brackets(self.absent)}"
 
 
 def precompute(
@@ -111,7 +119,6 @@ def precompute(
         )
     return PrecomputeReport(
         num_samples=manifest.num_samples,
-        num_encoded=manifest.num_samples - reasons.total(),
         absent=dict(reasons),
         shards_found=shards_found,
     )

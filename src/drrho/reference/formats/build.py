@@ -7,7 +7,6 @@ from typing import Annotated
 from tyro.conf import CascadeSubcommandArgs, OmitArgPrefixes, configure, subcommand
 
 from drrho.data.indexing import open_manifest
-from drrho.plotting.table import in_brackets
 from drrho.reference.formats.clip_retrieval import ClipRetrieval
 from drrho.reference.formats.datacomp import DataComp
 from drrho.reference.formats.drrho_clip import DRRhoClip
@@ -53,8 +52,4 @@ def import_reference(config: ImportConfig) -> PrecomputeReport:
 
 def run_import(config: ImportConfig) -> str:
     """Convert embeddings that another program stored."""
-    report = import_reference(config)
-    return (
-        f"{config.output}: embeddings of {report.num_encoded:,} of {report.num_samples:,} samples"
-        f"{in_brackets(report.absent)}"
-    )
+    return f"{config.output}: {import_reference(config)}"

@@ -74,12 +74,7 @@ def import_embeddings(
             "data set?"
         )
     REFERENCE_CARDS.save(card, folder)
-    return PrecomputeReport(
-        num_samples=manifest.num_samples,
-        num_encoded=manifest.num_samples - reasons.total(),
-        absent=dict(reasons),
-        shards_found=0,
-    )
+    return PrecomputeReport(num_samples=manifest.num_samples, absent=dict(reasons), shards_found=0)
 
 
 @dataclass

@@ -73,11 +73,8 @@ def _from_store(folder: Path, needed: tuple[str, ...]) -> NamedLosses:
     known = references_in(folder)
     _require(folder, needed, set(known))
     by_shard = {name: sample_losses(folder, name) for name in needed or known}
-    common = [
-        contents
-        for contents in next(iter(by_shard.values()), {})
-        if all(contents in shards for shards in by_shard.values())
-    ]
+    first = next(iter(by_shard.values()), {})
+    common = [shard for shard in first if all(shard in shards for shards in by_shard.values())]
     if not common:
         raise ValueError(f"{folder} holds no shard of which all of {list(by_shard)} have losses")
     return {name: torch.cat([shards[c] for c in common]) for name, shards in by_shard.items()}
