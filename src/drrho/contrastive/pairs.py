@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from drrho.runtime.distributed import Partition, ProcessGroup, partition
@@ -13,6 +13,10 @@ class PairEmbeddings(NamedTuple):
 
     image: Float[Tensor, "batch dim"]
     text: Float[Tensor, "batch dim"]
+
+    def take(self, rows: slice | Shaped[Tensor, " rows"]) -> "PairEmbeddings":
+        """Take some of the pairs, by their places or a mask."""
+        return PairEmbeddings(self.image[rows], self.text[rows])
 
 
 def pair_partition(pairs: PairEmbeddings, *, group: ProcessGroup | None = None) -> Partition:

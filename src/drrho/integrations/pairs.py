@@ -238,11 +238,8 @@ def _with_reference(
     if bool(found.present.all()):
         return target, sample_ids, reference
     present = found.present.to(device)
-    return (
-        PairEmbeddings(target.image[present], target.text[present]),
-        sample_ids[present.to(sample_ids.device)],
-        PairEmbeddings(reference.image[present], reference.text[present]),
-    )
+    ids = sample_ids[present.to(sample_ids.device)]
+    return target.take(present), ids, reference.take(present)
 
 
 def _require_fit(config: Objective) -> None:

@@ -17,7 +17,6 @@ from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.batch import Batch
 from drrho.recipe.batches import SteeredBatch
 from drrho.recipe.selection import Selector
-from drrho.reference.store import ReferenceEmbeddings
 from drrho.training.schedules import Schedule
 from drrho.training.step import StepResult
 
@@ -138,7 +137,7 @@ class ContrastiveStep:
     def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
         if self.selector is not None:
             loaded = batch
-            reference = None if loaded.reference is None else _pairs(loaded.reference)
+            reference = None if loaded.reference is None else loaded.reference.pairs
             rows = self.selector(lambda: self._embeddings(loaded.pairs), reference, step=step)
             batch = loaded.take(rows)
         subtracted = batch.reference if self.loss.config.needs_reference else None
@@ -146,10 +145,10 @@ class ContrastiveStep:
         arguments = {
             "sample_ids": batch.sample_ids,
             "gamma": self.gamma(step),
-            "teachers": [_pairs(teacher) for teacher in batch.teachers],
+            "teachers": [teacher.pairs for teacher in batch.teachers],
             "diagnose": diagnose,
         }
-        reference = None if subtracted is None else _pairs(subtracted)
+        reference = None if subtracted is None else subtracted.pairs
         if diagnose:
             value = self.loss(embeddings, reference, **arguments)
         else:  # the diagnostics of a logged step are not the loss's time
@@ -174,10 +173,6 @@ class ContrastiveStep:
     def _encode(self, pairs: Batch) -> PairEmbeddings:
         image, text = self.towers(pairs.images, pairs.tokens)
         return PairEmbeddings(image=_unit(image), text=_unit(text))
-
-
-def _pairs(stored: ReferenceEmbeddings) -> PairEmbeddings:
-    return PairEmbeddings(stored.image, stored.text)
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,9 @@
-"""Drawing and reading pairs that a stored reference has embeddings of."""
+"""Drawing of pairs that a stored reference has embeddings of."""
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
 from drrho.reference.reader import Reference
 
@@ -12,8 +11,9 @@ from drrho.reference.reader import Reference
 def drawn_ids(
     manifest: Manifest, store: Reference | None, *, count: int, generator: torch.Generator
 ) -> Int64[Tensor, " pairs"]:
-    """The ids of at most `count` usable pairs, ascending, drawn without replacement; where there
-    is a store, of those that it has.
+    """Draw ids of at most `count` usable pairs, ascending, without replacement.
+
+    Where there is a store, they are of pairs that it has.
 
     Raises:
         ValueError: there are not two.
@@ -28,9 +28,3 @@ def drawn_ids(
             f"{len(drawn)}; two are needed"
         )
     return drawn.sort().values
-
-
-def stored_pairs(store: Reference, sample_ids: Int64[Tensor, " pairs"]) -> PairEmbeddings:
-    """Read the reference's embeddings of pairs; zero for a pair it has none of."""
-    found = store.gather(sample_ids)
-    return PairEmbeddings(found.image, found.text)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float16, Float32, Int64
 from torch import Tensor
 
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
 from drrho.reference.rows import locate, select
 from drrho.reference.shard_files import CardKind, ShardEntry, ShardFiles
@@ -114,6 +115,10 @@ class ReferenceEmbeddings(NamedTuple):
     image: Float32[Tensor, "batch dim"]
     text: Float32[Tensor, "batch dim"]
     present: Bool[Tensor, " batch"]
+
+    @property
+    def pairs(self) -> PairEmbeddings:
+        return PairEmbeddings(self.image, self.text)
 
     def to(self, device: torch.device | str) -> "ReferenceEmbeddings":
         """The embeddings on another device; from pinned memory the copy does not block."""

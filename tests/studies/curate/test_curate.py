@@ -15,7 +15,6 @@ from drrho.data.views import Views
 from drrho.recipe.folder import read_run
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
-from drrho.reference.pairs import stored_pairs
 from drrho.reference.reader import open_reference
 from drrho.runtime.records import read_record
 from drrho.studies.curate import curate as curating
@@ -128,7 +127,7 @@ def test_several_references_are_one(run, reference, tmp_path):
     ids = torch.arange(4)
     single, mean = found.open_reference(manifest), several.open_reference(manifest)
     assert single is not None and mean is not None
-    one, two = (stored_pairs(store, ids) for store in (single, mean))
+    one, two = (store.gather(ids).pairs for store in (single, mean))
     torch.testing.assert_close(two.image @ two.text.T, one.image @ one.text.T)
     without = replace(found, recipe=replace(found.recipe, reference=None, objective=FastCLIP()))
     assert without.open_reference(manifest) is None

@@ -98,7 +98,7 @@ def _pair_losses(
     model: ModelPairs, finite: Bool[Tensor, " own"], loss: Loss, counted: Partition
 ) -> Float[Tensor, " own"]:
     """Compute the losses of this process's pairs among the finite pairs; NaN for the others."""
-    pairs = PairEmbeddings(*(embeddings[finite] for embeddings in model.pairs))
+    pairs = model.pairs.take(finite)
     wide = torch.promote_types(pairs.image.dtype, torch.float32)
     losses = torch.full(finite.shape, torch.nan, dtype=wide, device=finite.device)
     temperature = losses.new_tensor(number(model.temperature))

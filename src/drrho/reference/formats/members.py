@@ -27,10 +27,11 @@ from jaxtyping import Float32
 from torch import Tensor
 from tyro.conf import Positional
 
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import resolve_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
-from drrho.reference.formats.source import EmbeddingPairs, Source, json_field
+from drrho.reference.formats.source import Source, json_field
 
 SUFFIXES = (".npz", ".pth.gz")
 
@@ -64,7 +65,7 @@ class MemberTable:
     rows: tuple[int, int]
     embedding_dim: int
 
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
+    def read(self, rows: Sequence[int]) -> PairEmbeddings:
         found = torch.empty(2, len(rows), self.embedding_dim)
         for place, row in enumerate(rows):
             for into, embedding in zip(found, _decode(self.members[row], self.rows), strict=True):
@@ -74,7 +75,7 @@ class MemberTable:
                         f"{self.embedding_dim}: they are of two models"
                     )
                 into[place] = embedding
-        return EmbeddingPairs(*found)
+        return PairEmbeddings(*found)
 
     def place(self, row: int) -> str:
         member = self.members[row]

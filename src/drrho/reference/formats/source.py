@@ -8,20 +8,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
-from torch import Tensor
+from jaxtyping import Float
 
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Shard
 from drrho.data.reading.shards import RawSample, UnusableSample, decode_metadata
 
 HASH_CHUNK = 1 << 24  # bytes read at once
-
-
-class EmbeddingPairs(NamedTuple):
-    """Embeddings as they were stored, of any norm, finite or not."""
-
-    image: Float32[Tensor, "rows dim"]
-    text: Float32[Tensor, "rows dim"]
 
 
 @runtime_checkable
@@ -33,8 +26,8 @@ class Table(Protocol):
         """The dimension d."""
         ...
 
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
-        """Read some rows, in the order asked for."""
+    def read(self, rows: Sequence[int]) -> PairEmbeddings:
+        """Read some rows, in the order asked for; of any norm, finite or not."""
         ...
 
     def place(self, row: int) -> str:
@@ -125,7 +118,7 @@ class ArrayTable:
                 )
         return cls(files=files, embedding_dim=dim)
 
-    def read(self, rows: Sequence[int]) -> EmbeddingPairs:
+    def read(self, rows: Sequence[int]) -> PairEmbeddings:
         """Read some rows, in the order asked for."""
         wanted = np.asarray(rows, dtype=np.int64)
         found = np.empty((2, len(wanted), self.embedding_dim), dtype=np.float32)
@@ -135,7 +128,7 @@ class ArrayTable:
             inside = wanted[places] - self._offsets[number]
             for into, array in zip(found, self.files[number].open(), strict=True):
                 into[places] = array[inside]
-        return EmbeddingPairs(*torch.from_numpy(found))
+        return PairEmbeddings(*torch.from_numpy(found))
 
     def place(self, row: int) -> str:
         """Describe which row of which file a row of the table is."""

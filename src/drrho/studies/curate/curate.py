@@ -23,7 +23,7 @@ from drrho.encoding.pairs import embed_pairs
 from drrho.models.build import load_model
 from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
-from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
 from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import Device, resolve_device
@@ -212,12 +212,12 @@ def score_pairs(
     others = embed_pairs(
         encoder, manifest, drawn, batch_size=config.batch_size, description="negatives"
     )
-    negatives = (others.target, stored_pairs(store, others.sample_ids))
+    negatives = (others.target, store.gather(others.sample_ids).pairs)
     parts = []
     for ids, target in _encoded(encoder, manifest, store, config):
         scores = pair_scores(
             target,
-            stored_pairs(store, ids),
+            store.gather(ids).pairs,
             negatives=negatives,
             same=ids[:, None] == others.sample_ids,
             temperature=run.temperature_at(run.step),
@@ -237,11 +237,11 @@ def find_repeats(
     with Progress("repetitions", total=len(starts), unit="tiles of rows") as progress:
         for top in starts:
             ids = sample_ids[top : top + TILE]
-            pairs = stored_pairs(store, ids)
+            pairs = store.gather(ids).pairs
             for left in range(0, top + 1, TILE):
                 earlier_ids = sample_ids[left : left + TILE]
                 place = _first_earlier(
-                    pairs, ids, stored_pairs(store, earlier_ids), earlier_ids, similarity=similarity
+                    pairs, ids, store.gather(earlier_ids).pairs, earlier_ids, similarity=similarity
                 )
                 new = (found[top : top + TILE] < 0) & (place >= 0)
                 found[top : top + TILE][new] = earlier_ids[place[new]]
@@ -288,7 +288,7 @@ def _encoded(
             progress.advance(len(ids))
             if not present.any():
                 continue
-            image, text = (e[present] for e in encoder.encode_pairs(batch.images, batch.captions))
+            image, text = encoder.encode_pairs(batch.images, batch.captions).take(present)
             ids = ids[present]
             if held is not None:  # a single pair, of the end of a shard
                 ids = torch.cat([held[0], ids])

@@ -16,7 +16,7 @@ from drrho.data.reading.cache import OpenShards
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import decode_pair, embed_pairs
 from drrho.recipe.folder import RunFolder, Stage, stages_of
-from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
 from drrho.studies.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
@@ -110,7 +110,7 @@ def make_gallery(
         )
         # What one stage could not decode no other can.
         ids, captions = embedded.sample_ids, embedded.captions
-        reference = None if store is None else _scaled(stored_pairs(store, ids), run)
+        reference = None if store is None else _scaled(store.gather(ids).pairs, run)
         looks.append(
             _Look(
                 stage=stage,

@@ -21,7 +21,7 @@ from drrho.evaluation.metrics.retrieval import (
 )
 from drrho.models.build import Model, build_model
 from drrho.recipe.folder import RunFolder, find_runs, read_run
-from drrho.reference.pairs import drawn_ids, stored_pairs
+from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import require_no_folder, write_atomically
@@ -176,7 +176,7 @@ def _check_reference(
     """Measures retrieval by the reference on training pairs, and held-out ones if possible."""
     generator = torch.Generator().manual_seed(config.gallery.seed)
     ids = drawn_ids(manifest, store, count=config.gallery.pairs, generator=generator)
-    train = stored_pairs(store, ids)
+    train = store.gather(ids).pairs
     model = _reference_model(run, config)
     held_out_data = run.recipe.evaluation.data
     if model is None or held_out_data is None:
@@ -199,8 +199,8 @@ def _check_reference(
     # Of equally many, since a rank is one among so many.
     count = min(len(ids), len(embedded.sample_ids))
     rows = torch.randperm(len(ids), generator=generator)[:count]
-    train_ranks = _reciprocal_ranks(PairEmbeddings(train.image[rows], train.text[rows]))
-    ranks = _reciprocal_ranks(PairEmbeddings(*(e[:count] for e in embedded.target)))
+    train_ranks = _reciprocal_ranks(train.take(rows))
+    ranks = _reciprocal_ranks(embedded.target.take(slice(count)))
     return ReferenceCheck(
         train=float(train_ranks.mean()),
         held_out=float(ranks.mean()),
