@@ -246,7 +246,7 @@ def test_the_logit_scale_of_a_model():
     model = tiny_model()
     set_logit_scale(model, 0.02)
     assert_close(logit_scale(model).exp().item(), 50.0)
-    with pytest.raises(ValueError, match="must be positive, got 0"):
+    with pytest.raises(ValueError, match="must be positive and finite, got 0"):
         set_logit_scale(model, 0)
     with pytest.raises(ValueError, match="Linear has no parameter `logit_scale`"):
         set_logit_scale(torch.nn.Linear(1, 1), 1.0)

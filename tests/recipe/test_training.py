@@ -388,7 +388,7 @@ def test_pairs_without_reference_embeddings_are_dropped_and_counted(
 
     def without_the_first(store, sample_ids):
         embeddings = gather(store, sample_ids)
-        return replace(embeddings, present=embeddings.present & (sample_ids != 0))
+        return embeddings._replace(present=embeddings.present & (sample_ids != 0))
 
     monkeypatch.setattr(ReferenceStore, "gather", without_the_first)
     steps = replace(steered_recipe.training, steps=5)  # one epoch
