@@ -409,7 +409,7 @@ def test_pairs_without_reference_embeddings_may_keep_their_plain_loss(
         present = found.present & (sample_ids != 0)
         seen.extend((~present).nonzero().tolist())
         zeroed = [e.where(present[:, None], 0.0) for e in (found.image, found.text)]
-        return replace(found, image=zeroed[0], text=zeroed[1], present=present)
+        return found._replace(image=zeroed[0], text=zeroed[1], present=present)
 
     monkeypatch.setattr(ReferenceStore, "gather", without_the_first)
     steps = replace(steered_recipe.training, steps=5)  # one epoch
