@@ -23,10 +23,6 @@ import os
 from dataclasses import replace
 
 import drrho
-from drrho.contrastive.objectives.distillation import DistillationTerm
-from drrho.contrastive.objectives.objective import Objective
-from drrho.models.small import SmallConfig
-from drrho.studies.compare.spec import GapConfig, TuningConfig
 
 STUDY = os.environ.get("DRRHO_STUDY", "scenes-30")
 DATA = os.environ.get("DRRHO_DATA", "../shared/data")
@@ -57,7 +53,7 @@ match kind:
 
 
 def small(image_width: int, text_width: int) -> drrho.Model:
-    widths = SmallConfig(image_width=image_width, text_width=text_width, text_heads=2)
+    widths = drrho.SmallConfig(image_width=image_width, text_width=text_width, text_heads=2)
     return drrho.Model(name="small", small=widths)
 
 
@@ -94,7 +90,7 @@ equal = replace(openclip, objective=drrho.CLIP(), data=reference_data, seed=100)
 stronger = replace(equal, model=small(16, 96), training=steps(3 * STEPS))
 weaker = replace(equal, model=small(4, 32), training=steps(STEPS // 2))
 
-teacher = DistillationTerm(teacher_temperatures=(TEMPERATURE,))
+teacher = drrho.DistillationTerm(teacher_temperatures=(TEMPERATURE,))
 # SigLIP's bias starts where sigmoid(b) is the share of right pairs: -10 for batches of 32,768.
 siglip = replace(
     drrho.SigLIP(temperature=drrho.Learned(initial=0.1)), initial_bias=-math.log(BATCH_SIZE - 1)
@@ -106,7 +102,7 @@ top_k = drrho.Selection(
 )
 
 
-def taught(recipe: drrho.Recipe, objective: Objective) -> drrho.Recipe:
+def taught(recipe: drrho.Recipe, objective: drrho.Objective) -> drrho.Recipe:
     return replace(recipe, objective=objective, teachers=("stronger",))
 
 
@@ -154,6 +150,6 @@ recipe = drrho.Comparison(
     methods={name: settings(method) for name, method in methods.items()},
     test={"test": test} | transfer,
     seeds=seeds,
-    tuning=TuningConfig(),
-    gap=GapConfig(weak="weaker", ceiling=ceiling),
+    tuning=drrho.TuningConfig(),
+    gap=drrho.GapConfig(weak="weaker", ceiling=ceiling),
 )

@@ -16,7 +16,6 @@ trained on 2 of 8 shards of 1,000 scenes each, of which 30 % have the caption of
 from dataclasses import replace
 
 import drrho
-from drrho.models.small import SmallConfig
 
 OUTPUT = "runs/data-efficiency-scenes"
 STEPS = 120  # of 128 pairs
@@ -30,7 +29,7 @@ def run(method: str, shards: int) -> drrho.Recipe:
         output=OUTPUT,
         data=f"{OUTPUT}/scenes/train/scenes-{{0000..{shards - 1:04d}}}.tar",
         loading=drrho.Loading(batch_size=128),
-        model=drrho.Model(name="small", small=SmallConfig(text_width=96, text_heads=3)),
+        model=drrho.Model(name="small", small=drrho.SmallConfig(text_width=96, text_heads=3)),
         objective=OBJECTIVES[method],
         reference="scenes" if method == "drrho_clip" else None,
         training=drrho.Training(

@@ -17,13 +17,12 @@ run that was stopped early would be judged before its learning rate had fallen.
 from dataclasses import replace
 
 import drrho
-from drrho.models.small import SmallConfig
 
 OUTPUT = "runs/scaling-ladder"
 SIZES = {
-    "narrow": SmallConfig(embed_dim=64, image_width=8, text_width=48, text_heads=3),
-    "middle": SmallConfig(embed_dim=96, image_width=12, text_width=72, text_heads=3),
-    "wide": SmallConfig(embed_dim=128, image_width=18, text_width=108, text_heads=3),
+    "narrow": drrho.SmallConfig(embed_dim=64, image_width=8, text_width=48, text_heads=3),
+    "middle": drrho.SmallConfig(embed_dim=96, image_width=12, text_width=72, text_heads=3),
+    "wide": drrho.SmallConfig(embed_dim=128, image_width=18, text_width=108, text_heads=3),
 }
 STEPS = (25, 50, 100, 200)  # of 128 pairs
 

@@ -17,7 +17,6 @@ The scenes and the references are those of recipes/comparison.py with DRRHO_STUD
 """
 
 import drrho
-from drrho.models.small import SmallConfig
 
 SCENES, STORED = "runs/comparison/scenes", "runs/variance"
 STEPS = 200  # of 128 pairs
@@ -26,7 +25,9 @@ recipe = drrho.Recipe(
     output=f"{STORED}/drrho_clip",
     data=f"{SCENES}/train-30",
     loading=drrho.Loading(batch_size=128),
-    model=drrho.Model(name="small", small=SmallConfig(image_width=8, text_width=64, text_heads=2)),
+    model=drrho.Model(
+        name="small", small=drrho.SmallConfig(image_width=8, text_width=64, text_heads=2)
+    ),
     objective=drrho.DRRhoCLIP(),
     reference=f"{STORED}/train-stronger",
     training=drrho.Training(

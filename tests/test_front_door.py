@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,32 @@ def test_a_loss_costs_little_beside_torch():
         "print(json.dumps([torch_done - start, done - torch_done]))"
     )
     assert beyond < 0.3 * torch
+
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "guides").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.py")),
+    *sorted((ROOT / "recipes").glob("*.py")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_use_the_front_door_where_it_has_the_name(page):
+    found = re.findall(
+        r"^\s*from (drrho[\w.]*) import (\([^)]*\)|[^\n]+)", page.read_text("utf-8"), re.MULTILINE
+    )
+    deeper = [
+        f"from {module} import {name}"
+        for module, names in found
+        for name in re.findall(r"\w+", names.partition("#")[0])
+        if drrho._HOMES.get(name) == module
+    ]
+    assert not deeper, f"{page.name}: {deeper}; write drrho.NAME"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.name)
+def test_recipes_import_drrho_alone(recipe):
+    tree = ast.parse(recipe.read_text("utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not [module for module in modules if module.startswith("drrho")]

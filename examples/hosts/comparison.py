@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 import drrho
 import drrho.integrations
-from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data import scenes
 from drrho.evaluation.metrics.retrieval import distinct_texts, retrieval_ranks
@@ -62,7 +61,7 @@ class Run(NamedTuple):
     """A model to train: `folder` is of its checkpoints; `reference` has a row for each pair."""
 
     pairs: Pairs
-    objective: Objective
+    objective: drrho.Objective
     reference: PairEmbeddings | None
     epochs: int
     seed: int
@@ -125,7 +124,7 @@ def compare(
     test = draw(300, seed=3 * options.seed + 2)
 
     def trained(
-        name: str, pairs: Pairs, objective: Objective, reference: PairEmbeddings | None
+        name: str, pairs: Pairs, objective: drrho.Objective, reference: PairEmbeddings | None
     ) -> Model:
         folder = options.output / name
         return train(Run(pairs, objective, reference, options.epochs, options.seed, folder))

@@ -19,13 +19,17 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     from drrho.contrastive.memory.temperature import PerSample as PerSample
     from drrho.contrastive.objectives.clip import CLIP as CLIP
     from drrho.contrastive.objectives.distillation import Distillation as Distillation
+    from drrho.contrastive.objectives.distillation import DistillationTerm as DistillationTerm
     from drrho.contrastive.objectives.global_risk import DRRhoCLIP as DRRhoCLIP
     from drrho.contrastive.objectives.global_risk import FastCLIP as FastCLIP
+    from drrho.contrastive.objectives.objective import Objective as Objective
     from drrho.contrastive.objectives.siglip import SigLIP as SigLIP
     from drrho.data.loading import Loading as Loading
+    from drrho.data.views import Views as Views
     from drrho.encoding.encoder import EmbeddingModel as EmbeddingModel
     from drrho.encoding.encoder import load as load
     from drrho.models.build import Model as Model
+    from drrho.models.small import SmallConfig as SmallConfig
     from drrho.recipe.filtering import Filtering as Filtering
     from drrho.recipe.recipe import Evaluation as Evaluation
     from drrho.recipe.recipe import Recipe as Recipe
@@ -50,6 +54,8 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds it equal to the
     from drrho.steering import accumulate_gradients as accumulate_gradients
     from drrho.steering import token_losses as token_losses
     from drrho.studies.compare.spec import Comparison as Comparison
+    from drrho.studies.compare.spec import GapConfig as GapConfig
+    from drrho.studies.compare.spec import TuningConfig as TuningConfig
     from drrho.training.config import Training as Training
     from drrho.training.optimizer import Optimizer as Optimizer
     from drrho.verbs import Run as Run
@@ -72,12 +78,15 @@ _NAMES = {
     ),
     "contrastive.memory.temperature": ("Constant", "Learned", "PerSample"),
     "contrastive.objectives.clip": ("CLIP",),
-    "contrastive.objectives.distillation": ("Distillation",),
+    "contrastive.objectives.distillation": ("Distillation", "DistillationTerm"),
     "contrastive.objectives.global_risk": ("DRRhoCLIP", "FastCLIP"),
+    "contrastive.objectives.objective": ("Objective",),
     "contrastive.objectives.siglip": ("SigLIP",),
     "data.loading": ("Loading",),
+    "data.views": ("Views",),
     "encoding.encoder": ("EmbeddingModel", "load"),
     "models.build": ("Model",),
+    "models.small": ("SmallConfig",),
     "recipe.filtering": ("Filtering",),
     "recipe.recipe": ("Evaluation", "Recipe"),
     "recipe.selection": ("Selection",),
@@ -90,7 +99,7 @@ _NAMES = {
         *("BatchEstimator", "DRRhoLoss", "LearnedDual", "LossTable", "Losses", "MovingAverage"),
         *("accumulate_gradients", "token_losses"),
     ),
-    "studies.compare.spec": ("Comparison",),
+    "studies.compare.spec": ("Comparison", "GapConfig", "TuningConfig"),
     "training.config": ("Training",),
     "training.optimizer": ("Optimizer",),
     "verbs": (
