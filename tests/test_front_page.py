@@ -87,7 +87,7 @@ def test_losses_have_gradients(typed):
 def test_a_recipe_trains_with_the_defaults(typed):
     run = typed["run"]
     assert run.recipe.training.epochs == 10
-    assert run.results["samples_seen"] == 10 * 32
+    assert run.results.samples_seen == 10 * 32
     assert torch.equal(run.model.encode_text(["a lemon"]), typed["found"])
 
 

@@ -39,7 +39,7 @@ PHRASES = (
     ("a", "an", "on", "background", "ground"),
     tuple(scenes.BACKGROUNDS),
     *(words for _, words in scenes.SIZES.values()),
-    *scenes.COLOUR_WORDS.values(),
+    *(words for _, words in scenes.COLOURS.values()),
     *scenes.SHAPES.values(),
     *scenes.POSITIONS.values(),
     *scenes.PATTERNS.values(),

@@ -49,7 +49,7 @@ def towers(encoder):
 
     @torch.no_grad()
     def image(number):
-        pixels = encoder.model.eval_transform(Image.open(io.BytesIO(scribble(number))))
+        pixels = encoder.model.transform(Image.open(io.BytesIO(scribble(number))))
         return encoder.model.module.encode_image(pixels[None], normalize=True)[0]
 
     @torch.no_grad()

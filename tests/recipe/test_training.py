@@ -449,7 +449,7 @@ def test_a_batch_that_the_reference_does_not_know_ends_the_run(
 
     def without_any(store, sample_ids):
         embeddings = gather(store, sample_ids)
-        return replace(embeddings, present=torch.zeros_like(embeddings.present))
+        return embeddings._replace(present=torch.zeros_like(embeddings.present))
 
     monkeypatch.setattr(ReferenceStore, "gather", without_any)
     with pytest.raises(ValueError, match="embeddings of none of 8 pairs of a batch"):
