@@ -44,7 +44,8 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
             negative.
     """
     _require_finite(start=start, end=end)
-    require_at_least(1, steps=steps)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}; use constant() for no decay")
     low, high = min(start, end), max(start, end)
 
     def schedule(step: int) -> float:
