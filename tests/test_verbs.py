@@ -46,6 +46,24 @@ def test_scores_curation_and_export(run, scenes, tmp_path):
         drrho.export(str(run.path), format="hugging-face", output=str(tmp_path / "hf"))
 
 
+def test_one_thing_stands_for_a_list_of_one_and_a_run_for_its_folder(run, scenes, tmp_path):
+    test = str(scenes / "test" / "manifest.json")
+    scores = drrho.evaluate(run, data=test, device="cpu")
+    assert scores == drrho.evaluate(str(run.path), data=(test,), device="cpu")
+    assert drrho.load(run, device="cpu").encode_text(["a lemon"]).shape == (1, 8)
+    options = {"output": str(tmp_path / "report.html"), "galleries": False, "device": "cpu"}
+    assert drrho.report(run, **options) == drrho.report(str(run.path), **options)
+
+
+def test_misspelt_calls_are_told_what_is_wrong(run, tmp_path):
+    with pytest.raises(TypeError, match="missing a required argument: 'data'"):
+        drrho.evaluate(run)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'out'"):
+        drrho.index("train", out="a")
+    with pytest.raises(FileNotFoundError, match="nope is no folder of a run or of a model"):
+        drrho.load(tmp_path / "nope")
+
+
 def test_report_of_a_run(run, tmp_path):
     page = drrho.report([run], output=str(tmp_path / "report.html"), galleries=False, device="cpu")
     assert "drrho" in page.read_text()

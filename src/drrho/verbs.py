@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from inspect import signature
+from os import PathLike, fspath
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_origin, get_type_hints
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.data.index import IndexConfig, write_manifest
@@ -55,6 +56,9 @@ class Run:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     @cached_property
     def recipe(self):
         """The recipe that was trained."""
@@ -76,15 +80,21 @@ class Run:
         return read_run(self.path).results
 
 
+Reported = str | Path | Run | Recipe | Comparison | Results
+
+
 def _with_fields_of(
     config: Callable[P, Config],
 ) -> Callable[[Callable[[Config], Result]], Callable[P, Result]]:
     """Turns a function of a configuration into one of the configuration's fields."""
+    hints = get_type_hints(config)
 
     def decorate(function: Callable[[Config], Result]) -> Callable[P, Result]:
         @wraps(function)
         def verb(*arguments: P.args, **fields: P.kwargs) -> Result:
-            return function(config(*arguments, **fields))
+            given = signature(config).bind(*arguments, **fields).arguments
+            made: Any = config  # pyright cannot see that these are its own arguments again
+            return function(made(**{n: _as_field(hints[n], value) for n, value in given.items()}))
 
         # `help` shows the fields of the configuration, as an editor does.
         result = signature(function).return_annotation
@@ -93,6 +103,14 @@ def _with_fields_of(
         return verb
 
     return decorate
+
+
+def _as_field(kind: Any, value: Any) -> Any:
+    """A value as a field holds it: a path or a run by its name, one of several in a tuple."""
+    if get_origin(kind) is not tuple:
+        return fspath(value) if isinstance(value, PathLike) else value
+    several = (value,) if isinstance(value, str | PathLike) else value
+    return tuple(fspath(one) if isinstance(one, PathLike) else one for one in several)
 
 
 def train(recipe: Recipe) -> Run:
@@ -171,7 +189,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float]]:
 def probe(
     data: str,
     *,
-    references: Sequence[str],
+    references: str | Sequence[str],
     held_out: str | None = None,
     recipe: Recipe | None = None,
     output: str = "runs/probe",
@@ -213,7 +231,7 @@ def probe(
     config = ProbeConfig(
         data=data,
         held_out=held_out,
-        reference=tuple(references),
+        reference=_as_field(tuple[str, ...], references),
         output=output,
         pilot_steps=pilot_steps,
     )
@@ -246,7 +264,7 @@ def curate(config: CurateConfig) -> Curation:
 
 
 def report(
-    runs: Sequence[str | Path | Run | Recipe | Comparison | Results],
+    runs: Reported | Sequence[Reported],
     *,
     output: str = "report.html",
     reference: str | None = None,
@@ -273,7 +291,7 @@ def report(
     """
     return write_report(
         ReportConfig(
-            runs=tuple(map(_folder, runs)),
+            runs=tuple(map(_folder, [runs] if isinstance(runs, Reported) else runs)),
             output=output,
             reference=reference,
             data=data,
@@ -292,7 +310,7 @@ def export(config: ExportConfig) -> Path:
     return export_model(config)
 
 
-def _folder(run: str | Path | Run | Recipe | Comparison | Results) -> str:
+def _folder(run: Reported) -> str:
     match run:
         case Run():
             return str(run.path)

@@ -132,6 +132,12 @@ def test_a_logit_scale_is_no_temperature(make):
             make(temperature=wrong)
 
 
+@pytest.mark.parametrize("kind", [drrho.Constant, drrho.Learned, drrho.PerSample])
+def test_recipes_refuse_a_logit_scale_too(kind):
+    with pytest.raises(ValueError, match=r"temperature.initial = 14.*looks like a logit scale"):
+        kind(initial=14)
+
+
 def test_a_learned_temperature_may_not_start_at_a_logit_scale():
     with pytest.raises(ValueError, match="this looks like a logit scale"):
         drrho.CLIPLoss(temperature=drrho.Learned(initial=14.3))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.contrastive.memory.temperature import Constant, Learned, PerSample
+from drrho.contrastive.memory.temperature import Constant, Learned, PerSample, require_temperature
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import Distillation
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
@@ -331,15 +331,9 @@ def _pair(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _checked(temperature, *, name: str = "temperature"):
-    """A temperature in units of cosine similarity."""
-    value = temperature if isinstance(temperature, float | int) else temperature.initial
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    if value > 1:
-        raise ValueError(
-            f"{name} = {value}: this looks like a logit scale; a temperature is in units of cosine "
-            f"similarity, give its inverse 1 / {value} = {1 / value:.3g}"
-        )
+    """A temperature in units of cosine similarity; a number is named as it was given."""
+    if isinstance(temperature, float | int):
+        require_temperature(name, temperature)
     return temperature
 
 
@@ -359,6 +353,10 @@ def _global_loss(
     sample_ids: Tensor | None,
     gamma: float,
 ) -> Tensor:
+    whole = (torch.int32, torch.int64)
+    if sample_ids is not None and getattr(sample_ids, "dtype", None) not in whole:
+        given = getattr(sample_ids, "dtype", type(sample_ids).__name__)
+        raise ValueError(f"sample_ids must be a tensor of int64 or int32, got {given}")
     if sample_ids is not None and sample_ids.shape != (len(target.image),):
         raise ValueError(
             f"sample_ids must be one for each of the {len(target.image)} pairs, got shape "

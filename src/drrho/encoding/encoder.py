@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -185,7 +185,7 @@ def load(
         FileNotFoundError: the folder holds no finished run and no model.
         ValueError: no such model, or one whose weights would be random.
     """
-    named = model if isinstance(model, Model) else find_model(str(model), pretrained=pretrained)
+    named = model if isinstance(model, Model) else find_model(fspath(model), pretrained=pretrained)
     if isinstance(model, Model) and pretrained is not None:
         raise ValueError("pretrained has no effect beside a Model, which has its own; leave it out")
     named.require_trained()

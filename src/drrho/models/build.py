@@ -82,8 +82,16 @@ def find_model(place: str, *, pretrained: str | None = None) -> Model:
     Args:
         place: folder of a run or of a model; or a name.
         pretrained: open_clip's tag or a checkpoint file; only for architectures.
+
+    Raises:
+        FileNotFoundError: it can only be a folder, and there is none.
     """
     is_folder = pretrained is None and Path(place).expanduser().is_dir()
+    if pretrained is None and not is_folder and "/" in place and ":" not in place:
+        raise FileNotFoundError(
+            f"{place} is no folder of a run or of a model; an architecture also needs its weights "
+            "(pretrained)"
+        )
     return Model(name=f"run:{place}" if is_folder else place, pretrained=pretrained)
 
 

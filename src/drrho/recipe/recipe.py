@@ -111,6 +111,11 @@ class Recipe:
     device: Device = "auto"
 
     def __post_init__(self):
+        if not isinstance(self.objective, Objective):
+            raise TypeError(
+                "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "
+                f"Distillation(...), got {self.objective!r}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.loading.batch_size < 2:

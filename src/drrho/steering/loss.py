@@ -151,6 +151,8 @@ class DRRhoLoss(nn.Module):
         missing: Literal["raise", "drop", "plain"] = "raise",
     ) -> None:
         super().__init__()
+        if isinstance(risk, type) or not callable(risk):
+            raise TypeError(f"risk must be a risk such as CVaR(fraction=0.25), got {risk!r}")
         if nonfinite not in ("raise", "drop"):
             raise ValueError(f'nonfinite must be "raise" or "drop", got {nonfinite!r}')
         if missing not in ("raise", "drop", "plain"):

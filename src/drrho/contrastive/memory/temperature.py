@@ -15,6 +15,17 @@ from drrho.runtime.distributed import ProcessGroup
 CLIP_MINIMUM = 0.01  # CLIP's logit scale stops at 100
 
 
+def require_temperature(name: str, value: float) -> None:
+    """Raises ValueError unless a number can be a temperature in units of cosine similarity."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    if value > 1:
+        raise ValueError(
+            f"{name} = {value}: this looks like a logit scale; a temperature is in units of cosine "
+            f"similarity, give its inverse 1 / {value} = {1 / value:.3g}"
+        )
+
+
 def _require_positive(name: str, value: float) -> None:
     if not 0 < value < math.inf:
         raise ValueError(f"temperature.{name} must be positive and finite, got {value}")
@@ -41,7 +52,7 @@ class Constant:
     initial: float = 0.07
 
     def __post_init__(self):
-        _require_positive("initial", self.initial)
+        require_temperature("temperature.initial", self.initial)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +72,7 @@ class Learned:
     per_direction: bool = False
 
     def __post_init__(self):
-        _require_positive("initial", self.initial)
+        require_temperature("temperature.initial", self.initial)
         _require_minimum(self.minimum, self.initial)
 
 
@@ -86,7 +97,7 @@ class PerSample:
     momentum: float = 0.9
 
     def __post_init__(self):
-        _require_positive("initial", self.initial)
+        require_temperature("temperature.initial", self.initial)
         _require_minimum(self.minimum, self.initial)
         if self.maximum is not None and not self.initial <= self.maximum:
             raise ValueError(
@@ -125,6 +136,11 @@ def as_temperature(objective: object) -> None:
     given: object = vars(objective)["temperature"]
     if isinstance(given, int | float):
         object.__setattr__(objective, "temperature", Constant(initial=given))
+    elif not isinstance(given, AnyTemperature):
+        raise TypeError(
+            "temperature must be a number, Constant, Learned or PerSample, got "
+            f"{type(given).__name__}"
+        )
 
 
 class Temperature(nn.Module):
