@@ -136,6 +136,8 @@ def test_a_logit_scale_is_no_temperature(make):
 def test_recipes_refuse_a_logit_scale_too(kind):
     with pytest.raises(ValueError, match=r"temperature.initial = 14.*looks like a logit scale"):
         kind(initial=14)
+    with pytest.raises(ValueError, match=r"teacher_temperatures = 14.*looks like a logit scale"):
+        drrho.DistillationTerm(teacher_temperatures=(0.01, 14))
 
 
 def test_a_learned_temperature_may_not_start_at_a_logit_scale():

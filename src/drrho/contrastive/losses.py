@@ -236,8 +236,6 @@ class DistillationLoss(nn.Module):
         impl: Implementation = "auto",
     ):
         super().__init__()
-        for tau in teacher_temperatures:
-            _checked(tau, name="teacher_temperatures")
         config = Distillation(
             teacher_temperatures=tuple(teacher_temperatures), temperature=_checked(temperature)
         )
@@ -330,10 +328,10 @@ def _pair(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return given[0], given[1]
 
 
-def _checked(temperature, *, name: str = "temperature"):
+def _checked(temperature):
     """A temperature in units of cosine similarity; a number is named as it was given."""
     if isinstance(temperature, float | int):
-        require_temperature(name, temperature)
+        require_temperature("temperature", temperature)
     return temperature
 
 

@@ -14,6 +14,7 @@ from drrho.contrastive.memory.temperature import (
     DEFAULT_TEMPERATURE,
     OneTemperatureOrFloat,
     as_temperature,
+    require_temperature,
 )
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
 from drrho.contrastive.tiles.implementation import Implementation, log_gap_means
@@ -251,8 +252,7 @@ def _require_temperatures(owner: str, temperatures: Sequence[float]) -> None:
     if not temperatures:
         raise ValueError(f"{owner}.teacher_temperatures must name at least one")
     for temperature in temperatures:
-        if not temperature > 0:
-            raise ValueError(f"{owner}.teacher_temperatures must be positive, got {temperature}")
+        require_temperature(f"{owner}.teacher_temperatures", temperature)
 
 
 def _check_teachers(target: PairEmbeddings, teachers: Sequence[Teacher]) -> None:
