@@ -68,8 +68,12 @@ def test_the_last_given_on_the_command_line_counts(plain_recipe):
     assert changed(lasting(plain_recipe, epochs=3), "--training.steps", "9") == (9, None)
 
 
-def test_more_than_a_hundred_passes_are_warned_of(plain_recipe):
+def test_more_than_a_hundred_passes_are_warned_of_once(plain_recipe, monkeypatch):
     manifest = open_manifest(plain_recipe.data)
     with_steps(lasting(plain_recipe, steps=500), manifest)
     with pytest.warns(UserWarning, match=r"501 are 100 passes over the data, 5 batches each"):
         with_steps(lasting(plain_recipe, steps=501), manifest)
+    launched = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "host"}
+    for name, value in (launched | {"MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    with_steps(lasting(plain_recipe, steps=501), manifest)  # the first process says it

@@ -40,7 +40,7 @@ from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive, write_json
-from drrho.runtime.launch import ProcessFailed, together
+from drrho.runtime.launch import ProcessFailed, is_follower, together
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints
@@ -239,7 +239,8 @@ def with_steps(recipe: Recipe, manifest: Manifest) -> Recipe:
     """
     in_epoch = steps_per_epoch(manifest, batch_size=recipe.trained_batch_size)
     training = recipe.training.with_steps(steps_per_epoch=in_epoch)
-    if (passes := training.num_steps / in_epoch) > MOST_PASSES:
+    passes = training.num_steps / in_epoch
+    if passes > MOST_PASSES and not is_follower():
         warnings.warn(
             f"training.steps = {training.num_steps:,} are {passes:,.0f} passes over the data, "
             f"{in_epoch:,} batches each; training.epochs gives the length in passes",
