@@ -21,7 +21,8 @@ from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.loading import Loading
 from drrho.data.manifest import Manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.evaluation.evaluate import EvaluationSet, evaluate_model, open_evaluation_set
+from drrho.evaluation.evaluate import evaluate_model
+from drrho.evaluation.sets import EvaluationSet, open_evaluation_set
 from drrho.models.build import Model, load_model, save_model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Recipe

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,12 +16,7 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.evaluation.evaluate import EvaluateConfig
 from drrho.evaluation.metrics.retrieval import retrieval_ranks, separate_texts
 from drrho.evaluation.metrics.zero_shot import ensemble
-from drrho.evaluation.sets import (
-    captions_of,
-    embedded_set,
-    open_evaluation_set,
-    ranks_of_captions,
-)
+from drrho.evaluation.sets import EmbeddedSet, open_evaluation_set
 from drrho.evaluation.tasks.benchmark import TaskScore, averages
 from drrho.evaluation.tasks.scores import score_task
 from drrho.evaluation.tasks.task import ListedTask
@@ -176,15 +172,15 @@ def test_caption_templates_change_the_texts(sets):
     assert plain == same
     assert plain.keys() == two.keys()
     captions = open_evaluation_set(sets / "pairs", caption_templates=("a picture of {}.", "{}"))
-    images = embedded_set(encoder, captions)
-    texts, pairs = separate_texts(captions_of(encoder, captions, images))
+    embedded = EmbeddedSet.encode(encoder, replace(captions, caption_templates=("{}", "a {}")))
+    texts, pairs = separate_texts(embedded.captions())
     assert len(texts) == 21
-    ranks = ranks_of_captions(encoder, images, texts, pairs=pairs, templates=("{}", "a {}"))
+    ranks = embedded.caption_ranks(texts, pairs)
     averaged = ensemble(
         encoder.texts([t for text in texts for t in (text, f"a {text}")]),
         torch.arange(21).repeat_interleave(2),
     )
-    expected = retrieval_ranks(images.embeddings, averaged, pairs)
+    expected = retrieval_ranks(embedded.images.embeddings, averaged, pairs)
     assert torch.equal(ranks.text_to_image.ahead, expected.text_to_image.ahead)
     with pytest.raises(ValueError, match=r"caption_templates: each template needs \{\}"):
         open_evaluation_set(sets / "pairs", caption_templates=("a picture",))

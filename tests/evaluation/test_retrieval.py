@@ -1,16 +1,18 @@
 """Retrieval on distinct texts, in both directions."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
+from drrho.evaluation.metrics.ranks import positive_ranks
 from drrho.evaluation.metrics.retrieval import (
     clip_benchmark_recalls,
     distinct_texts,
     reciprocal_rank_of_images,
-    retrieval,
     retrieval_ranks,
     separate_texts,
     summarise_ranks,
@@ -18,6 +20,11 @@ from drrho.evaluation.metrics.retrieval import (
 
 examples = settings(max_examples=30)
 seeds = st.integers(0, 2**31)
+
+
+def retrieval(images, texts, pairs, *, chunk_size=None, recall_at=(1, 5, 10)):
+    rank = partial(positive_ranks, chunk_size=chunk_size)
+    return summarise_ranks(retrieval_ranks(images, texts, pairs, rank=rank), recall_at=recall_at)
 
 
 def random_data(seed, *, images=12, texts=7, dim=4):
@@ -175,7 +182,7 @@ def test_best_of_several_captions_answers_the_image(seed):
     several = [["x"] * int(n) for n in torch.randint(1, 4, (8,), generator=generator)]
     _, pairs = separate_texts(several)
     images, texts = (torch.randn(n, 5, generator=generator) for n in (8, pairs.shape[1]))
-    ranks = retrieval_ranks(images, texts, pairs, chunk_size=3)
+    ranks = retrieval_ranks(images, texts, pairs, rank=partial(positive_ranks, chunk_size=3))
     similarity = torch.cosine_similarity(images[:, None], texts[None], dim=-1)
     order = similarity.argsort(dim=1, descending=True)
     for k in (1, 5):

@@ -1,16 +1,30 @@
 """Accuracy on planted embeddings, and labels from wherever the data keeps them."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from drrho.evaluation.metrics.zero_shot import ZeroShotTask, ensemble, zero_shot
+from drrho.evaluation.metrics.ranks import positive_ranks
+from drrho.evaluation.metrics.zero_shot import (
+    ZeroShotTask,
+    ensemble,
+    label_ranks,
+    summarise_labels,
+)
 
 TASK = ZeroShotTask(
     name="pets", class_names=("cat", "dog", "2"), templates=("a {}", "{} and {}"), field="animal"
 )
+
+
+def zero_shot(images, classes, labels, *, chunk_size=None):
+    ranks = label_ranks(
+        images, classes, labels, rank=partial(positive_ranks, chunk_size=chunk_size)
+    )
+    return summarise_labels(ranks, labels, num_classes=len(classes))
 
 
 def test_planted_embeddings_have_the_planted_accuracy():

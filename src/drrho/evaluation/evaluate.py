@@ -18,33 +18,12 @@ from drrho.evaluation.metrics.retrieval import (
     summarise_ranks,
 )
 from drrho.evaluation.metrics.zero_shot import summarise_labels
-from drrho.evaluation.sets import (
-    EvaluationSet,
-    captions_of,
-    embedded_set,
-    ensemble_of,
-    label_ranks_of,
-    labels_of,
-    open_evaluation_set,
-    ranks_of_captions,
-)
+from drrho.evaluation.sets import EmbeddedSet, EvaluationSet, open_evaluation_set
 from drrho.evaluation.tasks.zero_shot_files import require_templates
 from drrho.models.build import build_model, find_model
 from drrho.models.two_tower import TwoTower
-from drrho.runtime.distributed import Processes
 from drrho.runtime.files import require_no_folder
 from drrho.runtime.launch import Device, together
-
-__all__ = [
-    "EvaluateConfig",
-    "EvaluationResult",
-    "EvaluationSet",
-    "evaluate_encoder",
-    "evaluate_model",
-    "evaluate_named_model",
-    "named_encoder",
-    "open_evaluation_set",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,47 +42,34 @@ class EvaluationResult:
 
 
 def evaluate_model(
-    model: TwoTower,
-    evaluation_set: EvaluationSet,
-    *,
-    device: torch.device,
-    batch_size: int,
-    workers: int = 0,
-    processes: Processes | None = None,
+    model: TwoTower, evaluation_set: EvaluationSet, *, device: torch.device, batch_size: int
 ) -> EvaluationResult:
-    """Compute all scores of a set. The model must be on `device` and in evaluation mode.
+    """Compute all scores of a set. The model must be on `device` and in evaluation mode."""
+    encoder = Encoder(model=EmbeddingModel(model, device=device), batch_size=batch_size)
+    return evaluate_encoder(encoder, evaluation_set)
+
+
+def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> EvaluationResult:
+    """Compute all scores of a set.
 
     Samples that cannot be decoded are left out, counted in `skipped` and warned of. Of several
     processes each encodes its share of images and texts and ranks its share of the queries, and
     all have the result, which is that of one.
     """
-    encoder = Encoder(
-        model=EmbeddingModel(model, device=device),
-        batch_size=batch_size,
-        workers=workers,
-        processes=Processes() if processes is None else processes,
-    )
-    return evaluate_encoder(encoder, evaluation_set)
-
-
-def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> EvaluationResult:
-    """Compute all scores of a set, as `evaluate_model`."""
-    images = embedded_set(encoder, evaluation_set)
+    embedded = EmbeddedSet.encode(encoder, evaluation_set)
     metrics: dict[str, float] = {}
     reciprocal_ranks = torch.empty(0)
     if evaluation_set.with_captions:
-        texts, pairs = distinct_texts(captions_of(encoder, evaluation_set, images))
-        ranks = ranks_of_captions(
-            encoder, images, texts, pairs=pairs, templates=evaluation_set.caption_templates
-        )
+        texts, pairs = distinct_texts(embedded.captions())
+        ranks = embedded.caption_ranks(texts, pairs)
         metrics |= summarise_ranks(ranks)
         reciprocal_ranks = reciprocal_rank_of_images(ranks, pairs)
     for task in evaluation_set.tasks:
-        classes = ensemble_of(encoder, *task.all_prompts())
-        labels = labels_of(encoder, evaluation_set, images, task=task)
-        ranks_of_labels = label_ranks_of(encoder, images, classes, labels)
+        classes, labels = embedded.class_embeddings(task), embedded.read_each(task.label)
+        ranks_of_labels = embedded.label_ranks(classes, labels)
         scores = summarise_labels(ranks_of_labels, labels, num_classes=len(classes))
         metrics |= {f"zero_shot/{task.name}/{name}": value for name, value in scores.items()}
+    images = embedded.images
     counts = {"images": float(len(images.embeddings)), "skipped": float(images.num_skipped)}
     return EvaluationResult(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
 

@@ -20,7 +20,7 @@ from drrho.data.manifest import Manifest
 from drrho.encoding.shared import Encoder, SharedImages
 from drrho.evaluation.metrics.associations import Question
 from drrho.evaluation.metrics.ranks import PositiveRanks, positive_ranks
-from drrho.evaluation.metrics.retrieval import Pairs, RetrievalRanks
+from drrho.evaluation.metrics.retrieval import Pairs, RetrievalRanks, retrieval_ranks
 from drrho.evaluation.metrics.zero_shot import PLACEHOLDER, ZeroShotTask, ensemble, label_ranks
 from drrho.evaluation.tasks.zero_shot_files import (
     CLASS_NAMES_FILE,
@@ -32,7 +32,7 @@ from drrho.evaluation.tasks.zero_shot_files import (
     require_templates,
     shards_of_test,
 )
-from drrho.runtime.distributed import Processes, equal_partition
+from drrho.runtime.distributed import equal_partition
 
 ZERO_SHOT_FILE = "zero_shot.json"
 
@@ -113,149 +113,123 @@ def open_evaluation_set(
     )
 
 
-def embedded_set(encoder: Encoder, evaluation_set: EvaluationSet) -> SharedImages:
-    """Encode the set's images, with captions and metadata as it has them; a collective."""
-    return encoder.images(
-        evaluation_set.manifest, name=evaluation_set.name, parts=evaluation_set.parts
-    )
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """An evaluation set whose images are encoded, shared by several processes.
 
-
-def captions_of(
-    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages
-) -> list[Sequence[str]]:
-    """Gather the captions of every image, from all processes."""
-    own: list[Sequence[str]] = images.own_captions
-    if evaluation_set.captions_in_lines:
-        own = [_lines(captions) for captions in own]
-    return [captions for part in encoder.processes.all_gather_object(own) for captions in part]
-
-
-def labels_of(
-    encoder: Encoder, evaluation_set: EvaluationSet, images: SharedImages, *, task: ZeroShotTask
-) -> Int[Tensor, " images"]:
-    """Read the label of every image, as `of_each_image`."""
-    return of_each_image(encoder, evaluation_set, images, task.label)
-
-
-def of_each_image(
-    encoder: Encoder,
-    evaluation_set: EvaluationSet,
-    images: SharedImages,
-    read: Callable[[Mapping[str, object]], int],
-) -> Int[Tensor, " images"]:
-    """Read a number from every image's metadata, over all processes.
-
-    Raises:
-        ValueError: on all processes, if `read` raised one; the message says where the sample is.
+    Its methods are collectives.
     """
 
-    def of_own() -> list[int]:
-        numbers = []
-        for sample_id, metadata in zip(images.own_ids.tolist(), images.own_metadata, strict=True):
-            try:
-                numbers.append(read(metadata))
-            except ValueError as error:
-                shard, row = evaluation_set.manifest.locate(sample_id)
-                url = evaluation_set.manifest.shards[shard].url
-                raise ValueError(f"{url}, row {row}: {error}") from error
-        return numbers
+    encoder: Encoder
+    evaluation_set: EvaluationSet
+    images: SharedImages
 
-    parts = encoder.processes.all_gather_object(encoder.processes.on_each(of_own))
-    return torch.tensor([number for part in parts for number in part])
+    @classmethod
+    def encode(cls, encoder: Encoder, evaluation_set: EvaluationSet) -> "EmbeddedSet":
+        """Encode the set's images; read captions and metadata as the scores need them."""
+        name, parts = evaluation_set.name, evaluation_set.parts
+        images = encoder.images(evaluation_set.manifest, name=name, parts=parts)
+        return cls(encoder, evaluation_set, images)
 
+    def captions(self) -> list[Sequence[str]]:
+        """Gather the captions of every image, from all processes."""
+        own: list[Sequence[str]] = self.images.own_captions
+        if self.evaluation_set.captions_in_lines:
+            own = [_lines(captions) for captions in own]
+        parts = self.encoder.processes.all_gather_object(own)
+        return [captions for part in parts for captions in part]
 
-def column_of(
-    encoder: Encoder,
-    evaluation_set: EvaluationSet,
-    images: SharedImages,
-    *,
-    column: tuple[int, str],
-    below: int | None = None,
-) -> Int[Tensor, " images"]:
-    """Read the number of a group or class from a column of each image's .npy; a collective.
+    def read_each(self, read: Callable[[Mapping[str, Any]], int]) -> Int[Tensor, " images"]:
+        """Read a number from every image's metadata, such as `ZeroShotTask.label`.
 
-    Args:
-        column: its place, from 0, and its name, for messages.
-        below: how many groups or classes there are; None if any number is one.
-    """
-    place, name = column
-    allowed = "from 0" if below is None else f"from 0 to {below - 1}"
+        Raises:
+            ValueError: on all processes, if `read` raised one; the message says where the sample
+                is.
+        """
 
-    def number(metadata: Mapping[str, Any]) -> int:
-        row = metadata.get("npy", [])
-        if place >= len(row):
-            raise ValueError(
-                f"{name!r} stands in column {place} of a sample's .npy, it has {len(row)} columns; "
-                "mend the data, or the task's group_by or kind"
-            )
-        value = row[place]
-        if not 0 <= value < (below or torch.inf) or value != int(value):
-            raise ValueError(
-                f"{name!r}, column {place} of the .npy, must be a whole number {allowed}, got "
-                f"{value}"
-            )
-        return int(value)
+        def read_own() -> list[int]:
+            numbers = []
+            own = zip(self.images.own_ids.tolist(), self.images.own_metadata, strict=True)
+            for sample_id, metadata in own:
+                try:
+                    numbers.append(read(metadata))
+                except ValueError as error:
+                    shard, row = self.evaluation_set.manifest.locate(sample_id)
+                    url = self.evaluation_set.manifest.shards[shard].url
+                    raise ValueError(f"{url}, row {row}: {error}") from error
+            return numbers
 
-    return of_each_image(encoder, evaluation_set, images, number)
+        processes = self.encoder.processes
+        parts = processes.all_gather_object(processes.on_each(read_own))
+        return torch.tensor([number for part in parts for number in part])
 
+    def read_column(
+        self, name: str, place: int, *, below: int | None = None
+    ) -> Int[Tensor, " images"]:
+        """Read the number of a group or class from a column of each image's .npy.
 
-def label_ranks_of(
-    encoder: Encoder,
-    images: SharedImages,
-    classes: Float[Tensor, "classes dim"],
-    labels: Int[Tensor, " images"],
-) -> PositiveRanks:
-    """Rank each image's class, the images divided among the processes."""
-    rank = partial(label_ranks, images.embeddings, classes, labels)
-    return _shared_ranks(encoder.processes, len(labels), rank)
+        Args:
+            name: of the column, for messages.
+            place: of the column, from 0.
+            below: how many groups or classes there are; None if any number is one.
+        """
+        allowed = "from 0" if below is None else f"from 0 to {below - 1}"
 
+        def number(metadata: Mapping[str, Any]) -> int:
+            row = metadata.get("npy", [])
+            if place >= len(row):
+                raise ValueError(
+                    f"{name!r} stands in column {place} of a sample's .npy, it has {len(row)} "
+                    "columns; mend the data, or the task's group_by or kind"
+                )
+            value = row[place]
+            if not 0 <= value < (below or torch.inf) or value != int(value):
+                raise ValueError(
+                    f"{name!r}, column {place} of the .npy, must be a whole number {allowed}, got "
+                    f"{value}"
+                )
+            return int(value)
 
-def ensemble_of(
-    encoder: Encoder, texts: list[str], owners: Int[Tensor, " texts"]
-) -> Float[Tensor, "owners dim"]:
-    """Encode classes, or captions in templates: the mean of several texts, to unit length."""
-    return ensemble(encoder.texts(texts), owners)
+        return self.read_each(number)
 
+    def class_embeddings(self, task: ZeroShotTask) -> Float[Tensor, "classes dim"]:
+        """Encode the classes of a task: the mean of each class's prompts, to unit length."""
+        prompts, classes = task.all_prompts()
+        return ensemble(self.encoder.texts(prompts), classes)
 
-def ranks_of_captions(
-    encoder: Encoder,
-    images: SharedImages,
-    texts: list[str],
-    *,
-    pairs: Pairs,
-    templates: tuple[str, ...],
-) -> RetrievalRanks:
-    """Rank images and texts in both directions, the queries divided among the processes."""
-    if templates:
-        prompts = [template.replace(PLACEHOLDER, text) for text in texts for template in templates]
-        owners = torch.arange(len(texts)).repeat_interleave(len(templates))
-        embeddings = ensemble_of(encoder, prompts, owners)
-    else:
-        embeddings = encoder.texts(texts)
+    def label_ranks(
+        self, classes: Float[Tensor, "classes dim"], labels: Int[Tensor, " images"]
+    ) -> PositiveRanks:
+        """Rank each image's class, the images divided among the processes."""
+        return label_ranks(self.images.embeddings, classes, labels, rank=self._ranks)
 
-    def ranks(queries: Tensor, candidates: Tensor, positives: Pairs) -> PositiveRanks:
+    def caption_ranks(self, texts: list[str], pairs: Pairs) -> RetrievalRanks:
+        """Rank images and texts in both directions, the queries divided among the processes."""
+        if templates := self.evaluation_set.caption_templates:
+            prompts = [t.replace(PLACEHOLDER, text) for text in texts for t in templates]
+            owners = torch.arange(len(texts)).repeat_interleave(len(templates))
+            embeddings = ensemble(self.encoder.texts(prompts), owners)
+        else:
+            embeddings = self.encoder.texts(texts)
+
+        return retrieval_ranks(self.images.embeddings, embeddings, pairs, rank=self._ranks)
+
+    def _ranks(
+        self,
+        queries: Float[Tensor, "queries dim"],
+        candidates: Float[Tensor, "candidates dim"],
+        *,
+        positives: Pairs,
+    ) -> PositiveRanks:
+        """Rank all queries, of which each process ranks its share."""
         rank = partial(positive_ranks, queries, candidates, positives=positives)
-        return _shared_ranks(encoder.processes, len(queries), rank)
-
-    return RetrievalRanks(
-        image_to_text=ranks(images.embeddings, embeddings, pairs),
-        text_to_image=ranks(embeddings, images.embeddings, pairs.flip(0)),
-    )
+        processes = self.encoder.processes
+        if processes.size == 1:
+            return rank()
+        part = equal_partition(len(queries), group=processes.host)
+        own = rank(rows=(part.start, part.start + part.sizes[part.rank]))
+        return PositiveRanks(*map(part.all_gather, own))
 
 
 def _lines(captions: Sequence[str]) -> list[str]:
     return [line.strip() for text in captions for line in text.splitlines() if line.strip()]
-
-
-def _shared_ranks(
-    processes: Processes, num_queries: int, rank: Callable[..., PositiveRanks]
-) -> PositiveRanks:
-    """Compute the ranks of all queries, of which each process computes its share; a collective.
-
-    `rank` takes them as `rows`: the first, and the one after the last.
-    """
-    if processes.size == 1:
-        return rank(rows=(0, num_queries))
-    part = equal_partition(num_queries, group=processes.host)
-    own = rank(rows=(part.start, part.start + part.sizes[part.rank]))
-    return PositiveRanks(*map(part.all_gather, own))

@@ -25,7 +25,7 @@ from drrho.data.indexing import open_manifest
 from drrho.data.loading import Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
-from drrho.evaluation.evaluate import open_evaluation_set
+from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered

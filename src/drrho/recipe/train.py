@@ -20,7 +20,8 @@ from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
-from drrho.evaluation.evaluate import evaluate_encoder, open_evaluation_set
+from drrho.evaluation.evaluate import evaluate_encoder
+from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model, save_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered

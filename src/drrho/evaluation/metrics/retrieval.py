@@ -2,9 +2,8 @@
 have several texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -55,52 +54,36 @@ def retrieval_ranks(
     text_embeddings: Float[Tensor, "texts dim"],
     pairs: Pairs,
     *,
-    chunk_size: int | None = None,
+    rank: Callable[..., PositiveRanks] = positive_ranks,
 ) -> RetrievalRanks:
-    """Ranks in both directions, for `summarise_ranks` and, query by query, for an interval:
+    """Rank in both directions, for `summarise_ranks` and, query by query, for an interval:
 
         ranks = retrieval_ranks(images, texts, pairs)
         low, high = bootstrap_interval(ranks.image_to_text.reciprocal(), generator=generator)
 
     Args:
         pairs: which images and texts belong together, from `distinct_texts` or `separate_texts`.
-        chunk_size: as of `positive_ranks`.
+        rank: called as `positive_ranks(queries, candidates, positives=...)`.
 
     Raises:
         ValueError: no images or texts, an embedding that is not finite, a row out of range, or an
             image or text that belongs to none.
     """
-    ranks = partial(positive_ranks, chunk_size=chunk_size)
     return RetrievalRanks(
-        image_to_text=ranks(image_embeddings, text_embeddings, positives=pairs),
-        text_to_image=ranks(text_embeddings, image_embeddings, positives=pairs.flip(0)),
+        image_to_text=rank(image_embeddings, text_embeddings, positives=pairs),
+        text_to_image=rank(text_embeddings, image_embeddings, positives=pairs.flip(0)),
     )
-
-
-def retrieval(
-    image_embeddings: Float[Tensor, "images dim"],
-    text_embeddings: Float[Tensor, "texts dim"],
-    pairs: Pairs,
-    *,
-    recall_at: Sequence[int] = (1, 5, 10),
-    chunk_size: int | None = None,
-) -> dict[str, float]:
-    """Recall and mean reciprocal rank in both directions.
-
-    Args and errors: as of `retrieval_ranks`.
-
-    Returns:
-        `image_to_text/R@k` and `text_to_image/R@k` (shares of queries, 0 to 1) for each k of
-        `recall_at`, `mrr_image_to_text`, `mrr_text_to_image`, and `mrr`, the mean of the two.
-    """
-    ranks = retrieval_ranks(image_embeddings, text_embeddings, pairs, chunk_size=chunk_size)
-    return summarise_ranks(ranks, recall_at=recall_at)
 
 
 def summarise_ranks(
     ranks: RetrievalRanks, *, recall_at: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Summarise ranks as the metrics that `retrieval` returns; each k must be positive."""
+    """Compute recall and mean reciprocal rank in both directions.
+
+    Returns:
+        `image_to_text/R@k` and `text_to_image/R@k` (shares of queries, 0 to 1) for each positive k
+        of `recall_at`, `mrr_image_to_text`, `mrr_text_to_image`, and `mrr`, the mean of the two.
+    """
     metrics: dict[str, float] = {}
     for direction, side in vars(ranks).items():
         for k in recall_at:

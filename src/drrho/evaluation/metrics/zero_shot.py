@@ -1,6 +1,6 @@
 """Zero-shot classification: the class whose prompts are most similar to the image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -127,16 +127,14 @@ def label_ranks(
     classes: Float[Tensor, "classes dim"],
     labels: Int[Tensor, " images"],
     *,
-    rows: tuple[int, int] | None = None,
-    chunk_size: int | None = None,
+    rank: Callable[..., PositiveRanks] = positive_ranks,
 ) -> PositiveRanks:
     """Rank each image's class among all classes, by cosine similarity.
 
     Args:
         classes: from `ensemble`.
         labels: index of each image's class.
-        rows: as of `positive_ranks`.
-        chunk_size: as of `positive_ranks`.
+        rank: called as `positive_ranks(queries, candidates, positives=...)`.
 
     Raises:
         ValueError: no images or classes, an embedding that is not finite, or a label that is no
@@ -148,28 +146,7 @@ def label_ranks(
             f"labels must be indices of the {len(classes)} classes, got {int(labels[unknown][0])}"
         )
     images = torch.arange(len(labels), device=labels.device)
-    return positive_ranks(
-        image_embeddings,
-        classes,
-        positives=torch.stack([images, labels]),
-        rows=rows,
-        chunk_size=chunk_size,
-    )
-
-
-def zero_shot(
-    image_embeddings: Float[Tensor, "images dim"],
-    classes: Float[Tensor, "classes dim"],
-    labels: Int[Tensor, " images"],
-    *,
-    chunk_size: int | None = None,
-) -> dict[str, float]:
-    """Accuracy of assigning each image to the class of highest cosine similarity.
-
-    Args and errors: as of `label_ranks`. Returns: as of `summarise_labels`.
-    """
-    ranks = label_ranks(image_embeddings, classes, labels, chunk_size=chunk_size)
-    return summarise_labels(ranks, labels, num_classes=len(classes))
+    return rank(image_embeddings, classes, positives=torch.stack([images, labels]))
 
 
 def summarise_labels(

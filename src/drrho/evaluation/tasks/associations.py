@@ -12,7 +12,7 @@ from drrho.evaluation.metrics.associations import (
     jaccard_scores,
     parse_question,
 )
-from drrho.evaluation.sets import EvaluationSet, embedded_set
+from drrho.evaluation.sets import EmbeddedSet, EvaluationSet
 from drrho.evaluation.tasks.task import ListedTask, Scored, TaskKind
 
 IMAGES = "candidate_images"
@@ -64,7 +64,7 @@ def score_associations(
     Raises:
         ValueError: there is no such question.
     """
-    images = embedded_set(encoder, evaluation_set)
+    images = EmbeddedSet.encode(encoder, evaluation_set).images
     found = set(encoder.sample_ids(images).tolist())
     questions, kept, start = [], [], 0
     for question in evaluation_set.questions:

@@ -4,15 +4,7 @@ from dataclasses import replace
 
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.metrics.classification import classification_metrics, predicted_classes
-from drrho.evaluation.sets import (
-    EvaluationSet,
-    column_of,
-    embedded_set,
-    ensemble_of,
-    label_ranks_of,
-    labels_of,
-    open_evaluation_set,
-)
+from drrho.evaluation.sets import EmbeddedSet, EvaluationSet, open_evaluation_set
 from drrho.evaluation.tasks.task import ListedTask, Scored, TaskKind
 
 
@@ -28,19 +20,15 @@ def score_classification(
         names = [zero_shot.name for zero_shot in evaluation_set.tasks]
         raise ValueError(f"task {task.key!r} needs one set of classes, its folder has {names}")
     zero_shot = evaluation_set.tasks[0]
-    chosen = replace(evaluation_set, with_captions=False)
-    images = embedded_set(encoder, chosen)
-    labels = labels_of(encoder, chosen, images, task=zero_shot)
-    classes = ensemble_of(encoder, *zero_shot.all_prompts())
+    embedded = EmbeddedSet.encode(encoder, replace(evaluation_set, with_captions=False))
+    images, labels = embedded.images, embedded.read_each(zero_shot.label)
+    classes = embedded.class_embeddings(zero_shot)
     metrics = classification_metrics(
-        label_ranks_of(encoder, images, classes, labels),
+        embedded.label_ranks(classes, labels),
         labels,
         predicted=predicted_classes(images.embeddings, classes),
         num_classes=len(classes),
-        groups={
-            name: column_of(encoder, chosen, images, column=(place, name))
-            for name, place in task.group_by.items()
-        },
+        groups={name: embedded.read_column(name, place) for name, place in task.group_by.items()},
     )
     return Scored(metrics=metrics, images=images, size=len(images.embeddings))
 

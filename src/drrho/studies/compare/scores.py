@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from drrho.data.loading import evaluation_batches
-from drrho.evaluation.evaluate import EvaluationSet, evaluate_model, open_evaluation_set
+from drrho.evaluation.evaluate import evaluate_model
+from drrho.evaluation.sets import EvaluationSet, open_evaluation_set
 from drrho.models.build import Model, build_model
 from drrho.models.flops import forward_flops
 from drrho.models.two_tower import TwoTower
