@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from drrho.risk.base import BaseMeasure, LossRows, Risk
 from drrho.risk.duality import Dual, DualForm, Solved
-from drrho.risk.limits import check_price, check_radius, warn_if_beyond_reach
+from drrho.risk.limits import check_not_negative, check_price, warn_if_beyond_reach
 from drrho.risk.samples import Samples, as_risk, dot, may_read_values, weigh
 
 # Rounds of elimination before the sort takes over. Normal losses take five to ten; losses of n
@@ -20,7 +20,7 @@ from drrho.risk.samples import Samples, as_risk, dot, may_read_values, weigh
 ROUNDS = 30
 # Fewer samples are sorted sooner. Of more, one of every STRIDE tells where to begin.
 FEWEST_FOR_ELIMINATION, STRIDE = 1 << 13, 64
-# What lies between the largest loss and any other.
+# Least distance between the largest loss and any other.
 SMALLEST_GAP = torch.finfo(torch.float64).tiny
 
 
@@ -32,18 +32,13 @@ class ChiSquareBall:
     relu(losses - eta)^2))`; the adversary is proportional to `q relu(losses - eta)`. While no
     weight is zero this is `mean + sqrt(2 radius Var)`, Var the variance with divisor n.
     Radius 0 is the mean; from (1/q_max - 1)/2 on, q_max the base measure of the largest loss,
-    it is the maximum. Exact to rounding: the samples above eta are found by elimination or by a
-    sort, and the rest is in closed form. The effective sample size of equal samples is at least
+    it is the maximum. Exact to rounding. The effective sample size of equal samples is at least
     n / (1 + 2 radius). The dual variable is the threshold eta: minus infinity at radius 0, the
     largest loss where all weight is on it.
 
     Attributes:
-        radius: divergence the adversary may spend; not negative, no unit. It is absolute: the
-            theorem's is rho / N with N the number of samples of the data set, not of the
-            batch (`ChiSquareBall.from_rho`).
-
-    Raises:
-        ValueError: `radius` is negative or not finite.
+        radius: divergence the adversary may spend; finite, not negative, no unit. The theorem's is
+            rho / N with N the size of the data set, not of the batch (`from_rho`).
 
     Source: Duchi and Namkoong, "Variance-based regularization with convex objectives", 2019,
         for the risk; docs/mathematics.md, "Chi-square ball".
@@ -52,21 +47,21 @@ class ChiSquareBall:
     radius: float
 
     def __post_init__(self) -> None:
-        check_radius(self.radius)
+        check_not_negative(radius=self.radius)
 
     @classmethod
     def from_rho(cls, rho: float, *, num_samples: int) -> "ChiSquareBall":
-        """The theorem's ball: radius `rho / num_samples`.
+        """Make the theorem's ball, of radius `rho / num_samples`.
 
         Args:
-            rho: confidence parameter, not negative.
+            rho: confidence parameter, finite and not negative.
             num_samples: size of the data set, also when the risk is applied to batches; with
                 the batch size b instead, the deviation's coefficient is sqrt(num_samples / b)
                 times too large.
         """
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        check_radius(rho, name="rho")
+        check_not_negative(rho=rho)
         return cls(radius=rho / num_samples)
 
     def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
@@ -124,9 +119,6 @@ class ChiSquare:
         strength: the adversary's price for a unit of divergence, in units of loss; in
             [1e-30, 1e30].
 
-    Raises:
-        ValueError: `strength` is out of range.
-
     Source: docs/mathematics.md, "Chi-square penalty".
     """
 
@@ -162,16 +154,10 @@ class ChiSquare:
 
 
 class _Moments(NamedTuple):
-    """Moments of sets of samples: one set for each row, or one for each prefix of a row.
+    """Moments of sets of samples: one set for each row, or one for each prefix of a row."""
 
-    Attributes:
-        share: of the base measure.
-        rest: what is left of the base measure.
-        mean, variance: of the losses, weighted.
-    """
-
-    share: Float64[Tensor, "*sets"]
-    rest: Float64[Tensor, "*sets"]
+    share: Float64[Tensor, "*sets"]  # of the base measure
+    rest: Float64[Tensor, "*sets"]  # one minus the share
     mean: Float64[Tensor, "*sets"]
     variance: Float64[Tensor, "*sets"]
 
@@ -181,16 +167,10 @@ _Threshold = Callable[[_Moments], Tensor]
 
 
 class _Active(NamedTuple):
-    """The samples above eta.
+    """The samples above eta, whose moments are relative to the largest loss."""
 
-    Attributes:
-        mass: the base measure, unnormalised; zero where the loss is not above eta.
-        moment: `mass * (losses - mean)`.
-        moments: of these samples, relative to the largest loss.
-    """
-
-    mass: Float64[Tensor, "*batch n"]
-    moment: Float64[Tensor, "*batch n"]
+    mass: Float64[Tensor, "*batch n"]  # unnormalised; zero where the loss is not above eta
+    moment: Float64[Tensor, "*batch n"]  # mass * (losses - mean)
     moments: _Moments
 
 

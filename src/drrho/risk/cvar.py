@@ -30,9 +30,6 @@ class CVaR:
     Attributes:
         fraction: share of the base measure that is kept, in (0, 1]; alpha in the literature.
 
-    Raises:
-        ValueError: `fraction` is outside (0, 1].
-
     Source: Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000;
         docs/mathematics.md, "CVaR ball".
     """

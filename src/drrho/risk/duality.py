@@ -30,35 +30,21 @@ SCALE_WITHOUT_SPREAD = 1e-8  # units of loss
 
 
 class Dual(NamedTuple):
-    """Location and scale, in units of loss; float64 scalars.
-
-    Attributes:
-        location: nu, at which the densities have mean one.
-        scale: s; see `DualForm.scale`.
-    """
+    """Location nu, at which the densities have mean one, and scale s, both in units of loss."""
 
     location: Float64[Tensor, ""]
     scale: Float64[Tensor, ""]
 
 
 class Solved(NamedTuple):
-    """Samples whose risk is known, from which the optimal location and scale follow.
-
-    Attributes:
-        value: the risk, in units of loss.
-        dual: its dual variable; see `drrho.risk.Risk`.
-        losses: zero where the base measure is.
-        measure: the base measure q, which sums to one.
-        spread: standard deviation of the losses under q.
-        smallest_scale, largest_scale: between which a ball's scale can be learned.
-    """
+    """Samples whose risk and dual variable are known, from which location and scale follow."""
 
     value: Float64[Tensor, ""]
     dual: Float64[Tensor, ""]
-    losses: Float64[Tensor, " n"]
-    measure: Float64[Tensor, " n"]
-    spread: Float64[Tensor, ""]
-    smallest_scale: Float64[Tensor, ""]
+    losses: Float64[Tensor, " n"]  # zero where the base measure is
+    measure: Float64[Tensor, " n"]  # sums to one
+    spread: Float64[Tensor, ""]  # standard deviation of the losses under the measure
+    smallest_scale: Float64[Tensor, ""]  # limits of a scale that is learned
     largest_scale: Float64[Tensor, ""]
 
 
@@ -69,8 +55,8 @@ class DualForm:
     Attributes:
         density: w, from the distances `losses - nu` and the scale.
         generator: phi(w), whose mean is the divergence that the adversary has spent.
-        optimum: the best location and scale for samples whose risk is known.
-        variable: what `drrho.risk.Risk.dual` shows, a threshold or temperature.
+        optimum: from samples whose risk is known to the best location and scale.
+        variable: from location and scale to `drrho.risk.Risk.dual`, a threshold or temperature.
         scale: "price" of a penalty, which is given; "learned", the temperature or lambda of a
             ball; "spread" where it has no influence (CVaR): the losses' standard deviation.
         radius: a ball's; zero without one.
@@ -86,11 +72,11 @@ class DualForm:
     cap: float = math.inf
 
     def densities(self, losses: Float[Tensor, " n"], dual: Dual) -> Float64[Tensor, " n"]:
-        """`p / q` of each sample at a location and scale; their mean is one at the optimum only."""
+        """Compute `p / q` of each sample; their mean is one at the optimum only."""
         return self.density(losses.detach().double() - dual.location, dual.scale)
 
     def values(self, losses: Float[Tensor, " n"], dual: Dual) -> Float64[Tensor, " n"]:
-        """h, each sample's part of the dual objective, whose mean is never below the risk."""
+        """Compute h, each sample's part of the dual objective, whose mean is at least the risk."""
         w = self.densities(losses, dual)
         gained = w * (losses.detach().double() - dual.location)
         spent = dual.scale * (self.radius - self.generator(w))
@@ -98,11 +84,7 @@ class DualForm:
 
 
 def dual_form(risk: RiskMeasure) -> DualForm:
-    """Return the dual form that a risk carries.
-
-    Raises:
-        ValueError: it has none, as the mean and a ball of radius zero.
-    """
+    """Return a risk's dual form; raise ValueError for the mean or a ball of radius zero."""
     form: DualForm | None = getattr(risk, "dual_form", None)
     if form is None:
         raise ValueError(
@@ -114,16 +96,7 @@ def dual_form(risk: RiskMeasure) -> DualForm:
 def solve_dual(
     risk: RiskMeasure, losses: Float[Tensor, " n"], base_measure: Shaped[Tensor, " n"]
 ) -> Dual:
-    """Solve for the optimal location and scale of these samples.
-
-    Args:
-        risk: one that has a dual form.
-        losses: excess losses.
-        base_measure: mask or sample weights.
-
-    Raises:
-        ValueError: the risk has no dual form.
-    """
+    """Solve for the optimal location and scale of excess losses under a mask or sample weights."""
     form = dual_form(risk)
     value, _, dual = risk(losses, base_measure=base_measure)
     assert dual is not None  # every dual form has a variable

@@ -10,13 +10,8 @@ def excess_loss(
 ) -> Float[Tensor, "*batch n"]:
     """`losses - reference_losses` per sample (the RHO loss), in float32 at least.
 
-    Both are cast before the subtraction: two bfloat16 losses near 3 differ by a number that
-    bfloat16 knows to one part in a hundred of a unit.
-
-    Args:
-        losses: the target model's, shape (..., n), any floating type.
-        reference_losses: the reference model's on the same samples. The reference is frozen:
-            no gradient flows into it.
+    Both are cast before the subtraction, which bfloat16 would round to a hundredth near 3. No
+    gradient flows into the reference.
 
     Raises:
         ValueError: the shapes differ.

@@ -26,9 +26,6 @@ class KL:
     Attributes:
         temperature: the adversary's price per nat, in units of loss; in [1e-30, 1e30].
 
-    Raises:
-        ValueError: `temperature` is out of range.
-
     Source: Donsker-Varadhan duality; docs/mathematics.md, "KL penalty".
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from drrho.risk.base import BaseMeasure, LossRows, Risk
 from drrho.risk.duality import Dual, DualForm, Solved
 from drrho.risk.kl import kl_density, kl_generator, rough_tilt
-from drrho.risk.limits import check_radius, warn_if_beyond_reach
+from drrho.risk.limits import check_not_negative, warn_if_beyond_reach
 from drrho.risk.samples import Samples, as_risk, dot, may_read_values, normalised, weigh
 
 # Steps for the temperature of a radius. Normal losses need five; losses in clusters of very
@@ -34,10 +34,7 @@ class KLBall:
     largest loss.
 
     Attributes:
-        radius: divergence the adversary may spend, in nats; not negative.
-
-    Raises:
-        ValueError: `radius` is negative or not finite.
+        radius: divergence the adversary may spend, in nats; finite, not negative.
 
     Source: Hu and Hong, "Kullback-Leibler divergence constrained distributionally robust
         optimization", 2013; docs/mathematics.md, "KL ball".
@@ -46,7 +43,7 @@ class KLBall:
     radius: float
 
     def __post_init__(self) -> None:
-        check_radius(self.radius)
+        check_not_negative(radius=self.radius)
 
     def __call__(self, losses: LossRows, *, base_measure: BaseMeasure = None) -> Risk:
         samples = weigh(losses, base_measure)
@@ -92,7 +89,7 @@ def _optimal_dual(at: Solved) -> Dual:
 def _temperature_of_radius(
     samples: Samples, radius: float, *, reach: Float64[Tensor, "*batch"]
 ) -> Float64[Tensor, "*batch"]:
-    """The temperature at which the tilted distribution's divergence is `radius`.
+    """Solve for the temperature at which the tilted distribution's divergence is `radius`.
 
     The divergence falls with the temperature, from `reach` at zero to 0 at infinity; the result
     is meaningful where `radius < reach`. Newton's method on the logarithm of the divergence,
@@ -131,9 +128,8 @@ class _Divergence:
     """Divergence KL(p || q) of the tilted distribution p, and minus its derivative in log
     temperature, which is the variance under p of the losses in units of temperature.
 
-    Small divergences are differences of much larger terms. With expm1(z) for exp(z), and the
-    moments of the losses for what is then missing, those are of order z and not of order one;
-    large ones lose digits so.
+    Small divergences are differences of much larger terms, of order one with exp(z); with expm1(z)
+    and the moments of the losses they are of order z. Large divergences would lose digits so.
     """
 
     def __init__(self, samples: Samples, *, small: bool) -> None:

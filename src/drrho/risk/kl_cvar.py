@@ -26,9 +26,6 @@ class KLCVaR:
         temperature: the adversary's price per nat, in units of loss; in [1e-30, 1e30].
         fraction: the smallest share of the base measure that may have all weight, in (0, 1].
 
-    Raises:
-        ValueError: `temperature` or `fraction` is out of range.
-
     Source: Levy, Carmon, Duchi and Sidford, "Large-scale methods for distributionally robust
         optimization", 2020, who smooth CVaR so; docs/mathematics.md, "KL penalty within a CVaR
         ball".

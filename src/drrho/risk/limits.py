@@ -19,10 +19,10 @@ RISKS_AT_LIMITS = (
 
 
 def check_not_negative(**numbers: float) -> None:
-    """Raise ValueError unless every number is zero or more."""
+    """Raise ValueError unless every number is finite, and zero or more."""
     for name, number in numbers.items():
-        if not number >= 0:
-            raise ValueError(f"{name} must not be negative, got {number}")
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, got {number}")
 
 
 def check_price(price: float, *, name: str, limits: str = RISKS_AT_LIMITS) -> None:
@@ -42,12 +42,6 @@ def check_fraction(fraction: float) -> None:
         )
 
 
-def check_radius(radius: float, *, name: str = "radius") -> None:
-    """Raise ValueError unless `radius` is a finite number, not negative."""
-    if not 0 <= radius < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {radius}")
-
-
 def warn_if_beyond_reach(
     radius: float, losses: Tensor, base_measure: Tensor | None, *, reach: Callable[[int], float]
 ) -> None:
@@ -57,10 +51,10 @@ def warn_if_beyond_reach(
     compiling, where a warning would break the graph.
 
     Args:
-        radius: the ball's.
+        radius: of the ball.
         losses, base_measure: as given to the risk.
-        reach: the divergence of one sample alone from equal weights on n samples. A mask keeps
-            fewer samples, whose reach is smaller.
+        reach: divergence of one sample alone from equal weights on n samples. A mask keeps fewer
+            samples, whose reach is smaller.
     """
     num_samples = losses.shape[-1]
     most = reach(max(num_samples, 1))

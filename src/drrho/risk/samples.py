@@ -20,15 +20,13 @@ class Samples(NamedTuple):
     """Losses ready to be weighed. Only `losses` is attached to the graph.
 
     Attributes:
-        losses: shape (*batch, n), float32 or float64. A sample that the base measure drops
-            holds the smallest loss that is kept (zero in an empty row), without gradient.
-        top: shape (*batch), the largest loss that is kept.
-        below: shape (*batch, n), `losses - top`, never positive. In float64, where the
-            difference of two float32 numbers of similar size is exact and prefix sums are safe.
-        mass: shape (*batch, n), the base measure as it was given, unnormalised. Left so, the
-            sums over a mask are whole numbers and exact.
-        alike: whether every mass is one, as it is without a base measure. `mass` is then one
-            number, expanded.
+        losses: in float32 or float64. A sample that the base measure drops holds the smallest
+            loss that is kept (zero in an empty row), without gradient.
+        top: the largest loss that is kept.
+        below: `losses - top`, never positive; in float64, where the difference of two float32
+            numbers of similar size is exact and prefix sums are safe.
+        mass: the base measure as given, unnormalised, so that sums over a mask are exact.
+        alike: whether every mass is one, as without a base measure; one number, expanded.
         num_given: n as the caller knows it. An empty row is held as one dropped sample.
     """
 
@@ -57,23 +55,20 @@ class Samples(NamedTuple):
 def may_read_values(numbers: Tensor) -> bool:
     """Whether a step may depend on the values of a tensor.
 
-    In eager mode on the CPU reading them costs nothing, and saves the steps that are not needed.
-    On other devices it would wait for all that has been queued, and it cannot be compiled. (Nor can
-    it be mapped by `torch.vmap`; rows of losses, which risks take, need no mapping.)
+    On the CPU reading them costs nothing, and saves the steps that are not needed. On other devices
+    it would wait for all that has been queued, and it cannot be compiled (nor mapped by vmap).
     """
     return numbers.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def dot(a: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """Scalar products over the last dimension; in float64 without an array of the terms.
-
-    In float32 with it: the quick way is one that autocast rounds to half precision.
-    """
+    """Compute scalar products over the last dimension; in float64 without an array of the terms."""
+    # In float32 autocast would round vecdot to half precision.
     return torch.linalg.vecdot(a, b) if a.dtype == torch.float64 else (a * b).sum(dim=-1)
 
 
 def normalised(weights: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-    """Weights divided by their sum; all-zero rows stay zero."""
+    """Divide weights by their sum; all-zero rows stay zero."""
     total = weights.sum(dim=-1, keepdim=True)
     return weights / torch.where(total == 0, 1.0, total)
 
@@ -84,12 +79,12 @@ def weigh(
     """Prepare losses for a risk.
 
     Args:
-        losses: shape (..., n), any floating type; float16 and bfloat16 become float32 here,
-            before anything is subtracted.
-        base_measure: a mask or non-negative sample weights that replace 1/n; shape (..., n) or
-            its last dimensions, any real type or bool. Zero drops the sample, whatever its
-            loss; only ratios matter. None: all samples alike. That no entry is negative is
-            the caller's promise: to check it would wait for the device.
+        losses: in any floating type; float16 and bfloat16 become float32 before anything is
+            subtracted.
+        base_measure: a mask or non-negative sample weights that replace 1/n, of the shape of the
+            losses or its last dimensions. Zero drops the sample, whatever its loss; only ratios
+            matter. None: all samples alike. Negative entries are not looked for, which would wait
+            for the device.
 
     The solution is in float64, which costs nothing beside a model; a device without it (Apple's
     MPS) has to hand its n losses over to the CPU.
@@ -127,8 +122,7 @@ def as_risk(
 ) -> Risk:
     """Assemble a solved risk in the precision of the losses, with the weights as its gradient.
 
-    What carries the gradient is zero as a number, so `value.item()` is the objective's value
-    to the last bit, however far from zero the losses are.
+    The term that carries the gradient is exactly zero as a number.
     """
     losses = samples.losses
     if not samples.alike:

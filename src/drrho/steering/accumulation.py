@@ -23,17 +23,14 @@ def accumulate_gradients(
 ) -> list[SteeredLoss]:
     """Accumulate the exact gradient of a batch that does not fit into memory.
 
-    How a sample is weighed depends on all others, so there are two passes. The first computes the
-    losses of all micro-batches without a graph; they are weighed together, as one batch, and the
-    estimator is updated once. The second computes them again, with the random draws (dropout)
-    repeated, and goes backward with the weights of the first. The price is one more forward pass,
-    about a third of a step.
-
-    In a layer like BatchNorm, which changes its state in a forward pass, it changes twice, and a
-    sample's loss depends on its micro-batch as it always does under accumulation.
+    A sample's weight depends on all others, so there are two passes. The first computes the losses
+    of all micro-batches without a graph; they are weighed together, as one batch, which updates the
+    estimator once. The second computes them again, with the random draws (dropout) repeated, and
+    goes backward with the weights of the first. The price is one more forward pass, about a third
+    of a step. State that a forward pass changes (BatchNorm's) changes twice.
 
     Args:
-        loss: the DRRho loss; its estimator takes one step.
+        loss: the DRRho loss.
         micro_batches: those of one optimiser step, of any type, in memory together.
         losses_of: the forward pass: a micro-batch to `Losses`.
         backward: for instance a gradient scaler's: `lambda loss: scaler.scale(loss).backward()`.
@@ -41,7 +38,7 @@ def accumulate_gradients(
             DistributedDataParallel, so that gradients are averaged once.
 
     Returns:
-        A result for each micro-batch; their losses add up to the objective. Gradients have been
+        A result for each micro-batch, whose losses add up to the objective. Gradients have been
         added to the parameters' `.grad`.
 
     Source: the two passes are those of Gao et al., "Scaling deep contrastive learning batch size

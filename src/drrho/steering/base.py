@@ -27,8 +27,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: the objective, in units of loss.
-        weights: of each sample of the batch, the factor of its loss's gradient. On average over
-            batches they sum to one; in a single batch only `BatchEstimator`'s do.
+        weights: factors of the gradients of the samples' losses. They sum to one on average over
+            batches; `BatchEstimator`'s do so in every batch.
         dual: the risk's dual variable; see `drrho.risk.Risk`.
     """
 
@@ -41,10 +41,9 @@ class Estimate(NamedTuple):
 class Estimator(Protocol):
     """Estimator of the data set's risk: excess losses of a mini-batch to gradient weights.
 
-    The risk of a data set is no mean over samples, so the risk of a mini-batch is a biased
-    estimate of it, and the estimators differ in how they lower that bias: by what they remember.
-    An estimator is a module, and what it remembers are buffers. One call is one step of the
-    optimiser: it changes the state.
+    The risk of a data set is no mean over samples, so that of a mini-batch is a biased estimate of
+    it. Estimators differ in what they remember to lower the bias. An estimator is a module, what it
+    remembers are buffers, and a call, once per optimiser step, changes them.
     """
 
     def check(self, risk: RiskMeasure) -> None:

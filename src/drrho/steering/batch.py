@@ -13,10 +13,9 @@ class BatchEstimator(nn.Module):
     """The risk of the batch itself.
 
     Exact for a batch that is the data set. Otherwise biased downward, by the order of 1/B
-    (docs/mathematics.md, "Batch bias"): a maximum over few samples is smaller. Where gradients
-    grow with the losses, its variance is the smallest of all estimators. With KL weights, B must
-    be much larger than n / ESS of the data set, the number of samples from which one takes all the
-    weight.
+    (docs/mathematics.md, "Batch bias"): a maximum over few samples is smaller. Where gradients grow
+    with the losses, its variance is the smallest of all estimators. With KL weights, B must be much
+    larger than n / ESS of the data set: of so few samples one takes all the weight.
     """
 
     def check(self, risk: RiskMeasure) -> None:
@@ -35,15 +34,14 @@ class MultiLevelMonteCarlo(nn.Module):
 
         estimate = F_smallest + (F_n - F_{n/2}) / P(J),    n = smallest 2^J
 
-    whose expectation telescopes to that of F at the largest size: its bias is
-    the batch estimator's at `smallest * 2^levels` samples, for an expected cost of
-    `smallest * (levels + 1)`. The price is variance: the correction is divided by P(J), which
-    halves with every level, and single weights may be negative.
+    whose expectation telescopes to that of F at the largest size: the bias is the batch estimator's
+    at `smallest * 2^levels` samples, for an expected cost of `smallest * (levels + 1)`. The price
+    is variance: the correction is divided by P(J), which halves with every level, and single
+    weights may be negative.
 
-    The level has to be drawn before the samples are: take batches of `draw_size(generator)`
-    samples. All samples of a call belong to one level, the one of their number, those that a
-    mask drops included; a block of which it drops all has no risk, and its share of the weights
-    is missing.
+    The level is drawn before the samples: take batches of `draw_size(generator)` samples, those
+    that a mask drops included. A block of which it drops all has no risk, and its share of the
+    weights is missing.
 
     Args:
         smallest: samples in the smallest blocks.
@@ -64,7 +62,7 @@ class MultiLevelMonteCarlo(nn.Module):
         """Accept every risk: each is defined on a batch."""
 
     def probability(self, level: int) -> float:
-        """Probability of a level: 1/2, 1/4, ... for levels 1, 2, ...; the last has what is left."""
+        """Return the probability of a level: 1/2, 1/4, ..., and for the last what is left."""
         return 2.0 ** -min(level, self.levels - 1) if self.levels > 1 else 1.0
 
     def draw_size(self, generator: torch.Generator) -> int:

@@ -11,8 +11,6 @@ from drrho.risk.duality import Dual, DualForm, dual_form, solve_dual, standard_d
 from drrho.risk.samples import normalised
 from drrho.steering.base import Estimate, ExcessLosses
 
-# A batch whose densities average less or more comes from other losses than the dual was learned
-# on, and the dual is solved anew.
 LEAST_MEAN_DENSITY, LARGEST_MEAN_DENSITY = 0.1, 10.0
 
 
@@ -23,20 +21,17 @@ class LearnedDual(nn.Module):
         nu    <- nu + rate s (sum(q w) - 1)
         log s <- log s + rate (sum(q phi(w)) - radius) / (2 radius)         balls only
 
-    The weights use the dual before its step, which is independent of the batch. So the
-    gradient is that of a mean over samples, unbiased for the objective at the present dual;
-    what remains is how far the dual is from its optimum. Under the KL penalty even that averages
-    out: for losses that stand still, of equal weight, the gradient's bias is exactly zero, since
-    the steps of nu average to zero only where the densities average to one; not where batches are
-    so small that the limits below are met. The variance is that of a mean of densities, which
+    The weights use the dual before its step, which is independent of the batch. So the gradient is
+    unbiased for the objective at the present dual; what remains is the dual's distance from its
+    optimum. Under the KL penalty even that averages out, for losses that stand still, of equal
+    weight, and batches that do not meet the limits below. The variance, of a mean of densities,
     usually exceeds the batch estimator's: the weights sum to one on average only.
 
     The dual starts at the first batch's optimum, and is solved anew by a batch whose densities
     average less than a tenth or more than ten (for capped densities: more than half-way to the
-    cap), for which every call waits for the device. Otherwise nu follows falling losses by at
-    most rate s per step; CVaR, whose small batches may rightly have no weight at all, has no lower
-    limit and follows a fall only so. CVaR has no scale and moves by the standard deviation of the
-    losses.
+    cap), for which every call waits for the device. Otherwise nu follows falling losses by at most
+    rate s per step. CVaR has no lower limit, as a small batch may rightly have no weight at all,
+    and no scale: it moves by the standard deviation of the losses.
 
     Args:
         rate: of the steps, in (0, 1]. The variance of nu is about
@@ -114,10 +109,6 @@ class LearnedDual(nn.Module):
 
 
 def _mean_densities(form: DualForm) -> tuple[float, float]:
-    """Limits of a batch's mean density, one at the optimum, beyond which the dual has been lost.
-
-    Where densities are capped, the upper limit lies half-way to the cap. A small batch may well
-    have none of CVaR's samples, the only risk whose densities do not depend on the scale.
-    """
-    least = 0.0 if form.scale == "spread" else LEAST_MEAN_DENSITY
+    """Limits of a batch's mean density (best: one), beyond which the dual is solved anew."""
+    least = 0.0 if form.scale == "spread" else LEAST_MEAN_DENSITY  # "spread" is CVaR
     return least, LARGEST_MEAN_DENSITY if math.isinf(form.cap) else (1 + form.cap) / 2

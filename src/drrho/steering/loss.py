@@ -10,22 +10,25 @@ from torch import Tensor, nn
 
 from drrho.risk import RiskMeasure, effective_sample_size, excess_loss
 from drrho.risk.samples import normalised
+from drrho.runtime.checks import require_choice
 from drrho.runtime.distributed import Partition, ProcessGroup, partition
 from drrho.steering.base import Estimate, Estimator, ExcessLosses
 from drrho.steering.batch import BatchEstimator
 
+OfNonfinite = Literal["raise", "drop"]
+OfMissing = Literal["raise", "drop", "plain"]
 POSITIONS_SHOWN = 8
 
 
 class Losses(NamedTuple):
     """Losses of a mini-batch or micro-batch, with their reference losses, mask, ids and weights.
 
-    All have one shape, (batch,) or (batch, tokens) or any other: every element is a sample.
+    All have one shape, (batch,), (batch, tokens) or another: every element is a sample.
 
     Attributes:
         losses: the target model's; any floating type.
-        reference_losses: the reference model's on the same samples, NaN where there is none. None:
-            no reference, which is ordinary distributionally robust optimisation.
+        reference_losses: the reference model's on the same samples, NaN where missing. None is
+            no reference: ordinary distributionally robust optimisation.
         mask: True where a sample counts. The others, such as padding, may hold anything.
         index: ids of the samples, for estimators that remember by sample.
         sample_weight: the base measure, not negative; only ratios matter. None: all alike.
@@ -44,16 +47,15 @@ class SteeredLoss(NamedTuple):
     Numbers are those of the whole batch: of all processes and all micro-batches together.
 
     Attributes:
-        loss: its value is the objective, in units of loss (of a micro-batch: its equal share).
-            Its gradient, averaged over the processes as DistributedDataParallel and FSDP do, is
-            the sum of weights times the gradients of the losses.
-        weights: the factor of each sample's gradient, in the shape of the losses; zero for unused
-            samples.
-        effective_sample_size: of the weights, in samples; it means nothing for the weights of
-            multi-level Monte Carlo, some of which are negative.
+        loss: the objective, in units of loss (of a micro-batch: its equal share). Its gradient,
+            averaged over the processes as DistributedDataParallel and FSDP do, is the sum of
+            weights times the gradients of the losses.
+        weights: factors of the samples' gradients, in the shape of the losses; zero if unused.
+        effective_sample_size: of the weights, in samples; without meaning for multi-level Monte
+            Carlo, some of whose weights are negative.
         dual: the risk's dual variable (see `drrho.risk.Risk`), as the estimator sees it.
-        weight_sum: sum of all weights. One, or about one on average, by the estimator; far from
-            it, an estimator does not keep up with the losses.
+        weight_sum: sum of all weights, by the estimator one or about one on average. Far from it,
+            the estimator does not keep up with the losses.
         num_used: samples in the risk.
         num_missing_reference: samples whose reference loss is NaN.
         num_nonfinite: samples dropped because a loss is not finite, or a weight negative or not
@@ -71,26 +73,13 @@ class SteeredLoss(NamedTuple):
 
 
 class Weighed(NamedTuple):
-    """Micro-batch whose weights are known; `steer` makes its loss.
+    """Micro-batch whose weights are known; `steer` makes its loss."""
 
-    Attributes:
-        summary: the result but for `loss`, which is the objective's share without a gradient.
-        gradient_scale: number of processes, over which gradients will be averaged.
-    """
-
-    summary: SteeredLoss
-    gradient_scale: int
+    summary: SteeredLoss  # its loss is without a gradient
+    gradient_scale: int  # number of processes, over which gradients will be averaged
 
     def steer(self, losses: Float[Tensor, "*shape"]) -> SteeredLoss:
-        """Make the loss to differentiate.
-
-        Args:
-            losses: the target model's, of the same samples in the same order as when they were
-                weighed, now with their graph.
-
-        Raises:
-            ValueError: the shape is another.
-        """
+        """Make the loss to differentiate, from the losses that were weighed, with their graph."""
         weights = self.summary.weights
         if losses.shape != weights.shape:
             raise ValueError(
@@ -112,8 +101,7 @@ class DRRhoLoss(nn.Module):
 
     The excess losses of all processes are gathered (a few floats a sample), every process finds
     the same weights, and each differentiates its own samples' losses. So K processes do what one
-    would do with the concatenated batch, whatever the sizes of their shares, a process
-    without samples included.
+    would do with the concatenated batch, whatever the sizes of their shares, zero included.
 
     One call is one step of the optimiser: it updates the estimator, once. For a batch in several
     micro-batches see `drrho.steering.accumulation.accumulate_gradients`. What is remembered is in
@@ -121,21 +109,19 @@ class DRRhoLoss(nn.Module):
     in float64: on a device without (Apple's MPS), keep it on the CPU and pass `losses.cpu()`.
 
     Args:
-        risk: `Mean()`, `CVaR(...)`, `KL(...)`, `KLCVaR(...)`, `KLBall(...)`,
-            `ChiSquareBall(...)` or `ChiSquare(...)`.
+        risk: one of `drrho.risk`.
         estimator: of the data set's risk from batches; None is `BatchEstimator()`.
-        process_group: the processes whose batches belong together. None: the default group if
-            `torch.distributed` is initialised, and otherwise this process alone. All of its
-            processes have to make each call.
+        process_group: the processes whose batches belong together, which all make each call. None
+            is the default group, or this process alone without one.
         nonfinite: "raise" stops on all processes at a loss that is not finite, and waits for the
             device to see it; "drop" leaves such samples out and counts them.
-        missing: of samples whose reference loss is NaN. "raise" and "drop" as above. "plain"
-            counts their plain loss with their share of the base measure, neither up- nor
-            down-weighted. They are never given a reference loss of zero: a raw loss among excess
-            losses looks like the hardest sample of all.
+        missing: of samples whose reference loss is NaN. "raise" and "drop" as above. "plain" counts
+            their plain loss with their share of the base measure; among excess losses a raw loss
+            would look like the hardest sample of all.
 
     Raises:
         ValueError: the estimator cannot estimate this risk, or an option is unknown.
+        TypeError: `risk` is no risk.
 
     Source: Wei et al., "Model steering: learning with a reference model improves generalization
         bounds and scaling laws", 2025 (arXiv 2505.06699); docs/mathematics.md, "Estimators".
@@ -147,16 +133,14 @@ class DRRhoLoss(nn.Module):
         estimator: Estimator | None = None,
         *,
         process_group: ProcessGroup | None = None,
-        nonfinite: Literal["raise", "drop"] = "raise",
-        missing: Literal["raise", "drop", "plain"] = "raise",
+        nonfinite: OfNonfinite = "raise",
+        missing: OfMissing = "raise",
     ) -> None:
         super().__init__()
         if isinstance(risk, type) or not callable(risk):
             raise TypeError(f"risk must be a risk such as CVaR(fraction=0.25), got {risk!r}")
-        if nonfinite not in ("raise", "drop"):
-            raise ValueError(f'nonfinite must be "raise" or "drop", got {nonfinite!r}')
-        if missing not in ("raise", "drop", "plain"):
-            raise ValueError(f'missing must be "raise", "drop" or "plain", got {missing!r}')
+        require_choice("nonfinite", nonfinite, OfNonfinite)
+        require_choice("missing", missing, OfMissing)
         self.estimator = BatchEstimator() if estimator is None else estimator
         self.estimator.check(risk)
         self.risk = risk
@@ -186,10 +170,9 @@ class DRRhoLoss(nn.Module):
 
     @torch.no_grad()
     def weigh(self, micro_batches: Sequence[Losses]) -> list[Weighed]:
-        """Weigh the samples of several micro-batches together, as the one batch they are.
+        """Weigh the samples of several micro-batches as one batch; updates the estimator once.
 
-        Updates the estimator, once. The micro-batches' losses add up to the objective. Their
-        number may differ between processes.
+        Their losses add up to the objective. Processes may have different numbers of them.
         """
         if not micro_batches:
             raise ValueError(
@@ -304,8 +287,7 @@ class _Samples(NamedTuple):
 def _table(batch: Losses) -> Float64[Tensor, "n 6"]:
     """Put everything about each sample into a row, so that one collective gathers it.
 
-    float64 holds ids up to 2^53 exactly, and float32 losses; an id that was not given is NaN. The
-    excess is subtracted before, in the precision of the losses, as `excess_loss` says.
+    float64 holds float32 losses and ids up to 2^53 exactly; an id that was not given is NaN.
     """
     losses = batch.losses.detach()
     if not losses.is_floating_point():

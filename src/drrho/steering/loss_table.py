@@ -14,14 +14,14 @@ class LossTable(nn.Module):
 
         weight_i = p_i N / B
 
-    with p the adversary on the table's N samples and B the number in the batch. If the losses
-    stand still there is no bias: over an epoch of uniform batches the gradients average to the
-    full data set's, exactly, and for every risk. While the model moves, an entry is as old as its
-    last visit, half an epoch on average, and samples not seen yet are left out. Weights sum to
-    one on average only.
+    with p the adversary on the table's N samples and B the number in the batch. For losses that
+    stand still there is no bias, for any risk: over an epoch of uniform batches the gradients
+    average to the full data set's. While the model moves, an entry is as old as its last visit,
+    half an epoch on average, and samples not seen yet are left out. Weights sum to one on average
+    only.
 
-    Every call waits for the device, to check the ids. It costs the risk of `num_samples` losses;
-    memory is 8 bytes a sample, on every process. Ids that occur twice in a batch leave their mean.
+    A call costs the risk of `num_samples` losses and waits for the device, to check the ids; memory
+    is 8 bytes a sample, on every process. Ids that occur twice in a batch leave their mean.
 
     Args:
         num_samples: of the data set; ids are in [0, num_samples).

@@ -16,10 +16,10 @@ from drrho.steering.base import Estimate, ExcessLosses
 class AdaptiveRate:
     """`rate = sigmoid(log_step + v)`, v the average's logarithm: SCENT's mirror descent.
 
-    The rate falls by itself when the losses do, so an average that has become too large is left
-    slowly; it equals the step alpha of stochastic proximal mirror descent on `v + exp(loss - v)`
-    with the Bregman divergence of exp(-v): `v <- v + softplus(log alpha + new) - softplus(log
-    alpha + v)`. Unlike a fixed rate, it depends on where the losses' zero is.
+    It is the step alpha of stochastic proximal mirror descent on `v + exp(loss - v)` with the
+    Bregman divergence of exp(-v): `v <- v + softplus(log alpha + new) - softplus(log alpha + v)`.
+    The rate falls when the losses do, so an average that is too large is left slowly. Unlike a
+    fixed rate, it depends on where the losses' zero is.
 
     Attributes:
         log_step: log alpha. At v = 0, -2.2 is a rate of 0.1 and -4.6 one of 0.01.
@@ -41,19 +41,18 @@ class MovingAverage(nn.Module):
 
         -(rate / B) (E_p[(p/q) g] - G)  +  rate / (2 - rate) (W - 1) / B  G
 
-    to first order: at rate 1 the batch estimator's bias, and vanishing with the rate. Its
-    variance rises meanwhile from that of a ratio to that of a mean of exponentials: low rates
-    trade bias for variance. Losses that fall by c temperatures per step leave the average
-    behind, and the weights sum to about `1 - c / rate` instead of one; watch
-    `SteeredLoss.weight_sum`. Under Adam only relative changes of it matter. The average comes
-    down by at most `-log(1 - rate)` per step: after one batch with a loss k temperatures above the
-    others, training rests for about k / rate steps. A weight is at most 1 / rate.
+    to first order: at rate 1 the batch estimator's bias. Lower rates trade it for variance, that of
+    a mean of exponentials at last. Losses that fall by c temperatures per step leave the average
+    behind, and the weights sum to about `1 - c / rate`; watch `SteeredLoss.weight_sum` (under Adam
+    only relative changes of it matter). The average falls by at most `-log(1 - rate)` per step:
+    after one batch with a loss k temperatures above the others, training rests for about k / rate
+    steps. A weight is at most 1 / rate.
 
     Args:
         rate: gamma in (0, 1], a constant or `AdaptiveRate`. Assign `estimator.rate` for a
             schedule: at least 0.1 while the losses fall fast, less later.
-        normalise: divide the weights by the moving average, at the same rate, of their own sum,
-            so that a drift of the losses does not become one of the learning rate.
+        normalise: divide the weights by the moving average, at the same rate, of their sum, so that
+            a drift of the losses does not become one of the learning rate.
 
     Source: Wang and Yang, "Finite-sum coupled compositional stochastic optimization", 2022, for
         the moving average; SCENT ("A geometry-aware efficient algorithm for compositional

@@ -16,12 +16,16 @@ Score a super-batch without gradient, select, and train on what was selected:
 
 Sampling has used up the risk's weights: to multiply the losses by them again counts them twice.
 
-A candidate counts if its mask is True and its score is finite. NaN, the score of a missing
-reference, is the largest number to `torch.topk`, so it has to be left out, and to raise an error
-the host would wait for the device; `scores.isfinite()` counts what is left out. Where fewer than
-k candidates count, the surplus has weight zero and the index of the first one chosen, whose loss
-is safe to compute; the others weigh as if k were their number. Where none counts, all weights
-are zero.
+A candidate counts if its mask is True and its score is finite (that of a missing reference is NaN).
+Others are left out without an error, for which the host would wait for the device; count them by
+`scores.isfinite()`. Where fewer than k candidates count, the surplus has weight zero and the index
+of the first one chosen, whose loss is safe to compute; the others weigh as if k were their number.
+Where none counts, all weights are zero.
+
+In every function scores are of one dimension (`flatten()` those of tokens) and any floating type;
+`mask` is True where a candidate counts; the generator is on the scores' device. ValueError: k is
+out of range, there are no candidates, the mask does not fit, or the temperature is out of range.
+TypeError: the scores are not floating point.
 """
 
 from typing import Literal, NamedTuple
@@ -32,6 +36,9 @@ from torch import Tensor
 
 from drrho.risk import excess_loss
 from drrho.risk.limits import check_price
+from drrho.runtime.checks import require_at_least, require_choice
+
+Kind = Literal["excess", "loss", "irreducible"]
 
 
 class Selected(NamedTuple):
@@ -48,7 +55,7 @@ class Selected(NamedTuple):
 
 
 def selection_scores(
-    kind: Literal["excess", "loss", "irreducible"],
+    kind: Kind,
     losses: Float[Tensor, "*batch"] | None,
     reference_losses: Float[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*batch"]:
@@ -58,10 +65,8 @@ def selection_scores(
         kind: "excess" is `losses - reference_losses`: learnable and not yet learnt (RHO-LOSS; on
             tokens, Rho-1). "loss" is `losses`: the hardest, noise included. "irreducible" is
             `-reference_losses`: what the reference finds easy, learnt or not.
-        losses: the target model's, any shape and floating type. May be None where the kind
-            needs none, which saves the target's pass over the super-batch.
-        reference_losses: the reference model's on the same candidates. May be None likewise.
-            Losses that the kind does not need are not read: one call can compare the kinds.
+        losses, reference_losses: the target model's and the reference model's, of any shape and
+            floating type; None where the kind needs none, and not read there.
 
     Returns:
         Scores of the losses' shape, detached, in float32 at least.
@@ -73,6 +78,7 @@ def selection_scores(
         learning, and not yet learnt", 2022, with the two baselines; Lin et al., "Rho-1: not all
         tokens are what you need", 2024.
     """
+    require_choice("kind", kind, Kind)
     match kind:
         case "excess":
             scores = excess_loss(
@@ -82,8 +88,6 @@ def selection_scores(
             scores = _needed(losses, "losses", kind)
         case "irreducible":
             scores = -_needed(reference_losses, "reference_losses", kind)
-        case _:
-            raise ValueError(f'kind must be "excess", "loss" or "irreducible", got {kind!r}')
     return scores.detach().to(torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -93,17 +97,7 @@ def select_top_k(
     """Select the k largest scores, 1/k each: the weights of `CVaR(fraction=k / n)`.
 
     n is the number of candidates that count. Of those tied with the k-th largest score, an
-    unspecified choice enters, with the same
-    total weight; CVaR, which may use them all, shares it equally.
-
-    Args:
-        scores: shape (n,); `flatten()` the scores of tokens. Any floating type.
-        k: number to select, at most n.
-        mask: True where a candidate counts, for instance False on padding tokens.
-
-    Raises:
-        ValueError: `k` is out of range, there are no candidates, or `mask` does not fit.
-        TypeError: `scores` is not floating point.
+    unspecified choice enters, with the total weight that CVaR shares equally among them all.
     """
     scores, valid = _candidates(scores, mask)
     _check_k(k, len(scores))
@@ -122,8 +116,8 @@ def sample_without_replacement(
 ) -> Selected:
     """Draw k different candidates, one after another, by `p = softmax(scores / temperature)`.
 
-    The draw is the Gumbel top-k: the k largest `log p + Gumbel noise`. Small temperatures give
-    `select_top_k`, large ones `sample_uniformly`.
+    The draw is the Gumbel top-k: the k largest `log p + Gumbel noise`. Small temperatures, in units
+    of the scores and in [1e-30, 1e30], give `select_top_k`, large ones `sample_uniformly`.
 
     Without correction all weigh 1/k, which is biased towards the plain mean: a likely candidate
     cannot be drawn twice. With correction a candidate weighs `p / (1 - exp(-exp(log p -
@@ -131,21 +125,9 @@ def sample_without_replacement(
     the chance to exceed it. Then `sum(weights * x[index])` is unbiased for `sum(p * x)`, whatever
     x is, and equal to it at k = n. Weights divided by their sum vary less, but are biased.
 
-    The variance is at most `sum(p x^2) / (k - 1)` (infinite for k = 1 < n), as any two weights are
-    uncorrelated. With replacement it is `(sum(p x^2) - sum(p x)^2) / k`: smaller where the x
-    have much in common, since those weights always sum to one; larger where few candidates
-    hold most of p and are drawn again and again.
-
-    Args:
-        scores: as for `select_top_k`.
-        k: number to draw, at most n.
-        temperature: in units of the scores; in [1e-30, 1e30].
-        generator: on the scores' device.
-        correction: whether to weigh by p and the chance to be drawn, or equally.
-        mask: True where a candidate counts.
-
-    Raises:
-        ValueError, TypeError: as `select_top_k`; or `temperature` is out of range.
+    The variance is at most `sum(p x^2) / (k - 1)` (infinite for k = 1 < n). With replacement it is
+    `(sum(p x^2) - sum(p x)^2) / k`: smaller where the x have much in common, since those weights
+    always sum to one; larger where few candidates hold most of p and are drawn again and again.
 
     Source: Kool, van Hoof and Welling, "Stochastic beams and where to find them", 2019; Duffield,
         Lund and Thorup, "Priority sampling for estimation of arbitrary subset sums", 2007.
@@ -182,18 +164,10 @@ def sample_with_replacement(
     """Draw k times, independently, by `p = softmax(scores / temperature)`, 1/k each.
 
     `sum(weights * x[index])` is an unbiased estimate of `sum(p * x)` with variance `(sum(p x^2) -
-    sum(p x)^2) / k`. A candidate may come more than once. Memory is O(n + k).
-
-    Args:
-        scores, temperature, generator, mask: as for `sample_without_replacement`.
-        k: number of draws; it may exceed n.
-
-    Raises:
-        ValueError, TypeError: as `sample_without_replacement`.
+    sum(p x)^2) / k`. A candidate may come more than once, and k may exceed n. Memory is O(n + k).
     """
     scores, valid = _candidates(scores, mask)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    require_at_least(1, k=k)
     # Not torch.multinomial, which ends at 2^24 candidates.
     cumulative = _log_probabilities(scores, valid, temperature).exp().cumsum(dim=0)
     uniform = torch.rand(k, dtype=torch.float64, device=scores.device, generator=generator)
@@ -210,17 +184,7 @@ def sample_uniformly(
     generator: torch.Generator,
     mask: Bool[Tensor, " n"] | None = None,
 ) -> Selected:
-    """Draw k different candidates, all equally likely, 1/k each: the baseline.
-
-    Args:
-        num_candidates: n.
-        k: number to draw, at most n.
-        generator: the selection is made on its device.
-        mask: shape (n,), True where a candidate counts.
-
-    Raises:
-        ValueError, TypeError: as `sample_without_replacement`.
-    """
+    """Draw k different candidates, all equally likely, 1/k each: the baseline."""
     equal_scores = torch.zeros(num_candidates, device=generator.device)
     return sample_without_replacement(
         equal_scores, k, temperature=1.0, generator=generator, correction=False, mask=mask

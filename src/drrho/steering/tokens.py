@@ -28,8 +28,8 @@ def token_losses(
 ) -> TokenLosses:
     """`-log softmax(logits[t])[labels[t + 1]]`: next-token cross-entropy without the mean.
 
-    Pass both to `DRRhoLoss`: every token of the batch, on every process, is then a sample of one
-    population, and the normaliser is the number of tokens that count, not a mean of means.
+    Pass losses and mask to `DRRhoLoss`: every token of the batch, on every process, is then a
+    sample of one population, and no mean of means is taken.
 
     Args:
         logits: of a causal language model, any floating type; the loss is in float32 at least.

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from drrho.risk import ChiSquareBall
-from drrho.risk.limits import check_not_negative, check_radius
+from drrho.risk.limits import check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,8 @@ class FiniteClassBound:
     Attributes:
         num_models: N, or the size of a cover.
         num_samples: n, at least 2.
-        loss_range: M, what excess losses span at most: known, not measured. Losses in [0, B] with
-            a reference's losses in [0, B] give 2 B.
-        delta: probability that the sample is one on which the bounds fail.
-
-    Raises:
-        ValueError: a number is out of range.
+        loss_range: M, known and not measured; 2 B where both models' losses are in [0, B].
+        delta: probability that the bounds fail on the sample, in (0, 1).
     """
 
     num_models: int
@@ -43,7 +39,7 @@ class FiniteClassBound:
             raise ValueError(f"num_models must be at least 1, got {self.num_models}")
         if self.num_samples < 2:
             raise ValueError(f"num_samples must be at least 2, got {self.num_samples}")
-        check_radius(self.loss_range, name="loss_range")
+        check_not_negative(loss_range=self.loss_range)
         if not 0 < self.delta < 1:
             raise ValueError(f"delta must be in (0, 1), got {self.delta}")
 
@@ -58,14 +54,12 @@ class FiniteClassBound:
         return ChiSquareBall(radius=self.confidence / (self.num_samples - 1))
 
     def certificate(self, risk: float) -> float:
-        """Bound a model's population risk minus the reference's, computably.
+        """Bound a model's population risk minus the reference's, from F(w) = `risk`.
 
             R(w) - R(ref) <= F(w) + 17 M t / (6 (n - 1))
 
-        A model that minimises F over a class that has the reference in it has F <= 0.
-
-        Args:
-            risk: F(w), the `adversary`'s value on the excess losses of the sample.
+        F(w) is the `adversary`'s value on the excess losses of the sample. It is at most zero for
+        its minimiser over a class that has the reference in it.
         """
         return risk + 17 / 6 * self._unit
 
@@ -75,9 +69,8 @@ class FiniteClassBound:
             R(w_hat) - R* <= R(w) - R* + 2 sqrt(2 t Var(loss(w) - loss(ref)) / n)
                              + 31 M t / (6 (n - 1))
 
-        Args:
-            excess_risk: R(w) - R* of that model, over the population.
-            variance: of its excess loss over the reference, over the population.
+        R(w) - R* is `excess_risk`; the variance is that of the model's excess loss over the
+        reference. Both are over the population.
         """
         deviation = math.sqrt(2 * self.confidence * variance / self.num_samples)
         return excess_risk + 2 * deviation + 31 / 6 * self._unit

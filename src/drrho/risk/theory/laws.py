@@ -25,15 +25,8 @@ from drrho.risk.limits import check_not_negative
 def parallel_sum(erm_risk: float, reference_risk: float) -> float:
     """`1 / (1 / R_ERM + 1 / R_ref)`: the excess risk of DRRho at its best strength.
 
-    Excess risks add like resistors in parallel, which is also what ERM on the samples of both
-    would reach: at its best, a reference replaces the data it was trained on.
-
-    Args:
-        erm_risk: expected excess risk of ERM, in units of loss, not negative.
-        reference_risk: the reference's.
-
-    Raises:
-        ValueError: a risk is negative or not a number.
+    ERM on the samples of both would reach it as well: at its best, a reference replaces the data
+    it was trained on. Arguments are expected excess risks, in units of loss, not negative.
     """
     check_not_negative(erm_risk=erm_risk, reference_risk=reference_risk)
     if erm_risk == 0 or reference_risk == 0:
@@ -44,15 +37,9 @@ def parallel_sum(erm_risk: float, reference_risk: float) -> float:
 def kl_law(kappa: float, *, temperature: float) -> float:
     """DRRho's excess risk over ERM's under the KL penalty: a ridge towards the reference.
 
-    The step is `x = 1 / (1 + temperature)`, so the best temperature is kappa.
-
-    Args:
-        kappa: the reference's excess risk over ERM's.
-        temperature: of the penalty, for losses that are negative log-likelihoods; a squared loss
-            `(y - f)^2 / 2` has it in units of the noise's variance.
-
-    Raises:
-        ValueError: `kappa` is negative, or `temperature` not positive.
+    The step is `x = 1 / (1 + temperature)`, so the best temperature is kappa. The temperature is
+    for losses that are negative log-likelihoods; for a squared loss `(y - f)^2 / 2` it is in units
+    of the noise's variance.
     """
     check_not_negative(kappa=kappa)
     if not temperature > 0:
@@ -67,13 +54,6 @@ def chi_square_law(kappa: float, *, strength: float) -> float:
     `x = sqrt(g / (1 + kappa))`, and from `g = 1 + kappa` on the reference itself is returned. It
     is best at `g = 1 / (1 + kappa)`, and never worse than `1 + g`. Needs many parameters, besides
     many samples for each: the distance from ERM to the reference is taken to be its mean.
-
-    Args:
-        kappa: the reference's excess risk over ERM's.
-        strength: g, not negative; no unit.
-
-    Raises:
-        ValueError: `kappa` or `strength` is negative.
     """
     check_not_negative(kappa=kappa, strength=strength)
     return _combined(kappa, min(1.0, math.sqrt(strength / (1 + kappa))))
@@ -83,9 +63,6 @@ def best_rho(kappa: float, *, num_parameters: int) -> float:
     """`d / (2 (1 + kappa))`: the rho of the chi-square ball, of radius rho / n, that is best.
 
     The rho of the theorem, of the order of d log n, is larger and returns the reference.
-
-    Raises:
-        ValueError: `kappa` is negative, or `num_parameters` below 1.
     """
     check_not_negative(kappa=kappa)
     if num_parameters < 1:
@@ -105,17 +82,8 @@ def soft_threshold(
         w = w_ref + (1 - sqrt(2 radius) / ||w_ERM - w_ref||)_+ (w_ERM - w_ref)
 
     the minimiser of `||w - w_ERM||^2 / 2 + sqrt(2 radius) ||w - w_ref||`, the empirical risk plus
-    the deviation of the excess loss. The norm is the Hessian's.
-
-    Args:
-        erm: minimisers of the empirical risk.
-        reference: the references' parameters, of the same model.
-        radius: of the chi-square ball, rho / n.
-        hessian: of the mean negative log-likelihood; by the information equality also the
-            covariance of its gradients.
-
-    Raises:
-        ValueError: `radius` is negative, or the shapes of the models differ.
+    the deviation of the excess loss; radius is rho / n. The norm is that of the Hessian of the mean
+    negative log-likelihood, by the information equality the covariance of its gradients.
     """
     check_not_negative(radius=radius)
     if erm.shape != reference.shape:
