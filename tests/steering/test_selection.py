@@ -494,7 +494,9 @@ def test_scores_that_do_not_fit_are_errors(unhooked):
         unhooked.select_top_k(torch.zeros(2, 3), 1)
     with pytest.raises(TypeError, match="scores must be floating point, got torch.int64"):
         unhooked.select_top_k(torch.arange(3), 1)
-    with pytest.raises(ValueError, match="kind must be one of excess, loss, irreducible, got 'rho'"):
+    with pytest.raises(
+        ValueError, match="kind must be one of excess, loss, irreducible, got 'rho'"
+    ):
         unhooked.selection_scores("rho", torch.zeros(2), torch.zeros(2))
 
 
