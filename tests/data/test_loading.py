@@ -249,7 +249,7 @@ def test_evaluation_sees_each_readable_sample_once_in_order(manifest, batch_size
     batches = list(evaluation_batches(manifest, to_tensor, batch_size=batch_size, workers=workers))
     assert [i for batch in batches for i in batch.sample_ids.tolist()] == READABLE
     assert [n for batch in batches for n in numbers_shown(batch.images)] == READABLE
-    captions = [caption for batch in batches for caption in batch.captions]
+    captions = [caption for batch in batches for caption in batch.first_captions]
     assert captions == [f"picture number {n}" for n in READABLE]
     assert [m["number"] for batch in batches for m in batch.metadata] == READABLE
     assert dict(s for batch in batches for s in batch.skipped) == BROKEN

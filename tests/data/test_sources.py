@@ -121,7 +121,7 @@ def test_every_row_is_a_sample(tmp_path, write, workers):
         ]
     )
     assert numbers_shown(shown) == list(range(COUNT))
-    assert batch.captions[-1] == caption(COUNT - 1)
+    assert batch.first_captions[-1] == caption(COUNT - 1)
 
 
 def test_each_image_of_a_list_is_a_sample(tmp_path):
@@ -141,7 +141,7 @@ def test_each_image_of_a_list_is_a_sample(tmp_path):
     (batch,) = evaluation_batches(manifest, to_tensor, batch_size=9)
     assert batch.sample_ids.tolist() == [0, 1, 2, 3, 4]
     assert numbers_shown(batch.images) == [0, 1, 2, 3, 4]
-    assert batch.captions == ["a", "a", "d", "d", "d"]
+    assert batch.first_captions == ["a", "a", "d", "d", "d"]
     url = str(tmp_path / "dataset")
     assert dataset_columns(url, ["words"]) == [["a", "b", "c", "d"]]
     with pytest.raises(ValueError, match=r"has no column 'sounds', it has \['pictures'"):

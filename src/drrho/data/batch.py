@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 
@@ -13,9 +13,8 @@ class Batch:
     """Image-caption pairs to train on.
 
     Attributes:
-        sample_ids: the ids of the samples in the manifest.
-        images: what the training transform made of each image.
-        tokens: token ids of each caption.
+        images: output of the training transform.
+        tokens: token ids of the captions.
         skipped: id and reason of each sample that belongs to this batch but could not be
             decoded; the batch is that much smaller.
         views: which view of its sample each pair is; None where there are no views.
@@ -37,11 +36,10 @@ class Batch:
 
     def keep(self, rows: Bool[Tensor, " batch"], *, skipped: Iterable[tuple[int, str]]) -> "Batch":
         """Remove some samples from the batch and record them as skipped."""
-        kept = self._map(lambda tensor: tensor[rows.to(tensor.device)])
-        return replace(kept, skipped=(*self.skipped, *skipped))
+        return replace(self.take(rows), skipped=(*self.skipped, *skipped))
 
-    def take(self, rows: slice | Int64[Tensor, " rows"]) -> "Batch":
-        """Take some of the samples; nothing is counted as skipped."""
+    def take(self, rows: slice | Shaped[Tensor, " rows"]) -> "Batch":
+        """Take some of the samples, by position or mask; nothing is counted as skipped."""
         taken = self._map(lambda t: t[rows] if isinstance(rows, slice) else t[rows.to(t.device)])
         return replace(taken, skipped=())
 
@@ -55,19 +53,20 @@ class Examples:
     """Samples to evaluate on.
 
     Attributes:
-        sample_ids: the ids of the samples in the manifest, ascending.
-        images: what the evaluation transform made of each image.
-        captions: the caption of each sample, or nothing if captions were not asked for.
-        all_captions: the captions of each sample that has several, or the one; nothing if captions
-            were not asked for.
-        metadata: what `decode_metadata` gives for each sample, or nothing if metadata were not
-            asked for.
+        sample_ids: ascending.
+        images: output of the evaluation transform.
+        captions: all captions of each sample, or the one of its view; empty if not asked for.
+        metadata: `decode_metadata` of each sample; empty if not asked for.
         skipped: id and reason of each sample in or near this range that could not be decoded.
     """
 
     sample_ids: Int64[Tensor, " batch"]
     images: Float32[Tensor, "batch channels height width"]
-    captions: list[str]
-    all_captions: list[list[str]]
+    captions: list[list[str]]
     metadata: list[dict]
     skipped: tuple[tuple[int, str], ...]
+
+    @property
+    def first_captions(self) -> list[str]:
+        """The first caption of each sample."""
+        return [captions[0] for captions in self.captions]

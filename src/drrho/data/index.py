@@ -1,4 +1,4 @@
-"""Writing manifests, which give the samples of shards their ids: `drrho index` and `drrho mix`."""
+"""Commands that write manifests: `drrho index` and `drrho mix`."""
 
 import os
 from collections import Counter
@@ -43,15 +43,15 @@ class IndexConfig:
 
 
 def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
-    """Index shards and write the manifest; return it and where it is.
+    """Index shards and write the manifest; return it and its path.
 
     Raises:
         FileNotFoundError: no shard is there.
-        ValueError: `data` is no folder and there is no `output`, or the output's folder cannot
-            be written, which is found before the shards are read.
+        ValueError: `data` is no folder and there is no `output`; the output's folder cannot be
+            written; or as `index_shards`.
     """
     folder = Path(config.data).expanduser()
-    resolve_shards(config.data)  # what is missing is said before where to write
+    resolve_shards(config.data)  # missing data are reported before a missing output
     if config.output is None and not folder.is_dir():
         raise ValueError(f"{config.data} is not a folder; say where to write: --output FILE.json")
     named = folder / "manifest.json" if config.output is None else Path(config.output)
@@ -77,7 +77,7 @@ def _require_json(output: str) -> None:
 
 
 def _known(path: Path) -> Manifest | None:
-    """The manifest that is to be replaced, if this program can read it."""
+    """Load the manifest that is to be replaced, if this version can read it."""
     try:
         return Manifest.load(path)
     except (FileNotFoundError, ValueError):

@@ -62,10 +62,9 @@ def index_shards(
     """Read every shard that `source` names (see `resolve_shards`) once, from end to end.
 
     Args:
-        known: an index made before; of its shards those are not read again whose file has the
-            size and the time of change that it had.
+        known: an index made before; a shard in it is not read again if its file still has the
+            same size and time of change.
         workers: processes that read; 0 reads in this one.
-        columns: where a table or dataset has its images and captions.
 
     Raises:
         FileNotFoundError: no shard is there.
@@ -130,9 +129,8 @@ def summarise_shard(
     is there twice, or the files of one are apart and each part is taken for a sample.
 
     Args:
-        samples: all of them, in order.
-        layout: of what is no tar file.
-        state: of the file; None if it is no single one.
+        layout: how rows became samples; None for a tar file.
+        state: size and time of change; None if it is no single file.
     """
     keys, content = FieldHash(), FieldHash()
     unusable: dict[int, str] = {}
@@ -170,7 +168,7 @@ def summarise_shard(
 
 
 def _without_tars(folder: str) -> list[str]:
-    """The shards of a folder that has no tar files."""
+    """List the shards of a folder without tar files."""
     if not os.path.isdir(folder):
         return []
     if os.path.isfile(os.path.join(folder, DATASET_FILE)):
@@ -197,7 +195,7 @@ def _plain(layout: Layout | None) -> dict[str, str | None] | None:
 
 
 def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> dict[str, Shard]:
-    """The shards of an earlier index whose files are as they were, by URL."""
+    """Return the shards of an earlier index whose files have not changed, by URL."""
     if known is None:
         return {}
     return {
@@ -212,7 +210,7 @@ def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> d
 def _indexed(
     wanted: list[tuple[str, Layout | None, FileState | None]], *, workers: int
 ) -> Iterator[Shard]:
-    """A summary of each shard, in their order."""
+    """Yield the index entry of each shard, in order."""
     if workers == 0 or len(wanted) < 2:
         yield from (_index_one(*one) for one in wanted)
         return

@@ -16,12 +16,11 @@ def manifest_of_items(
     The hashes only have to tell data sets apart. So an item is any bytes that determine the
     sample: `row["text"].encode()`, the array of its token ids `.tobytes()`, an image file.
 
-    Items are hashed in runs, the shards of this data set, and what is stored about them lies in
-    a file for each run. A data set that has grown at its end keeps all runs but the last.
+    Each run of items is a shard, and what is stored about it lies in a file of its own: a data
+    set that has grown at its end keeps all runs but the last.
 
     Args:
-        items: in the order of their ids.
-        name: of the data set, for file names and messages.
+        name: name of the data set, for file names and messages.
         items_per_shard: items in a run; the last one may be shorter.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loading: from a manifest to batches of decoded samples.
+"""Loading of batches of decoded samples.
 
 The batch of a training step is a function of (manifest, seed, step) alone: to resume takes
 nothing but the number of the step, and the number of worker processes changes nothing.
@@ -31,7 +31,7 @@ from drrho.runtime.randomness import derived_seed, preserved_generators, seed_ge
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
-# Of a sample, beside its image.
+# The parts of a sample beside its image.
 Part = Literal["caption", "metadata"]
 
 
@@ -123,8 +123,6 @@ def training_batches(
             from the global generators of torch, numpy and `random` is a function of (seed, epoch,
             sample id), and their states outside stay as they were.
         tokenizer: captions to token ids (B, L).
-        config: batch size, shuffle window and workers.
-        position: where to begin, and whose part of every batch.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
@@ -191,7 +189,7 @@ def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of 
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainingPairs(Dataset[Batch]):
-    """Batches by (epoch, sample ids); an empty one if no sample of it can be decoded."""
+    """Dataset of batches by (epoch, sample ids); empty if no sample of it can be decoded."""
 
     shards: OpenShards
     transform: Transform
@@ -233,7 +231,7 @@ class _TrainingPairs(Dataset[Batch]):
 
 @dataclass(frozen=True, kw_only=True)
 class _EvaluationExamples(Dataset[Examples]):
-    """Examples by sample ids; none if no sample of them can be decoded."""
+    """Dataset of examples by sample ids; empty if no sample of them can be decoded."""
 
     shards: OpenShards
     transform: Transform
@@ -241,38 +239,35 @@ class _EvaluationExamples(Dataset[Examples]):
     view: View | None
 
     def __getitem__(self, wanted: list[int]) -> Examples:
-        ids, images, captions, all_captions, metadata, skipped = [], [], [], [], [], []
-        for sample_id, (image, caption, every, fields) in self.shards.readable(
+        ids, images, captions, metadata, skipped = [], [], [], [], []
+        for sample_id, (image, texts, fields) in self.shards.readable(
             wanted, skipped, decode=self._decode
         ):
             ids.append(sample_id)
             images.append(self.transform(image))
-            captions.extend(caption)
-            all_captions.extend(every)
+            captions.extend(texts)
             metadata.extend(fields)
         return Examples(
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             images=_stack(images),
             captions=captions,
-            all_captions=all_captions,
             metadata=metadata,
             skipped=tuple(skipped),
         )
 
-    def _decode(
-        self, sample: RawSample
-    ) -> tuple[Image.Image, list[str], list[list[str]], list[dict]]:
-        fields = [decode_metadata(sample)] if "metadata" in self.parts else []
-        every = [decode_captions(sample)] if "caption" in self.parts else []
+    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[list[str]], list[dict]]:
+        """Decode the image, and captions and metadata into a list of one if they are asked for."""
+        metadata = [decode_metadata(sample)] if "metadata" in self.parts else []
+        captions = [decode_captions(sample)] if "caption" in self.parts else []
+        image = decode_image(sample)
         if self.view is None:
-            caption = [captions[0] for captions in every]
-            return decode_image(sample), caption, every, fields
-        caption = [self.view.caption(captions, sample) for captions in every]
-        return self.view.image(decode_image(sample), sample), caption, every, fields
+            return image, captions, metadata
+        chosen = [[self.view.caption(texts, sample)] for texts in captions]
+        return self.view.image(image, sample), chosen, metadata
 
 
 def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:
-    """Decode the image and the captions to choose from; the sample itself comes third."""
+    """Decode the image and the captions to choose from."""
     return decode_image(sample), decode_captions(sample), sample
 
 
@@ -296,7 +291,7 @@ def _evaluation_plan(manifest: Manifest, *, batch_size: int, with_captions: bool
     """List the usable ids of each shard in turn, at most `batch_size` at a time."""
     shards = range(len(manifest.shards))
     ids = (manifest.usable_ids_in(shard, with_captions=with_captions) for shard in shards)
-    return [chunk for part in ids for chunk in part.split(batch_size) if len(chunk) > 0]
+    return [chunk for part in ids if len(part) > 0 for chunk in part.split(batch_size)]
 
 
 def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
@@ -319,11 +314,9 @@ def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
 def _outlive_signals(exiting: c_bool, _worker: int) -> None:
     """Ignore, in a worker, the signals of a scheduler, which the main process handles.
 
-    The main process ends its workers when it closes the stream, or with SIGTERM when it exits; a
-    worker whose main process was killed notices within 5 seconds (torch's watchdog).
-
-    Args:
-        exiting: shared; whether a SIGTERM is now the main process's own.
+    The main process ends its workers when it closes the stream, or with SIGTERM when it exits
+    (`exiting`, shared memory); a worker whose main process was killed notices within 5 seconds
+    (torch's watchdog).
     """
 
     def exit_if_asked(_number: int, _frame: FrameType | None) -> None:

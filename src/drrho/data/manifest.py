@@ -54,13 +54,7 @@ class FieldHash:
 
 
 class Spans(NamedTuple):
-    """Byte ranges and checksums of the samples of a shard, row by row.
-
-    Attributes:
-        start: of the first byte.
-        size: bytes.
-        checksum: of key, caption and image (`RawSample.checksum`).
-    """
+    """Byte ranges of the samples of a shard, row by row, and each one's `RawSample.checksum`."""
 
     start: Int64[Tensor, " rows"]
     size: Int32[Tensor, " rows"]
@@ -91,11 +85,9 @@ class Shard:
         layout: how rows become samples (`drrho.data.reading.sources.Layout`); None for tar files.
         weight: how often an epoch visits its samples, on average.
         size: bytes of the file when it was indexed; None if it is no single file.
-        modified: when the file was changed last, in its file system's words, so that one that was
-            not changed need not be indexed again.
+        modified: time of the file's last change then, as its file system writes it.
         spans: where its samples lie; None if in no file.
-        left_out: rows that a filter leaves out beside the unusable ones; None leaves out none.
-            It is a choice of a run and not written into the index.
+        left_out: further rows that the filter of a run leaves out; not written into the index.
     """
 
     url: str
@@ -171,8 +163,7 @@ class Manifest:
         """List the ids of the usable samples, ascending.
 
         Args:
-            with_captions: False counts samples that lack nothing but a caption as usable too;
-                for data that carry labels instead.
+            with_captions: False takes samples without a caption too, for data with labels.
         """
         shards = range(len(self.shards))
         return torch.cat([self.usable_ids_in(s, with_captions=with_captions) for s in shards])
@@ -283,7 +274,7 @@ class Manifest:
 
 
 def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
-    """Convert a shard to plain data, without its rows, for `_parse_shard` to read."""
+    """Convert a shard to plain data, without its rows."""
     entry = {f.name: getattr(shard, f.name) for f in fields(shard) if f.compare}
     if "://" not in shard.url and Path(shard.url).is_relative_to(folder):
         entry["url"] = Path(shard.url).relative_to(folder).as_posix()
@@ -297,7 +288,7 @@ def _parse_shard(entry: dict, folder: Path) -> Shard:
 
 
 def _with_spans(manifest: Manifest, path: Path) -> Manifest:
-    """The rows of all shards are one after the other in the file, which is mapped into memory."""
+    """Map the file of rows into memory and give each shard its part, in order."""
     with safe_open(path, framework="pt") as file:
         spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
     shards = manifest.shards

@@ -15,8 +15,8 @@ def restricted(manifest: Manifest, ids: Int64[Tensor, " kept"], *, reason: str) 
     Ids, hashes and stored embeddings stay valid.
 
     Args:
-        ids: of the samples to keep; those that were unusable stay so.
-        reason: why all others are unusable, as it will be counted.
+        ids: samples to keep; those that were unusable stay so.
+        reason: why all others are unusable, in the words that counts show.
 
     Raises:
         ValueError: none of the ids is usable.

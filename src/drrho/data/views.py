@@ -14,6 +14,7 @@ from typing import Literal
 from PIL import Image
 
 from drrho.data.reading.shards import RawSample
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed
 
 ASPECT_RATIO = 4 / 3  # of a crop, at most; its logarithm is uniform
@@ -38,10 +39,8 @@ class Views:
     captions: Literal["first", "random"] = "first"
 
     def __post_init__(self):
-        if self.count < 1:
-            raise ValueError(f"views.count must be at least 1, got {self.count}")
-        if self.seed < 0:
-            raise ValueError(f"views.seed must not be negative, got {self.seed}")
+        require_at_least(1, **{"views.count": self.count})
+        require_at_least(0, **{"views.seed": self.seed})
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(
@@ -49,11 +48,7 @@ class Views:
             )
 
     def view(self, number: int) -> "View":
-        """Return one view by number.
-
-        Raises:
-            IndexError: there are not that many.
-        """
+        """Return one view by number, or raise IndexError if there are not that many."""
         if not 0 <= number < self.count:
             raise IndexError(f"there are {self.count} views, and none with the number {number}")
         return View(number=number, seed=self.seed, scale=self.scale, captions=self.captions)
@@ -65,7 +60,7 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One view of every sample. How many there are does not change it; fields as of `Views`."""
+    """One view of every sample, by its number; the other fields are those of `Views`."""
 
     number: int
     seed: int
@@ -74,7 +69,7 @@ class View:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Settings that embeddings of this view depend on, for the identity of a store."""
+        """Entry for the identity of a store whose embeddings are of this view."""
         return {IDENTITY: json.dumps(asdict(self))}
 
     @classmethod

@@ -86,7 +86,7 @@ class Encoder:
             for batch in self._in_step(batches, own):
                 own.ids.append(batch.sample_ids)
                 own.embeddings.append(self.model.encode_pixels(batch.images))
-                own.captions.extend(batch.all_captions)
+                own.captions.extend(batch.captions)
                 own.metadata.extend(batch.metadata)
                 progress.advance(len(batch.sample_ids))
         skipped = tuple(chain.from_iterable(self.processes.all_gather_object(own.skipped)))

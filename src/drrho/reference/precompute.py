@@ -249,7 +249,7 @@ def _encode_batch(
     encoder: EmbeddingModel, batch: Examples, *, into: ShardEmbeddings, offset: int
 ) -> None:
     """Fill in the rows of a batch; those whose embeddings are not finite become absent."""
-    images, texts = encoder.encode_pairs(batch.images, batch.captions)
+    images, texts = encoder.encode_pairs(batch.images, batch.first_captions)
     good = has_unit_norm(images) & has_unit_norm(texts)
     rows = batch.sample_ids - offset
     into.image[rows[good]] = images[good].half()

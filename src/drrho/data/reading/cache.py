@@ -1,6 +1,6 @@
-"""Random access to samples by id: their bytes are read, checked and parsed, and nothing else."""
+"""Random access to samples by id."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from drrho.data.manifest import Manifest, Shard
@@ -14,7 +14,7 @@ REMEDY = "run `drrho index` again, and compute its reference again"
 
 
 class OpenShards:
-    """The samples of a data set by id, as the manifest knows them.
+    """Samples of a data set by id: read, compared with the manifest and parsed, but not decoded.
 
     A sample is read at its place in the shard, so memory holds no more than a batch (and of tables
     the paths and captions), and processes that share out a batch share out the reading too.
@@ -46,11 +46,8 @@ class OpenShards:
             by_shard.setdefault(shard, []).append((row, place))
         found: dict[int, RawSample] = {}
         for shard, wanted in by_shard.items():
-            wanted.sort()  # in the order of the file
-            for (_, place), sample in zip(
-                wanted, self._rows(shard, [row for row, _ in wanted]), strict=True
-            ):
-                found[place] = sample
+            rows, places = zip(*sorted(wanted), strict=True)  # in the order of the file
+            found |= zip(places, self._rows(shard, rows), strict=True)
         return [found[place] for place in range(len(sample_ids))]
 
     def readable(
@@ -69,7 +66,7 @@ class OpenShards:
             else:
                 yield sample_id, decoded
 
-    def _rows(self, index: int, rows: list[int]) -> Iterator[RawSample]:
+    def _rows(self, index: int, rows: Sequence[int]) -> Iterator[RawSample]:
         shard = self._manifest.shards[index]
         if shard.spans is None:
             raise ValueError(f"the samples of {shard.url} lie in no file that could be read")
@@ -87,7 +84,7 @@ class OpenShards:
                 )
             yield sample
 
-    def _read(self, index: int, rows: list[int]) -> list[RawSample | None]:
+    def _read(self, index: int, rows: Sequence[int]) -> list[RawSample | None]:
         shard = self._manifest.shards[index]
         assert shard.spans is not None
         if shard.layout is None:

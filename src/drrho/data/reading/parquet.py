@@ -7,34 +7,32 @@ from drrho.runtime.optional import import_optional
 
 
 def count_rows(path: str | Path) -> int:
-    """Count the rows of a parquet file; errors as `column_names`."""
+    """Count the rows of a parquet file; errors as `read_columns`."""
     return _opened(path).metadata.num_rows
 
 
-def column_names(path: str | Path) -> list[str]:
-    """List the column names of a parquet file.
+def read_columns(path: str | Path, names: list[str], *, remedy: str = "") -> list[list]:
+    """Read columns of a parquet file, as lists of Python values.
 
     Raises:
         ModuleNotFoundError: pyarrow is not installed.
-        ValueError: it is no parquet file.
-    """
-    return _opened(path).schema_arrow.names
-
-
-def read_columns(path: str | Path, names: list[str]) -> list[list]:
-    """Read columns of a parquet file, as lists of Python values.
-
-    Errors as `column_names`, and ValueError if it lacks a column.
+        ValueError: it is no parquet file, or lacks a column; then the message ends in `remedy`.
     """
     file = _opened(path)
-    columns = file.schema_arrow.names
-    if missing := [name for name in names if name not in columns]:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(columns)}")
+    require_columns(path, names, file.schema_arrow.names, remedy=remedy)
     try:
         table = file.read(columns=names)
     except _import("pyarrow").ArrowException as error:
         raise _unreadable(path, error) from error
     return [table.column(name).to_pylist() for name in names]
+
+
+def require_columns(
+    path: str | Path, wanted: list[str], present: list[str], *, remedy: str = ""
+) -> None:
+    """Raise ValueError, which names the columns that there are, if one is missing."""
+    if missing := [name for name in wanted if name not in present]:
+        raise ValueError(f"{path} has no column {missing[0]!r}, it has {present}{remedy}")
 
 
 def _opened(path: str | Path):

@@ -33,9 +33,9 @@ class RawSample:
 
     Attributes:
         key: the name its files share in the tar.
-        row: its place in the shard, counting every sample, usable or not.
+        row: position in the shard, counting every sample, usable or not.
         fields: the bytes of its files by lower-case extension, such as "jpg", "txt" or "cls".
-        span: where its files begin and end in the shard, in bytes.
+        span: byte range of its files in the shard.
     """
 
     key: str
@@ -68,8 +68,7 @@ def read_shard(url: str) -> Iterator[RawSample]:
     """Read every sample of a shard, in the order of the tar file.
 
     Args:
-        url: an uncompressed tar file in the WebDataset layout: a local path, or a URL that fsspec
-            reads.
+        url: local path or fsspec URL of an uncompressed tar file in the WebDataset layout.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -100,7 +99,7 @@ def parse_sample(content: bytes, *, row: int) -> RawSample | None:
 
 
 def write_sample(tar: tarfile.TarFile, sample: Mapping[str, bytes | str]) -> None:
-    """Append the files of a sample, `__key__` and contents by extension; equal samples give equal
+    """Append the files of a sample: `__key__`, and contents by extension. Equal samples give equal
     bytes.
     """
     for extension, content in sorted(sample.items()):
@@ -130,7 +129,7 @@ def _samples(stream: Stream) -> Iterator[RawSample]:
 
 
 class _File(NamedTuple):
-    """A file of a sample, and where its header begins and its last block ends in the tar file."""
+    """File of a sample; `start` of its header and `end` of its last block in the tar file."""
 
     key: str
     extension: str
@@ -140,8 +139,9 @@ class _File(NamedTuple):
 
 
 def _files(stream: Stream) -> Iterator[_File]:
-    """Read the regular files of a tar file that belong to samples. Names are keys, not paths:
-    nothing is ever written under them.
+    """Read the regular files of a tar file that belong to samples.
+
+    Names are keys, not paths: nothing is ever written under them.
     """
     with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
         for member in iter(tar.next, None):
@@ -180,11 +180,7 @@ def find_fault(sample: RawSample) -> str | None:
 
 
 def decode_image(sample: RawSample) -> Image.Image:
-    """Decode the image to RGB; transparent parts become white.
-
-    Raises:
-        UnusableSample: there is no image, or as `decode_image_bytes`.
-    """
+    """Decode the image of a sample, as `decode_image_bytes`; UnusableSample if there is none."""
     content = image_bytes(sample)
     if content is None:
         raise UnusableSample("no image")
@@ -263,10 +259,10 @@ def decode_captions(sample: RawSample) -> list[str]:
 
 
 def decode_metadata(sample: RawSample) -> dict:
-    """Decode the object in the sample's json file, with the class index of its cls file as "cls".
+    """Decode the object in the sample's json file; empty if there is none.
 
-    Under "npy" stands the list of numbers in its npy file, such as the groups it belongs to. A
-    sample without any gives an empty dict.
+    The class index in its cls file is added as "cls", and the list of numbers in its npy file
+    (such as the groups that it belongs to) as "npy".
 
     Raises:
         UnusableSample: the json is no object, the cls no whole number, or the npy no row of
@@ -289,7 +285,7 @@ def decode_metadata(sample: RawSample) -> dict:
 
 
 def _decode_numbers(content: bytes) -> list[int | float]:
-    """A row of numbers; nothing is unpickled."""
+    """Read a row of numbers; nothing is unpickled."""
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -308,7 +304,7 @@ def _require_end_of_archive(stream: Stream) -> None:
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Decode the image to RGB; transparent parts become white."""
+    """Convert an image to RGB; transparent parts become white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):

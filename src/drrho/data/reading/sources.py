@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
-from drrho.data.reading.parquet import column_names, read_columns
+from drrho.data.reading.parquet import read_columns, require_columns
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
     CAPTIONS_EXTENSION,
@@ -23,7 +23,7 @@ from drrho.runtime.optional import import_optional
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 DATASET_FILE = "dataset_info.json"
-Kind = Literal["table", "folder", "dataset"]
+REMEDY = "; say which hold images and captions: --image-column NAME --caption-column NAME"
 Row = tuple[str, bytes | None, list[str], dict]  # key, encoded image, captions, metadata
 
 
@@ -40,7 +40,7 @@ class Layout:
         root: folder that paths of images are relative to; None is the table's own.
     """
 
-    kind: Kind
+    kind: Literal["table", "folder", "dataset"]
     image: str | None = None
     caption: str | None = None
     root: str | None = None
@@ -110,8 +110,7 @@ def _table_rows(url: str, layout: Layout) -> Rows:
     assert layout.image is not None
     wanted = [layout.image] + ([] if layout.caption is None else [layout.caption])
     if url.endswith(".parquet"):
-        _require_columns(url, wanted, column_names(url))
-        columns = read_columns(url, wanted)
+        columns = read_columns(url, wanted, remedy=REMEDY)
     else:
         columns = _read_csv(url, wanted)
     root = Path(url).parent if layout.root is None else Path(layout.root)
@@ -128,7 +127,7 @@ def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
     # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
     with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
-        _require_columns(url, wanted, list(reader.fieldnames or ()))
+        require_columns(url, wanted, list(reader.fieldnames or ()), remedy=REMEDY)
         rows = [[row[name] for name in wanted] for row in reader]
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in wanted]
 
@@ -141,18 +140,22 @@ def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
         ModuleNotFoundError: `datasets` is not installed.
     """
     dataset = _open_dataset(url)
-    return [_column(dataset, name, url).to_pylist() for name in names]
+    require_columns(url, names, dataset.column_names)
+    return [dataset.data.column(name).to_pylist() for name in names]
 
 
 def list_lengths(url: str, name: str) -> list[int]:
-    """How many images are in each list of a column; errors as of `dataset_columns`, also if it is
-    no column of lists.
+    """Count the images in each list of a column.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as `dataset_columns`, or it is no column of lists.
     """
     dataset = _open_dataset(url)
-    column = _column(dataset, name, url)
-    if not _holds_lists(column):
+    require_columns(url, [name], dataset.column_names)
+    column = dataset.data.column(name)
+    if (lengths := _lengths(column)) is None:
         raise ValueError(f"{url}: the column {name!r} must hold lists, it holds {column.type}")
-    return _lengths(column)
+    return lengths
 
 
 def _open_dataset(url: str) -> Any:
@@ -166,10 +169,11 @@ def _open_dataset(url: str) -> Any:
 def _dataset_rows(url: str, layout: Layout) -> Rows:
     dataset = _open_dataset(url)
     wanted = [name for name in (layout.image, layout.caption) if name is not None]
-    _require_columns(url, wanted, dataset.column_names)
+    require_columns(url, wanted, dataset.column_names, remedy=REMEDY)
     dataset = dataset.select_columns(wanted).with_format("arrow")  # images stay encoded
-    if _holds_lists(dataset.data.column(layout.image)):
-        return _listed_rows(dataset, layout, Path(url))
+    lengths = _lengths(dataset.data.column(layout.image))
+    if lengths is not None:
+        return _listed_rows(dataset, layout, lengths=lengths, root=Path(url))
 
     def read(row: int) -> Row:
         cells = dataset[row]
@@ -179,9 +183,9 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
     return Rows(len(dataset), read)
 
 
-def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
+def _listed_rows(dataset: Any, layout: Layout, *, lengths: list[int], root: Path) -> Rows:
     """Make a sample of each image of each row's list, with the row's captions."""
-    ends = list(accumulate(_lengths(dataset.data.column(layout.image))))
+    ends = list(accumulate(lengths))
 
     def read(sample: int) -> Row:
         row = bisect_right(ends, sample)
@@ -194,21 +198,13 @@ def _listed_rows(dataset: Any, layout: Layout, root: Path) -> Rows:
     return Rows(ends[-1] if ends else 0, read)
 
 
-def _column(dataset: Any, name: str, url: str) -> Any:
-    if name not in dataset.column_names:
-        raise ValueError(f"{url} has no column {name!r}, it has {dataset.column_names}")
-    return dataset.data.column(name)
-
-
-def _holds_lists(column: Any) -> bool:
+def _lengths(column: Any) -> list[int] | None:
+    """Return the length of each list in a column; None if it does not hold lists."""
     import pyarrow as pa  # noqa: PLC0415  comes with `datasets`
+    import pyarrow.compute as pc  # noqa: PLC0415
 
-    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-
-
-def _lengths(column: Any) -> list[int]:
-    import pyarrow.compute as pc  # noqa: PLC0415  comes with `datasets`
-
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return None
     return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
 
 
@@ -229,14 +225,6 @@ def _captions_of(cells: list[Any]) -> list[str]:
     for cell in cells:
         found += [cell] if isinstance(cell, str) else [c for c in cell or () if c is not None]
     return found
-
-
-def _require_columns(url: str, wanted: list[str], present: list[str]) -> None:
-    if missing := [name for name in wanted if name not in present]:
-        raise ValueError(
-            f"{url} has no column {missing[0]!r}, it has {present}; say which hold images and "
-            "captions: --image-column NAME --caption-column NAME"
-        )
 
 
 def _is_image(name: str) -> bool:

@@ -2,18 +2,13 @@
 
 import glob
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import pairwise
-from string import ascii_lowercase, ascii_uppercase
+from itertools import accumulate
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import bracex
 import fsspec
-
-LETTERS = ascii_uppercase + ascii_lowercase
-BRACE_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
-BRACE_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 
 
 @runtime_checkable
@@ -27,11 +22,9 @@ class Stream(Protocol):
 
 
 class FileState(NamedTuple):
-    """Size and time of change of a file, to notice changes without reading it.
+    """Size in bytes and time of change of a file, to notice changes without reading it.
 
-    Attributes:
-        size: bytes.
-        modified: in a form of the file system's own; None where it tells none.
+    Times are text as the file system has them; None where it has none.
     """
 
     size: int
@@ -88,42 +81,12 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         ValueError: a brace is not closed, or not opened.
     """
-    opening, depth, cuts = pattern.find("{"), 0, []
-    for place, character in enumerate(pattern):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if character in "{,}" and depth == (character != "}") and place >= opening:
-            cuts.append(place)
-        if depth < 0 or (character == "}" and depth == 0):
-            break
-    if depth != 0:
+    depths = list(accumulate({"{": 1, "}": -1}.get(character, 0) for character in pattern))
+    if depths and (min(depths) < 0 or depths[-1] != 0):
         raise ValueError(
             f"{pattern} has unbalanced braces; write them in pairs, as in x-{{0..9}}.tar"
         )
-    if opening < 0:
-        return [pattern]
-    parts = [pattern[start + 1 : end] for start, end in pairwise(cuts)]
-    middle = [text for part in parts for text in expand_braces(part)]
-    if len(parts) == 1:
-        middle = _expand_range(parts[0]) or [f"{{{text}}}" for text in middle]
-    rest = expand_braces(pattern[cuts[-1] + 1 :])
-    return [pattern[:opening] + text + tail for text in middle for tail in rest]
-
-
-def _expand_range(text: str) -> list[str] | None:
-    """Expand `first..last` or `first..last..step` of integers or letters; None if it is neither.
-
-    A zero in front of an integer pads all to one width.
-    """
-    found = BRACE_RANGE.fullmatch(text) or BRACE_LETTERS.fullmatch(text)
-    if found is None:
-        return None
-    ends, step = found.groups()[:2], int(found[3] or 1) or 1
-    letters = ends[0].isalpha()
-    first, last = (LETTERS.index(end) if letters else int(end) for end in ends)
-    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    padded = any(re.match(r"-?0.", end) for end in ends)
-    width = max(map(len, ends)) if padded else 0
-    return [LETTERS[number] if letters else f"{number:0{width}d}" for number in numbers]
+    return bracex.expand(pattern, keep_escapes=True, limit=0) or [pattern]  # of "" it gives none
 
 
 def list_folder(folder: str, suffix: str) -> list[str] | None:
@@ -142,11 +105,7 @@ def list_folder(folder: str, suffix: str) -> list[str] | None:
 
 
 class OpenFiles:
-    """Reader of byte ranges that keeps some local files open.
-
-    Args:
-        capacity: local files that are open at once; the one unused for longest is closed first.
-    """
+    """Reader of byte ranges that keeps at most `capacity` local files open, the last used."""
 
     def __init__(self, *, capacity: int):
         self._capacity = capacity

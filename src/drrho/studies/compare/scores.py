@@ -109,6 +109,6 @@ def _gflop(model: TwoTower, tests: TestSets) -> Gflop | None:
                 parts=("caption",),
             )
             batch = next(iter(batches))
-            flops = forward_flops(model, batch.images, batch.captions)
+            flops = forward_flops(model, batch.images, batch.first_captions)
             return Gflop(image=flops.image / 1e9, text=flops.text / 1e9)
     return None

@@ -288,7 +288,7 @@ def _encoded(
             progress.advance(len(ids))
             if not present.any():
                 continue
-            image, text = encoder.encode_pairs(batch.images, batch.captions).take(present)
+            image, text = encoder.encode_pairs(batch.images, batch.first_captions).take(present)
             ids = ids[present]
             if held is not None:  # a single pair, of the end of a shard
                 ids = torch.cat([held[0], ids])
