@@ -80,7 +80,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Attributes of what an image shows, in the order of the tables above, whose keys they are."""
+    """What an image shows: a key of each of the tables above, in their order."""
 
     shape: str
     colour: str
@@ -96,8 +96,7 @@ class ScenesConfig:
 
     Attributes:
         num_samples: number of image-caption pairs.
-        seed: random seed, not negative; everything drawn follows from it. Sets with different seeds
-            are independent.
+        seed: random seed; sets with different seeds are independent.
         mismatch_rate: share of pairs, in [0, 1), whose caption belongs to another image of
             the set. No pair in that share keeps its own caption.
         omission_rate: probability that a caption leaves out an attribute; the shape is
@@ -219,7 +218,7 @@ def scene_samples(config: ScenesConfig) -> Iterator[dict[str, bytes | str]]:
 
 
 def zero_shot_tasks() -> dict[str, dict[str, object]]:
-    """Classification of shape, colour and position, as `zero_shot.json` has it.
+    """Return the tasks of `zero_shot.json`: classification of shape, colour and position.
 
     Prompts are whole captions of the grammar, with the class in its place and all values of two
     other attributes: averaged over those, what remains is the class.
@@ -246,13 +245,11 @@ def zero_shot_tasks() -> dict[str, dict[str, object]]:
 
 
 def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
-    """Write the set as WebDataset shards `scenes-0000.tar`, ... and `zero_shot.json`.
+    """Write the set as WebDataset shards `scenes-0000.tar`, ... and `zero_shot.json`; return the
+    paths of the shards.
 
     The same configuration gives the same bytes. A complete set of this configuration is left
     alone; what an interrupted call left behind is written again.
-
-    Returns:
-        The shards, in order.
 
     Raises:
         FileExistsError: the folder holds other shards, which would mix two data sets.
@@ -289,14 +286,12 @@ def _jitter(colour: tuple[int, int, int], generator: np.random.Generator) -> tup
 
 
 def _draw_pattern(draw, pattern: str, colour, generator: np.random.Generator) -> None:
-    """Stripes, dots or checks a shade darker than the ground, at a random offset."""
+    """Draw stripes, dots or checks a shade darker than the ground, at a random offset."""
     shade = tuple(int(0.8 * channel) for channel in colour)
     extent, period = IMAGE_SIZE * OVERSAMPLING, 8 * OVERSAMPLING
     start = -int(generator.integers(period))
     steps = range(start, extent, period)
     match pattern:
-        case "plain":
-            pass
         case "striped":
             for y in steps:
                 draw.rectangle((0, y, extent, y + period // 2 - 1), fill=shade)
@@ -310,12 +305,10 @@ def _draw_pattern(draw, pattern: str, colour, generator: np.random.Generator) ->
                 for y in steps:
                     draw.rectangle((x, y, x + half - 1, y + half - 1), fill=shade)
                     draw.rectangle((x + half, y + half, x + period - 1, y + period - 1), fill=shade)
-        case _:
-            raise ValueError(f"pattern must be one of {list(PATTERNS)}, got {pattern!r}")
 
 
 def _draw_shape(draw, shape: str, centre: list[float], radius: float) -> None:
-    """Fills the shape with 1 on a mask."""
+    """Fill the shape with 1 on a mask."""
     x, y = centre
     box = (x - radius, y - radius, x + radius, y + radius)
     match shape:
@@ -343,12 +336,10 @@ def _draw_shape(draw, shape: str, centre: list[float], radius: float) -> None:
             bite = 0.85 * radius
             x += 0.55 * radius
             draw.ellipse((x - bite, y - bite, x + bite, y + bite), fill=0)
-        case _:
-            raise ValueError(f"shape must be one of {list(SHAPES)}, got {shape!r}")
 
 
 def _corners(x: float, y: float, radii: list[float], corners: int) -> list[tuple[float, float]]:
-    """Corners at equal angles, the first on top, the radii taken in turn."""
+    """Return the corners at equal angles, the first on top, with the radii in turn."""
     angles = [2 * math.pi * corner / corners for corner in range(corners)]
     return [
         (x + radius * math.sin(angle), y - radius * math.cos(angle))

@@ -33,14 +33,13 @@ class EmbeddingModel:
 
     Args:
         towers: the model, on `device` and in evaluation mode.
-        device: where to compute.
         precision: of the matrix products (autocast); weights and what is sensitive to rounding
             stay in float32.
 
     Attributes:
         transform: RGB image -> tensor, deterministic.
         tokenizer: captions -> token ids.
-        view: the view of samples that embeddings are stored of; None is samples as they are.
+        view: view of the samples that embeddings are stored of; None for samples as they are.
 
     Raises:
         ValueError: `precision` is none of the three.
@@ -73,13 +72,13 @@ class EmbeddingModel:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Description of what the embeddings depend on, for comparisons."""
+        """What the embeddings depend on, for comparisons."""
         view = {} if self.view is None else self.view.identity
         return self.towers.identity | {"precision": self.precision} | view
 
     @cached_property
     def embedding_dim(self) -> int:
-        """Dimension d, seen on the embedding of one word."""
+        """Dimension d of the embeddings."""
         return self.encode_text("a").shape[-1]
 
     def encode_image(
@@ -109,11 +108,7 @@ class EmbeddingModel:
     def encode_text(
         self, texts: str | Sequence[str], *, batch_size: int = 256
     ) -> Float32[Tensor, "texts dim"]:
-        """Embed one or several texts.
-
-        Args:
-            texts: cut off at the tokenizer's context length.
-            batch_size: texts encoded at once.
+        """Embed texts, `batch_size` at once, each cut off at the tokenizer's context length.
 
         Raises:
             ValueError: there is no text.

@@ -1,4 +1,4 @@
-"""Pairs of a data set, read by id and embedded by a model."""
+"""Embedding of pairs that are read by id."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,7 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedPairs:
-    """Ids, captions and embeddings of the pairs that could be read, in host memory.
-
-    Attributes:
-        sample_ids: their places in the data set.
-        captions: their texts.
-        target: their embeddings.
-    """
+    """Ids, captions and embeddings (`target`) of the pairs that could be read, in host memory."""
 
     sample_ids: Int64[Tensor, " pairs"]
     captions: list[str]
@@ -69,5 +63,5 @@ def embed_pairs(
 
 
 def decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
-    """Decode image and first caption; raises UnusableSample as the decoders do."""
+    """Decode image and first caption; errors as `decode_image` and `decode_caption`."""
     return decode_image(sample), decode_caption(sample)

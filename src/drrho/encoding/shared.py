@@ -1,4 +1,4 @@
-"""The embeddings of a data set: every process encodes its share, and all have the result."""
+"""Embedding of a whole data set: every process encodes its share, and all get the result."""
 
 import warnings
 from collections import Counter
@@ -20,16 +20,15 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class SharedImages:
-    """Embeddings of all images of a data set, and what belongs to those that this process read.
+    """Embeddings of all images of a data set, and ids, captions and labels of this process's own.
 
-    A process reads a run of the data set; one after the other in the order of the processes they
-    are all of it.
+    The images that a process reads follow one another in the data set, in the order of the
+    processes.
 
     Attributes:
-        embeddings: of all images, float32 in host memory.
-        own_ids: sample ids of the images that this process read.
-        own_captions: of each of these, one or more; nothing where they were not read.
-        own_metadata: of each of these, with the labels of zero-shot tasks; nothing likewise.
+        embeddings: those of all images, float32 in host memory.
+        own_captions: all captions of each own image; empty if captions were not asked for.
+        own_metadata: labels and other metadata of each own image; empty if not asked for.
         num_skipped: samples that could not be decoded, of all processes.
     """
 
@@ -48,11 +47,10 @@ class Encoder:
     all processes run a tower equally often, which a sharded model needs.
 
     Attributes:
-        model: its copy or shard of this process.
+        model: the copy or shard of this process.
         batch_size: images or texts at once.
-        workers: processes that decode, for each of these.
-        processes: that share the work.
-        progress: whether to show how far it is.
+        workers: processes that decode, for each process that encodes.
+        progress: whether to show progress.
     """
 
     model: EmbeddingModel
@@ -123,16 +121,16 @@ class Encoder:
         return self._gathered(blanks[0])
 
     def _in_step(self, batches: Iterator[Examples], own: "_Share") -> Iterator[Examples]:
-        """Yield this process's batches, one whenever every process takes one or has none left.
+        """Yield this process's batches in step with the other processes.
 
-        With none left its tower runs for nothing: the others would wait for its shard. What one
-        cannot read ends all, who would wait for it too.
+        A process without a batch left runs its tower on zeros, as the others may wait for its
+        shard of the model. An error of one process ends all.
         """
         while True:
             batch = None
             try:
                 batch = next(batches, None)
-            except NothingReadable as nothing:  # but another process may have read something
+            except NothingReadable as nothing:  # another process may have read something
                 own.skipped += nothing.skipped
             except (ValueError, OSError) as error:
                 self.processes.all_gather_object((None, str(error)))
@@ -158,7 +156,7 @@ class Encoder:
 
 @dataclass(kw_only=True)
 class _Share:
-    """Samples that a process has read and encoded, and those that it could not decode."""
+    """What a process has read and encoded, and the samples that it could not decode."""
 
     ids: list[Tensor] = field(default_factory=lambda: [torch.empty(0, dtype=torch.int64)])
     embeddings: list[Tensor] = field(default_factory=list)
