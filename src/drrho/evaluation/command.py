@@ -12,8 +12,7 @@ from drrho.runtime.launch import is_follower
 def run_evaluate(config: EvaluateConfig) -> str:
     """Score a model by retrieval and zero-shot classification.
 
-    Raises:
-        ValueError: a task of a list failed; the message has the scores of the others too.
+    If a task of a list failed, the error has the scores of the others too.
     """
     if config.tasks is not None:
         return _task_table(evaluate_task_list(config))

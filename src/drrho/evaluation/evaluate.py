@@ -31,8 +31,8 @@ class EvaluationResult:
     """The scores of a model on a set.
 
     Attributes:
-        metrics: flat; `mrr`, `image_to_text/R@1`, ..., `zero_shot/TASK/top1`, ..., and how many
-            `images` were scored and `skipped`.
+        metrics: `mrr`, `image_to_text/R@1`, ..., `zero_shot/TASK/top1`, ..., and how many `images`
+            were scored and `skipped`.
         reciprocal_ranks: one value per image whose mean is `mrr`, for intervals and paired
             differences; empty without captions.
     """
@@ -138,10 +138,7 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
-    """Open the model on the device of this process, in evaluation mode; a collective.
-
-    Errors as `evaluate_named_model`.
-    """
+    """Open the model on the device of this process, in evaluation mode; a collective."""
     named = find_model(config.run, pretrained=config.pretrained)
     if not named.names_weights:
         raise ValueError(

@@ -42,13 +42,13 @@ class EvaluationSet:
     """Samples with the tasks they can be scored by.
 
     Attributes:
-        name: of the folder or file, for tables.
-        tasks: zero-shot tasks, perhaps none.
+        name: name of the folder or file, for tables.
+        tasks: zero-shot tasks.
         with_captions: whether the samples have captions, for retrieval.
-        captions_in_lines: whether each line of a caption is one, as clip_benchmark writes several.
+        captions_in_lines: whether each line is a caption, as clip_benchmark writes several.
         caption_templates: texts with `{}` where the caption goes, whose embeddings are averaged;
-            none are the captions as they are.
-        questions: cues, whose candidates one after the other are the samples; perhaps none.
+            without any, captions are encoded as they are.
+        questions: cues; the samples are their candidates, one question after the other.
     """
 
     name: str
@@ -74,8 +74,8 @@ def open_evaluation_set(
     Args:
         source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
             whose shards are in `test/`.
-        objectives: whether an image has several labels, and `classnames.txt` says of each line
-            which of them it is of: each is a task.
+        objectives: whether an image has several labels, each a task; then each line of
+            `classnames.txt` begins with the name of its task.
 
     Raises:
         FileNotFoundError: nothing is there, or a shard that `nshards.txt` counts is not.

@@ -1,1 +1,1 @@
-"""Two-tower models: the small CPU model, and whatever open_clip can build."""
+"""Two-tower models: the small CPU model, open_clip's, Hugging Face's, and programs."""

@@ -1,4 +1,4 @@
-"""Configuration -> model, and trained models to and from a folder."""
+"""Models from their configuration, and trained models to and from a folder."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class Model:
     """Architecture and weights of a model.
 
     Attributes:
-        name: name of the model: "small"; an open_clip architecture such as "ViT-B-32";
+        name: "small"; an open_clip architecture such as "ViT-B-32";
             "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a
             folder of a Hugging Face dual encoder; "python:FILE.py", whose `build()` returns a
             `TwoTower`; or "run:PATH", the model that a finished `drrho train` left in its run
@@ -64,11 +64,7 @@ class Model:
         return self.pretrained is not None or ":" in self.name
 
     def require_trained(self) -> None:
-        """Checks that the configuration names weights.
-
-        Raises:
-            ValueError: it is an architecture alone, whose weights would be random.
-        """
+        """Raise ValueError for an architecture alone, whose weights would be random."""
         if not self.names_weights:
             raise ValueError(
                 f"model {self.name!r} without pretrained has random weights; give --pretrained "
@@ -77,11 +73,7 @@ class Model:
 
 
 def find_model(place: str, *, pretrained: str | None = None) -> Model:
-    """The model in a folder, or of a name as `Model` takes it.
-
-    Args:
-        place: folder of a run or of a model; or a name.
-        pretrained: open_clip's tag or a checkpoint file; only for architectures.
+    """Name the model of a place: the folder of a run or of a model, or a name that `Model` takes.
 
     Raises:
         FileNotFoundError: it can only be a folder, and there is none.
@@ -96,11 +88,10 @@ def find_model(place: str, *, pretrained: str | None = None) -> Model:
 
 
 def build_model(config: Model, *, seed: int) -> TwoTower:
-    """The model, on the CPU, in float32.
+    """Build a model, on the CPU, in float32.
 
     Args:
-        config: which model.
-        seed: of the weights, where they are not loaded. The global generator is untouched.
+        seed: random seed of weights that are not loaded; the global generator is untouched.
 
     Raises:
         ValueError: no such model, or it could not be loaded.
@@ -124,15 +115,13 @@ def build_model(config: Model, *, seed: int) -> TwoTower:
 def save_model(
     model: TwoTower, folder: Path, *, weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Writes weights and architecture; `load_model` needs nothing else, wherever the folder goes.
+    """Write weights and architecture; `load_model` needs nothing else, wherever the folder goes.
 
     An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH", one
     of Hugging Face as a folder that transformers reads. One of "python:FILE.py" needs the file,
     unchanged and in its place.
 
     Args:
-        model: what to write.
-        folder: made if need be.
         weights: the whole state where the module holds a share of it; None takes the module's.
 
     Raises:
@@ -158,7 +147,7 @@ def save_model(
 
 
 def load_model(folder: Path) -> TwoTower:
-    """The model that `save_model` wrote.
+    """Load the model that `save_model` wrote.
 
     Raises:
         FileNotFoundError: the folder holds no finished model, or the program of one is gone.
@@ -174,7 +163,7 @@ def load_model(folder: Path) -> TwoTower:
 
 
 def _model_folder(place: Path) -> Path:
-    """The folder itself if a model lies in it, else that of the model of a run."""
+    """Return the folder itself if a model lies in it, else that of the model of a run."""
     return place if any((place / name).is_file() for name in LOADERS) else place / "model"
 
 

@@ -12,8 +12,8 @@ VISION_OPTIONS = {"image_size", "layers", "width", "patch_size", "head_width", "
 TEXT_OPTIONS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 MODEL_OPTIONS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
-# open_clip's names and transformers': of single tensors, of maps with a weight and a bias, of the
-# towers' lists of layers, and of the maps in each layer.
+# open_clip's names -> transformers' names: of tensors, of affine maps, of the towers' lists of
+# layers, and of the affine maps in each layer.
 TENSORS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -42,11 +42,7 @@ LAYER = {
 
 
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The architecture with what its configuration leaves to open_clip.
-
-    Raises:
-        ValueError: it has what a CLIPModel has not.
-    """
+    """Fill in open_clip's defaults; raises ValueError for what a CLIPModel lacks."""
     open_clip = import_open_clip()
     towers = {
         "vision_cfg": (asdict(open_clip.CLIPVisionCfg()), VISION_OPTIONS),
@@ -70,7 +66,7 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a CLIPModel, from `with_defaults`."""
+    """Make the configuration of a CLIPModel from that of `with_defaults`."""
     vision, text = config["vision_cfg"], config["text_cfg"]
 
     def transformer(tower: dict[str, Any], *, heads: int) -> dict[str, Any]:
@@ -98,7 +94,7 @@ def hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def converted_weights(weights: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """open_clip's weights under transformers' names."""
+    """Rename open_clip's weights to transformers' names."""
     found = {theirs: weights[ours] for ours, theirs in TENSORS.items()}
     found["visual_projection.weight"] = weights["visual.proj"].T.contiguous()
     found["text_projection.weight"] = weights["text_projection"].T.contiguous()
@@ -117,7 +113,7 @@ def converted_weights(weights: dict[str, Tensor], config: dict[str, Any]) -> dic
 
 
 def inexpressible(reason: str) -> ValueError:
-    """The error of a model that has no form as a CLIPModel."""
+    """Make the error for a model that cannot be a CLIPModel."""
     return ValueError(
         f"this model cannot be written as a Hugging Face CLIPModel: {reason}. Those with "
         "open_clip's own vision and text transformers can, such as ViT-B-32; export others for "

@@ -1,4 +1,4 @@
-"""Trained models as other programs load them: open_clip's state dict, a Hugging Face CLIP."""
+"""Export of trained models: open_clip's state dict, a folder for transformers."""
 
 import json
 import tempfile
@@ -31,10 +31,9 @@ THEIR_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoft
 
 
 def export_open_clip(model: TwoTower, path: Path) -> None:
-    """Writes what `open_clip.create_model_and_transforms(NAME, pretrained=PATH)` loads.
+    """Write what `open_clip.create_model_and_transforms(NAME, pretrained=PATH)` loads.
 
     Args:
-        model: built from open_clip.
         path: `.safetensors`, or `.pt` as open_clip's own training writes it.
 
     Raises:
@@ -53,7 +52,7 @@ def export_open_clip(model: TwoTower, path: Path) -> None:
 
 
 def export_hugging_face(model: TwoTower, folder: Path) -> None:
-    """Writes a folder that `transformers` loads, with image processor and tokenizer.
+    """Write a folder that `transformers` loads, with image processor and tokenizer.
 
     A model of open_clip becomes a `CLIPModel`, after it was compared with the model on random
     inputs; one of Hugging Face's is written as what it is.
@@ -93,7 +92,7 @@ def _open_clip_config(model: TwoTower) -> dict[str, Any]:
 
 @torch.no_grad()
 def _require_equal(module: Any, converted: nn.Module, config: dict[str, Any]) -> None:
-    """A conversion that is only nearly right would be found much later."""
+    """Raise ValueError unless both models embed random inputs alike."""
     generator = torch.Generator().manual_seed(0)
     size, text = config["vision_cfg"]["image_size"], config["text_cfg"]
     images = torch.randn(2, 3, size, size, generator=generator)

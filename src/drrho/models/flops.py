@@ -1,4 +1,4 @@
-"""The arithmetic of a forward pass, counted by PyTorch."""
+"""Floating-point operations of a forward pass, counted by PyTorch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,6 @@ class ForwardFlops:
 
     A multiplication and an addition are two operations. Counted are matrix products, convolutions
     and attention; elementwise operations are not.
-
-    Attributes:
-        image: of the image tower.
-        text: of the text tower.
     """
 
     image: float
@@ -36,12 +32,9 @@ class ForwardFlops:
 def forward_flops(
     model: TwoTower, images: Float[Tensor, "batch 3 height width"], captions: Sequence[str]
 ) -> ForwardFlops:
-    """Counts one pass of some samples through both towers and divides by their number.
+    """Count one pass of some samples through both towers and divide by their number.
 
     What a text costs may depend on the longest of its batch, so give captions of the data.
-
-    Raises:
-        ValueError: there are no images or no captions.
     """
     if not len(images) or not captions:
         raise ValueError(

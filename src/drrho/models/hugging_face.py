@@ -1,4 +1,4 @@
-"""Hugging Face's dual encoders (CLIP, SigLIP, AltCLIP, ...) from a local folder."""
+"""Dual encoders of transformers (CLIP, SigLIP, AltCLIP, ...) from a local folder."""
 
 import json
 from collections.abc import Mapping
@@ -16,18 +16,14 @@ from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
 HUGGING_FACE_FILE = "config.json"
-# They were trained on padded texts without a mask.
+# Types of models that were trained on padded texts without a mask.
 WITHOUT_MASK = {"siglip"}
-# They have both methods, but take images of any shape, or embed every patch and token.
+# Types that have both methods, but take images of any shape, or embed every patch and token.
 OTHERWISE = {"siglip2", "flava"}
 
 
 def import_transformers() -> ModuleType:
-    """Imports transformers, also where torchvision's compiled operators cannot be loaded.
-
-    Raises:
-        ModuleNotFoundError: it is not installed.
-    """
+    """Import transformers, also where torchvision's compiled operators cannot be loaded."""
     import_torchvision()
     return import_optional("transformers", user="models 'transformers:PATH'", extra="clip,hf")
 
@@ -36,9 +32,8 @@ class HuggingFaceTwoTower(nn.Module):
     """open_clip's interface for a model with `get_image_features` and `get_text_features`.
 
     Args:
-        model: of transformers.
-        pad_token: id that fills texts up; None gives the text tower no mask.
-        end_token: id that ends a text, where it also fills texts up.
+        pad_token: id of padding; None gives the text tower no mask.
+        end_token: id that ends a text.
     """
 
     def __init__(self, model: nn.Module, *, pad_token: int | None, end_token: int | None) -> None:
@@ -50,31 +45,30 @@ class HuggingFaceTwoTower(nn.Module):
     def encode_image(
         self, images: Float[Tensor, "batch 3 height width"], normalize: bool = False
     ) -> Float[Tensor, "batch dim"]:
-        """Embeddings of images as the model's processor gives them, of unit length on request."""
+        """Embed images that went through the model's processor."""
         return _embeddings(self.model.get_image_features(pixel_values=images), normalize)
 
     def encode_text(
         self, tokens: Int[Tensor, "batch context"], normalize: bool = False
     ) -> Float[Tensor, "batch dim"]:
-        """Embeddings of token ids, filled up as the tokenizer does."""
+        """Embed token ids, padded as by the tokenizer."""
         mask = None
         if self.pad_token is not None:
-            mask = _text_mask(
-                tokens, self.pad_token, ends_as_filled=self.pad_token == self.end_token
-            )
+            end_is_pad = self.pad_token == self.end_token
+            mask = _text_mask(tokens, self.pad_token, end_is_pad=end_is_pad)
         found = self.model.get_text_features(input_ids=tokens, attention_mask=mask)
         return _embeddings(found, normalize)
 
 
 def _text_mask(
-    tokens: Int[Tensor, "batch context"], pad_token: int, *, ends_as_filled: bool
+    tokens: Int[Tensor, "batch context"], pad_token: int, *, end_is_pad: bool
 ) -> Int[Tensor, "batch context"]:
-    """1 from the first to the last token that is not filling: inside a text its id is a word."""
+    """Mark the first to the last token that is no padding; in between, its id is a word."""
     text = (tokens != pad_token).long()
     begun = text.cumsum(dim=1) > 0
     lasts = text.flip(1).cumsum(dim=1).flip(1) > 0
     mask = begun & lasts
-    if ends_as_filled:  # what follows the last word ends the text
+    if end_is_pad:  # the token after the last word ends the text
         mask = mask | nn.functional.pad(mask, (1, 0))[:, :-1]
     return mask.long()
 
@@ -93,7 +87,7 @@ class _ProcessorTransform:
 
 
 class _PaddingTokenizer:
-    """A model's tokenizer, which fills every text up to the same length."""
+    """A model's tokenizer, which pads every text to the same length."""
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self.tokenizer = tokenizer
@@ -110,7 +104,7 @@ class _PaddingTokenizer:
 
 
 def build_hugging_face(folder: Path) -> TwoTower:
-    """A dual encoder in float32, on the CPU, with its own processor and tokenizer.
+    """Load a dual encoder in float32, on the CPU, with its own processor and tokenizer.
 
     Nothing is fetched, and no code or pickle from the folder is run.
 
@@ -164,7 +158,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
 
 
 def save_hugging_face(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes a folder that transformers itself loads."""
+    """Write a folder that transformers itself loads."""
     module, tokenizer, transform = model.module, model.tokenizer, model.eval_transform
     assert isinstance(module, HuggingFaceTwoTower)
     assert isinstance(tokenizer, _PaddingTokenizer)
@@ -206,7 +200,7 @@ def _two_tower(model: Any, processor: Any, tokenizer: Any) -> TwoTower:
 
 
 def as_tensor(features: Any) -> Tensor:
-    """Embeddings, which transformers 4 returns as a tensor and 5 as an output that has them."""
+    """Return embeddings, a tensor in transformers 4 and a part of the output in 5."""
     return features if isinstance(features, Tensor) else features.pooler_output
 
 

@@ -14,17 +14,13 @@ WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def import_open_clip() -> ModuleType:
-    """Imports open_clip, also where torchvision's compiled operators cannot be loaded.
-
-    Raises:
-        ModuleNotFoundError: open_clip is not installed.
-    """
+    """Import open_clip, also where torchvision's compiled operators cannot be loaded."""
     import_torchvision()
     return import_optional("open_clip", user="open_clip models and tokenizers", extra="clip")
 
 
 def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
-    """An open_clip model in float32, on the CPU.
+    """Build an open_clip model in float32, on the CPU.
 
     Args:
         name: an architecture ("ViT-B-32"), "local-dir:PATH" or "hf-hub:OWNER/NAME".
@@ -76,7 +72,7 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Writes what open_clip needs to build a Hugging Face tokenizer again; others need nothing."""
+    """Write what open_clip needs to build a Hugging Face tokenizer again; others need nothing."""
     if type(tokenizer).__name__ == "HFTokenizer":
         tokenizer.tokenizer.save_pretrained(str(folder))
 

@@ -1,4 +1,4 @@
-"""A model that a Python file of the user's builds, and one that was trained from it."""
+"""Models that a Python file of the user's builds."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def build_by_program(path: Path) -> TwoTower:
-    """What `build()` of a Python file returns.
+    """Build a model by `build()` of a Python file.
 
-    Its architecture, from which it is built again, is the file: where it lies, and its hash.
+    It is built again by the same file, whose path and hash are its architecture.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -44,7 +44,7 @@ def build_by_program(path: Path) -> TwoTower:
 
 
 def save_with_program(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes the weights and which program they belong to."""
+    """Write the weights, and which program they belong to."""
     # Tied weights are one tensor under two names, which safetensors does not write.
     content = save({name: tensor.contiguous().clone() for name, tensor in weights.items()})
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -52,8 +52,8 @@ def save_with_program(model: TwoTower, folder: Path, weights: Mapping[str, Tenso
 
 
 def load_with_program(folder: Path) -> TwoTower:
-    """What `save_with_program` wrote. The program is run where it lies, never out of the folder,
-    and only if it is still the one that the model was trained with.
+    """Load what `save_with_program` wrote. The program is run where it lies, never out of the
+    folder, and only if it is still the one that the model was trained with.
 
     Raises:
         FileNotFoundError: the program is gone.

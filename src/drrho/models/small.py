@@ -1,8 +1,7 @@
 """The small two-tower model: trains on a laptop's CPU in about a minute on small images.
 
-It exists so that every recipe, test and demonstration can run without a GPU or a
-download. It has open_clip's interface (`encode_image`, `encode_text`), so it stands
-wherever an open_clip model can stand, as target or as reference.
+With it every recipe, test and demonstration can run without a GPU or a download. It has the
+interface of open_clip's models (`encode_image`, `encode_text`).
 """
 
 from dataclasses import dataclass
@@ -50,16 +49,10 @@ class SmallTwoTower(nn.Module):
     """Six convolutions for 64 px images, a causal transformer for captions.
 
     The image tower ends in a flattened 4 x 4 grid rather than a global average, so that
-    embeddings know where things are. Text attends causally and is read at the end token
-    (the largest id, as in CLIP), so what stands behind that token cannot matter and is
-    cut off before the transformer: short captions cost what they are long.
+    embeddings depend on where things are. Attention over text is causal, and the text's embedding
+    is read at the end token (the largest id, as in CLIP); the padding after it is cut off.
 
-    Args:
-        config: widths.
-        vocabulary_size: number of token ids.
-
-    Weights are drawn from torch's global generator: seed it, or use
-    `drrho.models.build.build_model`, which does.
+    Weights are drawn from torch's global generator, which `build_model` seeds.
     """
 
     def __init__(self, config: SmallConfig, vocabulary_size: int):
@@ -102,14 +95,14 @@ class SmallTwoTower(nn.Module):
     def encode_image(
         self, images: Float[Tensor, "batch 3 height width"], normalize: bool = False
     ) -> Float[Tensor, "batch dim"]:
-        """Embeddings of images of `IMAGE_SIZE` pixels, of unit length if `normalize`."""
+        """Embed images of `IMAGE_SIZE` pixels, to unit length if `normalize`."""
         embeddings = self.image_tower(images.contiguous(memory_format=torch.channels_last))
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def encode_text(
         self, tokens: Int[Tensor, "batch context"], normalize: bool = False
     ) -> Float[Tensor, "batch dim"]:
-        """Embeddings of token ids as the CLIP tokenizer gives them, padded with zeros."""
+        """Embed token ids of the CLIP tokenizer, padded with zeros."""
         end = tokens.argmax(dim=-1)
         tokens = tokens[:, : int(end.max()) + 1]
         length = tokens.shape[1]

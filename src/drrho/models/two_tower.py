@@ -1,4 +1,4 @@
-"""A dual encoder together with everything that is needed to feed it."""
+"""A dual encoder with its transforms and tokenizer."""
 
 import hashlib
 from collections.abc import Callable
@@ -27,12 +27,12 @@ class TwoTower:
         train_transform: RGB image -> tensor, possibly random (torch's global generator).
         eval_transform: RGB image -> tensor, deterministic.
         tokenizer: captions -> token ids.
-        identity: what the embeddings depend on, as text: architecture, pretrained, the
-            weights' hash, the transform and the tokenizer. It goes into manifests, so that
-            stored embeddings can be told from those of another model.
-        architecture: plain data from which `drrho.models.build` can build the model again
-            without the place it came from, or the program that builds it; empty for a model made
-            elsewhere, which then cannot be saved.
+        identity: what the embeddings depend on, as text: architecture, pretrained, the weights'
+            hash, the transform and the tokenizer. By it stored embeddings are told from those of
+            another model.
+        architecture: plain data from which `drrho.models.build` can build the model again, by
+            name of the file that `save_model` writes; empty for a model made elsewhere, which
+            cannot be saved.
     """
 
     module: nn.Module
@@ -44,10 +44,9 @@ class TwoTower:
 
 
 def with_trained_weights(model: TwoTower, path: Path, *, builder: str) -> TwoTower:
-    """A model with the weights that a run wrote, and their hash in its identity.
+    """Load the weights that a run wrote into a model; put their hash into its identity.
 
     Args:
-        model: its module is changed.
         path: a safetensors file.
         builder: what built the model, for the message.
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -66,23 +67,14 @@ class PrecomputeConfig:
         self.chosen_views()
 
     def chosen_views(self) -> Views | None:
-        """Collect the options of the views to store; None without views.
-
-        Raises:
-            ValueError: a field of theirs is out of range, or given without `views`.
-        """
-        fields = {
-            "seed": self.views_seed,
-            "scale": self.views_scale,
-            "captions": self.views_captions,
-        }
+        """Collect the options of the views to store; None without views."""
+        fields = {name: getattr(self, f"views_{name}") for name in ("seed", "scale", "captions")}
         given = {name: value for name, value in fields.items() if value is not None}
-        if self.views is None:
-            if given:
-                name, value = next(iter(given.items()))
-                raise ValueError(f"views_{name} = {value!r} has no effect without views")
-            return None
-        return Views(count=self.views, **given)
+        if self.views is not None:
+            return Views(count=self.views, **given)
+        for name, value in given.items():
+            raise ValueError(f"views_{name} = {value!r} has no effect without views")
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,23 +160,22 @@ def _precomputed(
 ) -> PrecomputeReport:
     """Store every view and add up the reports."""
     views, folder = config.chosen_views(), Path(config.output)
-    folders: list[tuple[View | None, Path]] = [(None, folder)]
-    if views is not None:
-        folders = [(views.view(n), view_folder(folder, n)) for n in range(views.count)]
-    if views is not None and REFERENCE_CARDS.exists(folder):
+    store = partial(
+        precompute,
+        encoder,
+        manifest,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        processes=processes,
+    )
+    if views is None:
+        return store(folder)
+    if REFERENCE_CARDS.exists(folder):
         raise ValueError(f"{folder} holds embeddings of samples as they are; choose another folder")
     reports = []
-    for encoder.view, place in folders:
-        reports.append(
-            precompute(
-                encoder,
-                manifest,
-                place,
-                batch_size=config.batch_size,
-                workers=config.workers,
-                processes=processes,
-            )
-        )
+    for number in range(views.count):
+        encoder.view = views.view(number)
+        reports.append(store(view_folder(folder, number)))
     return PrecomputeReport(
         num_samples=sum(report.num_samples for report in reports),
         absent=dict(sum((Counter(report.absent) for report in reports), Counter())),
@@ -193,7 +184,7 @@ def _precomputed(
 
 
 def _encoder(model: Model, precision: Precision, device: torch.device) -> EmbeddingModel:
-    """The reference model, frozen, on its device; raises ValueError if it names no weights."""
+    """Build the reference model, frozen, on its device."""
     model.require_trained()
     return EmbeddingModel.frozen(build_model(model, seed=0), precision=precision, device=device)
 
@@ -205,11 +196,7 @@ def run_precompute(config: PrecomputeConfig) -> str:
 
 
 def run_verify(config: VerifyConfig) -> str:
-    """Check stored embeddings, and encode some samples again.
-
-    Raises:
-        ValueError: they are not what they should be; the message says why.
-    """
+    """Check stored embeddings, and encode some samples again; faults are an error."""
     found = verify_reference(config)
     if found.faults:
         raise ValueError(f"{config.folder} is not in order:\n  " + "\n  ".join(found.faults))
@@ -229,15 +216,11 @@ def run_losses(config: LossesConfig) -> str:
     header = ["reference", "identity", "samples", "missing", "losses", "of a", "not finite"]
     rows = [
         [
-            summary.reference,
-            summary.identity,
-            *(f"{count:,}" for count in (summary.num_samples, summary.num_missing)),
-            f"{summary.num_losses:,}",
-            summary.unit,
-            f"{summary.num_nonfinite:,}",
-            *(f"{value:.4f}" for value in (summary.mean, summary.standard_deviation)),
+            *(found.reference, found.identity, f"{found.num_samples:,}", f"{found.num_missing:,}"),
+            *(f"{found.num_losses:,}", found.unit, f"{found.num_nonfinite:,}"),
+            *(f"{found.mean:.4f}", f"{found.standard_deviation:.4f}"),
         ]
-        for summary in summaries
+        for found in summaries
     ]
     table = markdown_table([*header, "mean", "standard deviation"], rows)
     if not correlations:

@@ -1,4 +1,4 @@
-"""Drawing of pairs that a stored reference has embeddings of."""
+"""Random pairs of which a stored reference has embeddings."""
 
 import torch
 from jaxtyping import Int64
@@ -13,10 +13,7 @@ def drawn_ids(
 ) -> Int64[Tensor, " pairs"]:
     """Draw ids of at most `count` usable pairs, ascending, without replacement.
 
-    Where there is a store, they are of pairs that it has.
-
-    Raises:
-        ValueError: there are not two.
+    With a store, pairs without embeddings are left out; ValueError if fewer than two are left.
     """
     usable = manifest.usable_ids()
     drawn = usable[torch.randperm(len(usable), generator=generator)[:count]]

@@ -1,4 +1,4 @@
-"""Encoding a data set once with the reference model, shard by shard."""
+"""Encoding of a data set by the reference model, shard by shard."""
 
 import shutil
 from collections import Counter
@@ -34,7 +34,7 @@ class PrecomputeReport:
 
     Attributes:
         num_samples: rows of the data set.
-        absent: how many rows have none, by reason.
+        absent: number of rows without embeddings, by reason.
         shards_found: shards that were complete before this run.
     """
 
@@ -64,13 +64,12 @@ def precompute(
     """Write the reference embeddings of a data set, for `ReferenceStore` to read.
 
     Several processes share out the shards, and write to one folder. Each shard is written whole or
-    not at all. Run again after an interruption it encodes the shards that are missing, to the same
-    bytes as without it. A sample that cannot be decoded, or whose embedding is not finite, is
-    marked as absent and counted.
+    not at all. After an interruption the missing shards are encoded, to the same bytes. A sample
+    that cannot be decoded, or whose embedding is not finite, is marked as absent and counted.
 
     Args:
         encoder: the reference model, and the view of the samples.
-        folder: where to write; made if need be.
+        folder: folder to write, made if need be.
         workers: processes that decode for each of `processes`; 0 decodes in it.
         processes: those that encode together; None is this one alone.
 
@@ -125,7 +124,7 @@ def precompute(
 
 
 def stored_bytes(num_samples: int, embedding_dim: int) -> int:
-    """Size of a store in bytes: image and text in float16, and a flag of presence."""
+    """Compute the size of a store: image and text in float16, and a flag of presence."""
     return num_samples * (2 * embedding_dim * torch.float16.itemsize + 1)
 
 
@@ -179,7 +178,7 @@ def _describe(card: ReferenceCard) -> str:
 
 
 def _absent_in_finished_shards(card: ReferenceCard, files: ShardFiles) -> dict[int, dict[int, str]]:
-    """List the rows without embeddings of each shard whose file is complete."""
+    """List the rows without embeddings, with reasons, of each shard whose file is there."""
     return {
         s: load_shard(files, entry, embedding_dim=card.embedding_dim).absent
         for s, entry in enumerate(card.shards)
@@ -214,7 +213,7 @@ def _encode_shards(
         if readable_shard == s:
             for batch in group:
                 _encode_batch(encoder, batch, into=block, offset=manifest.offsets[s])
-            # Looks one batch ahead; so by now all that this shard lacks has been noted.
+            # This looks one batch ahead, so all that this shard lacks has been noted.
             readable_shard, group = next(groups, (None, ()))
         yield block
 

@@ -1,4 +1,4 @@
-"""Reading stored embeddings by sample id: of one reference or several, with or without views."""
+"""Stored embeddings by sample id, of one reference or several, with or without views."""
 
 import math
 from collections.abc import Sequence
@@ -26,18 +26,13 @@ class Reference:
     r"""Stored embeddings of a data set, of one reference or of several that steer as one.
 
     Several references have the similarities `R = sum_m w_m R^m`. The inner product of concatenated
-    embeddings is the sum of inner products, so they are the one reference with the embeddings
-    `[sqrt(w_1) e^1, ..., sqrt(w_M) e^M]`, and no loss needs to know of them. The dimension is the
-    sum of the dimensions, and a sample has embeddings if it has them of every reference.
+    embeddings is the sum of inner products, so they equal one reference with the embeddings
+    `[sqrt(w_1) e^1, ..., sqrt(w_M) e^M]`. A sample has embeddings if it has them of every one.
 
     Attributes:
         stores: for each reference a store for each view; one store without views.
-        weights: w_m, positive. With `1 / M` R is the mean of cosines; weights that add up to one
-            keep the embeddings at unit length.
+        weights: w_m, positive. Weights that add up to one keep the embeddings at unit length.
         views: the views that are stored; None means samples as they are.
-
-    Raises:
-        ValueError: there are not as many weights as references, or one is not positive.
 
     Source: docs/mathematics.md, "Several references".
     """
@@ -70,16 +65,14 @@ class Reference:
         """Look up the embeddings of some samples, in their order, on the CPU.
 
         Args:
-            sample_ids: positions in the data set.
-            views: the view of each sample, where views are stored.
+            views: the view of each sample, only where views are stored.
 
         Returns:
             Embeddings of norm `sqrt(sum w)`; zero where one is absent or not finite.
 
         Raises:
             IndexError: an id is not in the manifest.
-            ValueError: there are no ids, or `views` is given where no views are stored or missing
-                where they are.
+            ValueError: there are no ids, or `views` does not fit what is stored.
         """
         if (views is None) != (self.views is None):
             raise ValueError(f"views = {views} does not fit a reference with views {self.views}")

@@ -1,4 +1,4 @@
-"""Looking up rows by sample id in tensors that are kept shard by shard."""
+"""Lookup of rows by sample id in tensors that are kept shard by shard."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,12 +9,7 @@ from torch import Tensor
 
 
 class RowsOfShard(NamedTuple):
-    """The part of a batch that lies in one shard.
-
-    Attributes:
-        rows: the samples' rows there.
-        places: the same samples' places in the batch.
-    """
+    """Samples of a batch that lie in one shard: rows of the shard, and places in the batch."""
 
     shard: int
     rows: Int64[Tensor, " part"]

@@ -42,15 +42,12 @@ class ShardEntry:
 def entries_of(
     shards: Iterable[Shard], *, found: Sequence[ShardEntry] = ()
 ) -> tuple[ShardEntry, ...]:
-    """Make an entry for each shard. Files have the shards' names; where that would give two files
-    of the folder one name, the new ones are numbered.
+    """Make an entry for each shard. Files have the shards' names; where two files of the folder
+    would have one name, the new ones are numbered.
 
     Args:
         shards: those without an entry.
         found: the entries that the folder has already.
-
-    Raises:
-        ValueError: two files would have one name even so.
     """
     shards = tuple(shards)
     files = [f"{Path(shard.url).stem}.safetensors" for shard in shards]
@@ -93,28 +90,20 @@ class ShardFiles:
     remedy: str
 
     def find(self, shard: Shard) -> ShardEntry:
-        """Find the entry of a shard.
-
-        Raises:
-            ValueError: there is none, because it was changed or was never there.
-        """
+        """Find the entry of a shard; ValueError if it was changed or was never there."""
         entry = self._by_contents.get(shard.contents)
         if entry is None:
             raise ValueError(self._why_unknown(shard))
         return entry
 
     def exists(self, entry: ShardEntry) -> bool:
-        """Tell whether the file of a shard was written."""
+        """Tell whether the file of a shard is there."""
         return (self.folder / entry.file).exists()
 
     def save(
         self, entry: ShardEntry, tensors: Mapping[str, Tensor], *, notes: Mapping[str, Any]
     ) -> None:
-        """Write the file of one shard, atomically; the same contents give the same bytes.
-
-        Args:
-            notes: plain data to keep beside them.
-        """
+        """Write tensors and plain data of one shard; the same contents give the same bytes."""
         # One entry: safetensors writes several in an order that differs from run to run.
         header = {"drrho": json.dumps(self._header(entry) | dict(notes), sort_keys=True)}
         content = safetensors.torch.save(dict(tensors), header)
@@ -123,8 +112,7 @@ class ShardFiles:
     def load(
         self, entry: ShardEntry, names: Iterable[str]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Load the tensors of one shard and the notes beside them. The tensors are mapped into
-        memory: rows are read when they are used.
+        """Load the tensors of one shard, mapped into memory, and the notes beside them.
 
         Raises:
             FileNotFoundError: the file is missing.
@@ -167,7 +155,7 @@ class ShardFiles:
         return hashlib.sha256(json.dumps(dict(self.model), sort_keys=True).encode()).hexdigest()
 
     def _header(self, entry: ShardEntry) -> dict[str, str]:
-        """Label of a file, by which one from elsewhere is noticed."""
+        """Make the label of a file, by which one from elsewhere is noticed."""
         return {
             "keys_sha256": entry.keys_sha256,
             "content_sha256": entry.content_sha256,

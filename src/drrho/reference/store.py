@@ -21,10 +21,10 @@ from drrho.reference.shard_files import CardKind, ShardEntry, ShardFiles
 
 FILE_NAME = "reference.json"
 TENSORS = ("image", "text", "present")
-# Rounding d components to float16 moves the norm by less than 2^-11 of it.
+# Rounding d components to float16 changes the norm by less than 2^-11 of it.
 NORM_TOLERANCE = 2e-3
-NORM_CHECKS = 16  # rows of each shard whose norm is looked at
-ROWS_READ = 8192  # at a time
+NORM_CHECKS = 16  # rows of each shard whose norm is checked when a store is opened
+ROWS_READ = 8192  # rows read at once
 REMEDY = "run `drrho reference precompute` on this data set"
 
 
@@ -33,8 +33,7 @@ class ReferenceCard:
     """Contents of `reference.json`: the model, and the shards its embeddings belong to.
 
     Attributes:
-        model: the encoder's identity: architecture, weights' hash, transform, tokenizer,
-            precision.
+        model: the encoder's identity, as `TwoTower.identity`, and the precision.
         shards: in the order of the manifest they were computed for.
     """
 
@@ -59,12 +58,12 @@ REFERENCE_CARDS = CardKind(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEmbeddings:
-    """The embeddings of one shard, row by row as its samples lie in the tar.
+    """Embeddings of one shard, row by row as its samples lie in the tar.
 
     Attributes:
         image, text: unit norm; zero where there is none.
         present: whether the sample could be encoded.
-        absent: the reason of each row that could not.
+        absent: row -> reason, of those that could not.
     """
 
     image: Float16[Tensor, "rows dim"]
@@ -121,19 +120,19 @@ class ReferenceEmbeddings(NamedTuple):
         return PairEmbeddings(self.image, self.text)
 
     def to(self, device: torch.device | str) -> "ReferenceEmbeddings":
-        """The embeddings on another device; from pinned memory the copy does not block."""
+        """Copy to another device; from pinned memory the copy does not block."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "ReferenceEmbeddings":
-        """The embeddings in page-locked memory."""
+        """Copy into page-locked memory."""
         return self._map(Tensor.pin_memory)
 
     def keep(self, rows: Bool[Tensor, " batch"] | Int64[Tensor, " kept"]) -> "ReferenceEmbeddings":
-        """The embeddings of some of the samples."""
+        """Select some of the samples."""
         return self._map(lambda tensor: tensor[rows])
 
     def zero_where_absent(self) -> "ReferenceEmbeddings":
-        """The embeddings, zero where a sample has none."""
+        """Set the embeddings to zero where a sample has none."""
         image, text = (side.where(self.present[:, None], 0.0) for side in (self.image, self.text))
         return ReferenceEmbeddings(image, text, self.present)
 
@@ -142,7 +141,7 @@ class ReferenceEmbeddings(NamedTuple):
 
 
 class ReferenceStore:
-    """The stored embeddings of a data set by sample id. Made by `ReferenceStore.open`."""
+    """Stored embeddings of a data set by sample id. Made by `ReferenceStore.open`."""
 
     def __init__(
         self, card: ReferenceCard, offsets: list[int], shards: list[ShardEmbeddings]
@@ -154,9 +153,7 @@ class ReferenceStore:
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest) -> "ReferenceStore":
-        """Attach the embeddings in a folder to the samples of a manifest.
-
-        A reference serves every data set made of some of its shards.
+        """Open the embeddings of the samples of a manifest, some or all of the stored shards.
 
         Raises:
             FileNotFoundError: `reference.json` or the file of a shard is missing.
@@ -197,7 +194,7 @@ class ReferenceStore:
 
     @property
     def num_shards(self) -> int:
-        """Of the data set."""
+        """Number of shards of the data set."""
         return len(self._shards)
 
     def present_in(self, shard: int) -> Bool[Tensor, " rows"]:
@@ -205,10 +202,7 @@ class ReferenceStore:
         return self._shards[shard].present
 
     def similarities_in(self, shard: int) -> Float32[Tensor, " rows"]:
-        """`R_ii`, the cosine of image and text, of each row of a shard; NaN where there is none.
-
-        The shard is read once, a few thousand rows at a time.
-        """
+        """Compute `R_ii`, the cosine of image and text, of each row; NaN where there is none."""
         stored = self._shards[shard]
         blocks = zip(stored.image.split(ROWS_READ), stored.text.split(ROWS_READ), strict=True)
         cosines = [(image.float() * text.float()).sum(dim=1) for image, text in blocks]
@@ -217,7 +211,7 @@ class ReferenceStore:
 
 
 def identity_differences(stored: dict[str, str], given: dict[str, str]) -> list[str]:
-    """List the differences of two models' identities, in words."""
+    """Describe the differences of two models' identities."""
     return [
         f"{name} {stored.get(name)!r}, not {given.get(name)!r}"
         for name in sorted(stored.keys() | given.keys())

@@ -25,11 +25,11 @@ from drrho.reference.store import (
 
 Rows = Float32[Tensor, "rows dim"]
 Vector = Float32[Tensor, " dim"]
-# Float16 moves a cosine by 2^-23 at most; the rest is for other hardware and libraries. Under
-# bfloat16 the forward pass itself keeps eight bits.
+# Lowest cosine of a stored embedding with the same sample encoded again, by precision. Storage in
+# float16 changes a cosine by 2^-23 at most; the rest is for other hardware and libraries.
 FLOORS = {"bfloat16": 0.99}
 FLOOR = 0.999
-SHOWN = 5
+SHOWN = 5  # rows or samples in a message
 
 
 @dataclass(kw_only=True)
@@ -38,11 +38,11 @@ class Verification:
 
     Attributes:
         num_samples: rows of the data set.
-        num_stored: of them, with embeddings.
-        absent: how many have none, by reason.
+        num_stored: rows with embeddings.
+        absent: number of rows without embeddings, by reason.
         num_encoded: samples that were encoded again.
-        lowest: smallest cosine between what is stored and what was encoded, of images and texts.
-        faults: what is wrong, in words; empty if nothing is.
+        lowest, mean: cosine of what is stored and what was encoded, of images and of texts.
+        faults: descriptions of what is wrong.
     """
 
     num_samples: int
@@ -64,19 +64,14 @@ def verify(
 ) -> Verification:
     """Check every stored row, and encode some of the samples again.
 
-    A row must be finite and of unit length; an encoded sample's cosine with its row at least
-    `FLOOR`, or what `FLOORS` says of the encoder's precision. A sample whose embedding lies closer
-    to another row of its shard is named with that row: rows in another order show in this, even
-    where all embeddings are alike.
+    A row must be finite and of unit length, and an encoded sample's cosine with its row at least
+    `FLOOR`, or the encoder's of `FLOORS`. A sample whose embedding lies closer to another row of
+    its shard is named with that row, which shows rows in another order.
 
     Args:
         manifest: the data set that it should be of.
         encoder: the model; None encodes nothing.
         num_encoded: how many samples to encode again.
-
-    Raises:
-        FileNotFoundError: the folder is no store.
-        ValueError: its card is damaged.
     """
     card = REFERENCE_CARDS.load(folder)
     found = Verification(num_samples=manifest.num_samples)
@@ -85,7 +80,7 @@ def verify(
         _check_rows(embeddings, manifest.shards[index].url, found)
     if encoder is None:
         return found
-    # The card of an import names a model in words; whether it is this one, the cosines tell.
+    # The card of an import names the model in words, which cannot be compared.
     if "weights_sha256" in card.model and encoder.identity != card.model:
         differing = "; ".join(identity_differences(card.model, encoder.identity))
         found.faults.append(f"the model is not the one that was stored: {differing}")

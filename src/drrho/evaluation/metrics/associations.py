@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from drrho.evaluation.metrics.ranks import TIE, require_embeddings
 
 VOWELS = tuple("aeiou")
-# Metric -> of how many candidates the questions are whose scores it is the mean of.
+# Metric -> whether questions of so many candidates enter its mean.
 GROUPS: Mapping[str, Callable[[int], bool]] = {
     "avg_jaccard_score": lambda _: True,
     "jaccard_score_5": lambda size: size == 5,
@@ -33,10 +33,6 @@ class Question:
         cue: a word or a few.
         candidates: name of each image.
         associations: names of the images that belong to the cue.
-
-    Raises:
-        ValueError: the cue is empty, there are more associations than candidates, or none of the
-            candidates is an association.
     """
 
     cue: str
@@ -72,11 +68,7 @@ class Question:
 
 
 def parse_question(cue: object, candidates: object, associations: object) -> Question:
-    """Parse a row of WinoGAViL's columns of these names.
-
-    Raises:
-        ValueError: the cue is no text, the others are no lists of texts, or as of `Question`.
-    """
+    """Parse a row of WinoGAViL's columns of these names; raises ValueError if it is none."""
     if not isinstance(cue, str):
         raise ValueError(f"cue must be a text, got {cue!r}")
     return Question(
@@ -94,12 +86,8 @@ def jaccard_scores(
     """Compute `expected_jaccard` of each question.
 
     Args:
-        image_embeddings: of the candidates of the first question, of the second, and so on; of
-            any length.
-        cue_embeddings: of the questions' prompts, of any length.
-
-    Raises:
-        ValueError: there is no question, or an embedding is not finite.
+        image_embeddings: embeddings of the candidates, question by question; of any length.
+        cue_embeddings: embeddings of the questions' prompts, of any length.
     """
     require_embeddings("image embeddings", image_embeddings)
     require_embeddings("cue embeddings", cue_embeddings)
@@ -143,13 +131,11 @@ def association_metrics(scores: Sequence[float], sizes: Sequence[int]) -> dict[s
     """Average the questions' scores under DataComp's names.
 
     Args:
-        scores: of `jaccard_scores`.
-        sizes: the number of each question's candidates.
+        scores: scores from `jaccard_scores`.
+        sizes: number of each question's candidates, which decides which of `GROUPS` it is in.
 
     Returns:
-        `avg_jaccard_score` of all questions, `jaccard_score_K` of those of K = 5, 6, 10 and 12
-        candidates, `jaccard_score_5-6` of those with up to 6 and `jaccard_score_10-12` of those
-        with 10 or more; None where there is no such question.
+        The mean of each group; None where it has no question.
 
     Source: Y. Bitton et al., "WinoGAViL: Gamified Association Benchmark to Challenge
         Vision-and-Language Models", 2022; DataComp, eval_utils/wino_eval.py.

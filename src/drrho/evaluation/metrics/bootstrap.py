@@ -35,16 +35,13 @@ def percentile_interval(
     level: float = 0.95,
     ends: Literal["interpolated", "nearest", "outward"] = "interpolated",
 ) -> tuple[float, float]:
-    """The interval that holds the middle `level` of a statistic's values on resamples.
+    """Compute the interval that holds the middle `level` of a statistic's values on resamples.
 
     Args:
         values: one per resample.
         level: share of the values inside, between 0 and 1.
-        ends: between two values, the nearer value, or the value farther out; the latter two
-            also where values are infinite.
-
-    Raises:
-        ValueError: no values, or a level out of range.
+        ends: whether an end is interpolated between two values, the nearest value, or the next
+            value outward; the last two also where values are infinite.
     """
     if len(values) == 0 or not 0 < level < 1:
         raise ValueError(
@@ -64,23 +61,15 @@ def bootstrap_interval(
     level: float = 0.95,
     resamples: int = 1000,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of independent values.
+    """Compute the percentile bootstrap interval of the mean of independent values.
 
-    The values of one data set are drawn again with replacement, as many as there are, and the
-    interval holds the middle `level` of the means. It speaks of other queries from the same
-    source, not of other training runs.
+    It says how the mean would differ with other queries from the same source, and nothing about
+    other training runs.
 
     Args:
-        values: one per query, for example reciprocal ranks or hits (0 or 1).
+        values: one per query, for example reciprocal ranks or hits (0 or 1); all finite.
         generator: on any device; the draws are made there.
-        level: share of resamples inside, between 0 and 1.
-        resamples: number of repetitions; memory is that of the values whatever their number.
-
-    Returns:
-        Lower and upper end, in the unit of the values.
-
-    Raises:
-        ValueError: no values, one that is not finite, or an option out of range.
+        level: share of resampled means inside, between 0 and 1.
 
     Source: B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 1979.
     """

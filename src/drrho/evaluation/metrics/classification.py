@@ -19,7 +19,7 @@ def predicted_classes(
     """Choose the class of highest cosine similarity; of several that are equal the first.
 
     Args:
-        image_embeddings: of any length, finite.
+        image_embeddings: embeddings of any length, finite.
         classes: unit embeddings.
     """
     chunks = image_embeddings.float().split(max(1, TILE // len(classes)))
@@ -41,7 +41,6 @@ def classification_metrics(
         ranks: of the right classes, from `label_ranks`.
         labels: index of each image's class.
         predicted: from `predicted_classes`, for F1.
-        num_classes: of the task, whether they occur or not.
         groups: name of a division (such as "region") -> each image's group in it, from 0.
 
     Returns:
@@ -85,9 +84,7 @@ def classification_metrics(
 def macro_f1(
     predicted: Int[Tensor, " images"], labels: Int[Tensor, " images"], *, num_classes: int
 ) -> float:
-    """The mean over the classes that occur in `labels` of the harmonic mean of precision and
-    recall.
-    """
+    """Average the harmonic mean of precision and recall over the classes that occur."""
     said, there, right = (
         torch.bincount(classes, minlength=num_classes).double()
         for classes in (predicted, labels, labels[predicted == labels])

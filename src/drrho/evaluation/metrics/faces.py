@@ -47,9 +47,9 @@ def face_metrics(
     random, whose expectation counts.
 
     Args:
-        image_embeddings: of any length.
-        classes: unit embeddings of each objective's.
-        labels: `COLUMNS` of each image, indices of classes but for `race_binary`.
+        image_embeddings: embeddings of any length.
+        classes: unit embeddings of the classes of each objective.
+        labels: `COLUMNS` of each image, indices of classes except for `race_binary`.
 
     Returns:
         All between 0 and 1 but the counts:
@@ -62,9 +62,6 @@ def face_metrics(
           such a class, by `race:r`;
         * of each division `count_...`, and `X_wg`, the least of the groups that occur (of the
           toxic shares too, as WILDS has it, though there the greatest is the worst).
-
-    Raises:
-        ValueError: an embedding is not finite.
 
     Source: DataComp, eval_utils/fairness_eval.py, with the names of the WILDS package; A. Radford
         et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
@@ -90,8 +87,8 @@ def face_metrics(
 def predicted_shares(
     image_embeddings: Float[Tensor, "images dim"], classes: Float[Tensor, "classes dim"]
 ) -> Float[Tensor, "images classes"]:
-    """The probability with which each class is predicted, in float64: 1 over the number of those
-    within 1e-6 of the highest cosine, and 0 for the others.
+    """Compute the probability of each class, in float64: equal for those within 1e-6 of the
+    highest cosine, 0 for the others.
     """
     shares = []
     for chunk in image_embeddings.float().split(max(1, TILE // len(classes))):

@@ -1,8 +1,8 @@
-"""How far means over training runs and test queries can be trusted, and their differences.
+"""Confidence intervals of means over training runs and test queries, and of their differences.
 
 A score has two sources of chance: the seed of the run (initial weights and order of the data) and
-the queries of the test set. They are crossed, every run answers every query, so both are drawn
-again independently: whole runs and whole queries.
+the queries of the test set. Every run answers every query, so whole runs and whole queries are
+drawn again, independently.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ def resampled_means(
     generator: torch.Generator,
     resamples: int = 1000,
 ) -> Float[Tensor, "resamples tables"]:
-    """Means of several tables of values under the same draws of seeds and queries.
+    """Compute means of several tables of values under the same draws of seeds and queries.
 
-    In each repetition as many queries as there are are drawn with replacement, and as many seeds;
-    a table's mean is that over the drawn seeds and queries,
+    In each repetition queries and seeds are drawn with replacement, as many as there are, and a
+    table's mean is taken over them,
 
         m = 1/(S n) sum_s sum_i  a_s b_i v_si,     a, b: how often seed s and query i were drawn.
 
@@ -34,16 +34,12 @@ def resampled_means(
     beside others of S rows (a model that was trained once) is a constant over the seeds.
 
     Args:
-        tables: one per model; rows are seeds, in the same order in every table, columns are
-            queries, the same in every table.
+        tables: one per model; rows are seeds and columns are queries, the same in every table;
+            all values finite.
         generator: on the CPU.
-        resamples: number of repetitions; memory is that of the tables and of the result.
 
     Returns:
-        In float64.
-
-    Raises:
-        ValueError: no tables, or of different sizes, or a value that is not finite.
+        Means in float64.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Ann. Appl. Statist. 2007.
     """
@@ -69,18 +65,14 @@ def hierarchical_interval(
     level: float = 0.95,
     resamples: int = 1000,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of the means of `resampled_means`.
+    """Compute the percentile interval of a statistic of the means of `resampled_means`.
 
-    With few seeds it is too narrow in what it says of seeds: the draws have a variance of
-    (S - 1)/S of that of the mean over S seeds.
+    With few seeds it is too narrow: the draws have (S - 1)/S of the variance over S seeds.
 
     Args:
         statistic: the means of the tables, in columns, into one number per row; a repetition
             in which it is not finite (a quotient whose denominator vanishes) counts as infinite.
         level: share of the repetitions inside, between 0 and 1.
-
-    Raises:
-        ValueError: as `resampled_means`, or a level out of range.
     """
     means = resampled_means(tables, generator=generator, resamples=resamples)
     values = statistic(means).double()

@@ -12,7 +12,7 @@ from drrho.runtime.checks import require_at_least
 # Cosines closer than this are ties: float32 rounding of a dot product of unit vectors is a few
 # 1e-7 and depends on where in the matrix the product stands, so a smaller difference says nothing.
 TIE = 1e-6
-TILE = 2**24  # similarities compared at once; 64 MiB in float32, and as much for what is made of it
+TILE = 2**24  # similarities computed at once: 64 MiB in float32, and as much for comparisons
 
 
 class PositiveRanks(NamedTuple):
@@ -73,14 +73,14 @@ def positive_ranks(
         candidates: the same.
         positives: a query and a candidate that is right for it, by their rows, in any order. A
             query may have several, and a candidate may be right for several.
-        rows: from which query to before which one the ranks are computed, so that processes can
-            share them; None is all. What is checked is checked of all.
-        chunk_size: queries that are compared at once; memory is O(chunk_size x candidates) and
-            the ranks do not depend on it. None takes as many as make a tile of 2^24 numbers.
+        rows: first query to rank, and the one after the last, so that processes can share the
+            work; None ranks all. All are checked in any case.
+        chunk_size: queries compared at once; memory is O(chunk_size x candidates). None takes as
+            many as make 2^24 similarities.
 
     Raises:
-        ValueError: nothing to compare, an embedding is not finite (its comparisons would all be
-            false and its rank perfect), a query has no positive, or `chunk_size` is not positive.
+        ValueError: nothing to compare, an embedding is not finite (its rank would be perfect), a
+            query has no positive, or `chunk_size` is not positive.
     """
     require_embeddings("queries", queries)
     require_embeddings("candidates", candidates)
@@ -106,7 +106,7 @@ def positive_ranks(
 def ranks_of_similarities(
     similarity: Float[Tensor, "queries candidates"], positive: Bool[Tensor, "queries candidates"]
 ) -> PositiveRanks:
-    """`positive_ranks` of cosines that are there already; each query has a positive."""
+    """Rank positives as `positive_ranks`, from cosines; each query has a positive."""
     best = similarity.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
     gap = similarity - best
     tied = gap.abs() <= TIE

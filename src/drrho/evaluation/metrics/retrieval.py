@@ -1,6 +1,4 @@
-"""Image-to-text and text-to-image retrieval, where texts may belong to several images and images
-have several texts.
-"""
+"""Image-to-text and text-to-image retrieval; a text may have several images, an image texts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +15,8 @@ Pairs = Int[Tensor, "2 pairs"]  # rows of an image and of a text that belong tog
 def distinct_texts(captions: Sequence[str | Sequence[str]]) -> tuple[list[str], Pairs]:
     """List the distinct captions, in the order of first appearance, and the pairs with images.
 
-    Images, each of one caption or of several, with the same caption share one text: asked for the
-    text of one of them, a model cannot prefer the "right" copy of two equal strings.
+    Images with the same caption share one text, since a model cannot prefer one of two equal
+    strings. An image has one caption or several.
     """
     index_of: dict[str, int] = {}
     pairs = [
@@ -99,13 +97,12 @@ def clip_benchmark_recalls(
     """Compute recalls under the names of clip_benchmark and DataComp.
 
     Args:
-        ranks: on the texts of `separate_texts`.
-        recall_at: the ks, positive.
+        ranks: ranks on the texts of `separate_texts`.
 
     Returns:
-        `image_retrieval_recall@k`, the share of texts whose image is among the first k,
-        `text_retrieval_recall@k`, the share of images of which a text is, for each k, and their
-        mean `mean_recall@1` if 1 is one of them.
+        For each positive k of `recall_at`: `image_retrieval_recall@k`, the share of texts whose
+        image is among the first k, and `text_retrieval_recall@k`, the share of images with a text
+        among the first k. For k = 1 also their mean, `mean_recall@1`.
 
     Source: clip_benchmark 1.6.2, metrics.zeroshot_retrieval; DataComp, eval_utils/retr_eval.py.
     """

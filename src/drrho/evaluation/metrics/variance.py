@@ -1,4 +1,4 @@
-"""The variance of loss and excess loss over pairs that nothing was trained on."""
+"""Variance of loss and excess loss on held-out pairs."""
 
 import torch
 from jaxtyping import Float
@@ -12,22 +12,20 @@ Embeddings = tuple[Float[Tensor, "_ _"], Float[Tensor, "_ _"]]  # of images, of 
 def gap_variance(
     target: Embeddings, reference: Embeddings | None = None, *, chunk_size: int = 512
 ) -> float:
-    """Variance of the gaps `x_ij - x_ii` of all anchors, images and texts, to all negatives.
+    """Compute the variance of the gaps `x_ij - x_ii` of all anchors to all negatives.
 
-    x are the target's cosine similarities, less those of the reference if there is one: the loss
+    Anchors are images and texts. x are the target's cosine similarities, less those of the
+    reference if there is one: the loss
     of an anchor at a negative, or its excess loss, as in the training log's `loss_variance` and
     `excess_loss_variance`. Pairs of equal caption are negatives of each other, as in training.
 
     Args:
-        target: embeddings of images and of their captions, row by row, of any length.
-        reference: the reference's, of the same pairs and any dimension.
+        target: embeddings of images and of their captions, of any length; two pairs or more.
+        reference: the reference's embeddings of the same pairs, of any dimension.
         chunk_size: images compared at once; memory is O(chunk_size x pairs).
 
     Returns:
-        In units of squared cosine similarity.
-
-    Raises:
-        ValueError: fewer than two pairs, or numbers of rows that differ.
+        Variance in units of squared cosine similarity.
 
     Source: docs/mathematics.md, "What the theory says".
     """

@@ -22,17 +22,13 @@ class ZeroShotTask:
     tied, and half of their images count as right.
 
     Attributes:
-        name: for metrics and messages.
-        class_names: as they stand in a prompt; a class's index is its position.
+        name: name in metrics and messages.
+        class_names: names in the order of the classes' indices.
         templates: prompts with `{}` where the class name goes, such as "a photo of a {}."
-        field: the entry of a sample's metadata that holds its label: a class name, or an index as
-            a number or as text. "cls" is where the content of a `.cls` file stands.
-        other_names: further names of each class, whose prompts join those of the first; empty, or
-            one entry for each class.
-
-    Raises:
-        ValueError: fewer than two classes, an empty name, no template, a template without `{}`,
-            or other names for another number of classes.
+        field: entry of a sample's metadata that holds its label: a class name, or an index as a
+            number or as text; "cls" is the content of a `.cls` file.
+        other_names: further names of each class, whose prompts are averaged with those of the
+            first; empty, or one entry for each class.
     """
 
     name: str
@@ -67,7 +63,7 @@ class ZeroShotTask:
         return [template.replace(PLACEHOLDER, class_name) for template in self.templates]
 
     def all_prompts(self) -> tuple[list[str], Int[Tensor, " prompts"]]:
-        """Every prompt of every class, class by class, and the class of each."""
+        """List the prompts of all classes, and the index of each prompt's class."""
         others = self.other_names or ((),) * len(self.class_names)
         prompts, classes = [], []
         for index, names in enumerate(zip(self.class_names, others, strict=True)):
@@ -77,11 +73,7 @@ class ZeroShotTask:
         return prompts, torch.tensor(classes)
 
     def label(self, metadata: Mapping[str, object]) -> int:
-        """Index of the class of the sample with this metadata.
-
-        Raises:
-            ValueError: the metadata has no such field, or its value is no class of the task.
-        """
+        """Return the index of a sample's class; raises ValueError if the metadata name none."""
         if self.field not in metadata:
             raise ValueError(
                 f"task {self.name!r} reads labels from {self.field!r}, but the sample has only "
@@ -106,12 +98,8 @@ def ensemble(
     """Average the normalised prompt embeddings of each class, to unit length.
 
     Args:
-        prompt_embeddings: of any length.
-        owners: the class of each prompt, 0, 1, ...; each has at least one. Or the caption, where
-            captions stand in several templates.
-
-    Raises:
-        ValueError: there are none, or one is not finite.
+        prompt_embeddings: embeddings of any length, all finite.
+        owners: index of each prompt's class, or of its caption; each has at least one prompt.
 
     Source: A. Radford et al., "Learning Transferable Visual Models From Natural Language
         Supervision", 2021, section 3.1.4 (ensembling of prompts in embedding space).
@@ -173,6 +161,6 @@ def summarise_labels(
 def group_means(
     values: Float[Tensor, " images"], groups: Int[Tensor, " images"]
 ) -> tuple[Float[Tensor, " groups"], Bool[Tensor, " groups"]]:
-    """The mean of each group's values, and which groups have any (the others' is nan)."""
+    """Average each group's values, nan without any; and mark the groups that have some."""
     counts = torch.bincount(groups)
     return torch.bincount(groups, weights=values) / counts, counts > 0

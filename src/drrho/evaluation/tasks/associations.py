@@ -20,13 +20,7 @@ COLUMNS = ["cue", "candidates", "associations"]
 
 
 def open_association_set(folder: Path) -> EvaluationSet:
-    """Read the questions of a dataset on disk; each of a row's `candidate_images` is a sample.
-
-    Raises:
-        ValueError: it is no dataset of one split, lacks a column, or has a row that is no
-            question; names the row.
-        ModuleNotFoundError: `datasets` is not installed.
-    """
+    """Read the questions of a dataset on disk; each of a row's `candidate_images` is a sample."""
     if not (folder / DATASET_FILE).is_file():
         raise ValueError(
             f"{folder} has no {DATASET_FILE}, so it is no dataset of one split; write it with "
@@ -60,9 +54,6 @@ def score_associations(
     """Score the questions whose images could all be decoded.
 
     Every process scores all questions, which takes no time beside encoding their images.
-
-    Raises:
-        ValueError: there is no such question.
     """
     images = EmbeddedSet.encode(encoder, evaluation_set).images
     found = set(encoder.sample_ids(images).tolist())

@@ -21,10 +21,9 @@ class TaskScore:
     """Outcome of a task.
 
     Attributes:
-        main_metric: its value; None if it was not computed, the task has none, or the data have
-            no sample that it is of.
-        problem: why the task was not scored; None if it was.
-        is_failure: whether that is an error, not a task that is missing.
+        main_metric: value of the main metric; None if there is none.
+        problem: reason why the task was not scored; None if it was.
+        is_failure: whether that reason is an error; data that are missing are none.
     """
 
     task: ListedTask
@@ -145,9 +144,7 @@ class _Results:
 
 
 def _identity(config: EvaluateConfig, encoder: Encoder) -> dict[str, str]:
-    """Identify what scores depend on besides the data: the model, its transform and tokenizer, and
-    how captions are put.
-    """
+    """Identify model, transform, tokenizer and caption templates, on which scores depend."""
     content = [sorted(encoder.model.towers.identity.items()), config.caption_templates]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return {"name": config.run, "sha256": digest}

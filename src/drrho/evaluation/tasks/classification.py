@@ -11,11 +11,7 @@ from drrho.evaluation.tasks.task import ListedTask, Scored, TaskKind
 def score_classification(
     encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask
 ) -> Scored:
-    """Score the class of each image, and of the groups that the task names.
-
-    Raises:
-        ValueError: the folder has not one set of classes, or a sample has no label or group.
-    """
+    """Score the class of each image, over all and by the groups that the task names."""
     if len(evaluation_set.tasks) != 1:
         names = [zero_shot.name for zero_shot in evaluation_set.tasks]
         raise ValueError(f"task {task.key!r} needs one set of classes, its folder has {names}")

@@ -10,7 +10,7 @@ from drrho.evaluation.tasks.task import ListedTask
 
 DATACOMP = "datacomp"
 KEYS = {"name", "size", "main_metric", "folder", "suite", "group_by", "kind"}
-# What DataComp's list says besides, which no score depends on.
+# Further entries of DataComp's list, which no score depends on.
 OTHER_KEYS = {"time", "num_classes", "random_score", "tags"}
 
 
@@ -42,9 +42,8 @@ def read_task_list(source: str) -> tuple[ListedTask, ...]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no such list; names it and the task.
     """
-    known = _parse(
-        resources.files("drrho.evaluation").joinpath("datacomp.yml").read_text(), DATACOMP
-    )
+    own_list = resources.files("drrho.evaluation").joinpath("datacomp.yml")
+    known = _parse(own_list.read_text(), DATACOMP)
     if source == DATACOMP:
         entries = known
     else:
@@ -94,7 +93,7 @@ def _task(key: str, entry: dict, *, where: str) -> ListedTask:
             f"{where}: main_metric must be a metric's name or null, got {entry['main_metric']!r}"
         )
     kind = entry.get("kind", "classification")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{where}: kind must be one of {list(KINDS)}, got {kind!r}")
     size = entry.get("size")
     if size is not None and (not isinstance(size, int) or size < 1):

@@ -9,7 +9,7 @@ from drrho.evaluation.tasks.task import ListedTask, Scored, TaskKind
 
 
 def score_retrieval(encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask) -> Scored:
-    """Score retrieval in both directions; raises ValueError if the samples have no captions."""
+    """Score retrieval in both directions."""
     if not evaluation_set.with_captions:
         raise ValueError(f"task {task.key!r} is one of retrieval, and its samples have no captions")
     embedded = EmbeddedSet.encode(encoder, replace(evaluation_set, tasks=()))

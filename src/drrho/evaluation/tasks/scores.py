@@ -26,11 +26,7 @@ KINDS: Mapping[str, TaskKind] = {
 def open_task_set(
     task: ListedTask, folder: Path, *, caption_templates: tuple[str, ...] = ()
 ) -> EvaluationSet:
-    """Open the data of a task; errors as of what opens its kind.
-
-    Args:
-        caption_templates: texts with `{}` for captions, where the data have some.
-    """
+    """Open the data of a task; `caption_templates` are for data with captions."""
     found = KINDS[task.kind or "classification"].open(folder)
     return replace(found, caption_templates=caption_templates) if found.with_captions else found
 
@@ -38,10 +34,8 @@ def open_task_set(
 def score_task(encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask) -> dict[str, Any]:
     """Score one task, as a line of results.
 
-    Args:
-        evaluation_set: the data, from `open_task_set`.
-        task: the task; without a kind it is retrieval where the set is of that type or has no
-            classes, else classification.
+    Without a kind it is retrieval where the set is of that type or has no classes, else
+    classification.
 
     Raises:
         ValueError: a sample has no label or group, the set has not what this kind of task needs,

@@ -17,11 +17,7 @@ KEYS = {"class_names", "templates", "field"}
 
 
 def is_retrieval_folder(folder: Path) -> bool:
-    """Tell whether clip_benchmark's `dataset_type.txt` says retrieval: each line is a caption.
-
-    Raises:
-        ValueError: it says neither "retrieval" nor "classification".
-    """
+    """Tell whether clip_benchmark's `dataset_type.txt` says retrieval: each line is a caption."""
     path = folder / TYPE_FILE
     if not path.is_file():
         return False
@@ -38,11 +34,7 @@ def is_retrieval_folder(folder: Path) -> bool:
 
 
 def is_class_folder(folder: Path) -> bool:
-    """Tell whether a folder has clip_benchmark's `classnames.txt`.
-
-    Raises:
-        FileNotFoundError: it is in that layout and lacks it.
-    """
+    """Tell whether a folder has clip_benchmark's `classnames.txt`."""
     found = (folder / CLASS_NAMES_FILE).is_file()
     if not found and (folder / SPLIT / NUM_SHARDS_FILE).is_file():
         raise FileNotFoundError(
@@ -91,10 +83,6 @@ def read_clip_benchmark_task(folder: Path) -> ZeroShotTask:
 
     One class name or template a line. Labels are the `.cls` files of the samples; the task has
     the name of the folder.
-
-    Raises:
-        FileNotFoundError: one of the files is missing.
-        ValueError: names file and line of an empty line or a template without {c}.
     """
     templates = [_template(line, where=at) for at, line in _lines(folder / TEMPLATES_FILE)]
     return ZeroShotTask(
@@ -105,15 +93,10 @@ def read_clip_benchmark_task(folder: Path) -> ZeroShotTask:
 
 
 def read_objectives(folder: Path) -> tuple[ZeroShotTask, ...]:
-    """The tasks of a folder whose images have several labels, each with the objective's name.
+    """Read the tasks, called objectives, of a folder whose images have several labels.
 
     DataComp writes `objective:class name` and `objective:template` into the lines of
     clip_benchmark's files.
-
-    Raises:
-        FileNotFoundError: one of the files is missing.
-        ValueError: names file and line of one without an objective or of a template without {c},
-            or an objective that lacks templates or two classes.
     """
     names: dict[str, list[str]] = {}
     for _, objective, name in _of_objectives(folder / CLASS_NAMES_FILE):
@@ -132,7 +115,7 @@ def read_objectives(folder: Path) -> tuple[ZeroShotTask, ...]:
 
 
 def read_zero_shot_json(path: Path) -> tuple[ZeroShotTask, ...]:
-    """The tasks of a file such as
+    """Read the tasks of a file such as
 
         {"shape": {"class_names": ["circle", "square"], "templates": ["a {}"], "field": "shape"}}
 

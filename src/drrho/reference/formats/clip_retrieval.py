@@ -2,9 +2,8 @@
 
 Source: clip_inference/writer.py of github.com/rom1504/clip-retrieval. A folder with
 `img_emb/img_emb_N.npy`, `text_emb/text_emb_N.npy` and `metadata/metadata_N.parquet`, row by row;
-N may have leading zeros. The column image_path is the sample's key where it read a WebDataset,
-and the path of the image where it read files; caption is the text as it was; the other columns
-are the fields of the sample's json, where it was asked for them.
+N may have leading zeros. The column image_path is the sample's key in a WebDataset, or the path of
+an image file; caption is the text; other columns are fields of the sample's json.
 """
 
 from collections.abc import Iterator

@@ -7,8 +7,8 @@ float32: images in [:, 0], texts in [:, 1]. The sample whose key is the number k
 file k // n, with n = --num_samples_per_shard, 10,000 by default. The keys of img2dataset, which
 number the rows of its list of urls, are such numbers. A row is zero where nothing was cached.
 
-Nothing in these files says which data they are of but these numbers, and those are alike in
-unrelated data sets: verify what was imported with the model.
+Only these numbers say which data the files are of, and unrelated data sets have the same numbers:
+verify what was imported with the model.
 """
 
 import re

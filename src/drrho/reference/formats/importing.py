@@ -30,14 +30,13 @@ def import_embeddings(
 ) -> PrecomputeReport:
     """Write a store of a data set from embeddings that another program stored.
 
-    Every sample is looked up by its key; what is found is brought to unit length. A sample without
+    Every sample is looked up by its key; what is found is scaled to unit length. A sample without
     a row, or whose row is zero or not finite, is marked as absent and counted. The card is
     written last: a folder that was interrupted is no store.
 
     Args:
-        folder: where to write; it must hold no store.
-        model: what the embeddings are of, for the card. With it go the format and a hash of the
-            imported files, so that two imports can be told apart.
+        folder: folder to write; it must hold no store.
+        model: name of the model, for the card, which also has the format and a hash of the files.
 
     Raises:
         FileExistsError: there is a store in the folder.

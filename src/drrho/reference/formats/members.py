@@ -6,8 +6,8 @@ member `KEY.npz` (in the bfloat16 sets `KEY.pth.gz`, a gzip'd torch.save of a di
 image_emb (augmentations, d), one row for each augmentation that `KEY.paug.json` describes, and
 text_emb (captions, d): the real caption first, then those of `KEY.syn.json`.
 
-DataCompDR has no embedding of an image that is not augmented, and each of its embeddings is those
-of two teachers, end to end. Of unit norm in all, their cosine is the mean of the teachers'.
+DataCompDR has embeddings of augmented images alone. Each is the concatenation of two teachers', to
+unit norm, so that its cosine is the mean of the teachers' cosines.
 """
 
 import gzip

@@ -19,7 +19,7 @@ HASH_CHUNK = 1 << 24  # bytes read at once
 
 @runtime_checkable
 class Table(Protocol):
-    """Rows of embeddings."""
+    """Rows of embeddings in files."""
 
     @property
     def embedding_dim(self) -> int:
@@ -43,15 +43,15 @@ class Table(Protocol):
 class Source:
     """Embeddings that another program stored: a table, and a key for each of its rows.
 
-    The options of a format have `open(manifest)`, which makes one. It raises FileNotFoundError
-    where a file is missing, ModuleNotFoundError without the package that reads it, and ValueError
-    where a file is damaged, holds something else, or does not fit another.
+    Each format is a dataclass of its options, whose `open(manifest)` makes a source. It raises
+    FileNotFoundError for a missing file, ModuleNotFoundError without the package that reads it,
+    and ValueError for a file that is damaged or does not fit another.
 
     Attributes:
         settings: options of the format, as text; they become a part of the model's identity.
         key_noun: what the keys are, for messages and reasons.
         keys: lists the key of each row, in order.
-        key_of: gives the key that the row of a sample must have; None if it can have none.
+        key_of: gives the key of a sample's row; None if it can have none.
     """
 
     table: Table
@@ -103,11 +103,7 @@ class ArrayTable:
 
     @classmethod
     def of(cls, files: Iterable[ArrayFile]) -> "ArrayTable":
-        """Make the table of some files.
-
-        Raises:
-            ValueError: two differ in the dimension of their embeddings.
-        """
+        """Make the table of some files, all of embeddings of one dimension."""
         files = tuple(files)
         dim = files[0].open().image.shape[1]
         for file in files:
@@ -119,7 +115,6 @@ class ArrayTable:
         return cls(files=files, embedding_dim=dim)
 
     def read(self, rows: Sequence[int]) -> PairEmbeddings:
-        """Read some rows, in the order asked for."""
         wanted = np.asarray(rows, dtype=np.int64)
         found = np.empty((2, len(wanted), self.embedding_dim), dtype=np.float32)
         file_of = np.searchsorted(self._offsets, wanted, side="right") - 1
@@ -131,12 +126,10 @@ class ArrayTable:
         return PairEmbeddings(*torch.from_numpy(found))
 
     def place(self, row: int) -> str:
-        """Describe which row of which file a row of the table is."""
         number = int(np.searchsorted(self._offsets, row, side="right")) - 1
         return f"row {row - self._offsets[number]} of {self.files[number].name}"
 
     def contents(self) -> Iterator[bytes]:
-        """Yield name, size and contents of all files, in order."""
         for path in (path for file in self.files for path in file.paths):
             yield f"{path.name} {path.stat().st_size}\n".encode()
             with path.open("rb") as content:
@@ -145,14 +138,7 @@ class ArrayTable:
 
 
 def require_pair(name: str, image: Any, text: Any, *, num_rows: int | None = None) -> None:
-    """Check that two arrays are tables of one shape.
-
-    Args:
-        num_rows: how many rows there must be; None for any number.
-
-    Raises:
-        ValueError: they are no two tables of one shape, or have another number of rows.
-    """
+    """Raise ValueError unless two arrays have one shape (rows, d), and `num_rows` if given."""
     shapes = tuple(image.shape), tuple(text.shape)
     if len(shapes[0]) != 2 or shapes[0] != shapes[1]:
         raise ValueError(
@@ -167,11 +153,7 @@ def require_pair(name: str, image: Any, text: Any, *, num_rows: int | None = Non
 
 
 def find_files(folder: Path, pattern: str, *, remedy: str) -> list[Path]:
-    """List the files of a folder that match a pattern, sorted.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """List the files of a folder that match a pattern, sorted; at least one."""
     paths = sorted(folder.glob(pattern))
     if not paths:
         name = pattern.removeprefix("**/").removeprefix("*")

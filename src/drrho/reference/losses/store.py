@@ -1,14 +1,13 @@
 """Losses of reference models on disk, computed once, looked up by sample id during training.
 
-A folder holds several references, each in a folder of its own that bears its name, so that they
-can be written at the same time: `losses.json` and one safetensors file per shard. Losses are in
-float32, as their difference to the target's losses counts.
+A folder holds several references, each in a folder of its name: `losses.json` and one safetensors
+file per shard. Losses are in float32, as their difference to the target's losses counts.
 
     store = LossStore.open("losses", manifest, reference="resnet50")
     steered = drrho_loss(losses, store.gather(sample_ids), index=sample_ids)
 
-`drrho.reference.losses.writer` writes them; `drrho.data.items` makes the manifest of data that are
-no tar files. They need no more than `pip install drrho`.
+`LossWriter` writes them; `drrho.data.items` makes the manifest of data that are no tar files. They
+need no more than `pip install drrho`.
 """
 
 import math
@@ -35,7 +34,7 @@ class LossCard:
     """Contents of `losses.json`: what computed the losses, and the shards they belong to.
 
     Attributes:
-        identity: what computed them: the model, its weights and its loss.
+        identity: description of the model, its weights and its loss.
         unit: whether a sample has one loss, or each of its tokens.
         shards: in the order in which their losses were begun.
     """
@@ -52,7 +51,7 @@ class LossCard:
 
     @property
     def model(self) -> dict[str, str]:
-        """What every shard file is labelled with."""
+        """Label of every shard file."""
         return {"identity": self.identity, "unit": self.unit}
 
 
@@ -67,14 +66,14 @@ LOSS_CARDS = CardKind(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLosses:
-    """The losses of one shard.
+    """Losses of one shard.
 
     Attributes:
-        losses: of row after row, in nats or what else the reference's loss is in. One for each
-            row, NaN where there is none; or one for each token of each row.
-        written: which rows have theirs; also true where what was computed is not finite.
-        offsets: of tokens: those of row r are `losses[offsets[r]:offsets[r + 1]]`. None where
-            a sample has one loss.
+        losses: row by row, in the unit of the reference's loss. One for each row, NaN where there
+            is none; or one for each token of each row.
+        written: whether a row has a loss, finite or not.
+        offsets: the tokens of row r have `losses[offsets[r]:offsets[r + 1]]`; None where a sample
+            has one loss.
     """
 
     losses: Float32[Tensor, " losses"]
@@ -134,8 +133,8 @@ class LossStore:
     """One reference's losses of a data set by sample id. Made by `LossStore.open`.
 
     Attributes:
-        identity: what computed them.
-        unit: whether `gather` gives them or `gather_tokens`.
+        identity: description of what computed them.
+        unit: "sample", for `gather`, or "token", for `gather_tokens`.
     """
 
     def __init__(self, card: LossCard, offsets: list[int], shards: list[ShardLosses]) -> None:
@@ -146,10 +145,9 @@ class LossStore:
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest, *, reference: str) -> "LossStore":
-        """Attach the losses of a reference to the samples of a manifest.
+        """Open a reference's losses of the samples of a manifest, some or all of the stored shards.
 
-        They serve every data set made of some of their shards. A sample without a loss is no
-        error here.
+        A sample without a loss is no error here.
 
         Raises:
             FileNotFoundError: there is no such reference, or the file of a shard is missing.
@@ -171,8 +169,6 @@ class LossStore:
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
         """Look up the losses of some samples, on the device of the ids; NaN where there is none.
 
-        The lookup is on the CPU: ids that lie there, as a loader gives them, wait for nothing.
-
         Raises:
             IndexError: an id is not in the manifest.
             ValueError: what is stored are losses of tokens.
@@ -189,17 +185,16 @@ class LossStore:
         """Look up the losses of the tokens of some samples, on the device of the mask.
 
         The k-th stored loss of a sample goes where the k-th True of its row is; all else is
-        NaN. So the padding, to either side and any length, may differ from that of the batch
-        in which the losses were computed.
+        NaN. So the padding may differ from that of the batch in which the losses were computed.
 
         Args:
             sample_ids: one for each row of the mask.
-            mask: which tokens count; they must be those that counted when it was written.
+            mask: tokens that count; they must be those that counted when it was written.
 
         Raises:
             IndexError: an id is not in the manifest.
             ValueError: a sample has another number of losses than tokens that count, ids and
-                mask are of another number of samples, or what is stored are losses of samples.
+                mask differ in length, or what is stored are losses of samples.
         """
         self._require("token", "gather(sample_ids)")
         if len(mask) != len(sample_ids):

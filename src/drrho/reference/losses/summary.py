@@ -28,13 +28,11 @@ class LossSummary:
     """The losses of one reference.
 
     Attributes:
-        identity: what computed them.
-        unit: whether a sample has one loss, or each of its tokens.
-        num_samples: of the shards they belong to.
+        num_samples: samples of its shards.
         num_missing: samples without a loss.
-        num_losses: what is stored, of samples or of tokens.
-        num_nonfinite: those of them that are infinite or NaN.
-        mean, standard_deviation: of the finite ones, all alike; NaN if there is none.
+        num_losses: stored losses, of samples or of tokens.
+        num_nonfinite: stored losses that are infinite or NaN.
+        mean, standard_deviation: over the finite losses; NaN if there is none.
     """
 
     reference: str
@@ -54,8 +52,8 @@ class LossCorrelation:
 
     Attributes:
         num_samples: samples of which both have a finite loss.
-        correlation: Pearson's, over these samples; of tokens, of the mean over a sample's.
-            NaN if it is not defined.
+        correlation: Pearson's, over these samples, of the mean over a sample's tokens where each
+            has a loss; NaN if it is not defined.
     """
 
     references: tuple[str, str]
@@ -64,13 +62,7 @@ class LossCorrelation:
 
 
 def summarise_losses(folder: str | Path) -> tuple[list[LossSummary], list[LossCorrelation]]:
-    """Reads all losses in a folder: each reference, and each pair of them. What is not written
-    yet counts as missing.
-
-    Raises:
-        FileNotFoundError: there are none.
-        ValueError: a card or file is damaged.
-    """
+    """Summarise each reference's losses in a folder, and correlate each pair of references."""
     names = references_in(folder)
     if not names:
         raise FileNotFoundError(f"{folder} holds no losses, no NAME/{FILE_NAME}; {REMEDY}")
@@ -83,12 +75,9 @@ def summarise_losses(folder: str | Path) -> tuple[list[LossSummary], list[LossCo
 
 
 def sample_losses(folder: str | Path, reference: str) -> dict[Contents, Float64[Tensor, " rows"]]:
-    """Load the losses of one reference by contents of the shard; of tokens, a sample's mean.
+    """Load the losses of one reference by contents of the shard, averaged over a sample's tokens.
 
-    Not finite where there is none.
-
-    Raises:
-        ValueError: card or file are damaged.
+    They are not finite where there are none.
     """
     _, shards = _read(folder, reference)
     return {contents: _sample_losses(shard) for contents, shard in shards.items()}
@@ -132,7 +121,7 @@ def _stored(shard: ShardLosses) -> Tensor:
 
 
 def _sample_losses(shard: ShardLosses) -> Float64[Tensor, " rows"]:
-    """Reduce to one loss per row, that of its tokens the mean; not finite where there is none."""
+    """Average the losses of each row's tokens; not finite where there is none."""
     if shard.offsets is None:
         return shard.losses.double()
     lengths = shard.offsets.diff()

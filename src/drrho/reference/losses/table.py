@@ -1,4 +1,4 @@
-"""Losses of several models on the same samples: from a store, an .npz or a .csv."""
+"""Losses of several models on the same samples, from a store, an .npz or a .csv."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> Name
     """Read the losses of several models, sample by sample; not finite where there is none.
 
     Args:
-        source: a folder that `LossWriter` wrote to, of which the samples are taken that all
-            models have (of tokens, their mean); an .npz with one array for each model; or a .csv
-            with a head of their names.
-        needed: names that must be there. Of a folder, no others are read, if any are given.
+        source: an .npz with one array for each model; a .csv with their names in the first line;
+            or a folder of `LossWriter`, of which the samples are taken that all models have, with
+            the mean over a sample's tokens.
+        needed: names that must be there; from a folder no others are read, if any are given.
 
     Raises:
         FileNotFoundError: there is no such file or folder.

@@ -40,10 +40,9 @@ class LossWriter:
                 losses = cross_entropy(model(images), labels, reduction="none")
                 writer.write(sample_ids, losses)
 
-    A shard is written when it is complete, those that are not about every half minute and at the
-    end. So an interrupted run loses little, and the next one can go on with the ids that are
-    left. A loss that is given again replaces the earlier one. One that is not finite is stored
-    like any other; `drrho.reference.losses.summary` counts those, and the samples without a loss.
+    A shard is written when it is complete, and others about every half minute and at the end, so
+    an interrupted run loses little, and the next one continues with the ids that are left. A loss
+    that is given again replaces the earlier one. One that is not finite is stored like any other.
 
     In memory are a byte for each sample and what was given since the last write. Where several
     processes evaluate, one of them gathers the batches of all and writes.
@@ -75,10 +74,10 @@ class LossWriter:
         """Begin to write the losses of a reference, or continue.
 
         Args:
-            folder: of the losses of any number of references; made if need be.
-            manifest: the data set. One that goes beyond what was begun adds its shards.
-            reference: the name under which the losses will be found.
-            identity: what computes them: the model, its weights and its loss; for instance a
+            folder: folder of the losses of any number of references; made if need be.
+            manifest: the data set; shards that were not there before are added.
+            reference: name under which the losses will be found.
+            identity: description of the model, its weights and its loss; for instance a
                 repository with its revision, or a hash of the weights.
             unit: "token" if each token of a sample has a loss.
 
@@ -134,7 +133,7 @@ class LossWriter:
 
         Args:
             losses: shape (batch, length), as of `drrho.steering.token_losses`.
-            mask: shape (batch, length); which of them count. The others are not stored.
+            mask: shape (batch, length); tokens that count. The others are not stored.
 
         Raises:
             IndexError: an id is not in the manifest.
