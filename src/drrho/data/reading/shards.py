@@ -218,35 +218,21 @@ def decode_image_bytes(content: bytes) -> Image.Image:
 
 
 def decode_caption(sample: RawSample) -> str:
-    """Decode the caption, the first of several, without white space around it.
-
-    Raises:
-        UnusableSample: there is none, it is empty, or it is not UTF-8.
-    """
-    if CAPTIONS_EXTENSION in sample.fields:
-        return decode_captions(sample)[0]
-    content = sample.fields.get(CAPTION_EXTENSION)
-    if content is None:
-        raise UnusableSample(NO_CAPTION)
-    try:
-        caption = content.decode().strip()
-    except UnicodeDecodeError as error:
-        raise UnusableSample(UNDECODABLE_CAPTION) from error
-    if not caption:
-        raise UnusableSample(EMPTY_CAPTION)
-    return caption
+    """Decode the first caption of the sample; errors as `decode_captions`."""
+    return decode_captions(sample)[0]
 
 
 def decode_captions(sample: RawSample) -> list[str]:
-    """Decode all captions of the sample: those of its captions.json, or the one of its txt.
+    """Decode the captions in captions.json, or the one in txt, without white space around them.
 
     Raises:
-        UnusableSample: there is none, or captions.json is no list of texts.
+        UnusableSample: there is none, all are empty, or they are no UTF-8 text or list of texts.
     """
-    if CAPTIONS_EXTENSION not in sample.fields:
-        return [decode_caption(sample)]
+    one, several = (sample.fields.get(e) for e in (CAPTION_EXTENSION, CAPTIONS_EXTENSION))
+    if one is None and several is None:
+        raise UnusableSample(NO_CAPTION)
     try:
-        captions = json.loads(sample.fields[CAPTIONS_EXTENSION])
+        captions = [(one or b"").decode()] if several is None else json.loads(several)
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             raise ValueError("captions.json must be a list of texts")
         "".join(captions).encode()  # half of a surrogate pair is no text

@@ -172,30 +172,20 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
     require_columns(url, wanted, dataset.column_names, remedy=REMEDY)
     dataset = dataset.select_columns(wanted).with_format("arrow")  # images stay encoded
     lengths = _lengths(dataset.data.column(layout.image))
-    if lengths is not None:
-        return _listed_rows(dataset, layout, lengths=lengths, root=Path(url))
-
-    def read(row: int) -> Row:
-        cells = dataset[row]
-        image, *captions = (cells[name][0].as_py() for name in wanted)
-        return str(row), _image_of(image, Path(url)), _captions_of(captions), {}
-
-    return Rows(len(dataset), read)
-
-
-def _listed_rows(dataset: Any, layout: Layout, *, lengths: list[int], root: Path) -> Rows:
-    """Make a sample of each image of each row's list, with the row's captions."""
-    ends = list(accumulate(lengths))
+    ends = None if lengths is None else list(accumulate(lengths))
 
     def read(sample: int) -> Row:
-        row = bisect_right(ends, sample)
-        place = sample - (ends[row - 1] if row > 0 else 0)
+        row = sample if ends is None else bisect_right(ends, sample)
         cells = dataset[row]
-        image = cells[layout.image][0][place].as_py()  # of the list this one alone is copied
-        captions = [] if layout.caption is None else [cells[layout.caption][0].as_py()]
-        return f"{row}-{place}", _image_of(image, root), _captions_of(captions), {}
+        image, *captions = (cells[name][0] for name in wanted)
+        key = str(row)
+        if ends is not None:  # each image of the list is a sample, with the captions of the row
+            place = sample - (ends[row - 1] if row > 0 else 0)
+            key, image = f"{row}-{place}", image[place]
+        captions = _captions_of([caption.as_py() for caption in captions])
+        return key, _image_of(image.as_py(), Path(url)), captions, {}
 
-    return Rows(ends[-1] if ends else 0, read)
+    return Rows(len(dataset) if ends is None else sum(lengths or ()), read)
 
 
 def _lengths(column: Any) -> list[int] | None:
