@@ -1,4 +1,4 @@
-"""Batches with what other models make of the same samples, looked up by sample id."""
+"""Batches with other models' embeddings of the same samples, looked up by sample id."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class SteeredBatch:
         return SteeredBatch(pairs=self.pairs.to(device), reference=reference, teachers=teachers)
 
     def take(self, rows: torch.Tensor) -> "SteeredBatch":
-        """Some of the samples, where they are."""
+        """Select rows, without moving them to another device."""
         return SteeredBatch(
             pairs=self.pairs.take(rows),
             reference=None if self.reference is None else self.reference.keep(rows),
@@ -52,7 +52,7 @@ class Stores(NamedTuple):
 
     @classmethod
     def open(cls, recipe: Recipe, manifest: Manifest) -> "Stores":
-        """Raises ValueError if one does not belong to the data."""
+        """Open the recipe's stores; ValueError if one does not belong to the data."""
         views = recipe.loading.views
         reference = None
         if recipe.references:
@@ -63,18 +63,17 @@ class Stores(NamedTuple):
 
     @property
     def identities(self) -> dict[str, Any]:
-        """What they are, wherever they lie."""
+        """Identify the contents of the stores, wherever they lie."""
         reference = None if self.reference is None else self.reference.identity
         return {"reference": reference, "teachers": [t.identity for t in self.teachers]}
 
 
 def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
-    """Attaches the other models' embeddings by sample id.
+    """Attach the other models' embeddings by sample id.
 
-    A pair that one of them could not encode has no excess loss: it leaves the batch and is
-    counted among the skipped. Or, of the reference and by choice, it stays with embeddings of
-    zero: R_ij - R_ii is 0 for it as an anchor, which leaves its plain loss, and as a negative of
-    others it is one that the reference finds unrelated.
+    A pair that one of them could not encode leaves the batch, counted among the skipped. With
+    missing_reference = "plain" a pair without reference embeddings stays, with embeddings of zero:
+    as an anchor it has R_ij - R_ii = 0, its plain loss; as a negative it is unrelated to all.
 
     Raises:
         ValueError: nothing is left of a process's part of a batch.

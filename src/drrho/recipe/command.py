@@ -65,7 +65,7 @@ def run_train(arguments: list[str]) -> str | tuple[str, int]:
 
 
 def _trained(recipe: Recipe) -> str:
-    """Trains; returns the scores, what was seen and skipped, and where the model is."""
+    """Train; returns the scores, what was seen and skipped, and where the model is."""
     results = train_recipe(recipe)
     scores = {
         name.removeprefix("evaluation/"): value

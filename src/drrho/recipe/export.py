@@ -36,7 +36,7 @@ class ExportConfig:
 
 
 def export_model(config: ExportConfig) -> Path:
-    """Writes the model and returns where.
+    """Write the model and returns where.
 
     Raises:
         FileNotFoundError: the run has no finished model, or is no run.

@@ -1,7 +1,6 @@
 """Filtering by a reference: pairs that it finds unlike are left out before training.
 
-The filter reads the stored embeddings once, and marks rows of the manifest. Ids stay what they
-are, and the order of the epochs is made of what is left: every batch is full.
+The filter marks rows of the manifest. Sample ids stay what they are, and every batch is full.
 """
 
 import hashlib
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from drrho.data.manifest import Manifest
 from drrho.reference.reader import Reference
+from drrho.runtime.checks import require_finite
 from drrho.runtime.distributed import Processes
 from drrho.runtime.progress import Progress
 
@@ -22,13 +22,13 @@ from drrho.runtime.progress import Progress
 class Filtering:
     """Filter that keeps the pairs whose image and text are alike to a reference, as DFN.
 
-    A pair of which the reference has no embeddings is left out too.
+    A pair without reference embeddings is left out too. Exactly one of kept_fraction and threshold
+    is given.
 
     Attributes:
         kept_fraction: share of the pairs to keep, those with the largest similarity `R_ii`, in
             (0, 1). Pairs that tie with the last of them are kept.
-        threshold: smallest similarity `R_ii` of a pair to keep, a cosine. Exactly one of
-            kept_fraction and threshold is given.
+        threshold: smallest similarity `R_ii` of a pair to keep, a cosine.
         reference: folder of stored embeddings to filter by; None takes the recipe's reference.
     """
 
@@ -47,21 +47,20 @@ class Filtering:
                 f"filtering.kept_fraction must be in (0, 1), got {self.kept_fraction}; leave "
                 "filtering out to keep all"
             )
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise ValueError(f"filtering.threshold must be finite, got {self.threshold}")
+        require_finite(**{"filtering.threshold": self.threshold})
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilterReport:
-    """What a filter did.
+    """Result of a filter.
 
     Attributes:
         threshold: smallest similarity that is kept.
         num_pairs: usable pairs of the data set.
-        num_kept: what is left of them.
-        num_below: left out for their similarity.
-        num_without: left out since the reference has no embeddings of them.
-        kept_sha256: of which rows are kept.
+        num_kept: pairs that are kept.
+        num_below: pairs left out for their similarity.
+        num_without: pairs left out since the reference has no embeddings of them.
+        kept_sha256: checksum of the table of rows that are kept.
     """
 
     threshold: float
@@ -85,11 +84,10 @@ def filtered(
     config: Filtering,
     processes: Processes,
 ) -> tuple[Manifest, FilterReport]:
-    """The manifest with the rows marked that the filter leaves out; a collective.
+    """Mark the rows of the manifest that the filter leaves out; a collective.
 
     Every process reads its share of the shards and all decide alike, so the result does not depend
     on their number. A process needs about 20 bytes a sample while it decides, and 1 afterwards.
-    Weights of data sets do not count: a pair is one pair.
 
     Raises:
         ValueError: nothing is left.
@@ -124,7 +122,7 @@ def filtered(
 def _similarities(
     manifest: Manifest, store: Reference, processes: Processes
 ) -> list[Float32[Tensor, " rows"]]:
-    """`R_ii` of each row of each shard; NaN where the pair cannot be used or has no embeddings."""
+    """Gather `R_ii` of each row of each shard; NaN where it is unusable or has no embeddings."""
     own: dict[int, Tensor] = {}
     shards = range(processes.rank, len(manifest.shards), processes.size)
     with Progress(

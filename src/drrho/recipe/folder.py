@@ -101,7 +101,7 @@ class Stage:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads a run's folder.
+    """Read a run's folder.
 
     Raises:
         FileNotFoundError: it holds no run.

@@ -12,10 +12,10 @@ from drrho.reference.store import ReferenceStore
 
 
 class HeldOutVariances:
-    """Of a model, on data whose embeddings by references are stored.
+    """Variances of a model's losses on data whose embeddings by references are stored.
 
     Args:
-        manifest: the held-out pairs.
+        manifest: manifest of the held-out pairs.
         references: folders written by `drrho reference precompute` of the same data.
 
     Raises:
@@ -36,9 +36,9 @@ class HeldOutVariances:
         }
 
     def __call__(self, encoder: Encoder) -> dict[str, float]:
-        """`loss_variance`, and `excess_loss_variance/NAME` for each reference; a collective.
+        """Compute `loss_variance` and each `excess_loss_variance/NAME`; a collective.
 
-        All of the same pairs: those that can be decoded and that every reference has.
+        All are of the same pairs: those that can be decoded and that every reference has.
         """
         images = encoder.images(self._manifest, name="held-out pairs", parts=("caption",))
         firsts = [several[0] for several in images.own_captions]

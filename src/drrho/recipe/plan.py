@@ -166,7 +166,7 @@ SAMPLES_READ = 8  # of the first batch
 
 
 def plan_run(recipe: Recipe) -> str:
-    """Checks what a run needs and describes it, in one process and without writing.
+    """Check what a run needs and describes it, in one process and without writing.
 
     Under a launcher the plan is that of its processes; each of them may call this.
 

@@ -40,14 +40,14 @@ class LossClock:
 
     @contextmanager
     def forward(self, embeddings: PairEmbeddings) -> Iterator[None]:
-        """Times what the block computes of embeddings."""
+        """Time what the block computes of embeddings."""
         start = _mark(embeddings.image)
         yield
         self._intervals.append(_Interval(start, _mark(embeddings.image)))
         self._num_steps += 1
 
     def backward(self, loss: Tensor, embeddings: PairEmbeddings) -> None:
-        """Times the way back, from the loss until both embeddings have their gradient."""
+        """Time the way back, from the loss until both embeddings have their gradient."""
         started: list[Mark] = []
         arrived: list[Mark] = []
         num_embeddings = len(embeddings)

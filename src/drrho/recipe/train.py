@@ -64,7 +64,7 @@ MOST_PASSES = 100  # beyond them a warning
 
 
 def train_recipe(recipe: Recipe) -> RunResults:
-    """Trains, or continues, or returns what was finished before.
+    """Train, or continues, or returns what was finished before.
 
     Under torchrun or `srun` all processes call this and train together.
 
@@ -107,7 +107,7 @@ class _Training:
     device: torch.device
 
     def run(self) -> RunResults:
-        """Trains to the end, writes the model and `results.json`, and returns the latter."""
+        """Train to the end, writes the model and `results.json`, and returns the latter."""
         recipe, folder = self.recipe, Path(self.recipe.output)
         model = build_model(recipe.model, seed=recipe.seed)
         self._prepare(model.module)

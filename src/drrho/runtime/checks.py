@@ -1,11 +1,11 @@
-"""Checks of arguments; a number that is None stands for an option that is not taken."""
+"""Checks of arguments: ValueError names argument and value; a number that is None passes."""
 
 import math
 from typing import Any, get_args
 
 
 def require_at_least(least: int, **values: float | None) -> None:
-    """Raise ValueError, which names argument and value, unless all are at least so large."""
+    """Require every value to be at least `least`."""
     for name, value in values.items():
         if value is not None and not value >= least:
             bound = f"be at least {least}" if least else "not be negative"
@@ -13,14 +13,21 @@ def require_at_least(least: int, **values: float | None) -> None:
 
 
 def require_positive(**values: float | None) -> None:
-    """Raise ValueError, which names argument and value, unless all are positive and finite."""
+    """Require every value to be positive and finite."""
     for name, value in values.items():
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
+def require_finite(**values: float | None) -> None:
+    """Require every value to be finite."""
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+
+
 def require_choice(name: str, value: object, choices: Any) -> None:
-    """Raise ValueError, which names argument and value, unless a Literal type allows it."""
+    """Require a value that a Literal type allows."""
     allowed = get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

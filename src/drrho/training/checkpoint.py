@@ -47,7 +47,7 @@ class CheckpointWriter:
     def start(
         self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, step: int, keep: int
     ) -> Path:
-        """Starts to write the checkpoint of `step`, and keeps the newest `keep`; a collective.
+        """Start to write the checkpoint of `step`, and keeps the newest `keep`; a collective.
 
         Returns when the tensors are copied to host memory, after an earlier checkpoint has been
         written: training may change them at once.
@@ -81,7 +81,7 @@ class CheckpointWriter:
         return path
 
     def wait(self) -> None:
-        """Waits until everything is on the disk.
+        """Wait until everything is on the disk.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; earlier checkpoints remain.
@@ -170,7 +170,7 @@ def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    """Copies a tensor to host memory; a DTensor keeps its placement."""
+    """Copy a tensor to host memory; a DTensor keeps its placement."""
     tensor = tensor.detach()
     return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
 

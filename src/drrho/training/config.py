@@ -18,8 +18,8 @@ class Training:
 
     Attributes:
         steps: optimiser steps of the whole run; None takes them from `epochs`.
-        epochs: passes over the training data, the other way to give the length: the steps are this
-            times the full batches in a pass, rounded. Where both are given they must agree.
+        epochs: passes over the training data, the other way to give the length, rounded to steps.
+            Where both are given they must agree.
         optimizer: settings of AdamW and its learning rate.
         precision: floating-point type of the forward pass, bf16 for short; parameters, their
             gradients and the optimiser are float32 in all cases, and the loss is expected to
@@ -57,17 +57,15 @@ class Training:
         if self.steps is None and self.epochs is None:
             raise ValueError("a run needs its length: give steps or epochs")
         require_positive(epochs=self.epochs)
-        require_at_least(1, steps=self.steps, keep_checkpoints=self.keep_checkpoints)
         require_at_least(
             1,
+            steps=self.steps,
+            keep_checkpoints=self.keep_checkpoints,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             evaluate_every=self.evaluate_every,
         )
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm must be positive, got {self.max_grad_norm}; None does not clip"
-            )
+        require_positive(max_grad_norm=self.max_grad_norm)
         if self.steps is not None and self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than the run "
@@ -76,21 +74,13 @@ class Training:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of the whole run, once they are known.
-
-        Raises:
-            ValueError: the length is given in epochs, and the data are not known yet.
-        """
+        """Optimiser steps of the whole run; ValueError if only `epochs` are given yet."""
         if self.steps is None:
             raise ValueError(f"epochs = {self.epochs} are a number of steps once data are given")
         return self.steps
 
     def with_steps(self, *, steps_per_epoch: int) -> "Training":
-        """The same with `steps` for data with this many full batches.
-
-        Raises:
-            ValueError: both steps and epochs are given, and do not agree.
-        """
+        """Fill in `steps` from `epochs`; ValueError if both are given and do not agree."""
         if self.epochs is None:
             return self
         steps = max(1, round(self.epochs * steps_per_epoch))
@@ -103,18 +93,10 @@ class Training:
 
 
 def require_precision(precision: Precision, device: torch.device) -> None:
-    """Checks before the first step that the device computes in this precision.
-
-    Raises:
-        ValueError: a device without it.
-    """
-    match device.type, precision:
-        case _, "float32":
-            supported = True
-        case "cuda", "bfloat16":
-            supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        case kind, _:  # a CPU has both, though slow without the instructions
-            supported = kind in ("cpu", "cuda")
+    """Raise ValueError if the device does not compute in this precision."""
+    supported = precision == "float32" or device.type in ("cpu", "cuda")
+    if device.type == "cuda" and precision == "bfloat16":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
     if not supported:
         raise ValueError(
             f"precision = {precision!r} is not supported on {device}; use precision = 'float32'"

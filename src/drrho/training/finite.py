@@ -16,14 +16,7 @@ SHOWN_SAMPLE_IDS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """Record of a step, to report some steps later where a value stopped being finite.
-
-    Attributes:
-        step: index of the step, 0 for the first.
-        sample_ids: ids of the step's batch, in host memory.
-        values: name -> detached scalar on the training device; the same names at every step.
-        checked: names of the values that must be finite.
-    """
+    """Values of one step (from 0), of which those `checked` must be finite, and its samples."""
 
     step: int
     sample_ids: Int[Tensor, " batch"]
@@ -34,18 +27,11 @@ class StepRecord:
 def raise_if_not_finite(
     records: Sequence[StepRecord], *, last_checkpoint: Callable[[], Path | None]
 ) -> None:
-    """Checks all records with one transfer from the device.
+    """Raise NotFiniteError of the first step with a value that is not finite.
 
-    Reading a value at each step would make the host wait for the device at each step. The records
-    wait on the device instead and are read together, at the latest before the next checkpoint is
-    written: so no checkpoint ever holds a weight that came after a value that is not finite.
-
-    Args:
-        records: records in the order of the steps; may be empty.
-        last_checkpoint: function that returns the newest checkpoint, for the message.
-
-    Raises:
-        NotFiniteError: names the first such step, its values and its samples.
+    All records are read in one transfer, so the host does not wait for the device at each step.
+    That is done before a checkpoint is written, so that none holds a weight that came after a
+    value that is not finite. `last_checkpoint` finds the newest checkpoint, for the message.
     """
     records = [record for record in records if record.checked]
     if not records:

@@ -18,9 +18,7 @@ REQUEUE = 75
 class TrainingInterrupted(Exception):
     """Training stopped before its end because of a signal, after saving a checkpoint.
 
-    Attributes:
-        exit_status: exit status of the program: `REQUEUE` where a scheduler asked, 130 for Ctrl-C
-            as is customary.
+    The program's `exit_status` is `REQUEUE` where a scheduler asked, and 130 after Ctrl-C.
     """
 
     def __init__(self, *, step: int, steps: int, received: signal.Signals) -> None:
@@ -33,7 +31,7 @@ class TrainingInterrupted(Exception):
 
 
 class DeferredSignals:
-    """Records Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warnings) instead of acting on them.
+    """Recorder of Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warnings), not acted on at once.
 
     The second signal acts as usual, so an impatient user is never locked out. A signal that this
     process was started to ignore (`nohup`, or `&` in a script) stays ignored. Outside the main

@@ -14,19 +14,19 @@ FILE_NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends rows to `folder/metrics.jsonl` and to TensorBoard events in `folder/tensorboard`.
+    """Log of rows in `folder/metrics.jsonl`, and of TensorBoard events in `folder/tensorboard`.
 
     A row is one flat object: `step`, `samples`, `seconds`, then name: value. A value that is not
-    finite is written as null, since JSON has no other word for it. Each row reaches the operating
-    system before `write` returns, so it survives the process.
+    finite is written as null. Each row reaches the operating system before `write` returns, so it
+    survives the process.
 
     Args:
         folder: folder of the run, created if it does not exist.
         writes: whether this process writes: only the first of a run does.
         wandb_project: project of Weights & Biases to log to as well, under the folder's name; a
             resumed run continues its own. Set WANDB_MODE=offline where there is no network.
-        start_step: position of the run. Rows of this step and beyond, from a part of the run that
-            is about to be repeated, are removed: no step is there twice.
+        start_step: position of the run. Rows of this step and beyond, which the resumed run
+            repeats, are removed.
 
     Raises:
         ValueError: an existing file has a line that is no row (other than a torn last one).
@@ -71,16 +71,10 @@ class MetricsLog:
     def write(
         self, metrics: Mapping[str, float], *, step: int, samples: int, seconds: float
     ) -> None:
-        """Appends one row.
-
-        Args:
-            metrics: name -> value; a slash in a name groups it in TensorBoard.
-            step: optimiser steps taken when the values were computed.
-            samples: samples seen by then.
-            seconds: wall time of training by then.
+        """Append a row of metrics after `step` steps; a slash in a name groups it in TensorBoard.
 
         Raises:
-            ValueError: a metric has the name of one of the other three.
+            ValueError: a metric has the name of one of the other three columns.
         """
         row: dict[str, float | None] = {"step": step, "samples": samples, "seconds": seconds}
         taken = row.keys() & metrics.keys()
@@ -99,7 +93,7 @@ class MetricsLog:
             self._wandb.log(dict(metrics) | {"samples": samples, "seconds": seconds}, step=step)
 
     def close(self) -> None:
-        """Closes the files, and ends the run of Weights & Biases."""
+        """Close the files, and ends the run of Weights & Biases."""
         if self._file is not None:
             self._file.close()
         if self._events is not None:
@@ -109,7 +103,7 @@ class MetricsLog:
 
 
 def _wandb_run(folder: Path, project: str) -> Any:
-    """The folder's run of Weights & Biases, the same whenever training continues there."""
+    """Open the folder's run of Weights & Biases, the same whenever training continues there."""
     try:
         import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  optional
     except ModuleNotFoundError as error:
@@ -125,12 +119,13 @@ def _wandb_run(folder: Path, project: str) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """The rows of `folder/metrics.jsonl`, in the order of the steps.
+    """Read the rows of `folder/metrics.jsonl`, in the order of the steps.
+
+    A torn last line, of a process killed as it wrote, is left out: the resumed run writes it again.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no row; a torn last line (of a process killed as it wrote) is left
-            out silently, because the run writes it again when it is resumed.
+        ValueError: a line is no row.
     """
     path = folder / FILE_NAME
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -151,7 +146,7 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
 
 
 def _keep_rows_before(step: int, path: Path) -> None:
-    """Rewrites the file without the rows of `step` and beyond; whole or not at all."""
+    """Rewrite the file without the rows of `step` and beyond; whole or not at all."""
     if not path.exists():
         return
     rows = [row for row in read_metrics(path.parent) if (row["step"] or 0) < step]

@@ -1,8 +1,4 @@
-"""The training loop: batches in, optimiser steps, metrics and checkpoints out.
-
-It contains no loss: the objective, the learning rate and the evaluations are arguments. The state
-of a run is `drrho.training.state`.
-"""
+"""Training loop: batches in, optimiser steps, metrics and checkpoints out."""
 
 import signal
 import time
@@ -27,6 +23,13 @@ from drrho.training.state import TrainingState
 from drrho.training.step import AnyBatch, Objective, StepResult, take_step
 
 Evaluator = Callable[[], Mapping[str, float]]
+# Metrics of the progress line, with their labels there.
+SHOWN = {
+    "loss": "loss",
+    "peak_device_memory_gib": "device GiB",
+    "time/data_wait": "data wait",
+    "time/loss": "loss time",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +56,10 @@ def train(
     learning_rate: Schedule,
     evaluators: Mapping[str, Evaluator],
 ) -> TrainingResult:
-    """Trains from `state.step` to `config.num_steps`.
+    """Train from `state.step` to `config.num_steps`.
 
     A run that was killed and resumed computes what the uninterrupted run computes, bit for bit on
-    one machine's CPU: everything the next step depends on is in the checkpoint, and what is drawn
-    in a step depends on the seed and the step alone. On several processes each calls this with
-    its share of every batch.
+    one machine's CPU. On several processes each calls this with its share of every batch.
 
     Args:
         batches: endless iterator, whose first batch is that of step `state.step`.
@@ -71,8 +72,8 @@ def train(
     Raises:
         NotFiniteError: the loss or a gradient is nan or infinite, found at the latest before the
             next row of metrics or checkpoint is written.
-        TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 came to any process, be it in the last
-            evaluation; the step or the evaluation was finished and the state saved.
+        TrainingInterrupted: SIGINT, SIGTERM or SIGUSR1 came to any process; the step or the
+            evaluation was finished and the state saved.
         OSError: a checkpoint could not be written; those before it remain.
         ValueError: the arguments contradict each other, or the batches ended.
     """
@@ -117,7 +118,7 @@ class _Run(Generic[AnyBatch]):
 def _loop(
     run: _Run, log: MetricsLog, *, progress: Progress, signals: DeferredSignals, started: float
 ) -> dict[str, float]:
-    """Takes all remaining steps; returns the last row of metrics."""
+    """Take all remaining steps, and return the last row of metrics."""
     state, config = run.state, run.config
     unchecked: list[StepRecord] = []
     saved, waited, logged_at = False, 0.0, state.seconds
@@ -167,7 +168,7 @@ def _loop(
 def _log_and_evaluate(
     run: _Run, log: MetricsLog, *, signals: DeferredSignals
 ) -> tuple[dict[str, float], signal.Signals | None]:
-    """The row of this step, and the signal that any process received, if there is one."""
+    """Return the row of this step, and the signal that any process received, if any."""
     state = run.state
     received = _received(signals, state)
     if received is not None:
@@ -186,7 +187,7 @@ def _log_and_evaluate(
 
 
 def _keep_best(evaluation: Mapping[str, float], state: TrainingState, config: Training) -> None:
-    """Writes the model into `folder/best` if no evaluation before was better."""
+    """Write the model into `folder/best` if no evaluation before was better."""
     if config.keep_best is None:
         return
     if config.keep_best not in evaluation:
@@ -205,19 +206,16 @@ def _keep_best(evaluation: Mapping[str, float], state: TrainingState, config: Tr
 
 
 def _received(signals: DeferredSignals, state: TrainingState) -> signal.Signals | None:
-    """The signal that any process received; all stop after the same step."""
+    """Return the signal that any process received, so that all stop after the same step."""
     number = state.processes.all_reduce_max(signals.received or 0)
     return signal.Signals(number) if number else None
 
 
 def evaluate(evaluators: Mapping[str, Evaluator], model: nn.Module) -> dict[str, float]:
-    """Runs the evaluators, and restores the random generators and the model's modes.
-
-    Args:
-        evaluators: name -> function that returns metric -> value.
+    """Run the evaluators, and restore the random generators and the model's modes.
 
     Returns:
-        `name/metric` -> value.
+        Values by `name/metric`.
     """
     modes = [(module, module.training) for module in model.modules()]
     metrics: dict[str, float] = {}
@@ -253,7 +251,7 @@ def _require_consistent(
 
 
 def _is_due(step: int, every: int | None, config: Training) -> bool:
-    """Whether something done every so many steps, and at the end, is done after `step` steps."""
+    """Whether something done every so many steps, and at the end, is due after `step` steps."""
     return step == config.num_steps or (every is not None and step > 0 and step % every == 0)
 
 
@@ -270,7 +268,7 @@ def _next_batch(batches: Iterator[AnyBatch], *, step: int) -> AnyBatch:
 def _metrics(
     state: TrainingState, result: StepResult, record: StepRecord, *, own: dict[str, float]
 ) -> dict[str, float]:
-    """The row of a logged step: the loop's own values, then the objective's."""
+    """Build the row of a logged step: the loop's own values, then the objective's."""
     values = {**record.values, **own, "skipped_samples": state.skipped.total()}
     if state.scaler is not None:
         values["gradient_scale"] = state.scaler.get_scale()
@@ -291,14 +289,8 @@ def _metrics(
 
 
 def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Values for the progress line, which keeps the last ones between logged steps."""
-    shown = {
-        "loss": "loss",
-        "peak_device_memory_gib": "device GiB",
-        "time/data_wait": "data wait",
-        "time/loss": "loss time",
-    }
-    return {label: metrics[name] for name, label in shown.items() if name in metrics}
+    """Choose the values of the progress line, which keeps the last ones between logged steps."""
+    return {label: metrics[name] for name, label in SHOWN.items() if name in metrics}
 
 
 def _report_skipped(state: TrainingState) -> None:

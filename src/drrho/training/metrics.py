@@ -8,10 +8,10 @@ class Panel:
     """A chart of metrics against the samples seen.
 
     Attributes:
-        unit: of its vertical axis.
-        meaning: what its metrics say, in a sentence.
-        logarithmic: whether the vertical axis is.
-        compared: whether `drrho compare` draws it beside its results.
+        unit: unit of the vertical axis.
+        meaning: sentence that says what the metrics tell.
+        logarithmic: whether the vertical axis is logarithmic.
+        compared: whether `drrho compare` draws the chart beside its results.
     """
 
     title: str
@@ -23,13 +23,13 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """When the mean of a metric over the newest rows is an alert.
+    """Limit beyond which the mean of a metric over the newest rows is an alert.
 
     Attributes:
-        alert: its name.
-        text: what was found, with `{value}`, `{limit}` and `{negatives}`, their number.
-        remedy: what to do.
-        checked: what is looked for, in a sentence with `{limit}`.
+        alert: name of the alert.
+        text: message, with `{value}`, `{limit}` and `{negatives}` (number of negatives).
+        remedy: advice to the user.
+        checked: description of what is an alert, with `{limit}`.
         above, below: the limit; one of them is given.
         of_negatives: whether the metric is a share of an anchor's negatives, and the limit their
             number.
@@ -50,7 +50,7 @@ class Limit:
         return limit
 
     def found(self, share: float, *, num_negatives: int) -> str | None:
-        """The alert's text for a value of the metric; None within the limit."""
+        """Format the alert's text for a value of the metric; None within the limit."""
         value = share * num_negatives if self.of_negatives else share
         beyond = value < self.limit if self.above is None else value > self.limit
         text = self.text.format(value=value, limit=self.limit, negatives=num_negatives)
@@ -62,9 +62,9 @@ class Metric:
     """A number that training logs.
 
     Attributes:
-        panel: that shows it; None for none.
-        label: tells it from the other metrics of its panel; empty for the only one.
-        limit: None for no alert.
+        panel: chart that shows it, or None.
+        label: name in the chart's legend; empty for the only metric of a chart.
+        limit: limit of an alert, or None.
     """
 
     name: str
@@ -170,5 +170,5 @@ PANELS = tuple(dict.fromkeys(metric.panel for metric in METRICS if metric.panel 
 
 
 def metrics_of(panel: Panel) -> tuple[Metric, ...]:
-    """The metrics that a panel shows."""
+    """List the metrics that a panel shows."""
     return tuple(metric for metric in METRICS if metric.panel == panel)

@@ -20,11 +20,10 @@ class Optimizer:
         warmup_steps: optimiser steps of linear warm-up before the cosine to 0.
         betas: decay rates of AdamW's first and second moments.
         epsilon: constant that AdamW adds to the root of the second moment.
-        weight_decay: weight decay of matrices and larger tensors; gains, biases and the temperature
-            have none.
+        weight_decay: weight decay of parameters of two or more dimensions; gains, biases and the
+            temperature have none.
         temperature_lr_scale: learning rate of the loss's own parameters (temperature, and SigLIP's
-            bias) as a share of the model's, for example 0.25; None means the model's. Giving it
-            where the loss has none is an error of `build_optimizer`.
+            bias) as a share of the model's, for example 0.25; None means the model's.
     """
 
     learning_rate: float = 5e-4
@@ -55,18 +54,15 @@ def learning_rate_schedule(config: Optimizer, *, steps: int) -> Schedule:
 def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | None = None) -> AdamW:
     """AdamW over the trainable parameters of a model and of its loss.
 
-    Every group carries an `lr_scale`; whoever steps the optimiser sets
+    Every group has an `lr_scale`; whoever steps the optimiser sets
     `group["lr"] = schedule(step) * group["lr_scale"]`, as `drrho.training.loop` does.
-    Weight decay is for parameters of two or more dimensions: pulling a gain, a bias or a
-    temperature towards 0 regularises nothing.
 
     Args:
-        model: frozen parameters (`requires_grad` false) are left out.
-        loss: the module that holds the loss's learnable temperature, if there is one.
+        model: module whose frozen parameters (`requires_grad` false) are left out.
+        loss: module that holds the loss's learnable temperature, if there is one.
 
     Raises:
-        ValueError: nothing is trainable, or `temperature_lr_scale` is given and the loss has no
-            learnable parameter.
+        ValueError: nothing is trainable, or `temperature_lr_scale` has no effect.
     """
     of_model = _trainable(model.parameters())
     of_loss = _trainable(loss.parameters()) if loss is not None else []
@@ -94,7 +90,7 @@ def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | No
 
 
 def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Allocates the optimiser's state before its first step, to be overwritten by a saved one.
+    """Allocate the optimiser's state before its first step, to be overwritten by a saved one.
 
     Takes a step with a learning rate and gradients of 0, which changes no parameter.
     """

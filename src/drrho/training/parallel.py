@@ -13,9 +13,9 @@ Parallel = Literal["replicated", "sharded"]
 
 
 def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The stacked blocks of a deep model: layers of its transformers, stages of a convolutional
-    network. A block is one of several modules of one type in a list; blocks within blocks are not
-    listed.
+    """List the stacked blocks of a model: its transformers' layers, a convolutional net's stages.
+
+    A block is one of several modules of one type in a list; blocks within blocks are not listed.
     """
     for child in module.children():
         siblings = list(child.children())
@@ -28,7 +28,7 @@ def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def recompute_blocks(module: nn.Module) -> None:
-    """Gradient checkpointing: a block stores only its input and is recomputed in the backward pass.
+    """Store only the input of each block, and recompute it in the backward pass.
 
     Raises:
         ValueError: there is no stack of blocks.
@@ -38,7 +38,7 @@ def recompute_blocks(module: nn.Module) -> None:
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """Compiles every block, which is fast since they are alike; parameter names do not change.
+    """Compile every block, which is fast since they are alike; parameter names do not change.
 
     Raises:
         ValueError: there is no stack of blocks.
@@ -48,8 +48,7 @@ def compile_blocks(module: nn.Module) -> None:
 
 
 def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
-    """Shards a module in place (FSDP2): a process keeps its shard of parameters, gradients and
-    moments, and all-gathers a block's parameters when it is computed. Parameters become DTensors.
+    """Shard a module in place (FSDP2); its parameters become DTensors.
 
     Args:
         module: module on its device, before an optimiser is built. Scalars cannot be sharded and
@@ -79,16 +78,16 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wraps a module in DistributedDataParallel: a whole model per process, averaged gradients."""
+    """Wrap a module in DistributedDataParallel: a whole model per process, averaged gradients."""
     return DistributedDataParallel(
         module, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True
     )
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The full state of a model in host memory; a collective if it is sharded.
+    """Gather the full state of a model in host memory; a collective if it is sharded.
 
-    Of a sharded model only the first process has it, the others have an empty dictionary.
+    Of a sharded model only the first process gets it, the others an empty dictionary.
     """
     # Takes seconds to import, and only the end of a run needs it.
     from torch.distributed.checkpoint.state_dict import (  # noqa: PLC0415

@@ -1,32 +1,23 @@
-"""Schedules: plain functions from the step to a value.
+"""Schedules: pure functions from the number of steps already taken to a value.
 
-A schedule is a pure function of the number of steps already taken, so its position needs no state
-of its own and a resumed run continues it exactly.
+Their position needs no state of its own, so a resumed run continues them exactly. All raise
+ValueError for a value that is not finite, and when called with a negative step.
 """
 
 import math
 from collections.abc import Callable
 from typing import Literal
 
-from drrho.runtime.checks import require_at_least
+from drrho.runtime.checks import require_at_least, require_finite
 
 Schedule = Callable[[int], float]
 GAMMA_DECAY_SHARE = 0.5
 
 
 def constant(value: float) -> Schedule:
-    """The same value at every step.
-
-    Raises:
-        ValueError: `value` is not finite; the schedule: the step is negative.
-    """
-    _require_finite(value=value)
-
-    def schedule(step: int) -> float:
-        _require_step(step)
-        return value
-
-    return schedule
+    """Return a schedule that has the same value at every step."""
+    require_finite(value=value)
+    return _checked(lambda _step: value)
 
 
 def cosine(start: float, end: float, *, steps: int) -> Schedule:
@@ -34,22 +25,15 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
 
     `end + (start - end) * (1 + cos(pi * step / steps)) / 2`, never outside the two values.
 
-    Args:
-        start: value at step 0, for example 1 for the moving-average rate gamma.
-        end: value at `steps` and ever after, for example gamma_min.
-        steps: length of the decay in optimiser steps; positive.
-
     Raises:
-        ValueError: a value is not finite or `steps` is not positive; the schedule: the step is
-            negative.
+        ValueError: `steps` is not positive.
     """
-    _require_finite(start=start, end=end)
+    require_finite(start=start, end=end)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}; use constant() for no decay")
     low, high = min(start, end), max(start, end)
 
     def schedule(step: int) -> float:
-        _require_step(step)
         if step == 0:
             return start
         if step >= steps:
@@ -59,15 +43,16 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
         # would be rejected.
         return min(max(end + (start - end) * share, low), high)
 
-    return schedule
+    return _checked(schedule)
 
 
 def averaging_rate(final: float, *, kind: Literal["cosine", "constant"], steps: int) -> Schedule:
-    """gamma, the weight of the newest batch in averages: from 1 to `final`, or `final` throughout.
+    """Return the schedule of gamma, the weight of the newest batch in averages.
 
     Args:
         final: value at the end, in (0, 1].
-        kind: "cosine" falls over the first half of the run, the published choice.
+        kind: "cosine" falls from 1 over the first half of the run, the published choice;
+            "constant" is `final` throughout.
         steps: optimiser steps of the whole run.
     """
     if kind == "constant":
@@ -78,18 +63,17 @@ def averaging_rate(final: float, *, kind: Literal["cosine", "constant"], steps: 
 def warmup_cosine(
     peak: float, *, warmup_steps: int, total_steps: int, final: float = 0.0
 ) -> Schedule:
-    """A linear rise to `peak`, then half a cosine to `final`; the usual learning rate.
+    """Linear rise to `peak`, then half a cosine to `final`: the usual learning rate.
 
     Step s of the warm-up has `peak * (s + 1) / warmup_steps`: the first step already moves, and
     step `warmup_steps - 1` is the first with the whole peak. The cosine starts at `warmup_steps`
-    with `peak` and reaches `final` at `total_steps`, one past the last step of a run of that
-    length, so that no step is spent at a rate of 0. The same convention as open_clip's.
+    and reaches `final` at `total_steps`, one past the last step of a run of that length, so that
+    no step is spent at a rate of 0. The same convention as open_clip's.
 
     Raises:
-        ValueError: a value is not finite, `total_steps` is not positive, or `warmup_steps` does
-            not lie between 0 and `total_steps`; the schedule: the step is negative.
+        ValueError: `total_steps` is not positive, or `warmup_steps` does not lie between 0 and it.
     """
-    _require_finite(peak=peak, final=final)
+    require_finite(peak=peak, final=final)
     require_at_least(1, total_steps=total_steps)
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
@@ -99,20 +83,17 @@ def warmup_cosine(
     decay = cosine(peak, final, steps=decay_steps) if decay_steps else constant(final)
 
     def schedule(step: int) -> float:
-        _require_step(step)
         if step < warmup_steps:
             return peak * ((step + 1) / warmup_steps)
         return decay(step - warmup_steps)
 
-    return schedule
+    return _checked(schedule)
 
 
-def _require_finite(**values: float) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+def _checked(schedule: Schedule) -> Schedule:
+    def checked(step: int) -> float:
+        if step < 0:
+            raise ValueError(f"step counts the steps taken and is not negative, got {step}")
+        return schedule(step)
 
-
-def _require_step(step: int) -> None:
-    if step < 0:
-        raise ValueError(f"step counts the steps already taken and is not negative, got {step}")
+    return checked

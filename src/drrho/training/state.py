@@ -1,4 +1,4 @@
-"""The state of a run that a checkpoint holds: all that the next step depends on, and counts."""
+"""State of a run that a checkpoint holds: all that the next step depends on, and counts."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,29 +25,25 @@ MOMENTS = "optimizer."  # prefix of the names of a parameter's moments
 class TrainingState:
     """A run in progress: its modules, its optimiser and its position.
 
-    Schedules, the order of the samples and random draws are functions of (seed, step): their
-    position is `step`.
-
     Attributes:
         folder: folder of the run; its checkpoints are in `folder/checkpoints`.
-        model: module that is trained, not wrapped in DistributedDataParallel, whose parameter
-            names differ; it may be sharded in place (FSDP2).
+        model: module that is trained, not wrapped in DistributedDataParallel, which changes
+            parameter names; it may be sharded in place (FSDP2).
         loss: module with the loss's per-sample state and learnable temperature; None for a
             loss that remembers nothing.
         optimizer: optimiser of the parameters of model and loss.
-        config: configuration of the whole run as nested plain data (`dataclasses.asdict`); a
-            checkpoint is only restored into the configuration that wrote it.
+        config: configuration of the whole run as nested plain data; a checkpoint is only restored
+            into the configuration that wrote it.
         seed: random seed of what a step draws (dropout).
-        export: function that writes the model alone into a folder, for the best model; a
-            collective.
+        export: collective that writes the model alone into a folder, for the best model.
         scaler: scaler of the loss's gradient where the forward pass is in float16.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
         skipped: reason -> samples of all processes that could not be used, repetitions counted.
         skipped_steps: number of steps that were skipped because a value was not finite.
         seconds: wall time spent in training, of all resumed parts.
-        metrics: metrics of the last step; empty if that step is not logged. They are saved so
-            that a run killed between a checkpoint and the log line loses neither.
-        best: step and value of the best evaluation so far; empty unless `keep_best` asks for it.
+        metrics: metrics of the last step, if it is logged; a run that is killed between its
+            checkpoint and its log line logs them when it is resumed.
+        best: step and value of the best evaluation so far, with `keep_best`.
     """
 
     folder: Path
@@ -73,17 +69,17 @@ class TrainingState:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """Folder of the checkpoints."""
         return self.folder / "checkpoints"
 
     def count(self, num_samples: int, skipped: Sequence[tuple[int, str]]) -> None:
-        """Counts a step, and the samples that this process used and skipped in it."""
+        """Count a step, and the samples that this process used and skipped in it."""
         self.step += 1
         self._own_samples += num_samples
         self._own_skipped.update(reason for _, reason in skipped)
 
     def add_up(self) -> None:
-        """Adds the counts of all processes to the totals; a collective."""
+        """Add the counts of all processes to the totals; a collective."""
         for num_samples, skipped in self.processes.all_gather_object(
             (self._own_samples, self._own_skipped)
         ):
@@ -92,12 +88,12 @@ class TrainingState:
         self._own_samples, self._own_skipped = 0, Counter[str]()
 
     def save(self, *, keep: int) -> Path:
-        """Starts to write a checkpoint of the current state, and keeps the newest `keep`; a
-        collective. Training may go on; `wait_until_saved` returns when it is on the disk.
+        """Start to write a checkpoint, and keep the newest `keep`; a collective.
+
+        Training may go on; `wait_until_saved` returns when it is on the disk.
 
         Raises:
-            TypeError: the config holds something that is not plain data, or a module's state
-                something that is no tensor.
+            TypeError: the config is not plain data, or a module's state holds a non-tensor.
             OSError: an earlier checkpoint could not be written.
         """
         self.add_up()
@@ -113,11 +109,11 @@ class TrainingState:
         return self._writer.start(self._tensors(), values, step=self.step, keep=keep)
 
     def wait_until_saved(self) -> None:
-        """Waits for the last checkpoint; raises OSError if it could not be written."""
+        """Wait for the last checkpoint; raises OSError if it could not be written."""
         self._writer.wait()
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint, once it is on the disk; None if there is none."""
+        """Find the newest checkpoint, once it is on the disk; None if there is none."""
         self.wait_until_saved()
         return latest_checkpoint(self.checkpoints)
 
@@ -127,18 +123,13 @@ class TrainingState:
         may_change: Collection[str] = (),
         upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> bool:
-        """Continues from the newest readable checkpoint of the folder, if there is one; a
-        collective.
+        """Continue from the newest readable checkpoint, and return whether there is one.
 
-        Call it before the batches are opened: they start at `step`.
+        A collective, called before the batches are opened: they start at `step`.
 
         Args:
-            may_change: dotted names of config values that may differ from the checkpoint's
-                because they do not change what is computed, such as "data.workers".
+            may_change: dotted names of config values that may differ from the checkpoint's.
             upgrade: brings a configuration that an earlier version wrote into today's form.
-
-        Returns:
-            Whether there was a checkpoint.
 
         Raises:
             CheckpointError: no checkpoint is readable, or the newest readable one has another
@@ -175,7 +166,7 @@ class TrainingState:
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of model, loss and optimiser by name, not copied."""
+        """Collect the tensors of model, loss and optimiser by name, not copied."""
         tensors: dict[str, Tensor] = {}
         for owner, module in self._owners():
             tensors |= {f"{owner}.{name}": value for name, value in module.state_dict().items()}
@@ -197,14 +188,14 @@ class TrainingState:
         }
 
     def _drop_moments_except(self, saved: Collection[str]) -> None:
-        """Drops the moments of parameters that had no gradient before the checkpoint."""
+        """Drop the moments of parameters that had no gradient before the checkpoint."""
         for parameter, name in self._names().items():
             moments = self.optimizer.state.get(parameter, {})
             if not any(f"{MOMENTS}{name}.{moment}" in saved for moment in moments):
                 self.optimizer.state.pop(parameter, None)
 
     def _other_shapes(self, saved: Mapping[str, torch.Size]) -> list[str]:
-        """Shapes that differ from the saved ones; moments that were not saved may exist."""
+        """Describe shapes that differ from the saved ones; unsaved moments may exist."""
         current = {
             name: value.shape
             for name, value in self._tensors().items()

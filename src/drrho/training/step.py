@@ -43,8 +43,7 @@ class StepResult:
     Attributes:
         loss: scalar with a gradient, computed in float32.
         num_samples: number of samples of this process that entered the loss.
-        metrics: name -> scalar, read only where the step is logged; a tensor may stay on its
-            device.
+        metrics: name -> scalar on any device, read only where the step is logged.
     """
 
     loss: Float[Tensor, ""]
@@ -57,14 +56,12 @@ AnyBatch = TypeVar("AnyBatch", bound=Batch, contravariant=True)
 
 @runtime_checkable
 class Objective(Protocol[AnyBatch]):
-    """The forward pass and the loss of one batch.
+    """Forward pass and loss of one batch, called once per optimiser step.
 
-    Each process calls it with its share of the batch, and all return the same loss.
-
-    Called once per optimiser step, with the batch on the model's device, under autocast where the
-    precision is not float32: the loss converts what it is given to float32. `step` counts the steps
-    already taken, for schedules that belong to the loss. With `diagnose` the step is
-    logged, and costly metrics are computed.
+    Each process gets its share of the batch on the model's device, and all return the same loss.
+    Under autocast, where the precision is not float32, the loss converts its inputs to float32.
+    `step` counts the steps already taken. With `diagnose` the step is logged, and costly metrics
+    are computed.
     """
 
     def __call__(self, batch: AnyBatch, *, step: int, diagnose: bool) -> StepResult: ...
@@ -79,16 +76,15 @@ def take_step(
     learning_rate: Schedule,
     diagnose: bool,
 ) -> tuple[StepResult, StepRecord]:
-    """Takes one optimiser step: forward, backward, clip, update; then `state` counts it.
+    """Take one optimiser step: forward, backward, clip, update; then `state` counts it.
 
-    Does not wait for the device, unless steps that are not finite are to be skipped: the values of
-    the record stay on the device.
+    The record's values stay on the device, and nothing waits for it, unless steps that are not
+    finite are to be skipped.
 
     Returns:
         The objective's result, and the record of what has to be finite: the loss, the 2-norm of
-        the model's gradient (before clipping) and that of the loss's own trainable parameters,
-        if it has any. In float16 only the loss: gradients may overflow, and the scaler then
-        skips the step and lowers its scale.
+        the model's gradient (before clipping) and that of the loss's own trainable parameters.
+        In float16 only the loss: gradients may overflow, and the scaler then skips the step.
     """
     device = next(state.model.parameters()).device
     for group in state.optimizer.param_groups:
@@ -109,28 +105,19 @@ def take_step(
         state.optimizer.step()
     else:
         state.skipped_steps += 1
+    checked = tuple(values) if state.scaler is None else ("loss",)
     record = StepRecord(
         step=state.step,
         sample_ids=batch.sample_ids,
         values=values,
-        checked=_checked(values, state, config),
+        checked=checked if config.not_finite == "stop" else (),
     )
     state.count(result.num_samples, batch.skipped)
     return result, record
 
 
-def _checked(
-    values: Mapping[str, Tensor], state: TrainingState, config: Training
-) -> tuple[str, ...]:
-    match config.not_finite:
-        case "skip":
-            return ()
-        case "stop":
-            return tuple(values) if state.scaler is None else ("loss",)
-
-
 def _backward(loss: Float[Tensor, ""], state: TrainingState) -> dict[str, Float[Tensor, ""]]:
-    """Computes gradients; returns the values that must be finite."""
+    """Compute gradients, and return the values that must be finite."""
     if state.scaler is None:
         loss.backward()
     else:

@@ -1,8 +1,7 @@
-"""The tensors of a checkpoint, by torch.distributed.checkpoint: every process writes its share, and
-any number of processes reads what any other number wrote.
+"""Tensors of a checkpoint, written and read by torch.distributed.checkpoint.
 
-Its imports take seconds, so it is a separate module that is imported where tensors are written or
-read.
+Every process writes its share, and any number of processes can read it. The imports take seconds,
+so this module is imported only where tensors are written or read.
 """
 
 import pickle
@@ -41,8 +40,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 
 def write_tensors(tensors: dict[str, Tensor], folder: Path, processes: Processes) -> None:
-    """Writes tensors in host memory, a collective of the background group; when it returns, every
-    process has written its share.
+    """Write tensors in host memory; a collective of the background group.
 
     Raises:
         OSError: this process could not write.
@@ -60,16 +58,16 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, processes: Processes
 
 
 def read_shapes(path: Path) -> dict[str, torch.Size]:
-    """The whole shape of every tensor in a checkpoint, by name.
+    """Read the whole shape of every tensor in a checkpoint, by name.
 
     Raises:
-        CheckpointError: the index is damaged, or holds what is no tensor.
+        CheckpointError: the index is damaged, or lists something that is not a tensor.
     """
     return {name: entry.size for name, entry in _index(path).items()}
 
 
 def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
-    """Overwrites tensors with those of a checkpoint, by name; a collective.
+    """Overwrite tensors with those of a checkpoint, by name; a collective.
 
     Args:
         tensors: tensors to overwrite; DTensors get their process's shard.
@@ -91,11 +89,7 @@ def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> N
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The full tensors of a checkpoint, in host memory.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """Read the full tensors of a checkpoint into host memory; CheckpointError if damaged."""
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in _index(path).items()
@@ -105,7 +99,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _TensorReader(FileSystemReader):
-    """Reads the index of a checkpoint without running code from it."""
+    """Reader of a checkpoint's index that runs no code from it."""
 
     def read_metadata(self, *_arguments: Any, **_names: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:
@@ -133,7 +127,7 @@ def _index(path: Path) -> dict[str, TensorStorageMetadata]:
 
 
 def _cause(error: CheckpointException, rank: int) -> Exception:
-    """This process's own failure, or an error that names the processes that failed."""
+    """Return this process's own failure, or an error that names the processes that failed."""
     failures = {where: failure for where, (failure, _) in error.failures.items()}
     if isinstance(own := failures.get(rank), Exception):
         return own
