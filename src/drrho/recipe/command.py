@@ -1,4 +1,4 @@
-"""`drrho train` and `drrho recipes`: from arguments to a recipe, and what its run found as text."""
+"""`drrho train` and `drrho recipes`: arguments into a recipe, and its results into text."""
 
 import difflib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 
 DRY_RUN, SCALE = "--dry-run", "--scale."
-# What people type most, without the part of the recipe that it is of.
+# Short names of the options that are typed most.
 ALIASES = {
     "--batch-size": "--loading.batch-size",
     "--workers": "--loading.workers",
@@ -65,7 +65,7 @@ def run_train(arguments: list[str]) -> str | tuple[str, int]:
 
 
 def _trained(recipe: Recipe) -> str:
-    """Train; returns the scores, what was seen and skipped, and where the model is."""
+    """Train, and describe the scores, the samples seen and skipped, and where the model is."""
     results = train_recipe(recipe)
     scores = {
         name.removeprefix("evaluation/"): value
@@ -84,10 +84,10 @@ def _trained(recipe: Recipe) -> str:
 
 
 def _recipe(source: str, arguments: list[str]) -> Recipe:
-    """The recipe of a file or of a name, with fields changed.
+    """Build the recipe of a file (`.py`, or a file that exists) or of a name, with fields changed.
 
-    A file is what ends in `.py` or lies there; anything else is a name. `--scale.batch-size` and
-    its like change a published recipe with all that follows from them, and come first.
+    `--scale.batch-size` and its like change a published recipe with all that follows from them,
+    and come first.
     """
     if source in ALGORITHMS and not Path(source).is_file():
         of_scale, others = _of_scale(_in_full(arguments, ALIASES_OF_PUBLISHED))
@@ -107,7 +107,7 @@ def _recipe(source: str, arguments: list[str]) -> Recipe:
 
 
 def _in_full(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
-    """The arguments with the full name of every option.
+    """Replace short names of options by full ones.
 
     Raises:
         ValueError: an option is given twice, perhaps under both of its names.
@@ -125,7 +125,7 @@ def _in_full(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
 
 
 def _of_scale(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The options of the scale, with their values, and the others."""
+    """Separate the options of the scale, with their values, from the others."""
     of_scale, others, takes = [], [], False
     for argument in arguments:
         if argument.startswith(SCALE):
@@ -150,7 +150,7 @@ def _list_of_recipes() -> str:
 
 
 def _described(aliases: Mapping[str, str]) -> str:
-    """Help of `drrho train RECIPE`, before the list of its options."""
+    """Write the help of `drrho train RECIPE` that stands above the list of its options."""
     short = ", ".join(f"{short} = {full}" for short, full in aliases.items())
     return (
         "Train a model by this recipe, with any field changed. --dry-run checks and describes the "

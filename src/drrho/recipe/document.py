@@ -1,6 +1,4 @@
-"""The files of a run that say what it was: `recipe.json`, also of earlier versions, and
-`results.json`.
-"""
+"""Files of a run that describe it: `recipe.json`, also of earlier versions, and `results.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from drrho.runtime.files import write_json
 from drrho.runtime.records import FORMAT, from_json, read_json_object, read_versioned, to_json
 
 RECIPE_FILE, RESULTS_FILE = "recipe.json", "results.json"
-CONTENTS = "contents"  # of what a recipe names, beside its own fields
+CONTENTS = "contents"  # identities of what a recipe names, recorded beside its own fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +19,17 @@ class RunResults:
     """Results of a finished run.
 
     Attributes:
-        recipe: what was trained.
+        recipe: recipe of the run.
         contents: identities of the data, of the stored embeddings and of the filtered pairs.
-        metrics: of the last step and of the last evaluation, by name.
+        metrics: metrics of the last step and of the last evaluation, by name.
         samples_seen: pairs that the model was trained on.
         epochs: passes over the pairs.
         seconds: wall time of training, evaluations included.
         skipped: reason -> number of samples left out of their batches.
         skipped_steps: steps left out because a number was not finite.
         samples_without_reference: samples without stored embeddings; None without a reference.
-        filtering: what the filter did; None without one.
-        processes: number of them.
+        filtering: report of the filter; None without one.
+        processes: number of processes.
         reference: identity of the reference; None without one.
         teachers: identities of the teachers.
         versions: library -> version.
@@ -55,7 +53,7 @@ class RunResults:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The recipe with its contents, as `recipe.json` has it."""
+        """Recipe with its contents, as `recipe.json` has it."""
         return to_json(self.recipe) | {CONTENTS: self.contents}
 
 
@@ -107,7 +105,7 @@ def read_recipe(document: Mapping[str, Any], *, where: str = "recipe") -> Recipe
     """Build a recipe from what `to_json` made of it, in this version or an earlier one.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no recipe.
     """
     own = {name: value for name, value in document.items() if name != CONTENTS}
     if isinstance(own.get("objective"), Mapping):
@@ -116,17 +114,17 @@ def read_recipe(document: Mapping[str, Any], *, where: str = "recipe") -> Recipe
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded recipe, with its contents, as today's version would write it.
+    """Convert a recorded recipe, with its contents, to what today's version would write.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no recipe.
     """
     kept = {CONTENTS: document[CONTENTS]} if CONTENTS in document else {}
     return to_json(read_recipe(document)) | kept
 
 
 def _upgraded_objective(document: Mapping[str, Any]) -> dict[str, Any]:
-    """An objective as the version of 2026-11-30 wrote it, one class for all, in today's form."""
+    """Convert an objective that the version of 2026-11-30 wrote, one class for all methods."""
     found = dict(document)
     temperature = found.get("temperature")
     if isinstance(temperature, Mapping) and temperature.get("kind") == "per_direction":

@@ -1,4 +1,4 @@
-"""A run's model, or that of one of its checkpoints, for other programs."""
+"""Export of a run's model, or of one of its checkpoints, for other programs."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +36,12 @@ class ExportConfig:
 
 
 def export_model(config: ExportConfig) -> Path:
-    """Write the model and returns where.
+    """Write the model, and return its path.
 
     Raises:
         FileNotFoundError: the run has no finished model, or is no run.
         CheckpointError: the checkpoint is damaged.
-        ValueError: the model cannot be written in this format, or the checkpoint is of another.
+        ValueError: the model cannot be written in this format, or the checkpoint does not fit it.
     """
     output = Path(config.output).expanduser()
     run = Path(config.run).expanduser()
@@ -58,7 +58,7 @@ def export_model(config: ExportConfig) -> Path:
 
 
 def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
-    """The model of one of a run's checkpoints.
+    """Load the model of one of a run's checkpoints.
 
     Raises:
         FileNotFoundError: the folder is no run.
@@ -66,7 +66,7 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
         ValueError: the checkpoint is of another model.
     """
     read_values(checkpoint)  # verifies the files
-    # Seconds of import, for those who export a checkpoint.
+    # Takes seconds to import.
     from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
 
     model = build_model(read_recipe(read_recipe_file(run)).model, seed=0)

@@ -1,10 +1,9 @@
-"""What a run's folder says of it, finished or not, and its model at several stages."""
+"""Contents of a run's folder, finished or not, and its model at several stages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from drrho.data.manifest import Manifest
 from drrho.models.build import build_model, load_model
@@ -27,13 +26,13 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run as its folder tells it.
+    """A run as its folder records it.
 
     Attributes:
-        path: of the folder.
-        recipe: what was trained.
-        rows: of its metrics log; none before the first is written.
-        results: of a finished run; None before its end.
+        path: folder of the run.
+        recipe: recipe of the run.
+        rows: rows of the metrics log.
+        results: results of a finished run; None before its end.
     """
 
     path: Path
@@ -43,15 +42,15 @@ class RunFolder:
 
     @property
     def step(self) -> int:
-        """The last step in the log."""
+        """Last step in the log."""
         return int(self.rows[-1]["step"] or 0) if self.rows else 0
 
     def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
-        """The stored embeddings that steered it, or those in another folder; None if none did.
+        """Open the embeddings that steered the run, or those in another folder; None if none did.
 
         Raises:
-            FileNotFoundError, ValueError: as `open_reference`; or it was steered by embeddings
-                of views, which say nothing of the samples as they are.
+            FileNotFoundError, ValueError: as `open_reference`; or the run was steered by
+                embeddings of augmented views, and no folder is given.
         """
         if folder is None and self.recipe.loading.views is not None:
             raise ValueError(
@@ -67,7 +66,7 @@ class RunFolder:
         )
 
     def temperature_at(self, step: int) -> float:
-        """The one last logged by then, of several their mean; before the first row, as it began."""
+        """Return the temperature last logged by then (of several, the mean), or the initial one."""
         names = ("temperature", "temperature_image", "temperature_text")
         taken = [row for row in self.rows if (row["step"] or 0) <= step]
         for row in reversed(taken):
@@ -76,36 +75,29 @@ class RunFolder:
         return self.recipe.objective.temperature.initial
 
 
-@runtime_checkable
-class ModelLoader(Protocol):
-    """Builds a model when it is wanted."""
-
-    def __call__(self) -> TwoTower: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A run's model after some of its steps.
 
     Attributes:
         step: optimiser steps taken.
-        title: for people.
-        temperature: tau at that step.
-        load: the model.
+        title: name of the stage for people.
+        temperature: temperature at that step.
+        load: function that builds the model.
     """
 
     step: int
     title: str
     temperature: float
-    load: ModelLoader
+    load: Callable[[], TwoTower]
 
 
 def read_run(path: Path) -> RunFolder:
     """Read a run's folder.
 
     Raises:
-        FileNotFoundError: it holds no run.
-        ValueError: a file of it is damaged.
+        FileNotFoundError: the folder holds no run.
+        ValueError: a file is damaged.
     """
     recipe = read_recipe(read_recipe_file(path))
     try:
@@ -116,12 +108,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The runs that folders name: themselves, or of a comparison's folder those in it, without
-    its references'.
-
-    Raises:
-        FileNotFoundError: a folder is not there, or holds no run.
-    """
+    """List runs: the folders themselves, or those in the folder of a comparison."""
     return list(dict.fromkeys(run for path in paths for run in _runs_of(path)))
 
 
@@ -134,9 +121,9 @@ def _runs_of(path: Path) -> Iterator[Path]:
 
 
 def stages_of(run: RunFolder) -> list[Stage]:
-    """The model before the first step, at the checkpoints that were kept, and at the end."""
+    """List the model before the first step, at the checkpoints that were kept, and at the end."""
 
-    def stage(step: int, title: str, load: ModelLoader) -> Stage:
+    def stage(step: int, title: str, load: Callable[[], TwoTower]) -> Stage:
         return Stage(step=step, title=title, temperature=run.temperature_at(step), load=load)
 
     start = partial(build_model, run.recipe.model, seed=run.recipe.seed)

@@ -17,21 +17,21 @@ ALTERNATIVES = {"training.steps": "training.epochs", "training.epochs": "trainin
 def overridden(
     recipe: Recipe, arguments: Sequence[str], *, source: str, description: str
 ) -> Recipe:
-    """The recipe with any field changed; `--help` among the arguments describes them, and exits.
+    """Change fields of a recipe; `--help` among the arguments describes them, and exits.
 
-    `--objective.method` and `--objective.temperature.kind` choose another class there, which keeps
-    what the recipe sets of the fields that both have. What the recipe leaves out altogether
-    (`selection`, `objective.distillation`) has no fields to change; it is added in the file.
+    `--objective.method` and `--objective.temperature.kind` choose another class, which keeps what
+    the recipe sets of the fields that both have. Parts that the recipe leaves out (`selection`,
+    `objective.distillation`) have no fields to change; they are added in the file.
 
     Args:
-        recipe: what is changed.
+        recipe: recipe to change.
         arguments: options with their values.
-        source: the file or the name that the recipe came from, for messages.
-        description: the text above the options in the help.
+        source: file or name that the recipe came from, for messages.
+        description: text above the options in the help.
 
     Raises:
-        ValueError: an option is of a part that the recipe leaves out, names no class, or gives a
-            recipe that makes no sense.
+        ValueError: an option belongs to a part that the recipe leaves out, names no class, or
+            gives a recipe that makes no sense.
     """
     default, left = recipe, list(arguments)
     for option in arguments:
@@ -63,12 +63,12 @@ def overridden(
 
 
 def changed_kind(config: Any, kind: type[Kind]) -> Kind:
-    """A configuration of another class, with what was set of the fields that both have."""
+    """Convert a configuration to another class, with what was set of the fields that both have."""
     return kind(**_set_fields(config, kind))
 
 
 def _absent_part(recipe: object, option: str) -> str | None:
-    """The part that an option such as `--selection.batch-size` is of, where the recipe lacks it."""
+    """Name the part that an option such as `--selection.batch-size` needs and the recipe lacks."""
     names = ".".join(_split(option)).split(".")
     for depth, name in enumerate(names[:-1], start=1):
         if not is_dataclass(recipe) or name not in {part.name for part in fields(recipe)}:
@@ -80,7 +80,7 @@ def _absent_part(recipe: object, option: str) -> str | None:
 
 
 def _split(option: str) -> tuple[str, str]:
-    """The part and the field that an option names: "objective.temperature" and "kind"."""
+    """Split an option into its part and its field: "objective.temperature" and "kind"."""
     if not option.startswith("--"):
         return "", ""
     part, _, field = option.partition("=")[0].removeprefix("--").replace("-", "_").rpartition(".")
@@ -88,7 +88,7 @@ def _split(option: str) -> tuple[str, str]:
 
 
 def _taken(arguments: list[str], option: str) -> str:
-    """The value of an option, which leaves the arguments."""
+    """Remove an option from the arguments, and return its value."""
     place = arguments.index(option)
     arguments.pop(place)
     if "=" in option:
@@ -99,7 +99,7 @@ def _taken(arguments: list[str], option: str) -> str:
 
 
 def _of_kind(recipe: Recipe, name: str, value: str, option: str) -> Any:
-    """A part of the recipe as the class of its union that has a tag."""
+    """Convert a part of the recipe to the class of its union that has a tag."""
     above, _, own = name.rpartition(".")
     owner: Any = recipe
     for step in above.split(".") if above else ():
@@ -108,38 +108,40 @@ def _of_kind(recipe: Recipe, name: str, value: str, option: str) -> Any:
     kinds = {tag[1]: kind for kind in members if (tag := tag_of(kind))}
     if value not in kinds:
         raise ValueError(f"{option} must be one of {', '.join(kinds)}, got {value!r}")
-    kind = kinds[value]
-    required = {part.name: tyro.MISSING for part in fields(kind) if _default(part) is MISSING}
-    return _unchecked(kind, required | _defaults(kind) | _set_fields(getattr(owner, own), kind))
+    defaults = {part.name: _default(part) for part in fields(kinds[value])}
+    return _unchecked(kinds[value], defaults | _set_fields(getattr(owner, own), kinds[value]))
 
 
 def _with(config: Any, name: str, value: Any) -> Any:
-    """A configuration with another value of a field, perhaps of one of its parts."""
+    """Replace the value of a field, perhaps of one of the configuration's parts."""
     first, _, rest = name.partition(".")
     new = _with(getattr(config, first), rest, value) if rest else value
     return _unchecked(type(config), vars(config) | {first: new})
 
 
 def _unchecked(kind: Any, values: dict[str, Any]) -> Any:
-    """A configuration whose fields may not fit each other yet: other arguments make them fit."""
+    """Build a configuration without its checks: later arguments may make its fields fit."""
     made = object.__new__(kind)
     vars(made).update(values)
     return made
 
 
 def _set_fields(config: Any, kind: Any) -> dict[str, Any]:
-    """Values of the fields of a configuration that another class has too, but for defaults."""
+    """Collect the values of fields that another class has too, but for those left at a default.
+
+    A default is told by identity: a number equal to it that somebody gave is another object, and
+    is kept where the other class has another default.
+    """
     common = {part.name for part in fields(kind)}
     return {
         part.name: value
         for part in fields(config)
-        if part.name in common and (value := getattr(config, part.name)) != _default(part)
+        if part.name in common and (value := getattr(config, part.name)) is not part.default
     }
 
 
-def _defaults(kind: Any) -> dict[str, Any]:
-    return {p.name: value for p in fields(kind) if (value := _default(p)) is not MISSING}
-
-
 def _default(part: Any) -> Any:
-    return part.default if part.default_factory is MISSING else part.default_factory()
+    """Return the default of a field; tyro's mark of a required option without one."""
+    if part.default_factory is not MISSING:
+        return part.default_factory()
+    return tyro.MISSING if part.default is MISSING else part.default

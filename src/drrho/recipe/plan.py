@@ -1,4 +1,4 @@
-"""What `drrho train RECIPE --dry-run` says: whether a run would start, and what it would do.
+"""`drrho train RECIPE --dry-run`: checks whether a run would start, and describes it.
 
 Everything that a run checks before its first step is checked, and a few samples are read; nothing
 of the run is written.
@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from drrho.contrastive.memory.temperature import AnyTemperature, Learned, PerSample
-from drrho.contrastive.objectives.clip import CLIP
+from drrho.contrastive.memory.temperature import Learned, PerSample
 from drrho.contrastive.objectives.distillation import Distillation
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
-from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Position, training_batches
 from drrho.data.manifest import Manifest
@@ -53,21 +51,30 @@ from drrho.training.checkpoint import latest_checkpoint
 from drrho.training.config import Precision, require_precision
 from drrho.training.optimizer import build_optimizer
 
+LOSSES = {
+    "clip": "CLIP's cross-entropy of the batch",
+    "siglip": "SigLIP's sigmoid loss",
+    "fastclip": "the global contrastive loss (FastCLIP)",
+    "drrho_clip": "the global contrastive loss on the excess over the reference (DRRho-CLIP)",
+    "distillation": "the teachers' matching probabilities",
+}
+SELECTIONS = {"sample": "JEST", "top_k": "JEST top-k", "rho_top_k": "RHO top-k"}
 FLOAT = 4  # bytes
 MEASURED = (2, 4)  # pairs of the two forward passes that activations are measured with
+SAMPLES_READ = 8  # of the first batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Bytes of one process, but for the disk.
+    """Bytes of memory of one process, and of checkpoints on the disk.
 
     Attributes:
-        parameters: numbers, trainable or not; of the whole model.
-        model_and_optimizer: parameters, gradients and AdamW's moments in float32.
-        activations: of the pairs that are encoded at once; None if it is not known.
-        images: of the loaded pairs, and the same again that wait.
-        per_sample: averages and individual temperatures.
-        checkpoints: on disk, with the one that is being written.
+        parameters: number of parameters of the whole model, trainable or not.
+        model_and_optimizer: bytes of parameters, gradients and AdamW's moments in float32.
+        activations: bytes of the pairs that are encoded at once; None if it is not known.
+        images: bytes of the images of two batches, the second of which waits.
+        per_sample: bytes of averages and individual temperatures.
+        checkpoints: bytes on disk, with the checkpoint that is being written.
     """
 
     parameters: int
@@ -79,11 +86,7 @@ class Sizes:
 
 
 def sizes_of(recipe: Recipe, model: TwoTower, *, num_samples: int, num_processes: int) -> Sizes:
-    """An estimate from the model, which is on the CPU, and the formats of drrho's files.
-
-    Activations are what autograd keeps of two small forward passes of both towers, per pair,
-    times the pairs that a process encodes at once.
-    """
+    """Estimate bytes from a model on the CPU and the formats of drrho's files."""
     trainable = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in model.module.parameters())
     shares = num_processes if recipe.parallel == "sharded" else 1
@@ -107,20 +110,20 @@ def sizes_of(recipe: Recipe, model: TwoTower, *, num_samples: int, num_processes
 
 
 def per_sample_bytes(objective: Objective) -> int:
-    """Bytes of state for one sample of the data set, in memory and in a checkpoint."""
+    """Compute the bytes of state for one sample, in memory and in a checkpoint."""
     averages = 2 * FLOAT if objective.has_averages else 0
     temperatures = 4 * FLOAT if isinstance(objective.temperature, PerSample) else 0
     return averages + temperatures
 
 
 def activation_bytes(model: TwoTower, *, precision: Precision) -> int:
-    """Bytes that the backward pass of both towers needs of a pair."""
+    """Measure the bytes that the backward pass of both towers needs of a pair."""
     fewer, more = (_saved_bytes(model, pairs, precision) for pairs in MEASURED)
     return max(0, more - fewer) // (MEASURED[1] - MEASURED[0])
 
 
 def _saved_bytes(model: TwoTower, num_pairs: int, precision: Precision) -> int:
-    """Of the distinct tensors that autograd saves, without the parameters."""
+    """Sum the bytes of the distinct tensors that autograd saves, without the parameters."""
     module: Any = model.module
     own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     saved: dict[int, int] = {}
@@ -135,38 +138,31 @@ def _saved_bytes(model: TwoTower, num_pairs: int, precision: Precision) -> int:
 
     images = _pixels(model).expand(num_pairs, -1, -1, -1).contiguous()
     tokens = model.tokenizer(["a caption"] * num_pairs)
-    dtype = torch.bfloat16  # both half precisions are as large, and CPUs know this one
     training = [m for m in model.module.modules() if m.training]
     model.module.eval()  # a forward pass in training would move batch statistics
     try:
         with (
             preserved_generators(),
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=dtype, enabled=precision != "float32"),
+            # Both half precisions are as large, and CPUs know this one.
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision != "float32"),
         ):
             module.encode_image(images, normalize=False)
             module.encode_text(tokens, normalize=False)
     finally:
-        _restore(training)
+        for part in training:
+            part.training = True
     return sum(saved.values())
 
 
-def _restore(training: list[nn.Module]) -> None:
-    for module in training:
-        module.training = True
-
-
 def _pixels(model: TwoTower) -> Tensor:
-    """An image as training sees it."""
+    """Transform an image as training does."""
     with preserved_generators():
         return model.train_transform(Image.new("RGB", (64, 64)))[None]
 
 
-SAMPLES_READ = 8  # of the first batch
-
-
 def plan_run(recipe: Recipe) -> str:
-    """Check what a run needs and describes it, in one process and without writing.
+    """Check what a run needs and describe it, in one process and without writing.
 
     Under a launcher the plan is that of its processes; each of them may call this.
 
@@ -204,40 +200,25 @@ def plan_run(recipe: Recipe) -> str:
 
 
 def describe_objective(recipe: Recipe) -> str:
-    """What is minimised on what, in words."""
-    objective = recipe.objective
-    match objective:
-        case CLIP():
-            words = "CLIP's cross-entropy of the batch"
-        case SigLIP():
-            words = "SigLIP's sigmoid loss"
-        case FastCLIP():
-            words = "the global contrastive loss (FastCLIP)"
-        case DRRhoCLIP():
-            words = "the global contrastive loss on the excess over the reference (DRRho-CLIP)"
-        case Distillation():
-            words = "the teachers' matching probabilities"
-    words += f", temperature {_of_temperature(objective.temperature)}"
+    """Describe the objective and the selection in words."""
+    objective, tau = recipe.objective, recipe.objective.temperature
+    per_direction = isinstance(tau, Learned) and tau.per_direction
+    kind = "per direction" if per_direction else tau.kind.replace("_", " ")
+    words = f"{LOSSES[objective.method]}, temperature {kind} {tau.initial}"
     if isinstance(objective, FastCLIP | DRRhoCLIP) and objective.rho is not None:
         words += f", rho {objective.rho}"
     if not isinstance(objective, Distillation) and (term := objective.distillation) is not None:
         words += f"; plus {term.weight} times distillation from {objective.num_teachers} teachers"
     if (selection := recipe.selection) is not None:
-        rule = {"sample": "JEST", "top_k": "JEST top-k", "rho_top_k": "RHO top-k"}
         words += (
             f"; {selection.batch_size:,} of {recipe.loading.batch_size:,} pairs by "
-            f"{rule[selection.selection]} on {selection.kind}"
+            f"{SELECTIONS[selection.selection]} on {selection.kind}"
         )
     return words
 
 
-def _of_temperature(tau: AnyTemperature) -> str:
-    per_direction = isinstance(tau, Learned) and tau.per_direction
-    return f"{'per direction' if per_direction else tau.kind.replace('_', ' ')} {tau.initial}"
-
-
 def readable_bytes(num_bytes: float) -> str:
-    """Three digits with a unit."""
+    """Format bytes with three digits and a unit."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
@@ -255,7 +236,7 @@ def _require_shards(manifest: Manifest) -> None:
 
 
 def _read_some(recipe: Recipe, manifest: Manifest, model: TwoTower, stores: Stores) -> int:
-    """Samples of the first batch, decoded and with their references; raises if none can be."""
+    """Read some samples of the first batch with their references, and count them."""
     size = min(SAMPLES_READ, recipe.loading.batch_size)
     batches = training_batches(
         manifest,
@@ -268,7 +249,7 @@ def _read_some(recipe: Recipe, manifest: Manifest, model: TwoTower, stores: Stor
 
 
 def _folder(recipe: Recipe, config: dict) -> str:
-    """What lies in the run's folder; raises ValueError if that is a run of another recipe."""
+    """Describe the run's folder; ValueError if it holds a run of another recipe."""
     folder = Path(recipe.output)
     results = read_run_results(folder)
     written = (
@@ -359,11 +340,9 @@ def _of_evaluation(recipe: Recipe) -> str:
 
 
 def _of_sizes(recipe: Recipe, sizes: Sizes) -> Iterable[str]:
-    activations = (
-        "not estimated with gradient_checkpointing"
-        if sizes.activations is None
-        else readable_bytes(sizes.activations)
-    )
+    activations = "not estimated with gradient_checkpointing"
+    if sizes.activations is not None:
+        activations = readable_bytes(sizes.activations)
     yield (
         f"memory       of each process, about: model, gradients and optimiser "
         f"{readable_bytes(sizes.model_and_optimizer)}, activations {activations}, images "

@@ -1,4 +1,4 @@
-"""The published DRRho-CLIP run and its counterparts, by name and at any scale.
+"""Published DRRho-CLIP run and its counterparts, by name and at any scale.
 
 The numbers are those of the scripts published with the paper (repository
 Optimization-AI/DRRho-CLIP, README) for ViT-B/16 on DFN-192M at batch 5,120; where a counterpart
@@ -33,10 +33,8 @@ class Scale:
         batch_size: pairs trained on in a step. A selection loads five times as many.
         samples_seen: pairs trained on in all; the published run has 7 epochs of 192,160,462. The
             steps are this over the batch size. The warm-up is 500 steps, or a twentieth of a run
-            that is shorter than 10,000. The end of gamma follows from the epochs
-            (`recommended_gamma_min`).
-        learning_rate: peak learning rate, as published for batch 5,120. None was published for
-            others, so it is not scaled.
+            that is shorter than 10,000.
+        learning_rate: peak learning rate; by default that published for batch 5,120, not scaled.
     """
 
     batch_size: int = 5120
@@ -62,13 +60,13 @@ class Scale:
 
 
 def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
-    """A published run, or the counterpart of one that differs in the objective alone.
+    """Build the recipe of a published run, or of its counterpart with another objective.
 
     Data, reference and output are `train.json`, `reference` and `runs/NAME`, to be replaced.
 
     Args:
         name: one of `drrho.contrastive.objectives.algorithms.ALGORITHMS`.
-        scale: how large the run is; None is as published.
+        scale: size of the run; None is as published.
 
     Raises:
         ValueError: there is no recipe of this name, or the scale does not fit.
@@ -95,9 +93,6 @@ def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
             optimizer=Optimizer(
                 learning_rate=scale.learning_rate,
                 warmup_steps=scale.warmup_steps,
-                betas=(0.9, 0.98),
-                epsilon=1e-6,
-                weight_decay=0.2,
                 temperature_lr_scale=0.25 if name == "fastclip_v3" else None,
             ),
         ),

@@ -1,4 +1,4 @@
-"""What a run is: one frozen configuration, written as a Python file."""
+"""Configuration of a run: one frozen dataclass, written in a Python file."""
 
 import difflib
 import runpy
@@ -14,6 +14,7 @@ from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
 from drrho.reference.reader import check_weights
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.launch import Device
 from drrho.training.config import Training
 from drrho.training.parallel import Parallel
@@ -28,12 +29,12 @@ class Evaluation:
     """Validation during training; never on the test set.
 
     Attributes:
-        data: validation set: shards or a manifest with captions (retrieval) or labels (zero-shot),
-            see `drrho.evaluation.evaluate`; None evaluates nothing.
+        data: validation set: shards or a manifest with captions (retrieval) or labels (zero-shot);
+            None evaluates nothing.
         batch_size: images embedded at once.
         references: folders of stored embeddings of the validation set, to log the variance of the
-            loss on it as `evaluation/loss_variance`, and of the excess loss over each reference as
-            `evaluation/excess_loss_variance/FOLDER`. Training does not use them.
+            loss as `evaluation/loss_variance`, and of the excess loss over each reference as
+            `evaluation/excess_loss_variance/FOLDER`.
     """
 
     data: str | None = None
@@ -61,8 +62,7 @@ class Recipe:
         training: length of the run, optimiser, precision, logging and checkpoints; 10 epochs by
             default.
         reference: folder written by `drrho reference precompute`, or several such folders, which
-            steer as one (`drrho.reference.reader`); only for objectives and selections that read a
-            reference.
+            steer as one; only for objectives and selections that read a reference.
         reference_weights: weights of the similarities of several references; None takes their mean.
             They need not add up to 1: `w tau / tau_ref` lets one enter as its own logits.
         missing_reference: treatment of a pair without reference embeddings: "leave_out" drops it
@@ -72,10 +72,9 @@ class Recipe:
         selection: selection of the batch from what is loaded (JEST, RHO top-k); None trains on all.
         filtering: filter that leaves out pairs before training by their similarity to a reference;
             None leaves out none.
-        micro_batch_size: pairs that a process encodes at once. The loss is that of the whole batch,
-            but activations are held for a micro-batch only, at the price of one more forward pass.
-            BatchNorm, where a model has it, normalises a micro-batch. None encodes the whole batch
-            at once.
+        micro_batch_size: pairs that a process encodes at once; None encodes the whole batch. The
+            loss is that of the whole batch, but activations are held for a micro-batch only, at the
+            price of one more forward pass. BatchNorm normalises a micro-batch.
         gradient_checkpointing: recompute the blocks of the towers in the backward pass: a third
             more time; memory holds the activations of one block and the blocks' inputs.
         compile: compile the blocks of the towers with torch.compile.
@@ -116,8 +115,7 @@ class Recipe:
                 "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "
                 f"Distillation(...), got {self.objective!r}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        require_at_least(0, seed=self.seed)
         if self.loading.batch_size < 2:
             raise ValueError(
                 f"loading.batch_size must be at least 2: pairs are each other's negatives, got "
@@ -156,7 +154,7 @@ class Recipe:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Folders of the references; perhaps none."""
+        """Folders of the references, of which there may be none."""
         if self.reference is None:
             return ()
         return (self.reference,) if isinstance(self.reference, str) else self.reference
@@ -229,7 +227,7 @@ class Recipe:
 
 
 # A run may be continued with other values of these: they change no number beyond its rounding.
-# Of data and reference the contents count, which are compared, and not where they lie.
+# The contents of data and references are compared, not their paths.
 MAY_CHANGE = (
     "output",
     "data",
@@ -256,11 +254,11 @@ MAY_CHANGE = (
 
 
 def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
-    """The object called `recipe` of a Python file.
+    """Load the object called `recipe` from a Python file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it defines no `recipe`, or one of another kind.
+        ValueError: the file cannot be run, or defines no `recipe` of this kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -285,7 +283,7 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
 
 
 def _line_in(path: Path, error: Exception) -> str:
-    """The last line of the file that the error came through."""
+    """Find the last line of the file that the error came through."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
     if isinstance(error, SyntaxError):

@@ -1,4 +1,4 @@
-"""Selection in training: a super-batch is embedded, and a batch of it is trained on."""
+"""Selection in training: a super-batch is embedded, and a part of it is trained on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Selection:
         return self.kind != "loss"
 
     def draw(self, objective: Objective) -> JestConfig | RhoConfig:
-        """The configuration of the selection for this objective.
+        """Build the configuration of the selection for this objective.
 
         Raises:
             ValueError: the objective has no single temperature, or numbers do not fit.
@@ -93,7 +93,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Selector:
-    """Which pairs of a super-batch to train on, as a function of the step."""
+    """Selector of the pairs of a super-batch to train on."""
 
     config: Selection
     module: nn.Module
@@ -108,12 +108,12 @@ class Selector:
         *,
         step: int,
     ) -> torch.Tensor:
-        """Places in the super-batch, ascending.
+        """Select rows of the super-batch, in ascending order.
 
         Args:
-            embed: the target's embeddings of the super-batch; called in evaluation mode, so that
-                scoring moves no batch statistics.
-            reference: the reference's.
+            embed: function that embeds the super-batch by the target; called in evaluation mode,
+                so that scoring moves no batch statistics.
+            reference: embeddings of the super-batch by the reference.
             step: steps already taken; with the seed it decides what is drawn.
         """
         temperature, bias = self.loss.temperature, self.loss.bias

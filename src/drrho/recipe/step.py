@@ -1,4 +1,4 @@
-"""The forward pass of both towers and the contrastive loss of a batch: what the loop minimises."""
+"""Forward pass of both towers and the contrastive loss of a batch."""
 
 import time
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ class _Interval(NamedTuple):
 
 
 class LossClock:
-    """Times the loss of steps; everything else in a step is the towers, the data and the optimiser.
+    """Clock of the loss, forward and backward, without the towers.
 
-    On a GPU events are noted in its stream, and read when `mean_seconds` is asked for.
+    On a GPU events are recorded in its stream, and read by `mean_seconds`.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class LossClock:
 
     @contextmanager
     def forward(self, embeddings: PairEmbeddings) -> Iterator[None]:
-        """Time what the block computes of embeddings."""
+        """Time the block, which computes the loss from embeddings."""
         start = _mark(embeddings.image)
         yield
         self._intervals.append(_Interval(start, _mark(embeddings.image)))
         self._num_steps += 1
 
     def backward(self, loss: Tensor, embeddings: PairEmbeddings) -> None:
-        """Time the way back, from the loss until both embeddings have their gradient."""
+        """Time the backward pass from the loss to the embedding gradients."""
         started: list[Mark] = []
         arrived: list[Mark] = []
         num_embeddings = len(embeddings)
@@ -67,7 +67,7 @@ class LossClock:
             embedding.register_hook(arrive)
 
     def mean_seconds(self) -> float | None:
-        """Per step since the last call; None if there was none. Waits for a GPU."""
+        """Return the mean of the steps since the last call, or None. Waits for a GPU."""
         if self._num_steps == 0:
             return None
         mean = sum(map(_seconds, self._intervals)) / self._num_steps
@@ -97,7 +97,7 @@ class Towers(nn.Module):
     """Both towers behind one forward pass, as DistributedDataParallel wants it.
 
     Args:
-        module: with open_clip's `encode_image` and `encode_text`.
+        module: model with open_clip's `encode_image` and `encode_text`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -107,7 +107,7 @@ class Towers(nn.Module):
     def forward(
         self, images: Shaped[Tensor, "batch ..."], tokens: Shaped[Tensor, "batch ..."]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
-        """Embeddings of any length."""
+        """Compute embeddings that are not normalised."""
         return (
             self.module.encode_image(images, normalize=False),
             self.module.encode_text(tokens, normalize=False),
@@ -119,12 +119,12 @@ class ContrastiveStep:
     """Forward pass of both towers and the contrastive loss of a batch.
 
     Attributes:
-        towers: images and tokens to embeddings.
-        loss: what is minimised.
-        gamma: of the per-sample averages, by step.
+        towers: module from images and tokens to embeddings.
+        loss: loss to minimise.
+        gamma: weight of the newest batch in the per-sample averages, by step.
         micro_batch_size: pairs of this process that are encoded at once.
-        selector: which of the loaded pairs are trained on.
-        clock: of the loss.
+        selector: selector of the loaded pairs to train on; None trains on all.
+        clock: clock of the loss.
     """
 
     towers: nn.Module
@@ -176,7 +176,5 @@ class ContrastiveStep:
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:
-    """Normalised in float32: half precision would leave norms off by 0.3 %, and with them every
-    cosine of a row, which a small temperature blows up.
-    """
+    """Normalise in float32: half precision would leave norms, and so cosines, off by 0.3 %."""
     return normalize(embeddings.float(), dim=-1)

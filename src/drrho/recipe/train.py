@@ -1,4 +1,4 @@
-"""A recipe -> a trained model in its run folder."""
+"""Training by a recipe: from the configuration to a trained model in its run folder."""
 
 import warnings
 from collections.abc import Iterator
@@ -41,11 +41,10 @@ from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive, write_json
-from drrho.runtime.launch import ProcessFailed, is_follower, together
+from drrho.runtime.launch import is_follower, together
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints
-from drrho.training.interruption import TrainingInterrupted
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import build_optimizer, learning_rate_schedule
 from drrho.training.parallel import (
@@ -58,18 +57,13 @@ from drrho.training.parallel import (
 from drrho.training.schedules import Schedule, averaging_rate, constant
 from drrho.training.state import TrainingState
 
-__all__ = ["ProcessFailed", "TrainingInterrupted", "train_recipe"]
-
 MOST_PASSES = 100  # beyond them a warning
 
 
 def train_recipe(recipe: Recipe) -> RunResults:
-    """Train, or continues, or returns what was finished before.
+    """Train a new run, continue an unfinished one, or return the results of a finished one.
 
     Under torchrun or `srun` all processes call this and train together.
-
-    Returns:
-        What the folder's `results.json` says.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or the data, the reference or
@@ -107,7 +101,7 @@ class _Training:
     device: torch.device
 
     def run(self) -> RunResults:
-        """Train to the end, writes the model and `results.json`, and returns the latter."""
+        """Train to the end, and write the model and the results."""
         recipe, folder = self.recipe, Path(self.recipe.output)
         model = build_model(recipe.model, seed=recipe.seed)
         self._prepare(model.module)
@@ -153,7 +147,7 @@ class _Training:
         return results
 
     def _prepare(self, module: nn.Module) -> None:
-        """Where and how the towers compute; before there is an optimiser."""
+        """Move, compile and shard the towers, before there is an optimiser."""
         module.to(self.device)
         if self.recipe.gradient_checkpointing:
             recompute_blocks(module)
@@ -223,7 +217,7 @@ class _Training:
 def run_config(
     recipe: Recipe, manifest: Manifest, stores: Stores, report: FilterReport | None
 ) -> dict[str, Any]:
-    """What makes a run this run: the recipe, and the contents of what it names, as plain data."""
+    """Describe a run as plain data: the recipe, and the contents of what it names."""
     contents = {"data_sha256": manifest.contents_sha256, **stores.identities}
     if report is not None:
         contents["filtering"] = to_json(report)
@@ -231,7 +225,7 @@ def run_config(
 
 
 def with_steps(recipe: Recipe, manifest: Manifest) -> Recipe:
-    """The recipe with its number of steps, where its length is given in epochs.
+    """Fill in the number of steps of a recipe whose length is given in epochs.
 
     Warns of a run that is more than 100 passes over its data: steps meant for other data.
 
@@ -253,7 +247,7 @@ def with_steps(recipe: Recipe, manifest: Manifest) -> Recipe:
 def filter_manifest(
     recipe: Recipe, manifest: Manifest, stores: Stores, processes: Processes
 ) -> tuple[Manifest, FilterReport | None]:
-    """What the recipe's filter leaves of the data, and its report; a collective.
+    """Apply the recipe's filter to the data, and return its report too; a collective.
 
     Raises:
         ValueError: the filter's reference does not belong to the data, or nothing is left.
@@ -294,7 +288,7 @@ def _evaluators(
 
 
 def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
-    """The weight of the newest batch in the per-sample averages by step; 1 without averages."""
+    """Return the schedule of the averages' newest weight, which is 1 without averages."""
     objective = recipe.objective
     if not isinstance(objective, FastCLIP | DRRhoCLIP):
         return constant(1.0)

@@ -38,7 +38,7 @@ class Processes:
         rank: number of this process, from 0.
         size: number of processes.
         host: process group for values in host memory.
-        background: process group for a thread that writes checkpoints meanwhile.
+        background: process group for the thread that writes checkpoints.
     """
 
     rank: int = 0

@@ -18,11 +18,10 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def opened_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that, at every moment, is absent, whole and old, or whole and new.
+    """Open a file to write, which readers find absent, whole and old, or whole and new.
 
-    The content is on the disk before it has its name, and the name before this returns: a crash
-    of the machine loses the new content or nothing. A killed process leaves a hidden file that
-    ends in `PARTIAL_SUFFIX` behind. The folder is made if need be.
+    The content is on the disk before it has its name, and the name before this returns. A killed
+    process leaves a hidden file that ends in `PARTIAL_SUFFIX`. The folder is made if need be.
 
     Raises:
         IsADirectoryError: a folder has the file's name.

@@ -1,4 +1,4 @@
-"""Start of a run's processes, as torchrun or Slurm launched them, and choice of the device."""
+"""Processes of a run, as torchrun or Slurm launched them, and choice of the device."""
 
 import os
 import re
@@ -23,10 +23,10 @@ class Launch:
     """Place of this process among those that torchrun or Slurm started.
 
     Attributes:
-        rank: from 0 to `size` - 1.
+        rank: number of this process, from 0.
         size: number of processes.
-        local_rank: from 0 on each machine; the number of its GPU.
-        meeting: where processes meet, as `init_process_group` takes it.
+        local_rank: number of this process on its machine, from 0, and of its GPU.
+        meeting: address of the meeting, as `init_process_group` takes it.
     """
 
     rank: int
@@ -36,13 +36,12 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Launch | None":
-        """None where a process was started by itself.
+        """Read torchrun's variables or those of a Slurm step; None for a single process.
 
-        Understands torchrun's variables, and those of a Slurm step (`srun drrho ...`); a batch
-        script without `srun` is one process however many tasks it asked for.
+        A batch script without `srun` is one process however many tasks it asked for.
 
         Raises:
-            ValueError: the variables are there in part, or are no numbers.
+            ValueError: some of the variables are missing or not numbers.
         """
         torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
         if "RANK" in environment and "WORLD_SIZE" in environment:

@@ -5,15 +5,10 @@ from types import ModuleType
 
 
 def import_optional(name: str, *, user: str, extra: str) -> ModuleType:
-    """Import a package, or say what needs it and how to install it.
-
-    Args:
-        name: of the module.
-        user: what needs it, in the plural.
-        extra: of drrho, which installs it.
+    """Import a module that `user` (a plural noun) needs and drrho[`extra`] installs.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: the module is not installed.
     """
     try:
         return importlib.import_module(name)

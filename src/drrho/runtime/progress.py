@@ -20,25 +20,23 @@ RATE_WINDOW_SECONDS = 30.0
 
 
 class Progress:
-    """Counts work done and shows it on standard error.
+    """Count of work done, shown on standard error.
 
     Shows the count, its share of the total, the recent rate, the time spent and left, the
     resident memory of this process, and the values last passed to `advance`. In a terminal that
     is one line drawn in place; elsewhere a plain line about every ten seconds. Both end with a
-    line that stays and gives the mean rate over everything. A standard error that is closed or
-    broken silences the display and nothing else: the work it describes goes on.
+    line that stays and gives the mean rate. Work goes on where standard error is closed or broken.
 
         with Progress("index shards", total=len(shards), unit="shards") as progress:
             for shard in shards:
                 progress.advance(1, unusable=len(shard.unusable))
 
     Args:
-        description: what is being done, in a few words.
-        total: how many units make the whole, those of `initial` included.
-        unit: the plural noun for what is counted.
-        initial: units done before this run, for resumed work; they count towards the total but
-            not towards the rate.
-        visible: False shows nothing; for every process of a distributed run but the first.
+        description: description of the work, in a few words.
+        total: number of units, those of `initial` included.
+        unit: plural noun for the units.
+        initial: units done before this run, for resumed work; they do not count for the rate.
+        visible: whether anything is shown; the first process of several shows it.
 
     Raises:
         ValueError: `total` is negative, or `initial` does not lie between 0 and `total`.

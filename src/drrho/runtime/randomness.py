@@ -17,14 +17,14 @@ def derived_seed(*parts: str | int) -> int:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the CPU's three; inside `preserved_generators`, nobody else notices."""
+    """Seed torch's CPU generator, NumPy's and Python's."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
 
 
 def seed_all_generators(seed: int) -> None:
-    """Seed the CPU's three and that of the GPU, if one is in use."""
+    """Seed those of the CPU, and that of the GPU, if one is in use."""
     seed_generators(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
@@ -33,9 +33,8 @@ def seed_all_generators(seed: int) -> None:
 def capture_generators() -> dict[str, Any]:
     """Read the states of torch's, NumPy's and Python's global generators.
 
-    Only tensors, numbers, strings, lists and tuples, so that a file of them loads without running
-    code from it. CUDA means the current device's generator, the one this process trains on; it is
-    left out where CUDA is not in use, as in a worker that was forked from a process that uses it.
+    CUDA means the current device's generator; it is left out where CUDA is not in use, as in a
+    worker that was forked from a process that uses it.
     """
     name, keys, position, has_gauss, cached_gaussian = np.random.get_state(legacy=True)
     return {
@@ -47,11 +46,7 @@ def capture_generators() -> dict[str, Any]:
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Set the generators to what `capture_generators` returned.
-
-    A CUDA state is left aside on a machine without CUDA, and the other way round: another device
-    does not repeat the draws anyway.
-    """
+    """Set the generators to what `capture_generators` returned, CUDA's where there is CUDA."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
@@ -61,7 +56,7 @@ def restore_generators(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Restore the generators at the end, as if nothing had been drawn inside."""
+    """Restore the generators at the end of the block."""
     states = capture_generators()
     try:
         yield

@@ -13,11 +13,9 @@ _operators: list[torch.library.Library] = []  # unregistered when collected
 def import_torchvision() -> None:
     """Import torchvision, where it is installed, before a library that uses it does.
 
-    PyPI's torchvision for Linux is linked against CUDA. Beside a CPU-only torch its library
-    does not load, and `import torchvision` stops with "operator torchvision::nms does not
-    exist", and with it open_clip and transformers, although they need only what is Python in it.
-    Declaring the two operators without an implementation lets the import pass; calling them
-    would still be an error.
+    PyPI's torchvision for Linux is linked against CUDA, and its import fails beside a CPU-only
+    torch: "operator torchvision::nms does not exist". Declaring the two operators without an
+    implementation lets the import of open_clip and transformers pass.
     """
     spec = importlib.util.find_spec("torchvision")
     if "torchvision" in sys.modules or spec is None or spec.origin is None:

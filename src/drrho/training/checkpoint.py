@@ -1,8 +1,7 @@
 """Checkpoints: written whole or not at all, by all processes together, verified when read.
 
 `step-00000100/` holds the tensors (`drrho.training.tensor_files`) and `checkpoint.json`: plain
-values, and size and CRC-32 of all other files. What the tensors are is the business of
-`drrho.training.state`.
+values, and size and CRC-32 of all other files.
 """
 
 import json
@@ -27,7 +26,7 @@ VALUES_FILE = "checkpoint.json"
 
 
 class CheckpointWriter:
-    """Writes checkpoints while training goes on. Every process of the run makes the same calls.
+    """Writer of checkpoints while training goes on. Every process of the run makes the same calls.
 
     The files are written into a hidden folder, flushed to the disk, and the folder renamed: at
     every moment each `step-*` is complete, whenever a process is killed. Older ones are deleted
@@ -47,23 +46,19 @@ class CheckpointWriter:
     def start(
         self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, step: int, keep: int
     ) -> Path:
-        """Start to write the checkpoint of `step`, and keeps the newest `keep`; a collective.
+        """Start to write the checkpoint of `step`, and keep the newest `keep`; a collective.
 
-        Returns when the tensors are copied to host memory, after an earlier checkpoint has been
-        written: training may change them at once.
+        Returns when the tensors are copied to host memory, so that training may change them.
 
         Args:
             tensors: tensors of this process; sharded ones are DTensors, all others are equal on
                 all processes.
             values: plain data; the first process's are written.
-            step: optimiser steps taken, which name the folder.
-            keep: number of newest checkpoints to keep, at least 1.
 
         Returns:
             The folder that will hold the checkpoint.
 
         Raises:
-            ValueError: `keep` is not positive.
             OSError: an earlier checkpoint could not be written.
         """
         require_at_least(1, keep=keep)
@@ -114,19 +109,19 @@ def _partial(path: Path) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints in the folder, oldest step first; a folder that does not exist has none."""
+    """List the checkpoints in a folder, oldest step first; none where there is no folder."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if FOLDER_NAME.fullmatch(p.name)), key=_step_of)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step, readable or not; None if there is none."""
+    """Find the checkpoint of the highest step, readable or not; None if there is none."""
     return next(reversed(list_checkpoints(folder)), None)
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint, after all its files have been verified.
+    """Read the plain values of a checkpoint, after all its files have been verified.
 
     Raises:
         CheckpointError: a file is missing, truncated or damaged.
@@ -143,13 +138,12 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest readable checkpoint and its values; None if the folder has none at all.
+    """Read the values of the newest readable checkpoint; None if the folder has no checkpoint.
 
     A damaged one is named in a warning, stays where it is, and the one before it is used.
 
     Raises:
-        CheckpointError: there are checkpoints, but none can be read: starting again from nothing
-            is then the user's decision.
+        CheckpointError: there are checkpoints, but none can be read.
     """
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
