@@ -4,7 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from drrho.contrastive.objectives.distillation import distillation_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings
+
+
+def distillation_loss(target, teachers, *, temperature):
+    """MobileCLIP's loss: the mean over anchors."""
+    return distillation_anchor_losses(target, teachers, temperature=temperature).mean()
 
 
 def draw_pairs(num_pairs: int, dim: int, seed: int, dtype=torch.float64) -> PairEmbeddings:

@@ -8,12 +8,11 @@ from drrho.contrastive.exact import clip_loss
 from drrho.contrastive.objectives.distillation import (
     Teacher,
     distillation_anchor_losses,
-    distillation_loss,
     tiled_distillation_anchor_losses,
 )
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import strip
-from tests.contrastive.conftest import draw_pairs
+from tests.contrastive.conftest import distillation_loss, draw_pairs
 
 TAU = torch.tensor(0.1, dtype=torch.float64)
 

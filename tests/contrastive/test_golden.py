@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from drrho.contrastive.exact import clip_loss
-from drrho.contrastive.objectives.distillation import Teacher, distillation_loss
+from drrho.contrastive.objectives.distillation import Teacher
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
 from drrho.contrastive.pairs import PairEmbeddings
+from tests.contrastive.conftest import distillation_loss
 
 B, RHO, NUM_SAMPLES = 6, 11.0, 16
 PER_MEAN = (B - 1) / B  # the official mean over B of a sum over B - 1 negatives

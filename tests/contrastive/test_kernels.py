@@ -74,6 +74,6 @@ def test_double_precision_is_refused():
 
 
 def test_without_triton_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(kernels, "is_available", lambda: False)
+    monkeypatch.setattr(kernels.triton, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="pip install triton"):
         kernels.fused_log_gap_means(draw_pairs(5, 4, seed=0), temperature=torch.tensor(0.1))

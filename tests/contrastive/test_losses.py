@@ -9,9 +9,10 @@ from torch.testing import assert_close
 
 import drrho
 from drrho.contrastive.exact import clip_loss, global_contrastive_risk
-from drrho.contrastive.objectives.distillation import Teacher, distillation_loss
+from drrho.contrastive.objectives.distillation import Teacher
 from drrho.contrastive.objectives.siglip import siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings
+from tests.contrastive.conftest import distillation_loss
 
 IDS = torch.arange(7)
 TAU = torch.tensor(0.1, dtype=torch.float64)

@@ -222,7 +222,7 @@ def test_options_without_sense_are_errors(objective, options, message):
 def test_a_float_is_a_constant_temperature():
     for objective in (CLIP, SigLIP, FastCLIP, DRRhoCLIP):
         assert objective(temperature=0.01) == objective(temperature=Constant(initial=0.01))
-    with pytest.raises(ValueError, match="temperature.initial must be positive"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got -1"):
         DRRhoCLIP(temperature=-1.0)
 
 

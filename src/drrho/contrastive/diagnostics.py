@@ -6,12 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from drrho.contrastive.pairs import (
-    PairEmbeddings,
-    check_negatives,
-    check_pairs,
-    pair_partition,
-)
+from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs, pair_partition
 from drrho.contrastive.tiles.log_sums import log_sums
 from drrho.contrastive.tiles.strip import Anchors, Strip, anchor_temperatures, make_strip
 from drrho.runtime.distributed import Partition
@@ -33,9 +28,7 @@ def contrastive_diagnostics(
     the adversary's, softmax over its negatives of the (excess) loss over temperature. No B x B
     matrix is formed.
 
-    Args:
-        target, reference, temperature, pairs: as for `tiled_log_gap_means`.
-        epsilon: floor of the sums.
+    Arguments are those of `tiled_log_gap_means`; epsilon is the floor of the sums.
 
     Returns:
         * loss_mean, loss_variance: over all anchors and negatives, both directions.

@@ -4,6 +4,14 @@ Each is a face of `ContrastiveObjective`: it brings embeddings to unit length, c
 given, and keeps temperature and memory as module state, which `state_dict` holds. Learned
 temperatures and biases are parameters: give `loss.parameters()` to the optimiser as well.
 
+Embeddings may have any length but zero, and are normalised in float32 or wider; those by other
+models get no gradient. A temperature is the inverse of CLIP's logit scale.
+
+Errors are ValueError for shapes that do not fit, ids that are missing or without effect, or an
+embedding of length zero or not finite: at once on the CPU; on a GPU, which is not waited for, in a
+later call, and until then the loss is nan. IndexError is for an id outside the data set (of ids on
+a GPU, a device assertion).
+
 On K processes of torch.distributed the batch is that of all: every process passes its own pairs
 and gets the same loss. Gradients of the model have to be averaged over the processes, as
 DistributedDataParallel does; those of temperature and bias are averaged here, so these modules
@@ -16,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.contrastive.memory.temperature import Constant, Learned, PerSample, require_temperature
+from drrho.contrastive.memory.temperature import Constant, Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import Distillation
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
@@ -25,11 +33,22 @@ from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles.implementation import Implementation
 
+Embeddings = Float[Tensor, "batch dim"]
 Pairs = tuple[Float[Tensor, "batch reference_dim"], Float[Tensor, "batch reference_dim"]]
 OfSeveral = tuple[Float[Tensor, "batch _"], Float[Tensor, "batch _"]]
+Ids = Int[Tensor, " batch"]
 
 
-class DRRhoCLIPLoss(nn.Module):
+class _ContrastiveLoss(nn.Module):
+    """Base of the losses: an objective, given embeddings that are brought to unit length."""
+
+    def __init__(self, config: Objective, impl: Implementation, num_samples: int | None = None):
+        super().__init__()
+        self.objective = ContrastiveObjective(config, num_samples=num_samples, impl=impl)
+        self._unit = _UnitLength()
+
+
+class DRRhoCLIPLoss(_ContrastiveLoss):
     """DRRho-CLIP: the global contrastive risk on the excess over a reference.
 
     >>> loss = drrho.DRRhoCLIPLoss(num_samples=len(data), temperature=0.01)
@@ -46,9 +65,7 @@ class DRRhoCLIPLoss(nn.Module):
         rho: radius of the ambiguity set in nats; given exactly if the temperature is learned.
         epsilon: floor of the sums; as published.
         reference_scale: factor of the reference's cosines.
-        impl: "exact" is plain code with B x B matrices, in one process; "tiles", "auto" as well,
-            has memory linear in B and works over processes; "triton", kernels for a GPU, has only
-            ever run in Triton's interpreter.
+        impl: as for `ContrastiveObjective`.
 
     Source: docs/mathematics.md, "DRRho-CLIP"; arXiv 2505.06699.
     """
@@ -63,60 +80,46 @@ class DRRhoCLIPLoss(nn.Module):
         reference_scale: float = 1.0,
         impl: Implementation = "auto",
     ):
-        super().__init__()
         config = DRRhoCLIP(
-            temperature=_checked(temperature),
-            rho=rho,
-            epsilon=epsilon,
-            reference_scale=reference_scale,
+            temperature=temperature, rho=rho, epsilon=epsilon, reference_scale=reference_scale
         )
-        self.objective = _objective(config, num_samples, impl)
-        self._unit = _UnitLength()
+        super().__init__(config, impl, num_samples)
 
     def forward(
         self,
-        image: Float[Tensor, "batch dim"],
-        text: Float[Tensor, "batch dim"],
+        image: Embeddings,
+        text: Embeddings,
         *,
         reference: Pairs,
-        sample_ids: Int[Tensor, " batch"] | None = None,
+        sample_ids: Ids | None = None,
         gamma: float = 1.0,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch; updates what is remembered of its samples.
+        """Compute the loss of a batch; updates what is remembered of its samples.
 
         Args:
-            image, text: embeddings (B, d) by the model in training, of any length but zero; row i
-                of both is pair i. They are normalised in float32 or wider.
-            reference: embeddings (B, d_ref) of the same images and texts by the reference,
-                normalised likewise; they get no gradient.
+            image, text: embeddings (B, d) by the model in training; row i of both is pair i.
+            reference: embeddings (B, d_ref) of the same images and texts by the reference.
             sample_ids: place of each pair in the data set, from 0 to num_samples - 1; needed for
                 gamma below 1 and for `drrho.PerSample`.
             gamma: weight of this batch in the averages, in (0, 1]; lower it in training by a
                 schedule, as `drrho.training.schedules.averaging_rate`.
 
         Raises:
-            ValueError: shapes that do not fit, ids that are missing or without effect, or an
-                embedding of length zero or not finite: at once on the CPU; on a GPU, which is not
-                waited for, in a later call, and until then the loss is nan.
-            IndexError: an id outside the data set (of ids on a GPU, a device assertion).
+            ValueError, IndexError: see `drrho.contrastive.losses`.
         """
         target = self._unit.pairs("target", image, text)
         other = self._unit.pairs("reference", *_pair("reference", reference), like=image)
-        return _global_loss(self.objective, target, other, sample_ids=sample_ids, gamma=gamma)
+        ids = _checked_ids(sample_ids, len(image))
+        return self.objective(target, other, sample_ids=ids, gamma=gamma).loss
 
 
-class FastCLIPLoss(nn.Module):
+class FastCLIPLoss(_ContrastiveLoss):
     """FastCLIP: the global contrastive risk, DRRho-CLIP's without a reference.
 
     >>> loss = drrho.FastCLIPLoss(num_samples=len(data), temperature=0.03)
     >>> loss(image, text, sample_ids=ids, gamma=0.8).backward()
 
-    In units of cosine similarity.
-
-    Args:
-        num_samples, temperature, rho: as for `DRRhoCLIPLoss`.
-        epsilon: floor of the sums; as published.
-        impl: as for `DRRhoCLIPLoss`.
+    In units of cosine similarity. Arguments are those of `DRRhoCLIPLoss`.
 
     Source: docs/mathematics.md, "Per-sample estimators"; Wei et al., arXiv 2407.01445.
     """
@@ -130,37 +133,30 @@ class FastCLIPLoss(nn.Module):
         epsilon: float = 1e-14,
         impl: Implementation = "auto",
     ):
-        super().__init__()
-        config = FastCLIP(temperature=_checked(temperature), rho=rho, epsilon=epsilon)
-        self.objective = _objective(config, num_samples, impl)
-        self._unit = _UnitLength()
+        config = FastCLIP(temperature=temperature, rho=rho, epsilon=epsilon)
+        super().__init__(config, impl, num_samples)
 
     def forward(
         self,
-        image: Float[Tensor, "batch dim"],
-        text: Float[Tensor, "batch dim"],
+        image: Embeddings,
+        text: Embeddings,
         *,
-        sample_ids: Int[Tensor, " batch"] | None = None,
+        sample_ids: Ids | None = None,
         gamma: float = 1.0,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch; updates what is remembered of its samples.
-
-        Arguments and errors are those of `DRRhoCLIPLoss.forward`.
-        """
+        """Compute the loss of a batch; arguments are those of `DRRhoCLIPLoss.forward`."""
         target = self._unit.pairs("target", image, text)
-        return _global_loss(self.objective, target, None, sample_ids=sample_ids, gamma=gamma)
+        ids = _checked_ids(sample_ids, len(image))
+        return self.objective(target, sample_ids=ids, gamma=gamma).loss
 
 
-class CLIPLoss(nn.Module):
+class CLIPLoss(_ContrastiveLoss):
     """CLIP: the symmetric cross-entropy of matching the pairs of a batch, in nats.
 
     >>> loss = drrho.CLIPLoss(temperature=drrho.Learned())
     >>> loss(image, text).backward()
 
-    Args:
-        temperature: tau in units of cosine similarity, in (0, 1], the inverse of CLIP's logit
-            scale; or `drrho.Learned`.
-        impl: as for `DRRhoCLIPLoss`.
+    Arguments are those of `DRRhoCLIPLoss`.
 
     Source: docs/mathematics.md, "CLIP and FastCLIP as special cases"; arXiv 2103.00020.
     """
@@ -168,27 +164,22 @@ class CLIPLoss(nn.Module):
     def __init__(
         self, *, temperature: float | Constant | Learned = 0.07, impl: Implementation = "auto"
     ):
-        super().__init__()
-        self.objective = _objective(CLIP(temperature=_checked(temperature)), None, impl)
-        self._unit = _UnitLength()
+        super().__init__(CLIP(temperature=temperature), impl)
 
-    def forward(
-        self, image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"]
-    ) -> Float[Tensor, ""]:
-        """The loss of a batch; arguments and errors are those of `DRRhoCLIPLoss.forward`."""
+    def forward(self, image: Embeddings, text: Embeddings) -> Float[Tensor, ""]:
+        """Compute the loss of a batch."""
         return self.objective(self._unit.pairs("target", image, text)).loss
 
 
-class SigLIPLoss(nn.Module):
-    """SigLIP: the sigmoid loss of every pair of an image and a text, with a learned bias, in nats.
+class SigLIPLoss(_ContrastiveLoss):
+    """SigLIP: the sigmoid loss of every pair of an image and a text, in nats.
 
     >>> loss = drrho.SigLIPLoss(temperature=drrho.Learned(initial=0.1))
     >>> loss(image, text).backward()
 
     Args:
-        temperature: as for `CLIPLoss`.
+        temperature, impl: as for `DRRhoCLIPLoss`, without `PerSample` and "triton".
         initial_bias: b at the start, in nats, which is then learned.
-        impl: as for `DRRhoCLIPLoss`, without "triton".
 
     Source: docs/mathematics.md, "SigLIP"; Zhai et al., arXiv 2303.15343.
     """
@@ -200,19 +191,14 @@ class SigLIPLoss(nn.Module):
         initial_bias: float = -10.0,
         impl: Implementation = "auto",
     ):
-        super().__init__()
-        config = SigLIP(temperature=_checked(temperature), initial_bias=initial_bias)
-        self.objective = _objective(config, None, impl)
-        self._unit = _UnitLength()
+        super().__init__(SigLIP(temperature=temperature, initial_bias=initial_bias), impl)
 
-    def forward(
-        self, image: Float[Tensor, "batch dim"], text: Float[Tensor, "batch dim"]
-    ) -> Float[Tensor, ""]:
-        """The loss of a batch; arguments and errors are those of `DRRhoCLIPLoss.forward`."""
+    def forward(self, image: Embeddings, text: Embeddings) -> Float[Tensor, ""]:
+        """Compute the loss of a batch."""
         return self.objective(self._unit.pairs("target", image, text)).loss
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(_ContrastiveLoss):
     """Cross-entropy of matching probabilities under those of teachers (MobileCLIP), in nats.
 
     >>> loss = drrho.DistillationLoss([0.01], temperature=drrho.Learned())
@@ -222,8 +208,7 @@ class DistillationLoss(nn.Module):
         teacher_temperatures: what each teacher was trained with, in units of cosine similarity;
             a CLIP's is the inverse of its logit scale, often 0.01. The teachers' probabilities
             are averaged.
-        temperature: the target's, as for `CLIPLoss`.
-        impl: as for `DRRhoCLIPLoss`.
+        temperature, impl: of the target, as for `DRRhoCLIPLoss`, without `PerSample`.
 
     Source: docs/mathematics.md, "Distillation"; Vasu et al., arXiv 2311.17049.
     """
@@ -235,26 +220,20 @@ class DistillationLoss(nn.Module):
         temperature: float | Constant | Learned = 0.07,
         impl: Implementation = "auto",
     ):
-        super().__init__()
-        config = Distillation(
-            teacher_temperatures=tuple(teacher_temperatures), temperature=_checked(temperature)
+        temperatures = tuple(teacher_temperatures)
+        super().__init__(
+            Distillation(teacher_temperatures=temperatures, temperature=temperature), impl
         )
-        self.objective = _objective(config, None, impl)
-        self._unit = _UnitLength()
 
     def forward(
-        self,
-        image: Float[Tensor, "batch dim"],
-        text: Float[Tensor, "batch dim"],
-        *,
-        teachers: Sequence[OfSeveral],
+        self, image: Embeddings, text: Embeddings, *, teachers: Sequence[OfSeveral]
     ) -> Float[Tensor, ""]:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            image, text: as for `DRRhoCLIPLoss.forward`, with the same errors.
+            image, text: as for `DRRhoCLIPLoss.forward`.
             teachers: image and text embeddings (B, d_teacher) of the same pairs by each teacher,
-                in the order of `teacher_temperatures`; they get no gradient.
+                in the order of `teacher_temperatures`.
         """
         target = self._unit.pairs("target", image, text)
         others = [
@@ -267,8 +246,7 @@ class DistillationLoss(nn.Module):
 class _UnitLength:
     """Brings embeddings to unit length, and finds those that have no direction.
 
-    To read a flag from a GPU would wait for all that it has to do. So the flag is copied to the
-    host behind that work, and looked at in the next calls.
+    Reading a flag from a GPU waits for its queued work; it is copied, and looked at in later calls.
     """
 
     def __init__(self) -> None:
@@ -277,7 +255,7 @@ class _UnitLength:
     def pairs(
         self, name: str, image: Tensor, text: Tensor, *, like: Tensor | None = None
     ) -> PairEmbeddings:
-        """Unit embeddings; those that are not to be trained go to the device of `like`."""
+        """Normalise embeddings; those that are not to be trained go to the device of `like`."""
         self._raise_found()
         found = []
         for side, given in (("image", image), ("text", text)):
@@ -328,36 +306,13 @@ def _pair(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return given[0], given[1]
 
 
-def _checked(temperature):
-    """A temperature in units of cosine similarity; a number is named as it was given."""
-    if isinstance(temperature, float | int):
-        require_temperature("temperature", temperature)
-    return temperature
-
-
-def _objective(
-    config: Objective, num_samples: int | None, impl: Implementation
-) -> ContrastiveObjective:
-    if num_samples is None and isinstance(config.temperature, PerSample):
-        raise ValueError("a temperature of each sample needs num_samples, the size of the data set")
-    return ContrastiveObjective(config, num_samples=num_samples, impl=impl)
-
-
-def _global_loss(
-    objective: ContrastiveObjective,
-    target: PairEmbeddings,
-    reference: PairEmbeddings | None,
-    *,
-    sample_ids: Tensor | None,
-    gamma: float,
-) -> Tensor:
-    whole = (torch.int32, torch.int64)
-    if sample_ids is not None and getattr(sample_ids, "dtype", None) not in whole:
-        given = getattr(sample_ids, "dtype", type(sample_ids).__name__)
-        raise ValueError(f"sample_ids must be a tensor of int64 or int32, got {given}")
-    if sample_ids is not None and sample_ids.shape != (len(target.image),):
+def _checked_ids(sample_ids: Tensor | None, num_pairs: int) -> Tensor | None:
+    dtype = getattr(sample_ids, "dtype", type(sample_ids).__name__)
+    if sample_ids is not None and dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"sample_ids must be a tensor of int64 or int32, got {dtype}")
+    if sample_ids is not None and sample_ids.shape != (num_pairs,):
         raise ValueError(
-            f"sample_ids must be one for each of the {len(target.image)} pairs, got shape "
+            f"sample_ids must be one for each of the {num_pairs} pairs, got shape "
             f"{tuple(sample_ids.shape)}"
         )
-    return objective(target, reference, sample_ids=sample_ids, gamma=gamma).loss
+    return sample_ids

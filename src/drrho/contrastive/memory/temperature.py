@@ -10,32 +10,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
+from drrho.runtime.checks import require_positive
 from drrho.runtime.distributed import ProcessGroup
 
 CLIP_MINIMUM = 0.01  # CLIP's logit scale stops at 100
 
 
 def require_temperature(name: str, value: float) -> None:
-    """Raises ValueError unless a number can be a temperature in units of cosine similarity."""
-    if not value > 0:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    """Raise ValueError unless a number can be a temperature in units of cosine similarity."""
+    require_positive(**{name: value})
     if value > 1:
         raise ValueError(
             f"{name} = {value}: this looks like a logit scale; a temperature is in units of cosine "
             f"similarity, give its inverse 1 / {value} = {1 / value:.3g}"
-        )
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"temperature.{name} must be positive and finite, got {value}")
-
-
-def _require_minimum(minimum: float, initial: float) -> None:
-    if not 0 < minimum <= initial:
-        raise ValueError(
-            f"temperature.minimum must be positive and at most temperature.initial = {initial}, "
-            f"got {minimum}"
         )
 
 
@@ -56,55 +43,62 @@ class Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned:
-    """A temperature that follows its gradient by the optimiser.
+class Moving:
+    """Fields of temperatures that are learned.
 
     Attributes:
         initial: tau at the start, in units of cosine similarity.
         minimum: smallest tau that learning may reach; CLIP's is 0.01.
+    """
+
+    learned: ClassVar = True
+    initial: float = 0.07
+    minimum: float = CLIP_MINIMUM
+
+    def __post_init__(self):
+        require_temperature("temperature.initial", self.initial)
+        if not 0 < self.minimum <= self.initial:
+            raise ValueError(
+                "temperature.minimum must be positive and at most temperature.initial = "
+                f"{self.initial}, got {self.minimum}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(Moving):
+    """A temperature that follows its gradient by the optimiser.
+
+    Attributes:
         per_direction: one tau for image anchors and one for text anchors, instead of one for both.
     """
 
     kind: ClassVar = "learned"
-    learned: ClassVar = True
-    initial: float = 0.07
-    minimum: float = CLIP_MINIMUM
     per_direction: bool = False
-
-    def __post_init__(self):
-        require_temperature("temperature.initial", self.initial)
-        _require_minimum(self.minimum, self.initial)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerSample:
+class PerSample(Moving):
     """A temperature for each sample and direction, which `SampleTemperatures` moves.
 
     Attributes:
-        initial: tau at the start, in units of cosine similarity.
-        minimum: smallest tau that learning may reach.
-        maximum: largest; None is without a limit.
+        maximum: largest tau that learning may reach; None is without a limit.
         learning_rate: step size in units of cosine similarity per nat.
         momentum: share of the old direction, in [0, 1).
     """
 
     kind: ClassVar = "per_sample"
-    learned: ClassVar = True
-    initial: float = 0.07
-    minimum: float = CLIP_MINIMUM
     maximum: float | None = None
     learning_rate: float = 0.01
     momentum: float = 0.9
 
     def __post_init__(self):
-        require_temperature("temperature.initial", self.initial)
-        _require_minimum(self.minimum, self.initial)
+        super().__post_init__()
         if self.maximum is not None and not self.initial <= self.maximum:
             raise ValueError(
                 f"temperature.maximum must be at least temperature.initial = {self.initial}, got "
                 f"{self.maximum}"
             )
-        _require_positive("learning_rate", self.learning_rate)
+        require_positive(**{"temperature.learning_rate": self.learning_rate})
         if not 0 <= self.momentum < 1:
             raise ValueError(f"temperature.momentum must be in [0, 1), got {self.momentum}")
 
@@ -132,9 +126,10 @@ DEFAULT_TEMPERATURE: Any = Constant()
 
 
 def as_temperature(objective: object) -> None:
-    """Makes `objective.temperature`, where it was given as a float, a `Constant`."""
+    """Make `objective.temperature`, where it was given as a float, a `Constant`."""
     given: object = vars(objective)["temperature"]
     if isinstance(given, int | float):
+        require_temperature("temperature", given)
         object.__setattr__(objective, "temperature", Constant(initial=given))
     elif not isinstance(given, AnyTemperature):
         raise TypeError(
@@ -144,11 +139,10 @@ def as_temperature(objective: object) -> None:
 
 
 class Temperature(nn.Module):
-    """tau = exp(s), with s a parameter or a constant; calling it gives tau.
+    """tau = exp(s), with s a parameter or a constant; a scalar, or (2, 1) per direction.
 
-    tau is a scalar, or (2, 1) where it is learned per direction. Learning the logarithm keeps tau
-    positive and its steps relative, as CLIP's logit scale does. Below `minimum` tau is held, and
-    so that it can rise again its gradient is not cut off there.
+    Learning the logarithm keeps tau positive and its steps relative, as CLIP's logit scale does.
+    Below `minimum` tau is held, with its gradient, so that it can rise again.
     """
 
     log_temperature: Tensor
@@ -175,9 +169,9 @@ class SampleTemperatures(nn.Module):
         v_i <- momentum v_i + (1 - momentum) G_i,   tau_i <- clip(tau_i - learning_rate v_i)
         G_i = dF_i / dtau_i,   F_i = tau_i (rho + log(epsilon + g_i(tau_i)))
 
-    with the estimator's U_i in the place of epsilon + g_i. G_i is in nats; it is zero where the
-    weights of the anchor's negatives are rho nats from uniform. A reference changes g_i and
-    nothing else. State: four floats per sample, shared by the processes as `SampleTable` says.
+    with the estimator's U_i in the place of epsilon + g_i. G_i, in nats, is zero where the weights
+    of the anchor's negatives are rho nats from uniform. State: four floats per sample, shared by
+    the processes as in `SampleTable`.
 
     Source: Qiu et al., "Not all semantics are created equal: contrastive self-supervised learning
     with automatic temperature individualization" (iSogCLR), 2023; docs/mathematics.md,
@@ -193,10 +187,10 @@ class SampleTemperatures(nn.Module):
         self._weight = 1 - config.momentum  # of the newest gradient
 
     def forward(self, batch: SampleBatch, *, dtype: torch.dtype) -> Float[Tensor, "2 batch"]:
-        """The temperatures of a batch's image and text anchors.
+        """Read the temperatures of a batch's anchors; the backward pass moves them, once.
 
-        The backward pass through them moves them, once: it must come from the mean over the
-        batch's anchors, as `GlobalContrastiveLoss` computes it, and neither scaled nor repeated.
+        It must come from the mean over the batch's anchors, as `GlobalContrastiveLoss` computes it,
+        neither scaled nor repeated.
         """
         taken = self.temperatures.read(batch).to(dtype).clone()
         if torch.is_grad_enabled():
@@ -221,7 +215,7 @@ class SampleTemperatures(nn.Module):
 
 
 def warn_if_unreachable(rho: float, *, num_pairs: int) -> None:
-    """Warns of a radius beyond `log(B - 1)`, the most that weights on B - 1 negatives can reach."""
+    """Warn of a radius beyond `log(B - 1)`, the most that weights on B - 1 negatives can reach."""
     reachable = math.log(max(1, num_pairs - 1))
     if rho > reachable:
         warnings.warn(

@@ -20,38 +20,44 @@ from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
 from drrho.contrastive.tiles.implementation import Implementation, log_gap_means
 from drrho.contrastive.tiles.log_sums import log_sums
 from drrho.contrastive.tiles.strip import Strip, make_strip
+from drrho.runtime.checks import require_positive
 from drrho.runtime.distributed import Partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationTerm:
-    """Teachers' matching probabilities, imitated beside another objective.
+class Teachers:
+    """Fields of objectives that imitate teachers' matching probabilities.
 
     Attributes:
         teacher_temperatures: the temperature that each teacher was trained with, in units of cosine
             similarity (a CLIP's is 1 / logit_scale, often 0.01); in the order of the teachers,
             which are averaged after their softmax.
+    """
+
+    teacher_temperatures: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationTerm(Teachers):
+    """Teachers' matching probabilities, imitated beside another objective.
+
+    Attributes:
         weight: factor of the distillation loss. Objectives in units of cosine similarity (FastCLIP,
             DRRho-CLIP) are given it times tau, so that the weight means the same beside each.
     """
 
-    teacher_temperatures: tuple[float, ...]
     weight: float = 1.0
 
     def __post_init__(self):
         _require_temperatures("objective.distillation", self.teacher_temperatures)
-        if not self.weight > 0:
-            raise ValueError(f"objective.distillation.weight must be positive, got {self.weight}")
+        require_positive(**{"objective.distillation.weight": self.weight})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation:
+class Distillation(Teachers):
     """Teachers' matching probabilities alone, the way of MobileCLIP.
 
     Attributes:
-        teacher_temperatures: the temperature that each teacher was trained with, in units of cosine
-            similarity (a CLIP's is 1 / logit_scale, often 0.01); in the order of the teachers,
-            which are averaged after their softmax.
         temperature: `Constant`, of which a float will do, or `Learned`; the target's.
 
     Source: docs/mathematics.md, "Distillation"; Vasu et al., arXiv 2311.17049.
@@ -60,7 +66,6 @@ class Distillation:
     method: ClassVar = "distillation"
     needs_reference: ClassVar = False
     has_averages: ClassVar = False
-    teacher_temperatures: tuple[float, ...]
     temperature: OneTemperatureOrFloat = DEFAULT_TEMPERATURE
 
     def __post_init__(self):
@@ -69,28 +74,22 @@ class Distillation:
 
     @property
     def num_teachers(self) -> int:
-        """Models whose probabilities are imitated."""
         return len(self.teacher_temperatures)
 
     @property
     def distillation(self) -> DistillationTerm:
-        """The whole loss, as the term that it is of another objective."""
+        """Return the whole loss as a term."""
         return DistillationTerm(teacher_temperatures=self.teacher_temperatures)
 
 
 def count_teachers(objective: Any) -> int:
-    """Models whose probabilities are imitated beside an objective."""
+    """Count the models whose probabilities are imitated beside an objective."""
     term: DistillationTerm | None = objective.distillation
     return 0 if term is None else len(term.teacher_temperatures)
 
 
 class Teacher(NamedTuple):
-    """A frozen model's view of the pairs.
-
-    Attributes:
-        pairs: its unit embeddings, (B, d_teacher).
-        temperature: the one it was trained with, in units of cosine similarity.
-    """
+    """A frozen model's unit embeddings of the pairs, and the temperature it was trained with."""
 
     pairs: PairEmbeddings
     temperature: float
@@ -105,8 +104,7 @@ def distillation_anchor_losses(
         -sum_j q_ij log softmax_j(S_ij / tau)
 
     for image anchors along the rows, and for text anchors along the columns. The positive is one
-    of the B candidates. Several teachers are averaged after their softmax. The loss is the mean
-    over anchors, in nats.
+    of the B candidates. MobileCLIP's loss is the mean over anchors, in nats.
 
     Args:
         target: unit embeddings (B, d) of the model in training.
@@ -135,13 +133,6 @@ def distillation_anchor_losses(
     return torch.stack(losses)
 
 
-def distillation_loss(
-    target: PairEmbeddings, teachers: Sequence[Teacher], *, temperature: Float[Tensor, "..."]
-) -> Float[Tensor, ""]:
-    """The mean of `distillation_anchor_losses`: MobileCLIP's loss, in nats."""
-    return distillation_anchor_losses(target, teachers, temperature=temperature).mean()
-
-
 def tiled_distillation_anchor_losses(
     target: PairEmbeddings,
     teachers: Sequence[Teacher],
@@ -153,13 +144,9 @@ def tiled_distillation_anchor_losses(
     """`distillation_anchor_losses` without a B x B matrix, of the pairs of all processes.
 
     The cross-entropy is `log sum_j exp((S_ij - S_ii) / tau) - (1/tau) sum_j q_ij (S_ij - S_ii)`.
-    The first term comes from `log_gap_means`; the second, the gap that the teachers expect,
-    is linear in S and has passes of its own over the tiles.
-
-    Args:
-        target, teachers, temperature: as there; of this process's pairs.
-        pairs: as for `tiled_log_gap_means`, with the same meaning of the gradient.
-        impl: of the first term; the second has no other.
+    The first term comes from `log_gap_means`, by `impl`; the second, the gap that the teachers
+    expect, is linear in S and has passes of its own over the tiles. `pairs` and the meaning of the
+    gradient are those of `tiled_log_gap_means`.
     """
     _check_teachers(target, teachers)
     pairs = pair_partition(target) if pairs is None else pairs
@@ -236,7 +223,7 @@ class _TeacherStrip(NamedTuple):
 def _probabilities(
     views: Sequence[_TeacherStrip], rows: slice, columns: slice
 ) -> tuple[Tensor, Tensor]:
-    """`q` of the image anchors and of the text anchors in a tile."""
+    """Compute `q` of the image anchors and of the text anchors in a tile."""
     q_rows, q_columns = views[0].probabilities(rows, columns)
     for view in views[1:]:
         more_rows, more_columns = view.probabilities(rows, columns)

@@ -21,6 +21,7 @@ from drrho.contrastive.tiles.implementation import (
     check_implementation,
     log_gap_means,
 )
+from drrho.runtime.checks import require_at_least, require_positive
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 GammaSchedule = Literal["cosine", "constant"]
@@ -31,19 +32,13 @@ def recommended_gamma_min(epochs: float) -> float:
 
     Source: docs/mathematics.md, "Per-sample estimators".
     """
-    if not epochs > 0:
-        raise ValueError(f"epochs must be positive, got {epochs}")
+    require_positive(epochs=epochs)
     return min(1.0, 4.177 * epochs**-0.7265)
 
 
-def _final_gamma(self: "FastCLIP | DRRhoCLIP", *, epochs: float) -> float:
-    """Where gamma ends in a run of so many epochs."""
-    return recommended_gamma_min(epochs) if self.gamma_min is None else self.gamma_min
-
-
 @dataclass(frozen=True, kw_only=True)
-class FastCLIP:
-    """FastCLIP's objective: the global contrastive risk, in units of cosine similarity.
+class GlobalRisk:
+    """Fields of the objectives that average each anchor's sum over batches.
 
     Attributes:
         temperature: `Constant`, of which a float will do, `Learned` or `PerSample`.
@@ -54,12 +49,9 @@ class FastCLIP:
             `recommended_gamma_min` of the run's epochs, 1 means no averaging.
         gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
-
-    Source: docs/mathematics.md, "Per-sample estimators"; Wei et al., arXiv 2407.01445.
     """
 
-    method: ClassVar = "fastclip"
-    needs_reference: ClassVar = False
+    method: ClassVar[str]
     has_averages: ClassVar = True
     temperature: AnyTemperatureOrFloat = DEFAULT_TEMPERATURE
     epsilon: float = 1e-14
@@ -68,52 +60,65 @@ class FastCLIP:
     gamma_schedule: GammaSchedule = "cosine"
     distillation: DistillationTerm | None = None
     num_teachers = property(count_teachers)
-    final_gamma = _final_gamma
 
     def __post_init__(self):
         as_temperature(self)
-        _check(self)
+        require_positive(**{"objective.epsilon": self.epsilon})
+        require_at_least(0, **{"objective.rho": self.rho})
+        if self.rho is not None and not self.temperature.learned:
+            raise ValueError(
+                f"objective.rho = {self.rho} only acts through a learned temperature; take "
+                "Learned or PerSample as objective.temperature, or leave rho out"
+            )
+        if self.rho is None and self.temperature.learned:
+            raise ValueError(
+                f"method {self.method!r} with a temperature that is learned "
+                f"({self.temperature.kind}) needs objective.rho: without it every step raises the "
+                "temperature. FastCLIP was published with 6.5 to 11; it must lie below "
+                "log(batch size - 1) to be reached"
+            )
+        if self.gamma_min is not None and not 0 < self.gamma_min <= 1:
+            raise ValueError(f"objective.gamma_min must be in (0, 1], got {self.gamma_min}")
+        if self.gamma_schedule == "constant" and self.gamma_min is None:
+            raise ValueError(
+                "objective.gamma_schedule = 'constant' needs objective.gamma_min, which it is"
+            )
+
+    def final_gamma(self, *, epochs: float) -> float:
+        """Return where gamma ends in a run of so many epochs."""
+        return recommended_gamma_min(epochs) if self.gamma_min is None else self.gamma_min
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRRhoCLIP:
+class FastCLIP(GlobalRisk):
+    """FastCLIP's objective: the global contrastive risk, in units of cosine similarity.
+
+    Source: docs/mathematics.md, "Per-sample estimators"; Wei et al., arXiv 2407.01445.
+    """
+
+    method: ClassVar = "fastclip"
+    needs_reference: ClassVar = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DRRhoCLIP(GlobalRisk):
     """DRRho-CLIP's objective: the global contrastive risk on the excess over a reference.
 
     Attributes:
-        temperature: `Constant`, of which a float will do, `Learned` or `PerSample`.
-        epsilon: floor of the sums; as published.
-        rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
-            since without it the temperature would grow for ever.
-        gamma_min: final weight of the newest batch in the per-sample averages; None means
-            `recommended_gamma_min` of the run's epochs, 1 means no averaging.
-        gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
         reference_scale: factor of the reference's similarities. With tau / tau_ref the reference
             enters as its own logits, R / tau_ref.
-        distillation: teachers' probabilities, imitated as well; None leaves them out.
 
     Source: docs/mathematics.md, "DRRho-CLIP"; arXiv 2505.06699.
     """
 
     method: ClassVar = "drrho_clip"
     needs_reference: ClassVar = True
-    has_averages: ClassVar = True
-    temperature: AnyTemperatureOrFloat = DEFAULT_TEMPERATURE
     epsilon: float = 1e-4
-    rho: float | None = None
-    gamma_min: float | None = None
-    gamma_schedule: GammaSchedule = "cosine"
     reference_scale: float = 1.0
-    distillation: DistillationTerm | None = None
-    num_teachers = property(count_teachers)
-    final_gamma = _final_gamma
 
     def __post_init__(self):
-        as_temperature(self)
-        _check(self)
-        if not self.reference_scale > 0:
-            raise ValueError(
-                f"objective.reference_scale must be positive, got {self.reference_scale}"
-            )
+        super().__post_init__()
+        require_positive(**{"objective.reference_scale": self.reference_scale})
 
 
 class AnchorAverages(nn.Module):
@@ -123,11 +128,8 @@ class AnchorAverages(nn.Module):
 
     A batch of B shows an anchor B - 1 of its negatives; the average over visits estimates
     the sum over all of them. U is at least epsilon, so that minus infinity, the logarithm of
-    the average of nothing, says that a sample has not been visited.
-
-    Args:
-        num_samples: size of the data set; sample ids run from 0 to num_samples - 1.
-        group: whose processes share the averages, see `SampleTable`.
+    the average of nothing, says that a sample has not been visited. `SampleTable` has the
+    arguments.
     """
 
     def __init__(self, num_samples: int, *, group: ProcessGroup | None = None):
@@ -140,7 +142,7 @@ class AnchorAverages(nn.Module):
         log_losses: Float[Tensor, "2 batch"],
         gamma: float,
     ) -> Float[Tensor, "2 batch"]:
-        """Averages in the batch's `log(epsilon + g)`; returns the new log U of its samples.
+        """Average in the batch's `log(epsilon + g)`; returns the new log U of its samples.
 
         To be called once per optimiser step, by every process with its own pairs. A sample that
         comes m times in the batches of all processes together counts as one visit, with the mean
@@ -148,8 +150,7 @@ class AnchorAverages(nn.Module):
 
         Raises:
             ValueError: gamma outside (0, 1].
-            IndexError: a sample id outside the data set (of ids on a GPU, with one process, a
-                device assertion).
+            IndexError: as `SampleTable.locate`.
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
@@ -180,9 +181,7 @@ class GlobalContrastiveLoss(nn.Module):
             gamma is 1.
         epsilon: floor of the sums (published: 1e-4 with a reference, 1e-14 without).
         rho: radius in nats; has an effect only where the temperature is learned.
-        group: whose pairs and averages belong together; None is the default group, or this
-            process alone without one.
-        impl: of the sums over negatives, see `drrho.contrastive.tiles.implementation`.
+        group, impl: as for `ContrastiveObjective`.
 
     Source: docs/mathematics.md, "Per-sample estimators".
     """
@@ -198,10 +197,8 @@ class GlobalContrastiveLoss(nn.Module):
     ):
         super().__init__()
         check_implementation(impl)
-        if not epsilon > 0:
-            raise ValueError(f"epsilon must be positive, got {epsilon}")
-        if not rho >= 0:
-            raise ValueError(f"rho must be at least 0, got {rho}")
+        require_positive(epsilon=epsilon)
+        require_at_least(0, rho=rho)
         self.averages = None if num_samples is None else AnchorAverages(num_samples, group=group)
         self.epsilon = epsilon
         self.rho = rho
@@ -218,23 +215,18 @@ class GlobalContrastiveLoss(nn.Module):
         gamma: float,
         pairs: Partition | None = None,
     ) -> Float[Tensor, ""]:
-        """Updates the averages of `sample_ids`; returns the estimate of F with its gradient.
+        """Update the averages of `sample_ids`; returns the estimate of F with its gradient.
 
         Args:
-            target: unit embeddings (B, d) of the model in training, any float type; of this
-                process's pairs, as all that follows.
-            reference: unit embeddings (B, d_ref) of the same pairs by the reference.
-            temperature: tau, positive, constant or learned; a scalar, or of a shape that expands
-                to (2, B): one for each anchor.
+            target, reference, temperature, pairs: as for `tiled_log_gap_means`.
             sample_ids: position of each pair in the data set, (B,), or what `locate` made of it;
                 None, with gamma 1, leaves the averages as they are.
             gamma: weight of this batch in the averages, in (0, 1].
-            pairs: how many pairs each process has; None asks them.
 
         Raises:
             ValueError: gamma outside (0, 1], sample_ids missing for a gamma below 1, or given to a
                 loss without memory.
-            IndexError: as `AnchorAverages.update`.
+            IndexError: as `SampleTable.locate`.
         """
         pairs = pair_partition(target, group=self.group) if pairs is None else pairs
         if isinstance(sample_ids, Tensor):
@@ -250,12 +242,7 @@ class GlobalContrastiveLoss(nn.Module):
         return pairs.mean(losses)
 
     def locate(self, sample_ids: Int[Tensor, " batch"], pairs: Partition) -> SampleBatch:
-        """The places of samples, on the device of the batch, in the memory; a collective.
-
-        Raises:
-            ValueError: there is no memory.
-            IndexError: as `AnchorAverages.update`.
-        """
+        """Find the places of samples in the memory, on the device of the batch; a collective."""
         if self.averages is None:
             raise ValueError("sample_ids have no effect without num_samples; give both or neither")
         return self.averages.log_u.locate(sample_ids, pairs)
@@ -271,28 +258,3 @@ class GlobalContrastiveLoss(nn.Module):
                 "num_samples and sample_ids; without them gamma is 1"
             )
         return log_losses
-
-
-def _check(objective: FastCLIP | DRRhoCLIP) -> None:
-    if not objective.epsilon > 0:
-        raise ValueError(f"objective.epsilon must be positive, got {objective.epsilon}")
-    if objective.rho is not None and not objective.rho >= 0:
-        raise ValueError(f"objective.rho must be at least 0, got {objective.rho}")
-    if objective.rho is not None and not objective.temperature.learned:
-        raise ValueError(
-            f"objective.rho = {objective.rho} only acts through a learned temperature; take "
-            "Learned or PerSample as objective.temperature, or leave rho out"
-        )
-    if objective.rho is None and objective.temperature.learned:
-        raise ValueError(
-            f"method {objective.method!r} with a temperature that is learned "
-            f"({objective.temperature.kind}) needs objective.rho: without it every step raises the "
-            "temperature. FastCLIP was published with 6.5 to 11; it must lie below "
-            "log(batch size - 1) to be reached"
-        )
-    if objective.gamma_min is not None and not 0 < objective.gamma_min <= 1:
-        raise ValueError(f"objective.gamma_min must be in (0, 1], got {objective.gamma_min}")
-    if objective.gamma_schedule == "constant" and objective.gamma_min is None:
-        raise ValueError(
-            "objective.gamma_schedule = 'constant' needs objective.gamma_min, which it is"
-        )

@@ -24,7 +24,12 @@ from drrho.contrastive.objectives.distillation import (
     distillation_anchor_losses,
     tiled_distillation_anchor_losses,
 )
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP, GlobalContrastiveLoss
+from drrho.contrastive.objectives.global_risk import (
+    DRRhoCLIP,
+    FastCLIP,
+    GlobalContrastiveLoss,
+    GlobalRisk,
+)
 from drrho.contrastive.objectives.siglip import (
     SigLIP,
     siglip_anchor_losses,
@@ -44,7 +49,7 @@ Objective = CLIP | SigLIP | FastCLIP | DRRhoCLIP | Distillation
 
 
 class ObjectiveValue(NamedTuple):
-    """A differentiable loss and, where they were asked for, the metrics that explain it."""
+    """A differentiable loss and, on request, the metrics that explain it."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
@@ -64,9 +69,10 @@ class ContrastiveObjective(nn.Module):
             averages.
         group: whose pairs belong together; None is the default group, or this process alone
             without one.
-        impl: of the sums: "exact" is plain code with B x B matrices in one process, "tiles" works
-            everywhere and is what "auto" means; "triton", kernels for a GPU that have only ever
-            run in Triton's interpreter, is not for SigLIP.
+        impl: of the sums over negatives: "exact" is plain code with B x B matrices, in one process;
+            "tiles", which is what "auto" means, has memory linear in B and works everywhere;
+            "triton", kernels for a GPU that have only ever run in Triton's interpreter, is not for
+            SigLIP.
     """
 
     def __init__(
@@ -87,20 +93,18 @@ class ContrastiveObjective(nn.Module):
         tau = config.temperature
         if isinstance(tau, PerSample):
             if num_samples is None:
-                raise ValueError("a temperature of each sample needs num_samples")
+                raise ValueError(
+                    "a temperature of each sample needs num_samples, the size of the data set"
+                )
             self.temperature = SampleTemperatures(tau, num_samples=num_samples, group=group)
         else:
             self.temperature = Temperature(tau)
         self.bias, self.estimator = None, None
         if isinstance(config, SigLIP):
             self.bias = nn.Parameter(torch.tensor(config.initial_bias))
-        if isinstance(config, FastCLIP | DRRhoCLIP):
+        if isinstance(config, GlobalRisk):
             self.estimator = GlobalContrastiveLoss(
-                num_samples,
-                epsilon=config.epsilon,
-                rho=config.rho or 0.0,
-                group=group,
-                impl=impl,
+                num_samples, epsilon=config.epsilon, rho=config.rho or 0.0, group=group, impl=impl
             )
         self._checked_radius = False
 
@@ -114,7 +118,7 @@ class ContrastiveObjective(nn.Module):
         teachers: Sequence[PairEmbeddings] = (),
         diagnose: bool = False,
     ) -> ObjectiveValue:
-        """The loss of one batch; updates what is remembered of its samples.
+        """Compute the loss of one batch; updates what is remembered of its samples.
 
         Args:
             target: unit embeddings (B, d) of the model in training; of this process's pairs, as
@@ -122,8 +126,7 @@ class ContrastiveObjective(nn.Module):
             reference: those of the reference; for `DRRhoCLIP`, and for nothing else.
             sample_ids: position of each pair in the data set; None where nothing is remembered of
                 them: with gamma 1 and one temperature for all.
-            gamma: weight of this batch in the averages, in (0, 1]; only `FastCLIP` and `DRRhoCLIP`
-                have them.
+            gamma: weight of this batch in the averages of `FastCLIP` and `DRRhoCLIP`, in (0, 1].
             teachers: embeddings by the models whose probabilities are imitated, as many as the
                 config has temperatures of teachers. A reference may be one of them.
             diagnose: also compute `contrastive_diagnostics`.
@@ -165,7 +168,7 @@ class ContrastiveObjective(nn.Module):
         gamma: float,
         pairs: Partition,
     ) -> Tensor | None:
-        """The objective's own loss, without what is distilled; None where that is all."""
+        """Compute the objective's loss without distillation; None where that is all."""
         if self.bias is not None:
             bias = pairs.average_grad(self.bias)
             if self.impl == "exact":
@@ -207,11 +210,9 @@ class ContrastiveObjective(nn.Module):
     def _scaled(
         self, reference: PairEmbeddings | None, target: PairEmbeddings
     ) -> PairEmbeddings | None:
-        """The reference with similarities times `reference_scale`."""
-        if reference is None or not isinstance(self.config, DRRhoCLIP):
-            return reference
-        scale = self.config.reference_scale
-        if scale == 1:
+        """Multiply the reference's similarities by `reference_scale`."""
+        scale = self.config.reference_scale if isinstance(self.config, DRRhoCLIP) else 1
+        if reference is None or scale == 1:
             return reference
         return PairEmbeddings(scale * reference.image.to(wide_dtype(target.image)), reference.text)
 
@@ -254,5 +255,5 @@ class ContrastiveObjective(nn.Module):
         if self._checked_radius:
             return
         self._checked_radius = True
-        if isinstance(self.config, FastCLIP | DRRhoCLIP) and self.config.rho is not None:
+        if isinstance(self.config, GlobalRisk) and self.config.rho is not None:
             warn_if_unreachable(self.config.rho, num_pairs=pairs.num_rows)

@@ -56,8 +56,8 @@ def siglip_anchor_losses(
 ) -> Float[Tensor, " batch"]:
     """`-sum_j log sigmoid(y_ij (S_ij / tau + b))` of each image i, y_ij = 1 if i = j and else -1.
 
-    SigLIP's loss is the mean over the B images, in nats. It has no softmax, so that images and
-    texts are not anchors of two kinds, and the tiles of the matrix are independent.
+    SigLIP's loss is the mean over the B images, in nats. Without a softmax there are no text
+    anchors besides, and the tiles of the matrix are independent.
 
     Args:
         target: unit embeddings (B, d) of the model in training.
@@ -83,9 +83,7 @@ def tiled_siglip_anchor_losses(
 ) -> Float[Tensor, " batch"]:
     """`siglip_anchor_losses` tile by tile, of this process's images against everyone's texts.
 
-    Args:
-        target, temperature, bias: as there; of this process's pairs.
-        pairs: as for `tiled_log_gap_means`, with the same meaning of the gradient.
+    `pairs` and the meaning of the gradient are those of `tiled_log_gap_means`.
     """
     check_pairs(target, None)
     pairs = pair_partition(target) if pairs is None else pairs

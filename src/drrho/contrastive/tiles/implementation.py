@@ -1,7 +1,7 @@
 """The choice between implementations of the sums over negatives: plain, in tiles, in Triton."""
 
 from importlib.util import find_spec
-from typing import Literal, get_args
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,20 +9,15 @@ from torch import Tensor
 from drrho.contrastive import exact
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.runtime.checks import require_choice
 from drrho.runtime.distributed import Partition
 
 Implementation = Literal["auto", "exact", "tiles", "triton"]
 
 
 def check_implementation(impl: Implementation) -> None:
-    """Raise unless an implementation of this name can be had.
-
-    Raises:
-        ValueError: no implementation has this name.
-        RuntimeError: it is "triton", and Triton is not installed.
-    """
-    if impl not in get_args(Implementation):
-        raise ValueError(f"impl must be one of {', '.join(get_args(Implementation))}, got {impl!r}")
+    """Raise ValueError for an unknown name, and RuntimeError for "triton" without Triton."""
+    require_choice("impl", impl, Implementation)
     if impl == "triton" and find_spec("triton") is None:
         raise RuntimeError(
             "impl='triton' needs Triton, which comes with PyTorch for CUDA; elsewhere `pip install "
@@ -49,11 +44,7 @@ def log_gap_means(
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors, by an implementation of choice.
 
-    Args:
-        target, reference, temperature, pairs: as for `tiled_log_gap_means`.
-        impl: "exact", plain code with B x B matrices, in one process; "tiles", any device, any
-            number of processes; "triton", kernels for a GPU, which have only ever run in Triton's
-            interpreter; "auto", the tiles.
+    Arguments are those of `tiled_log_gap_means`; `ContrastiveObjective` describes `impl`.
 
     Raises:
         ValueError: as `tiled_log_gap_means`; or "exact" with several processes, or "triton" with

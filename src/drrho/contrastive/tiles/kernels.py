@@ -1,8 +1,8 @@
 """The sums over negatives and their gradients for CUDA, in Triton.
 
-The same function as `drrho.contrastive.tiles.log_sums.tiled_log_gap_means`, with a kernel in the
-place of each pass: a tile of similarities stays on the chip while it is reduced to its sums, or
-turned into the coefficients of the gradient. torch multiplies the coefficients with the embeddings.
+`drrho.contrastive.tiles.log_sums` with a kernel in the place of each pass: a tile of similarities
+stays on the chip while it is reduced to its sums, or turned into the coefficients of the gradient,
+which torch multiplies with the embeddings.
 
 It has been tested in Triton's interpreter only and has never run on a GPU, so it is used only where
 it is asked for, by `impl="triton"`. `benchmarks/kernels.py` measures it against the tiles.
@@ -15,15 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import triton
 from drrho.contrastive.tiles.log_sums import Gradient, Passes, log_gap_means_in_passes
 from drrho.contrastive.tiles.strip import Anchors, Strip
-from drrho.contrastive.tiles.triton import (
-    Blocks,
-    interpreted,
-    is_available,
-    launch_coefficients,
-    launch_log_sums,
-)
+from drrho.contrastive.tiles.triton import Blocks
 from drrho.runtime.distributed import Partition
 
 # A program holds a tile in float32 on the chip; half precision has room for a larger one.
@@ -48,13 +43,9 @@ def fused_log_gap_means(
     beyond arguments, result and gradients: partial sums of 8 B^2 / 128 bytes, and coefficients of
     at most 2^28 bytes.
 
-    Args:
-        target, reference, temperature, pairs: as for `tiled_log_gap_means`; on a GPU, in float32,
-            bfloat16 or float16.
-
     Raises:
         RuntimeError: Triton is not installed.
-        TypeError: embeddings of another type.
+        TypeError: embeddings that are not float32, bfloat16 or float16.
         ValueError: embeddings on the CPU (where Triton is not interpreted), or as
             `tiled_log_gap_means`.
 
@@ -66,7 +57,7 @@ def fused_log_gap_means(
 
 
 def _check_device(image: Tensor) -> None:
-    if not is_available():
+    if not triton.is_available():
         raise RuntimeError(
             "fused_log_gap_means needs Triton, which comes with PyTorch for CUDA; elsewhere "
             "`pip install triton`, or take impl='tiles' (tiled_log_gap_means)"
@@ -76,7 +67,7 @@ def _check_device(image: Tensor) -> None:
             "fused_log_gap_means takes float32, bfloat16 or float16 embeddings, got "
             f"{image.dtype}; convert them, or take impl='tiles' (tiled_log_gap_means)"
         )
-    if image.device.type != "cuda" and not interpreted():
+    if image.device.type != "cuda" and not triton.interpreted():
         raise ValueError(
             f"fused_log_gap_means needs a GPU, got embeddings on {image.device}; move "
             "them, or take impl='tiles' (tiled_log_gap_means)"
@@ -91,7 +82,7 @@ def _log_sums(strip: Strip, temperature: Anchors) -> tuple[Anchors, None]:
     """Compute `log sum exp(x / tau)` over the negatives of each row and column of the strip."""
     if len(strip.image) == 0:
         return strip.new_anchors(fill=-math.inf), None
-    return launch_log_sums(strip, temperature, blocks=_blocks(strip)), None
+    return triton.launch_log_sums(strip, temperature, blocks=_blocks(strip)), None
 
 
 def _gradient(
@@ -99,11 +90,10 @@ def _gradient(
     temperature: Anchors,
     sums: Anchors,
     grad_sums: Anchors,
+    _kept: None,  # x is formed again
     *,
-    kept: None,
     needs_temperature: bool,
 ) -> Gradient:
-    del kept  # x is formed again
     of_rows, of_columns = (a / tau for a, tau in zip(grad_sums, temperature, strict=True))
     result = Gradient(
         image=torch.zeros_like(strip.image, dtype=strip.dtype),
@@ -122,7 +112,7 @@ def _gradient(
             start=strip.start + rows.start,
         )
         coefficients = part.image.new_empty(len(part.image), len(part.text))
-        means = launch_coefficients(
+        means = triton.launch_coefficients(
             part,
             Anchors(temperature.rows[rows], temperature.columns),
             Anchors(sums.rows[rows], sums.columns),

@@ -13,12 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from drrho.contrastive.pairs import (
-    PairEmbeddings,
-    check_negatives,
-    check_pairs,
-    pair_partition,
-)
+from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs, pair_partition
 from drrho.contrastive.tiles.strip import (
     Anchors,
     Strip,
@@ -40,11 +35,8 @@ def tiled_log_gap_means(
 
     Two passes over tiles of x: the first accumulates the sums of rows and columns, the second,
     for the gradient, forms each tile again. Memory beyond arguments, result and gradients is a
-    few tiles and O(B) numbers.
-
-    With K processes, whose pairs are each other's negatives, a process has the strip of its own
-    images against all texts. Sums of columns are combined between processes, and the gradient of
-    a text is added up where it lies. Numbers of pairs may differ.
+    few tiles and O(B) numbers. With K processes, which may have different numbers of pairs, sums of
+    columns are combined between them, and the gradient of a text is added up where it lies.
 
     Args:
         target, reference, temperature: as for `log_gap_means`; of this process's pairs. The
@@ -66,17 +58,11 @@ def tiled_log_gap_means(
 
 
 class Gradient(NamedTuple):
-    """Gradients of one strip. Those of columns are partial sums, to be reduced over processes.
-
-    Attributes:
-        image, text: in the precision of the similarities.
-        means: of x over an anchor's negatives under its weights; zeros unless the temperature
-            needs a gradient.
-    """
+    """Gradients of one strip. Those of columns are partial sums, to be reduced over processes."""
 
     image: Float[Tensor, "rows dim"]
     text: Float[Tensor, "columns dim"]
-    means: Anchors
+    means: Anchors  # of x under an anchor's weights; zeros unless the temperature has a gradient
 
 
 class Passes(NamedTuple):
@@ -85,8 +71,8 @@ class Passes(NamedTuple):
     Attributes:
         log_sums: strip and temperatures to `log sum exp(x / tau)` over the negatives of each row
             and column, and to tiles that the backward pass may use again.
-        gradient: strip, temperatures, sums, and the gradient of the loss in the sums, to
-            `Gradient`; the kept tiles, and whether the means are needed, by keyword.
+        gradient: strip, temperatures, sums, the gradient of the loss in the sums and the kept
+            tiles, to `Gradient`; by keyword whether the means are needed.
     """
 
     log_sums: Callable[[Strip, Anchors], tuple[Anchors, list[Tensor] | None]]
@@ -157,12 +143,7 @@ class _LogGapMeans(torch.autograd.Function):
         needs_temperature = ctx.needs_input_grad[5]
         with torch.autocast(strip.image.device.type, enabled=False):
             gradient = ctx.passes.gradient(
-                strip,
-                temperature,
-                sums,
-                grad_sums,
-                kept=ctx.kept,
-                needs_temperature=needs_temperature,
+                strip, temperature, sums, grad_sums, ctx.kept, needs_temperature=needs_temperature
             )
         ctx.kept = None
         image = gradient.image.to(strip.image.dtype)
@@ -208,8 +189,8 @@ def _gradient(
     temperature: Anchors,
     sums: Anchors,
     grad_sums: Anchors,
-    *,
     kept: list[Tensor] | None,
+    *,
     needs_temperature: bool,
 ) -> Gradient:
     of_rows, of_columns = (a / tau for a, tau in zip(grad_sums, temperature, strict=True))
