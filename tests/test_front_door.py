@@ -17,14 +17,9 @@ HEAVY = ("torchvision", "open_clip", "matplotlib", "tyro", "PIL", "webdataset", 
 
 
 def typed_names():
-    """{name: module} that an editor sees, from the block under `if TYPE_CHECKING`."""
-    tree = ast.parse((ROOT / "src" / "drrho" / "__init__.py").read_text("utf-8"))
-    (block,) = (
-        node
-        for node in tree.body
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    )
-    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    """{name: module} that an editor sees, from the stub."""
+    tree = ast.parse((ROOT / "src" / "drrho" / "__init__.pyi").read_text("utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     return {alias.asname: node.module for node in imports for alias in node.names}
 
 
