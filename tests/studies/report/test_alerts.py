@@ -29,7 +29,7 @@ RECIPE = Recipe(
 def alerts(rows=(), *, recipe=None, results=None, reference=None):
     if results is not None:
         results = RunResults(recipe=RECIPE, metrics={}, seconds=1.0, **results)
-    found = find_alerts("run", recipe or RECIPE, rows, results, reference=reference)
+    found = find_alerts(recipe or RECIPE, rows, results, reference=reference)
     return [alert.name for alert in found]
 
 
@@ -96,7 +96,7 @@ def test_a_reference_that_knows_the_training_pairs(check, found):
 
 def test_what_is_not_finite_is_named():
     rows = [{"step": 4, "loss": None}, {"step": 5, "loss": 1.0}]
-    (found,) = find_alerts("run", RECIPE, rows, None)
+    (found,) = find_alerts(RECIPE, rows, None)
     assert found.name == "steps not finite"
     assert "step 4" in found.text
     assert alerts(results={"skipped_steps": 1, "samples_seen": 9}) == ["steps not finite"]

@@ -14,10 +14,8 @@ from drrho.recipe.recipe import Recipe
 from drrho.runtime.records import read_record
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.tables import differences_in_words
-from drrho.studies.report.compared import compared_tables
-from drrho.studies.report.page import Report, factor, render
-from drrho.studies.report.run_charts import draw_panels
-from drrho.studies.report.scaling_chart import draw_scaling
+from drrho.studies.report.charts import draw_panels, draw_scaling
+from drrho.studies.report.page import Report, compared_tables, factor, render
 from drrho.studies.report.summary import summarise_run
 from drrho.studies.scaling.results import ScalingResults
 from drrho.training.config import Training

@@ -155,7 +155,7 @@ def _reported(
         rows=run.rows,
         results=run.results,
         gallery=found,
-        alerts=find_alerts(name, run.recipe, run.rows, run.results, reference=check),
+        alerts=find_alerts(run.recipe, run.rows, run.results, reference=check),
         missing=missing,
     )
 
