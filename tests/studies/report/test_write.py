@@ -108,7 +108,7 @@ def test_what_is_no_run_is_refused(tmp_path, runs, capsys):
         ReportConfig(runs=())
     with pytest.raises(ValueError, match="no effect with galleries = False"):
         ReportConfig(runs=("a",), galleries=False, gallery=SHOWN)
-    with pytest.raises(ValueError, match=r"gallery\.pairs must not be below 1"):
+    with pytest.raises(ValueError, match=r"gallery\.pairs must be at least 1"):
         GalleryConfig(pairs=0)
 
 

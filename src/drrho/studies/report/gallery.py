@@ -10,13 +10,7 @@ Change = Literal["raised", "lowered"]
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSample:
-    """An image-text pair of the data set.
-
-    Attributes:
-        sample_id: its place in the data set.
-        caption: its text.
-        image: a small picture as a data: URL.
-    """
+    """An image-text pair of the data set, its picture as a data: URL."""
 
     sample_id: int
     caption: str
@@ -29,12 +23,11 @@ class ShownNegative:
 
     Attributes:
         anchor: which of the two is the anchor.
-        image, text: samples whose image and whose text they are.
-        target, reference: similarity by either model, a cosine.
+        image, text: places of the samples whose image and whose text they are.
+        target, reference: cosine similarity by either model.
         gap: the anchor's loss at this negative in units of cosine similarity: the excess gap
             `(S_ij - S_ii) - (R_ij - R_ii)`, or `S_ij - S_ii` without a reference.
-        weight: times its even share.
-        plain_weight: the same without the reference.
+        weight, plain_weight: weight with and without the reference; 1 is an even share.
     """
 
     anchor: Side
@@ -46,18 +39,23 @@ class ShownNegative:
     weight: float
     plain_weight: float
 
+    @property
+    def gain(self) -> float:
+        """Weight that the reference adds."""
+        return self.weight - self.plain_weight
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShownStage:
-    """The pairs shown of one stage of training.
+    """Pairs shown for one stage of training.
 
     Attributes:
-        title: of the stage.
+        title: name of the stage.
         temperature: tau of the weights.
         changed: pairs that count more ("raised") or less ("lowered") by the reference; without
             one, "raised" holds the hardest negatives.
         hardest: sample -> hardest negatives of its image and of its text.
-        anchor_weights: sample -> share of the gradient that its two anchors keep.
+        anchor_weights: sample -> share of the gradient that its image and its text keep.
         histogram: share of all weights in each bin.
     """
 
@@ -65,22 +63,22 @@ class ShownStage:
     temperature: float
     changed: Mapping[Change, tuple[ShownNegative, ...]]
     hardest: Mapping[int, tuple[ShownNegative, ...]]
-    anchor_weights: Mapping[int, tuple[float, float]]
+    anchor_weights: Mapping[int, tuple[float, ...]]
     histogram: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The gallery of one run.
+    """Pairs of one run, by stage of training.
 
     Attributes:
-        run: its name.
-        num_pairs: how many pairs of the data set were looked at.
-        with_reference: whether there was one.
-        stages: in the order of the steps.
-        samples: all that the stages name.
-        edges: of the histograms' bins, log10 of the weight.
-        notes: what could not be shown, and why.
+        run: name of the run.
+        num_pairs: number of pairs that were examined.
+        with_reference: whether the run has a reference.
+        stages: stages in the order of their steps.
+        samples: place -> sample that a stage names.
+        edges: edges of the histograms' bins, log10 of the weight.
+        notes: sentences on what could not be shown, and why.
     """
 
     run: str

@@ -18,6 +18,7 @@ from drrho.encoding.pairs import decode_pair, embed_pairs
 from drrho.recipe.folder import RunFolder, Stage, stages_of
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.errors import CheckpointError
 from drrho.studies.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
 from drrho.studies.report.pair_weights import (
@@ -54,8 +55,7 @@ class GalleryConfig:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if value < (0 if name == "seed" else 1):
-                raise ValueError(f"gallery.{name} must not be below 1, got {value}")
+            require_at_least(0 if name == "seed" else 1, **{f"gallery.{name}": value})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +84,11 @@ def make_gallery(
     """Embeds the same pairs at every stage of a run and picks what to show.
 
     Args:
-        run: the run.
-        manifest: its training data.
+        run: folder of the run.
+        manifest: training data.
         store: the reference's embeddings of them; None shows what the target sees alone.
-        config: how much.
-        device: where to compute.
+        config: numbers of pairs.
+        device: device to compute on.
 
     Raises:
         ValueError: no stage's model can be had, or the data do not have two usable pairs.
@@ -110,15 +110,8 @@ def make_gallery(
         )
         # What one stage could not decode no other can.
         ids, captions = embedded.sample_ids, embedded.captions
-        reference = None if store is None else _scaled(store.gather(ids).pairs, run)
-        looks.append(
-            _Look(
-                stage=stage,
-                target=embedded.target,
-                reference=reference,
-                directions=_directions(embedded.target, reference, stage, run, config),
-            )
-        )
+        reference = None if store is None else store.gather(ids).pairs
+        looks.append(_look(embedded.target, reference, stage, run, config))
     if not looks:
         raise ValueError("; ".join(notes))
     if len(looks) < 3:
@@ -156,38 +149,36 @@ def _spread(stages: list[Stage]) -> list[Stage]:
     return [stages[round(i * (len(stages) - 1) / (MOST_STAGES - 1))] for i in range(MOST_STAGES)]
 
 
-def _scaled(reference: PairEmbeddings, run: RunFolder) -> PairEmbeddings:
-    objective = run.recipe.objective
-    scale = objective.reference_scale if isinstance(objective, DRRhoCLIP) else 1.0
-    return PairEmbeddings(scale * reference.image, reference.text)
-
-
-def epsilon_of(run: RunFolder, *, num_pairs: int) -> float:
-    """The floor of the run's sums; of a method without one, the positive's own term."""
-    objective = run.recipe.objective
-    if isinstance(objective, FastCLIP | DRRhoCLIP):
-        return objective.epsilon
-    return 1 / (num_pairs - 1)
-
-
-def _directions(
+def _look(
     target: PairEmbeddings,
     reference: PairEmbeddings | None,
     stage: Stage,
     run: RunFolder,
     config: GalleryConfig,
-) -> dict[Side, AnchorWeights]:
+) -> _Look:
+    objective = run.recipe.objective
+    # The floor of the run's sums; of a method without one, the positive's own term.
+    epsilon = 1 / (run.recipe.trained_batch_size - 1)
+    if isinstance(objective, FastCLIP | DRRhoCLIP):
+        epsilon = objective.epsilon
+    if reference is not None and isinstance(objective, DRRhoCLIP):
+        reference = PairEmbeddings(objective.reference_scale * reference.image, reference.text)
+
     def weights(target: PairEmbeddings, reference: PairEmbeddings | None) -> AnchorWeights:
         return image_anchor_weights(
             target,
             reference,
             temperature=stage.temperature,
-            epsilon=epsilon_of(run, num_pairs=run.recipe.trained_batch_size),
+            epsilon=epsilon,
             num_hardest=config.negatives,
         )
 
     turned = PairEmbeddings(target.text, target.image)
-    return {"image": weights(target, reference), "text": weights(turned, exchanged(reference))}
+    directions: dict[Side, AnchorWeights] = {
+        "image": weights(target, reference),
+        "text": weights(turned, exchanged(reference)),
+    }
+    return _Look(stage=stage, target=target, reference=reference, directions=directions)
 
 
 def _shown(look: _Look, anchors: list[int], config: GalleryConfig) -> ShownStage:
@@ -199,10 +190,8 @@ def _shown(look: _Look, anchors: list[int], config: GalleryConfig) -> ShownStage
         raised.sort(key=lambda pair: -pair.weight)
         lowered = []
     else:
-        raised = [pair for pair in raised if pair.weight > pair.plain_weight]
-        raised.sort(key=lambda pair: pair.plain_weight - pair.weight)
-        lowered = [pair for pair in lowered if pair.weight < pair.plain_weight]
-        lowered.sort(key=lambda pair: pair.weight - pair.plain_weight)
+        raised = sorted((p for p in raised if p.gain > 0), key=lambda p: -p.gain)
+        lowered = sorted((p for p in lowered if p.gain < 0), key=lambda p: p.gain)
     histogram = torch.stack([d.histogram for d in look.directions.values()]).sum(dim=0)
     return ShownStage(
         title=look.stage.title,
@@ -220,10 +209,7 @@ def _shown(look: _Look, anchors: list[int], config: GalleryConfig) -> ShownStage
             for anchor in anchors
         },
         anchor_weights={
-            anchor: (
-                float(look.directions["image"].weight[anchor]),
-                float(look.directions["text"].weight[anchor]),
-            )
+            anchor: tuple(float(found.weight[anchor]) for found in look.directions.values())
             for anchor in anchors
         },
         histogram=tuple((histogram.double() / histogram.sum()).tolist()),
@@ -239,12 +225,11 @@ def _negatives(
         columns = (column[anchor].tolist() for column in found)
         for other, weight, plain_weight in zip(*columns, strict=True):
             image, text = (anchor, other) if side == "image" else (other, anchor)
-            target = float(look.target.image[image] @ look.target.text[text])
-            gap = target - float(look.target.image[anchor] @ look.target.text[anchor])
+            target, gap = _similarity(look.target, image, text, anchor)
             reference = None
             if look.reference is not None:
-                reference = float(look.reference.image[image] @ look.reference.text[text])
-                gap -= reference - float(look.reference.image[anchor] @ look.reference.text[anchor])
+                reference, other_gap = _similarity(look.reference, image, text, anchor)
+                gap -= other_gap
             shown.append(
                 ShownNegative(
                     anchor=side,
@@ -258,6 +243,12 @@ def _negatives(
                 )
             )
     return shown
+
+
+def _similarity(pairs: PairEmbeddings, image: int, text: int, anchor: int) -> tuple[float, float]:
+    """Similarity of an image and a text, and its gap to that of the anchor's own pair."""
+    found = float(pairs.image[image] @ pairs.text[text])
+    return found, found - float(pairs.image[anchor] @ pairs.text[anchor])
 
 
 def _distinct(pairs: list[ShownNegative]) -> list[ShownNegative]:

@@ -4,7 +4,7 @@
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
+from drrho.runtime.checks import require_at_least, require_positive
 
 STRIP_ENTRIES = 2**22  # similarities held at once: some rows of the matrix, never all
 # Bins of log10 of a weight: from "next to nothing" to more than any sample's share.
@@ -32,8 +33,7 @@ class Negatives(NamedTuple):
     plain_weight: Float[Tensor, "anchors shown"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnchorWeights:
+class AnchorWeights(NamedTuple):
     """Weights of one direction of an objective.
 
     Attributes:
@@ -42,8 +42,8 @@ class AnchorWeights:
         hardest: the negatives of the largest weight, in descending order.
         raised: the negative to which the reference gives most weight.
         lowered: the negative from which the reference takes most weight.
-        histogram: how many of all weights of negatives lie in each bin of `HISTOGRAM_EDGES`, in
-            log10 of (B - 1) p_ij; the outer bins hold what is beyond them.
+        histogram: number of the weights of negatives in each bin of `HISTOGRAM_EDGES`, by log10 of
+            (B - 1) p_ij; the outer bins hold what is beyond them.
     """
 
     log_gap_mean: Float[Tensor, " anchors"]
@@ -85,30 +85,28 @@ def image_anchor_weights(
     check_pairs(target, reference)
     num_pairs = len(target.image)
     check_negatives(num_pairs)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if num_hardest < 1:
-        raise ValueError(f"num_hardest must be at least 1, got {num_hardest}")
-    num_hardest = min(num_hardest, num_pairs - 1)
+    require_positive(temperature=temperature)
+    require_at_least(1, num_hardest=num_hardest)
     rows = max(1, STRIP_ENTRIES // num_pairs)
-    parts = [
+    strips = [
         _strip_weights(
             target,
             reference,
             rows=slice(start, min(start + rows, num_pairs)),
             temperature=temperature,
-            num_hardest=num_hardest,
+            epsilon=epsilon,
+            num_hardest=min(num_hardest, num_pairs - 1),
         )
         for start in range(0, num_pairs, rows)
     ]
-    log_means = torch.cat([part.log_gap_mean for part in parts])
+    log_means, weights, hardest, raised, lowered, histograms = zip(*strips, strict=True)
     return AnchorWeights(
-        log_gap_mean=log_means,
-        weight=torch.sigmoid(log_means - math.log(epsilon)),
-        hardest=_joined([part.hardest for part in parts]),
-        raised=_joined([part.raised for part in parts]),
-        lowered=_joined([part.lowered for part in parts]),
-        histogram=torch.stack([part.histogram for part in parts]).sum(dim=0),
+        torch.cat(log_means),
+        torch.cat(weights),
+        _joined(hardest),
+        _joined(raised),
+        _joined(lowered),
+        torch.stack(histograms).sum(dim=0),
     )
 
 
@@ -117,23 +115,16 @@ def exchanged(pairs: PairEmbeddings | None) -> PairEmbeddings | None:
     return None if pairs is None else PairEmbeddings(image=pairs.text, text=pairs.image)
 
 
-class _StripWeights(NamedTuple):
-    log_gap_mean: Tensor
-    hardest: Negatives
-    raised: Negatives
-    lowered: Negatives
-    histogram: Tensor
-
-
 def _strip_weights(
     target: PairEmbeddings,
     reference: PairEmbeddings | None,
     *,
     rows: slice,
     temperature: float,
+    epsilon: float,
     num_hardest: int,
-) -> _StripWeights:
-    """Weights of some images against all texts."""
+) -> AnchorWeights:
+    """Computes the weights of some images against all texts."""
     num_negatives = len(target.image) - 1
     plain = target.image[rows].float() @ target.text.float().T
     x = plain
@@ -164,8 +155,10 @@ def _strip_weights(
     logarithms = log_weight / math.log(10)
     bins = torch.bucketize(logarithms, edges).scatter(1, own, len(edges) + 1)
     counts = torch.bincount(bins.flatten(), minlength=len(edges) + 2)[:-1]
-    return _StripWeights(
-        log_gap_mean=log_gaps.logsumexp(dim=1) - math.log(num_negatives),
+    log_gap_mean = log_gaps.logsumexp(dim=1) - math.log(num_negatives)
+    return AnchorWeights(
+        log_gap_mean=log_gap_mean,
+        weight=torch.sigmoid(log_gap_mean - math.log(epsilon)),
         hardest=chosen(log_weight, num_hardest),
         raised=chosen(change, 1),
         lowered=chosen(fall, 1),
@@ -173,5 +166,5 @@ def _strip_weights(
     )
 
 
-def _joined(parts: list[Negatives]) -> Negatives:
+def _joined(parts: Iterable[Negatives]) -> Negatives:
     return Negatives(*(torch.cat(column) for column in zip(*parts, strict=True)))
