@@ -27,7 +27,7 @@ from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import require_no_folder, write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.records import read_record
-from drrho.studies.compare.results import Results, find_results
+from drrho.studies.compare.results import find_results
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
@@ -86,24 +86,22 @@ def write_report(config: ReportConfig) -> Path:
     """
     folders = [Path(path).expanduser() for path in config.runs]
     runs = [read_run(path) for path in find_runs(folders)]
-    names = _names(runs)
-    device = resolve_device(config.device)
-    with_galleries = _with_galleries(runs, config)
-    reported = [
-        _reported(run, names[run.path], config, device, gallery=run.path in with_galleries)
-        for run in runs
-    ]
-    page = render(
-        Report(
-            title=" and ".join(folder.resolve().name for folder in folders),
-            runs=reported,
-            comparisons=_comparisons(folders),
-            scaling=_scaling(folders),
-            version=__version__,
-        )
+    names, with_galleries = _names(runs), _with_galleries(runs, config)
+    compared = {folder.resolve().name: find_results(folder) for folder in folders}
+    laws = [p for f in folders for p in (f / LAWS_FILE, *sorted(f.glob(f"*/{LAWS_FILE}")))]
+    report = Report(
+        title=" and ".join(folder.resolve().name for folder in folders),
+        runs=[_reported(run, names[run.path], config, with_galleries) for run in runs],
+        comparisons={name: found for name, found in compared.items() if found is not None},
+        scaling={
+            path.parent.resolve().name: read_record(path, ScalingResults)
+            for path in laws
+            if path.is_file()
+        },
+        version=__version__,
     )
     output = Path(config.output).expanduser()
-    write_atomically(output, page.encode())
+    write_atomically(output, render(report).encode())
     return output
 
 
@@ -129,8 +127,9 @@ def _with_galleries(runs: list[RunFolder], config: ReportConfig) -> list[Path]:
 
 
 def _reported(
-    run: RunFolder, name: str, config: ReportConfig, device: torch.device, *, gallery: bool
+    run: RunFolder, name: str, config: ReportConfig, with_galleries: list[Path]
 ) -> ReportedRun:
+    device = resolve_device(config.device)
     found: Gallery | None = None
     check: ReferenceCheck | None = None
     missing = []
@@ -138,9 +137,10 @@ def _reported(
         missing.append("no curves: its log has no row yet.")
     if run.results is None:
         missing.append("it is not finished; what is shown is of the steps so far.")
-    if gallery:
+    if run.path in with_galleries:
         try:
-            manifest, store = _data_and_reference(run, config)
+            manifest = open_manifest(run.recipe.data if config.data is None else config.data)
+            store = run.open_reference(manifest, config.reference)
             found = make_gallery(run, manifest, store, config=config.gallery, device=device)
         except PART_ERRORS as error:
             missing.append(f"no gallery: {error}")
@@ -160,11 +160,6 @@ def _reported(
     )
 
 
-def _data_and_reference(run: RunFolder, config: ReportConfig) -> tuple[Manifest, Reference | None]:
-    manifest = open_manifest(run.recipe.data if config.data is None else config.data)
-    return manifest, run.open_reference(manifest, config.reference)
-
-
 def _check_reference(
     run: RunFolder,
     manifest: Manifest,
@@ -177,11 +172,10 @@ def _check_reference(
     generator = torch.Generator().manual_seed(config.gallery.seed)
     ids = drawn_ids(manifest, store, count=config.gallery.pairs, generator=generator)
     train = store.gather(ids).pairs
-    model = _reference_model(run, config)
-    held_out_data = run.recipe.evaluation.data
+    alone = ReferenceCheck(train=float(_reciprocal_ranks(train).mean()), num_pairs=len(ids))
+    model, held_out_data = _reference_model(run, config), run.recipe.evaluation.data
     if model is None or held_out_data is None:
-        ranks = _reciprocal_ranks(train)
-        return ReferenceCheck(train=float(ranks.mean()), num_pairs=len(ids))
+        return alone
     try:
         held_out = open_manifest(held_out_data)
         encoder = EmbeddingModel.frozen(build_model(Model(name=model), seed=0), device=device)
@@ -195,8 +189,8 @@ def _check_reference(
         )
     except PART_ERRORS as error:
         missing.append(f"the reference was not looked at on held-out pairs: {error}")
-        return ReferenceCheck(train=float(_reciprocal_ranks(train).mean()), num_pairs=len(ids))
-    # Of equally many, since a rank is one among so many.
+        return alone
+    # Equally many of both, since a rank is one among so many.
     count = min(len(ids), len(embedded.sample_ids))
     rows = torch.randperm(len(ids), generator=generator)[:count]
     train_ranks = _reciprocal_ranks(train.take(rows))
@@ -204,7 +198,7 @@ def _check_reference(
     return ReferenceCheck(
         train=float(train_ranks.mean()),
         held_out=float(ranks.mean()),
-        # Of independent samples; pairing at random keeps the variance of both.
+        # The samples are independent; pairing them at random keeps the variance of both.
         interval=bootstrap_interval(
             train_ranks - ranks, generator=torch.Generator().manual_seed(0)
         ),
@@ -240,25 +234,6 @@ def _common_shards(manifest: Manifest, model: str) -> int | None:
     except PART_ERRORS:
         return None
     return sum(shard.contents in own for shard in manifest.shards)
-
-
-def _comparisons(folders: list[Path]) -> dict[str, Results]:
-    found = {folder.resolve().name: find_results(folder) for folder in folders}
-    return {name: results for name, results in found.items() if results is not None}
-
-
-def _scaling(folders: list[Path]) -> dict[str, ScalingResults]:
-    """The laws in the folders themselves, and in those directly in them."""
-    paths = [
-        path
-        for folder in folders
-        for path in [folder / LAWS_FILE, *sorted(folder.glob(f"*/{LAWS_FILE}"))]
-    ]
-    return {
-        path.parent.resolve().name: read_record(path, ScalingResults)
-        for path in paths
-        if path.is_file()
-    }
 
 
 def run_report(config: ReportConfig) -> str:
