@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from drrho.risk import effective_sample_size
-from drrho.studies.probe.steerability import Moments
+from drrho.runtime.checks import require_positive
+from drrho.studies.probe.steerability import Moments, moments_of
 
 Gaps = Float64[Tensor, "pairs pairs"]
 
@@ -23,7 +24,7 @@ def gap_moments(
     *,
     weights: Float64[Tensor, "resamples pairs"],
 ) -> Moments:
-    """Moments over the negatives of each anchor, averaged over image and text anchors.
+    """Computes moments over each anchor's negatives, averaged over image and text anchors.
 
     The gap of image i to text j is `S_ij - S_ii`. `S_ii` is the same for all negatives of an
     anchor and has no part in a variance over them, so cosines are all that is needed.
@@ -36,24 +37,16 @@ def gap_moments(
     Raises:
         ValueError: fewer than three pairs, or cosines that are not finite.
     """
-    first, second = pilots
-    if len(first) < 3:
-        raise ValueError(f"negatives vary only among three pairs or more, got {len(first)}")
+    if len(pilots[0]) < 3:
+        raise ValueError(f"negatives vary only among three pairs or more, got {len(pilots[0])}")
     for cosines in (*pilots, *references):
         if not cosines.isfinite().all():
             raise ValueError("cosines must be finite; leave pairs without embeddings out")
-    middle, difference = (first + second) / 2, first - second
 
     def covariance(x: Gaps, y: Gaps) -> Float64[Tensor, " resamples"]:
         return (_over_negatives(x, y, weights) + _over_negatives(x.T, y.T, weights)) / 2
 
-    return Moments(
-        pilots=covariance(difference, difference) / 2,
-        excess=torch.stack([covariance(first - b, second - b) for b in references]),
-        signal=covariance(first, second),
-        shared=torch.stack([covariance(middle, b) for b in references]),
-        reference=torch.stack([covariance(b, b) for b in references]),
-    )
+    return moments_of(covariance, pilots, references)
 
 
 def anchor_losses(cosines: Gaps, temperature: float) -> Float64[Tensor, " pairs"]:
@@ -61,8 +54,7 @@ def anchor_losses(cosines: Gaps, temperature: float) -> Float64[Tensor, " pairs"
 
     In units of cosine similarity; the mean is over all other pairs, the same for every model.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    require_positive(temperature=temperature)
     gaps = [x - x.diagonal()[:, None] for x in (cosines, cosines.T)]
     sums = [
         (gap / temperature).masked_fill(_positives(gap), -math.inf).logsumexp(1) for gap in gaps

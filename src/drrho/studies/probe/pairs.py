@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64, Int64
@@ -52,14 +53,8 @@ class Pairs:
     rate: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Temperature and scale with which the target will be trained.
-
-    Attributes:
-        temperature: in units of cosine similarity.
-        reference_scale: what the reference's cosines are multiplied by.
-    """
+class Trained(NamedTuple):
+    """Temperature of the target's training, and the factor of the reference's cosines."""
 
     temperature: float
     reference_scale: float = 1.0
@@ -67,16 +62,15 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsProbe:
-    """Results of probing references by pairs.
+    """Results of probing references by pairs; mappings are from the names of references.
 
     Attributes:
-        ranked: name -> steerability over the negatives of an anchor, best first.
-        by_anchor: name -> steerability of the anchors' losses.
-        weights: name -> the adversary's weights at the pilots.
-        contamination: name -> whether it has seen the training pairs; None if not measured.
-        held_out_losses: name -> mean of the anchors' losses, in units of cosine similarity.
-        reciprocal_ranks: name -> of each held-out pair, the mean of both directions.
-        num_held_out: pairs.
+        ranked: steerability over the negatives of an anchor, best first.
+        by_anchor: steerability of the anchors' losses.
+        weights: the adversary's weights at the pilots.
+        contamination: whether it has seen the training pairs; None if not measured.
+        held_out_losses: mean of the anchors' losses, in units of cosine similarity.
+        reciprocal_ranks: mean over both directions, for each held-out pair.
     """
 
     ranked: dict[str, Steerability]
@@ -85,18 +79,14 @@ class PairsProbe:
     contamination: dict[str, Contamination | None]
     held_out_losses: dict[str, float]
     reciprocal_ranks: dict[str, Float64[Tensor, " pairs"]]
-    num_held_out: int
 
 
 def train_pilots(recipe: Recipe, manifest: Manifest, *, output: Path, steps: int) -> list[str]:
-    """Trains two pilots on disjoint halves; finished ones found there are kept.
+    """Trains two pilots, `run:PATH`, on disjoint halves; finished ones found there are kept.
 
     They have the recipe's model, batches and temperature, no reference, and different seeds:
     initial weights in common would be a noise that both share, and would count against every
     reference.
-
-    Returns:
-        The pilots as `run:PATH`.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     names = []
@@ -116,25 +106,20 @@ def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Reci
     elif isinstance(objective, Distillation):
         objective = CLIP(temperature=objective.temperature)
     warmup = min(recipe.training.optimizer.warmup_steps, steps // 4)
-    optimizer = replace(recipe.training.optimizer, warmup_steps=warmup)
-    training = replace(
-        recipe.training,
-        steps=steps,
-        epochs=None,
-        optimizer=optimizer,
-        evaluate_every=None,
-        keep_best=None,
-    )
     return replace(
         recipe,
         output=str(folder),
         data=str(folder / "half.json"),
         objective=replace(objective, distillation=None),
-        training=training,
-        loading=replace(
-            recipe.loading,
-            batch_size=recipe.trained_batch_size,
+        training=replace(
+            recipe.training,
+            steps=steps,
+            epochs=None,
+            optimizer=replace(recipe.training.optimizer, warmup_steps=warmup),
+            evaluate_every=None,
+            keep_best=None,
         ),
+        loading=replace(recipe.loading, batch_size=recipe.trained_batch_size),
         reference=None,
         reference_weights=None,
         missing_reference="leave_out",
@@ -212,12 +197,11 @@ def probe_pairs(
     """Ranks references by embeddings of the same held-out pairs.
 
     Args:
-        pilots: two, of the same pairs as the references.
-        references: name -> held-out pairs.
+        pilots: embeddings of the two pilots.
+        references: name -> embeddings of the same pairs.
         trained: temperature and scale.
-        seen: name -> embedded training pairs, as many as there are held out; None where there
-            are none.
-        generator: of the bootstrap.
+        seen: name -> embeddings of as many training pairs; None where there are none.
+        generator: generator of the bootstrap.
     """
     names, temperature = list(references), trained.temperature
     targets = (pilots[0].cosines, pilots[1].cosines)
@@ -247,7 +231,6 @@ def probe_pairs(
         },
         held_out_losses={name: float(losses_of[name].mean()) for name in names},
         reciprocal_ranks={name: reciprocal_ranks(references[name].cosines) for name in names},
-        num_held_out=len(middle),
     )
 
 
@@ -275,12 +258,10 @@ def embed_all(
     device = resolve_device(recipe.device)
     for name in names:
         held_out, seen = embed(name, manifest, device=device), None
-        if held_out.rate is not None:
-            seen = embed(name, train, device=device)
-        else:
-            with suppress(ValueError, FileNotFoundError):
-                seen = embed(name, train, device=device)
-        yield name, held_out, None if seen is None else with_distinct_texts(seen)
+        is_stored = held_out.rate is None
+        with suppress(*((ValueError, FileNotFoundError) if is_stored else ())):
+            seen = with_distinct_texts(embed(name, train, device=device))
+        yield name, held_out, seen
 
 
 def _cosines(image: Tensor, text: Tensor) -> Cosines:

@@ -140,17 +140,15 @@ def probe_losses(config: LossesProbeConfig) -> ProbeResults:
     held_out = dict(zip(names, references, strict=True))
     seen = _contaminations(config, held_out, generator)
     middle = pilots.mean(dim=0)
-    rows = {
-        name: _probed(
+    rows = {}
+    for name, found in ranked.items():
+        assert found.temperature is not None
+        rows[name] = _probed(
             found,
             seen[name],
             held_out_loss=float(held_out[name].mean()),
-            temperature=found.temperature,
-            radius=found.radius,
             effective_share=effective_share(middle - held_out[name], found.temperature),
         )
-        for name, found in ranked.items()
-    }
     results = ProbeResults(
         kind="losses", held_out=losses.shape[1], left_out=num_dropped, references=rows
     )
@@ -200,7 +198,7 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     rates = {name: held.rate for name, held, _ in embedded}
     results = ProbeResults(
         kind="pairs",
-        held_out=found.num_held_out,
+        held_out=len(pairs[pilots[0]].ids),
         pilot_steps=steps,
         temperature=recipe.objective.temperature.initial,
         references=_pair_rows(found, rates, num_pairs=len(train.usable_ids()), generator=generator),
@@ -230,35 +228,26 @@ def _pair_rows(
     ordered = sorted(ranks, key=lambda name: -float(ranks[name].mean()))
     rows = {}
     for name, following in zip(ordered, [*ordered[1:], None], strict=True):
-        steerability, rate = found.ranked[name], rates[name]
-        ahead = None
+        rate, ahead = rates[name], None
         if following is not None:
             ahead = bootstrap_interval(ranks[name] - ranks[following], generator=generator)[0] > 0
-        rows[name] = replace(
-            _probed(
-                steerability,
-                found.contamination[name],
-                held_out_loss=found.held_out_losses[name],
-                effective_share=found.weights[name].effective_share,
-                mrr=Estimate(
-                    float(ranks[name].mean()),
-                    *bootstrap_interval(ranks[name], generator=generator),
-                ),
-                by_anchor=found.by_anchor[name].steerability.value,
-                divergence=found.weights[name].divergence,
-                precompute_seconds=None if rate is None else num_pairs / rate,
-            ),
-            resolved=ahead,
+        mrr = bootstrap_interval(ranks[name], generator=generator)
+        rows[name] = _probed(
+            replace(found.ranked[name], resolved=ahead, temperature=None, radius=None),
+            found.contamination[name],
+            held_out_loss=found.held_out_losses[name],
+            effective_share=found.weights[name].effective_share,
+            mrr=Estimate(float(ranks[name].mean()), *mrr),
+            by_anchor=found.by_anchor[name].steerability.value,
+            divergence=found.weights[name].divergence,
+            precompute_seconds=None if rate is None else num_pairs / rate,
         )
     return rows
 
 
 def _probed(found: Steerability, seen: Contamination | None, **more: Any) -> ProbedReference:
-    fields = {
-        name: value for name, value in vars(found).items() if name not in {"temperature", "radius"}
-    }
     alarm = found.too_close or (seen is not None and seen.alarm)
-    return ProbedReference(**fields, contamination=seen, alarm=alarm, **more)
+    return ProbedReference(**vars(found), contamination=seen, alarm=alarm, **more)
 
 
 def _contaminations(

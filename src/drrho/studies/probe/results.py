@@ -6,41 +6,30 @@ from typing import ClassVar, Literal
 
 from drrho.runtime.records import OPTIONAL
 from drrho.studies.probe.contamination import Contamination
-from drrho.studies.probe.steerability import Estimate
+from drrho.studies.probe.steerability import Estimate, Steerability
 
 FILE_NAME = "probe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbedReference:
-    """Results of one reference; estimates as in `Steerability`.
+class ProbedReference(Steerability):
+    """Results of one reference; temperature and radius are those of a probe of losses.
 
     Attributes:
         contamination: None if not measured.
         alarm: whether it seems to have seen what it would steer on.
-        held_out_loss: its mean loss on the held-out samples.
+        held_out_loss: mean loss on the held-out samples.
         effective_share: effective sample size of the weights, as a share of the samples.
-        temperature, radius: suggested; of a probe of losses.
-        mrr: its mean reciprocal rank of the right partner; of a probe of pairs, as the rest.
+        mrr: mean reciprocal rank of the right partner; only in a probe of pairs, as the rest.
         by_anchor: steerability of the anchors' losses.
-        divergence: of the weights from uniform, in nats.
-        precompute_seconds: to embed all training pairs; None if they are stored.
+        divergence: divergence of the weights from uniform, in nats.
+        precompute_seconds: time to embed all training pairs; None if they are stored.
     """
 
-    steerability: Estimate
-    kappa: Estimate
-    too_close: bool
-    scaled: Estimate
-    beta: Estimate
-    scale_mismatch: bool
-    variance_ratio: float
-    resolved: bool | None
     contamination: Contamination | None
     alarm: bool
     held_out_loss: float
     effective_share: float
-    temperature: float | None = field(default=None, metadata=OPTIONAL)
-    radius: float | None = field(default=None, metadata=OPTIONAL)
     mrr: Estimate | None = field(default=None, metadata=OPTIONAL)
     by_anchor: float | None = field(default=None, metadata=OPTIONAL)
     divergence: float | None = field(default=None, metadata=OPTIONAL)
@@ -53,11 +42,11 @@ class ProbeResults:
 
     Attributes:
         kind: "losses" of any training loop, or "pairs" of a contrastive recipe.
-        held_out: samples that the references were judged on.
-        references: name -> what is said of it, best first, those with an alarm last.
-        left_out: samples without a finite loss of every model; of losses.
-        pilot_steps: of each pilot; of pairs, as the next.
-        temperature: of the recipe.
+        held_out: number of held-out samples.
+        references: name -> results, best first, those with an alarm last.
+        left_out: samples without a finite loss of every model; only in a probe of losses.
+        pilot_steps: optimiser steps of each pilot; only in a probe of pairs.
+        temperature: the recipe's; only in a probe of pairs.
     """
 
     version: ClassVar = 1

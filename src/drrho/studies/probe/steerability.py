@@ -5,8 +5,8 @@ references, all on the same held-out samples. Source: docs/mathematics.md, "Stee
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from drrho.evaluation.metrics.bootstrap import draw_resamples, percentile_interval
 from drrho.risk import effective_sample_size
+from drrho.runtime.records import OPTIONAL
 
 # A temperature of 0.05 where 0 is right costs (0.05 / 1.05)^2 = 0.2 % of plain training's excess
 # risk; a temperature of 0 would give everything to one sample.
@@ -62,10 +63,10 @@ class Steerability:
         beta: slope of the pilots' losses on the reference's.
         scale_mismatch: whether the interval of beta excludes 1.
         variance_ratio: `Var(l_p - b) / Var(l_p)`, a baseline.
-        temperature: suggested, for the KL penalty on losses that are log-likelihoods, in nats.
-        radius: suggested, for the chi-square ball.
         resolved: whether the interval of S minus that of the reference ranked next excludes 0;
             None for the last.
+        temperature: suggested temperature of the KL penalty on negative log-likelihoods, in nats.
+        radius: suggested radius of the chi-square ball.
     """
 
     steerability: Estimate
@@ -75,9 +76,9 @@ class Steerability:
     beta: Estimate
     scale_mismatch: bool
     variance_ratio: float
-    temperature: float
-    radius: float
     resolved: bool | None
+    temperature: float | None = field(default=None, metadata=OPTIONAL)
+    radius: float | None = field(default=None, metadata=OPTIONAL)
 
 
 def bootstrap_weights(
@@ -107,12 +108,7 @@ def loss_moments(
     *,
     weights: Float64[Tensor, "resamples samples"],
 ) -> Moments:
-    """Moments of losses over samples.
-
-    Args:
-        pilots: losses of the two pilots.
-        references: losses b of the candidates, of the same samples.
-        weights: of `bootstrap_weights`.
+    """Computes the moments of losses l of two pilots and b of references, on the same samples.
 
     Raises:
         ValueError: a loss is not finite.
@@ -126,6 +122,15 @@ def loss_moments(
         x, y = x - x.mean(), y - y.mean()
         return weights @ (x * y) - (weights @ x) * (weights @ y)
 
+    return moments_of(covariance, pilots, references)
+
+
+def moments_of(
+    covariance: Callable[[Tensor, Tensor], Tensor],
+    pilots: Iterable[Tensor],
+    references: Iterable[Tensor],
+) -> Moments:
+    """The moments of two pilots and references by a covariance with a value for each resample."""
     first, second = pilots
     middle, difference = (first + second) / 2, first - second
     return Moments(
@@ -143,15 +148,12 @@ def rank_references(
     *,
     pilot_share: float = 0.5,
 ) -> dict[str, Steerability]:
-    """The references by descending steerability.
+    """Ranks references by descending steerability.
 
     Args:
-        moments: row 0 of all samples, the others of bootstrap resamples.
-        names: of the references, in the order of the moments.
-        pilot_share: h / n, what a pilot was trained on as a share of the target's samples.
-
-    Returns:
-        Name -> what is said of it, best first.
+        moments: moments of all samples in row 0, then of bootstrap resamples.
+        names: names of the references, in the order of the moments.
+        pilot_share: h / n, the share of the target's samples that a pilot was trained on.
 
     Raises:
         ValueError: names do not fit, a share out of (0, 1], or pilots that are identical.
