@@ -1,5 +1,6 @@
 """Results of a comparison from its finished runs: means, intervals, differences and costs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from drrho.studies.compare.results import (
 )
 from drrho.studies.compare.runs import Chosen, chosen_setting, failure, finished
 from drrho.studies.compare.scores import Scores, TestSets, read_scores
-from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
+from drrho.studies.compare.spec import Comparison, Part, references_of, stored_of
 
 INTERVAL = (
     "95 %, percentile bootstrap, 1000 draws: the test images are drawn again with replacement, "
@@ -110,8 +111,7 @@ def _cost_of_training(recipe: Recipe | None) -> Cost | None:
 def _method(
     comparison: Comparison, method: str, finished_runs: Mapping[int, _Finished]
 ) -> MethodResults:
-    choice = chosen_setting(comparison, method)
-    settings = comparison.settings(method)
+    choice, settings = chosen_setting(comparison, method), comparison.settings(method)
     named = settings[0 if choice is None else choice.setting]
     missing = [seed for seed in comparison.all_seeds if seed not in finished_runs]
     reasons = {
@@ -121,10 +121,9 @@ def _method(
     runs = list(finished_runs.values())
     costs = [_cost(run) for run in runs]
     tables = {name: _table(runs, name) for name in comparison.tests}
+    tests = {name: _mean([run.scores.metrics[name] for run in runs]) for name in comparison.tests}
     return MethodResults(
-        tests={name: _mean([run.scores.metrics[name] for run in runs]) for name in comparison.tests}
-        if runs
-        else {},
+        tests=tests if runs else {},
         intervals={
             name: hierarchical_interval([table], mean_of_first, generator=_generator())
             for name, table in tables.items()
@@ -133,8 +132,7 @@ def _method(
         cost=mean_cost(costs) if costs else None,
         gflop=runs[0].scores.gflop if runs else None,
         reference_cost={
-            name: _reference_cost(comparison, [s for s in stored_of(named) if s.reference == name])
-            for name in references_of(named)
+            name: _reference_cost(comparison, named, name) for name in references_of(named)
         },
         choice=None if comparison.tuning is None else _described(choice, settings),
         runs=tuple(
@@ -156,17 +154,16 @@ def _cost(run: _Finished) -> Cost:
     return replace(cost, training_gflop=passes * run.scores.gflop.total)
 
 
-def _reference_cost(comparison: Comparison, stored: Sequence[Stored]) -> ReferenceCost:
-    costs = [read_precompute_cost(comparison.embeddings(one)) for one in stored]
-    known = [cost for cost in costs if cost is not None]
+def _reference_cost(comparison: Comparison, recipe: Recipe, name: str) -> ReferenceCost:
+    folders = [comparison.embeddings(one) for one in stored_of(recipe) if one.reference == name]
+    known = [cost for cost in map(read_precompute_cost, folders) if cost is not None]
+    precompute = PrecomputeCost(
+        samples=sum(cost.samples or 0 for cost in known),
+        seconds=sum(cost.seconds for cost in known),
+    )
     return ReferenceCost(
-        precompute=PrecomputeCost(
-            samples=sum(cost.samples or 0 for cost in known),
-            seconds=sum(cost.seconds for cost in known),
-        )
-        if known
-        else None,
-        training=_cost_of_training(comparison.reference_recipe(stored[0].reference)),
+        precompute=precompute if known else None,
+        training=_cost_of_training(comparison.reference_recipe(name)),
     )
 
 
@@ -224,16 +221,14 @@ def _gap(
             if method == gap.ceiling or weak is None or pair is None:
                 continue
             tables = [pair[0], weak.double()[None], pair[1]]
-            means = torch.stack([table.mean() for table in tables])[None]
-            value = float(recovered_gap(means))
-            low, high = hierarchical_interval(tables, recovered_gap, generator=_generator())
-            exists = value == value and abs(low) != float("inf") and abs(high) != float("inf")
+            value = float(recovered_gap(torch.stack([table.mean() for table in tables])[None]))
+            ends = hierarchical_interval(tables, recovered_gap, generator=_generator())
             rows.append(
                 RecoveredGap(
                     test=test,
                     method=method,
-                    recovered=value if value == value else None,
-                    interval=(low, high) if exists else None,
+                    recovered=None if math.isnan(value) else value,
+                    interval=ends if all(map(math.isfinite, (value, *ends))) else None,
                     seeds=seeds,
                 )
             )
@@ -274,7 +269,7 @@ def _setup(comparison: Comparison, tests: TestSets) -> Setup:
 
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    return {name: sum(row[name] for row in rows) / len(rows) for row in rows[:1] for name in row}
 
 
 def _generator() -> torch.Generator:

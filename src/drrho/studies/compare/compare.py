@@ -93,12 +93,9 @@ def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
     logs: dict[str, list[list[Row]]] = {}
     for part in comparison.parts:
         choice = chosen_setting(comparison, part.method)
-        if choice is None:
-            continue
-        recipe = comparison.run_recipe(part, setting=choice.setting)
-        if finished(recipe) is not None:
-            rows: list[Row] = [*read_metrics(Path(recipe.output))]
-            logs.setdefault(part.method, []).append(rows)
+        recipe = choice and comparison.run_recipe(part, setting=choice.setting)
+        if recipe is not None and finished(recipe) is not None:
+            logs.setdefault(part.method, []).append([*read_metrics(Path(recipe.output))])
     return logs
 
 
@@ -108,11 +105,10 @@ def _levels(comparison: Comparison) -> dict[str, float]:
     first = comparison.settings(next(iter(comparison.methods)))[0]
     for name in comparison.references:
         recipe = comparison.reference_recipe(name)
-        results = None if recipe is None else finished(recipe)
-        if recipe is None or results is None or recipe.evaluation.data != first.evaluation.data:
-            continue
-        if "evaluation/mrr" in results.metrics:
-            levels[name] = results.metrics["evaluation/mrr"]
+        if recipe is not None and recipe.evaluation.data == first.evaluation.data:
+            results = finished(recipe)
+            if results is not None and "evaluation/mrr" in results.metrics:
+                levels[name] = results.metrics["evaluation/mrr"]
     return levels
 
 

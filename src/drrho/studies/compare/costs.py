@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,15 @@ from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.files import write_json
 from drrho.runtime.records import from_json, read_json_object
-from drrho.studies.compare.results import Cost
+from drrho.studies.compare.results import Cost, PrecomputeCost
 
 PRECOMPUTE_FILE = "precompute.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Precomputation:
-    """The cost of a store so far: seconds, and once it is whole the samples encoded."""
-
-    seconds: float = 0.0
-    samples: int | None = None
-
-
 def training_cost(recipe: Recipe, results: RunResults) -> Cost:
     """Computes the cost of a finished run from its `results.json`."""
-    trained = results.samples_seen
-    skipped = sum(results.skipped.values())
-    forward_only = 0
-    selection = recipe.selection
+    trained, skipped = results.samples_seen, sum(results.skipped.values())
+    forward_only, selection = 0, recipe.selection
     if selection is not None and selection.kind != "irreducible":
         forward_only += results.recipe.training.num_steps * recipe.loading.batch_size - skipped
     if recipe.micro_batch_size is not None:
@@ -58,7 +48,7 @@ def timed(folder: Path) -> Iterator[dict[str, Any]]:
 
     Parts of an interrupted precomputation add up.
     """
-    found = read_precompute_cost(folder) or Precomputation()
+    found = read_precompute_cost(folder) or PrecomputeCost()
     started = time.perf_counter()
     noted: dict[str, Any] = {}
     try:
@@ -68,9 +58,9 @@ def timed(folder: Path) -> Iterator[dict[str, Any]]:
         write_json(folder / PRECOMPUTE_FILE, noted | {"seconds": seconds})
 
 
-def read_precompute_cost(folder: Path) -> Precomputation | None:
+def read_precompute_cost(folder: Path) -> PrecomputeCost | None:
     """The cost that `timed` noted, model building included; None if it has not begun."""
     path = folder / PRECOMPUTE_FILE
     if not path.is_file():
         return None
-    return from_json(Precomputation, read_json_object(path), where=str(path))
+    return from_json(PrecomputeCost, read_json_object(path), where=str(path))

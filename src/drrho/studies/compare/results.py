@@ -1,6 +1,6 @@
 """The results of a comparison as typed data, and `results.json`, its file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,15 +35,15 @@ class Gflop:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The cost of training.
+    """Cost of training.
 
     Attributes:
-        samples_seen: trained on, each with a forward and a backward pass.
+        samples_seen: samples with a forward and a backward pass.
         forward_only: forward passes of the target without a backward pass (scoring a super-batch,
             or the first pass of micro-batches).
         seconds: wall time, evaluations included.
         skipped: samples that could not be read.
-        training_gflop: of all passes; None where the towers were not counted.
+        training_gflop: GFLOP of all passes; None where the towers were not counted.
     """
 
     samples_seen: float
@@ -55,15 +55,15 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeCost:
-    """The encoded samples of a store, and the seconds, model building included."""
+    """Seconds spent on a store, model building included, and the samples of one that is whole."""
 
-    samples: int
-    seconds: float
+    seconds: float = 0.0
+    samples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceCost:
-    """What a method's reference cost beyond the method's own runs; None where it is not known."""
+    """Cost of a method's reference beyond the method's own runs; None where it is not known."""
 
     precompute: PrecomputeCost | None = None
     training: Cost | None = None
@@ -76,8 +76,7 @@ class ReferenceResults:
     Attributes:
         tests: test set -> metrics.
         model: its name, as `drrho reference precompute` takes it.
-        data: that it was trained on; None for an existing model.
-        cost: of its training; None for an existing model.
+        data, cost: its training data and the cost of training; None for an existing model.
         gflop: None without captions.
         steered_by: names of the references that it was trained with.
     """
@@ -92,7 +91,7 @@ class ReferenceResults:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResults:
-    """One run of a method: `tests` maps a test set to metrics."""
+    """One run of a method; `tests` maps a test set to metrics."""
 
     seed: int
     tests: Mapping[str, Metrics] = field(default_factory=dict)
@@ -102,12 +101,12 @@ class SeedResults:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The choice between the settings of a method.
+    """Choice between the settings of a method.
 
     Attributes:
-        settings: for each, what differs from the first, a line per value.
+        settings: differences of each setting from the first, a line per value.
         chosen: place of the chosen one; None before all are judged.
-        scores: of each setting; None for one that failed.
+        scores: score of each setting; None for one that failed.
     """
 
     settings: tuple[tuple[str, ...], ...]
@@ -120,7 +119,7 @@ class MethodResults:
     """Scores and cost of a method, over its seeds.
 
     Attributes:
-        runs: finished ones, in the order of the seeds.
+        runs: finished runs, in the order of the seeds.
         tests: test set -> means of the metrics over the runs.
         intervals: test set -> 95 % interval of its mean reciprocal rank, where it has one.
         cost: mean over the runs; None without runs.
@@ -147,12 +146,9 @@ class Difference:
     """The paired difference of two methods in mean reciprocal rank on a test set.
 
     Attributes:
-        test: the set.
-        method, minus: the methods.
-        mrr: mean of `method` less that of `minus`, over the common seeds.
-        interval: 95 %.
-        won: seeds with a positive difference.
-        seeds: in common.
+        mrr: mean of `method` less that of `minus`, over the common `seeds`.
+        interval: 95 % interval of it.
+        won: number of seeds with a positive difference.
     """
 
     test: str
@@ -173,9 +169,7 @@ class Difference:
 class RecoveredGap:
     """The share of the performance gap that a method recovers on a test set.
 
-    Attributes:
-        recovered: None where there is no gap.
-        interval: 95 %; None where it has no ends.
+    `recovered` is None where there is no gap; its 95 % `interval`, where that has no ends.
     """
 
     test: str
@@ -187,17 +181,15 @@ class RecoveredGap:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The setup of a comparison.
+    """Setup of a comparison; seeds, tuning and gap are those of the `Comparison`.
 
     Attributes:
-        seeds: of the comparison.
         train: method -> training data.
         test: name -> test set.
-        test_pairs: test set -> pairs in it.
+        test_pairs: test set -> number of its pairs.
         batch_size: method -> pairs in a step.
         steps: method -> optimiser steps; None where the recipe says epochs.
-        tuning, gap: as in the `Comparison`.
-        threads: of the processor.
+        threads: number of the processor's threads.
         interval: how intervals were computed, in words.
     """
 
@@ -265,19 +257,13 @@ def read_results(path: Path) -> Results:
         raise ValueError(f"{path} has no methods; give results.json of `drrho compare`")
     if any("mrr" in method for method in content["methods"].values()):
         content = _with_named_test(content)
-    methods = {
-        name: method
-        | {
-            "cost": method.get("cost") or None,
-            "tests": _without_intervals(method.get("tests", {})),
-            "intervals": {
-                test: metrics["mrr_interval"]
-                for test, metrics in method.get("tests", {}).items()
-                if "mrr_interval" in metrics
-            },
-        }
-        for name, method in content["methods"].items()
-    }
+    methods = {}
+    for name, method in content["methods"].items():
+        tests = {test: dict(metrics) for test, metrics in method.get("tests", {}).items()}
+        intervals = {test: metrics.pop("mrr_interval", None) for test, metrics in tests.items()}
+        intervals = {test: ends for test, ends in intervals.items() if ends is not None}
+        cost = method.get("cost") or None
+        methods[name] = method | {"cost": cost, "tests": tests, "intervals": intervals}
     return from_json(Results, content | {"methods": methods}, where=str(path))
 
 
@@ -291,13 +277,6 @@ def find_results(folder: Path) -> Results | None:
     if not path.is_file() or "methods" not in read_json_object(path):
         return None
     return read_results(path)
-
-
-def _without_intervals(tests: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        test: {name: value for name, value in metrics.items() if name != "mrr_interval"}
-        for test, metrics in tests.items()
-    }
 
 
 def _with_named_test(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,8 +300,8 @@ def _with_named_test(content: Mapping[str, Any]) -> dict[str, Any]:
         return {"runs": runs, "tests": scores(found), "cost": cost(found)}
 
     def difference(row: Mapping[str, Any]) -> dict[str, Any]:
-        pairs = zip(*_runs_of(methods, row), strict=True)
-        won = sum(one["mrr"] > other["mrr"] for one, other in pairs)
+        runs = [methods[row[name]].get("runs", ()) for name in ("method", "minus")]
+        won = sum(one["mrr"] > other["mrr"] for one, other in zip(*runs, strict=True))
         return {"test": test, "won": won, "seeds": seeds, **row}
 
     def of_each(name: str) -> dict[str, Any]:
@@ -330,10 +309,10 @@ def _with_named_test(content: Mapping[str, Any]) -> dict[str, Any]:
 
     named = {name: of_each(name) for name in ("train", "batch_size", "steps")}
     tests = {name: {test: setup[name]} for name in ("test", "test_pairs") if name in setup}
-    reference = content.get("reference")
-    references = {} if reference is None else {"reference": described(reference)}
-    for found in references.values():
-        found |= {"data": setup.get("reference_data")}
+    references = {}
+    if content.get("reference") is not None:
+        data = {"data": setup.get("reference_data")}
+        references = {"reference": described(content["reference"]) | data}
     return {
         "setup": setup | named | tests,
         "references": references,
@@ -341,7 +320,3 @@ def _with_named_test(content: Mapping[str, Any]) -> dict[str, Any]:
         "differences": [difference(row) for row in content.get("differences", ())],
         "versions": content.get("versions", {}),
     }
-
-
-def _runs_of(methods: Mapping[str, Any], row: Mapping[str, Any]) -> list[Sequence[Any]]:
-    return [methods[row[name]].get("runs", ()) for name in ("method", "minus")]

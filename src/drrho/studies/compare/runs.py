@@ -6,7 +6,7 @@ references and choices of settings, is waited for; a run that another process ha
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,19 +34,18 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
     """Trains and scores runs that are not finished; a failure is noted, and the others go on.
 
     Raises:
-        FileNotFoundError: a test set is not there. That is said before anything is trained.
-        ValueError: a test set has nothing to evaluate; the same.
+        FileNotFoundError: a test set is not there; found before anything is trained.
+        ValueError: a test set has nothing to evaluate; found before anything is trained.
         TrainingInterrupted: a signal came; what was finished is kept, and the run continues.
     """
     tests = TestSets(comparison.tests)
     tests.contents()  # opens them: a missing one would show when all is trained
     for part in parts:
         folder = Path(comparison.run_recipe(part).output)
-        try:
-            with _claimed(comparison, f"{part.method}-seed{part.seed}"), _failures_noted(folder):
-                _run_part(comparison, part, tests)
-        except (PartFailed, BlockingIOError):  # noted in its folder, or another process has it
-            continue
+        claim = _claimed(comparison, f"{part.method}-seed{part.seed}")
+        # A failure is noted in its folder; a blocked part is another process's.
+        with suppress(PartFailed, BlockingIOError), claim, _failures_noted(folder):
+            _run_part(comparison, part, tests)
 
 
 class Chosen(NamedTuple):
@@ -60,21 +59,19 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
     """Chooses by the finished tuning runs; None before all of them are finished."""
     if comparison.tuning is None:
         return Chosen(0, ())
-    runs = [
-        finished(comparison.tuning_recipe(method, setting))
-        for setting in range(len(comparison.settings(method)))
-    ]
+    recipes = _tuning_recipes(comparison, method)
+    runs = [finished(recipe) for recipe in recipes]
     scores = [None if run is None else run.metrics.get(comparison.tuning.metric) for run in runs]
-    failed = [
-        failure(Path(comparison.tuning_recipe(method, setting).output)) is not None
-        for setting in range(len(runs))
-    ]
+    failures = [failure(Path(recipe.output)) for recipe in recipes]
     judged = [(value, -place) for place, value in enumerate(scores) if value is not None]
-    undecided = any(run is None and not lost for run, lost in zip(runs, failed, strict=True))
-    if undecided or not judged:
+    if not judged or (None, None) in zip(runs, failures, strict=True):
         return None
-    _, place = max(judged)
-    return Chosen(-place, tuple(scores))
+    return Chosen(-max(judged)[1], tuple(scores))
+
+
+def _tuning_recipes(comparison: Comparison, method: str) -> list[Recipe]:
+    settings = range(len(comparison.settings(method)))
+    return [comparison.tuning_recipe(method, setting) for setting in settings]
 
 
 def finished(recipe: Recipe) -> RunResults | None:
@@ -98,49 +95,34 @@ def failure(folder: Path) -> str | None:
 def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
     setting = _choose_setting(comparison, part.method)
     recipe = comparison.run_recipe(part, setting=setting)
-    _prepare_references(comparison, comparison.settings(part.method)[setting])
+    named = comparison.settings(part.method)[setting]
+    _prepare_references(comparison, named)
     train_recipe(recipe)
-    score(
-        Model(name=f"run:{recipe.output}"),
-        Path(recipe.output),
-        tests,
-        batch_size=recipe.evaluation.batch_size,
-        device=recipe.device,
-    )
-    for name in comparison.references:  # at the end, when all that use them are at work
-        if name in references_of(comparison.settings(part.method)[setting]):
-            score_reference(comparison, name, recipe, tests)
+    _score(Model(name=f"run:{recipe.output}"), Path(recipe.output), recipe, tests)
+    # References last, when all that use them are at work. Stored embeddings alone cannot be scored.
+    for name in references_of(named):
+        model = comparison.reference_model(name)
+        if model is not None:
+            with _claimed(comparison, f"scores-of-{name}", wait=True):
+                _score(model, comparison.reference_folder(name), recipe, tests)
 
 
-def score_reference(comparison: Comparison, name: str, like: Recipe, tests: TestSets) -> None:
-    """Evaluates a reference on the test sets, once; stored embeddings alone cannot be."""
-    folder, model = comparison.reference_folder(name), comparison.reference_model(name)
-    if model is None:
-        return
-    with _claimed(comparison, f"scores-of-{name}", wait=True):
-        score(
-            model,
-            folder,
-            tests,
-            batch_size=like.evaluation.batch_size,
-            device=like.device,
-        )
+def _score(model: Model, folder: Path, like: Recipe, tests: TestSets) -> None:
+    score(model, folder, tests, batch_size=like.evaluation.batch_size, device=like.device)
 
 
 def _choose_setting(comparison: Comparison, method: str) -> int:
     """Trains the tuning runs that are missing; processes share them out."""
     choice = chosen_setting(comparison, method)
-    settings = range(len(comparison.settings(method)))
-    for wait in (False, True):
-        for setting in settings if choice is None else ():
+    for wait in (False, True) if choice is None else ():
+        for setting in range(len(comparison.settings(method))):
             _tune(comparison, method, setting, wait=wait)
     choice = chosen_setting(comparison, method)
     if choice is None:
-        reasons = [
-            failure(Path(comparison.tuning_recipe(method, setting).output)) for setting in settings
-        ]
+        recipes = _tuning_recipes(comparison, method)
         raise PartFailed(
-            f"no setting of {method} could be chosen by {comparison.tuning}: {reasons}"
+            f"no setting of {method} could be chosen by {comparison.tuning}: "
+            f"{[failure(Path(recipe.output)) for recipe in recipes]}"
         )
     return choice.setting
 
@@ -149,15 +131,10 @@ def _tune(comparison: Comparison, method: str, setting: int, *, wait: bool) -> N
     recipe = comparison.tuning_recipe(method, setting)
     if finished(recipe) is not None:
         return
-    try:
-        with (
-            _claimed(comparison, f"tuning-{method}-{setting}", wait=wait),
-            _failures_noted(Path(recipe.output)),
-        ):
-            _prepare_references(comparison, comparison.settings(method)[setting])
-            train_recipe(recipe)
-    except (PartFailed, BlockingIOError):
-        return
+    claim = _claimed(comparison, f"tuning-{method}-{setting}", wait=wait)
+    with suppress(PartFailed, BlockingIOError), claim, _failures_noted(Path(recipe.output)):
+        _prepare_references(comparison, comparison.settings(method)[setting])
+        train_recipe(recipe)
 
 
 def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:

@@ -157,7 +157,7 @@ def _reference_cells(costs: Mapping[str, ReferenceCost]) -> list[str]:
         return f"{sum(found):,.0f}" if found else ""
 
     return [
-        total([cost.samples for cost in precompute]),
+        total([cost.samples or 0 for cost in precompute]),
         total([cost.seconds for cost in precompute]),
         total([cost.samples_seen for cost in training]),
         total([cost.seconds for cost in training]),
