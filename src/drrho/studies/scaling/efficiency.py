@@ -22,14 +22,13 @@ class SampleRatio:
     """Samples of the baseline that equal a method's score, over the method's own samples.
 
     Attributes:
-        samples: that the method was trained on.
+        samples: training samples of the method.
         score: its mean over seeds.
-        ratio: samples of the baseline with equal score, over `samples`; where the baseline was
-            not measured that far, the ratio at the end of what was measured.
+        ratio: where the baseline was not measured that far, the ratio at the end of what was
+            measured.
         bound: "exact" inside the measured range; "at_least" where the score is above all of the
             baseline's, "at_most" where it is below all of them.
-        low, high: ends of the bootstrap interval; 0 or infinite where it leaves the measured
-            range, of which no number is known.
+        low, high: ends of the bootstrap interval; 0 or infinite beyond the measured range.
     """
 
     samples: int
@@ -48,15 +47,7 @@ def samples_at_equal_score(
     The curve is the isotonic regression of the scores (the closest that never falls with more
     samples), and linear in the logarithm of the samples between them. Where it is flat, the
     fewest samples that reach the score are meant. Outside of the measured range the answer is
-    its end, marked as a bound: nothing is extrapolated.
-
-    Args:
-        samples: increasing.
-        scores: at these samples; higher is better.
-        score: the one to reach.
-
-    Returns:
-        The number, and whether it is exact or a bound on the true one.
+    its end, marked as a bound: nothing is extrapolated. Samples must increase.
 
     Raises:
         ValueError: fewer than two numbers of samples, not increasing, or a score not finite.

@@ -2,14 +2,15 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from drrho.runtime.files import write_atomically
 from drrho.runtime.records import write_record
-from drrho.studies.scaling.config import EfficiencyConfig, FitConfig
 from drrho.studies.scaling.efficiency import Scores, sample_ratios
 from drrho.studies.scaling.laws import (
     PointRule,
@@ -27,8 +28,10 @@ from drrho.studies.scaling.results import (
     EFFICIENCY_FILE,
     LAWS_FILE,
     ComputeRatio,
+    EfficiencyConfig,
     EfficiencyResults,
     ExponentDifference,
+    FitConfig,
     FittedMethod,
     Point,
     ScalingResults,
@@ -94,10 +97,7 @@ def fit_scaling(config: FitConfig) -> ScalingResults:
             for row in _compute_ratios(method, other, points, laws, drawn, at=config.at)
         ),
     )
-    folder = Path(config.output)
-    write_record(folder / LAWS_FILE, results)
-    write_atomically(folder / "scaling.md", f"{scaling_in_words(results)}\n".encode())
-    draw_laws(results, folder / "scaling.png")
+    _write(results, Path(config.output, LAWS_FILE), scaling_in_words(results), draw_laws)
     return results
 
 
@@ -109,23 +109,19 @@ def measure_efficiency(config: EfficiencyConfig) -> EfficiencyResults:
         ValueError: a file is not what it should be, a method is missing, or the runs did not see
             equally many samples.
     """
-    methods = by_method(read_runs(config.results))
-    for name in (config.method, config.baseline):
+    methods, compared = by_method(read_runs(config.results)), (config.method, config.baseline)
+    for name in compared:
         if name not in methods:
             raise ValueError(f"no run of {name!r} in the results; there are {sorted(methods)}")
-    compared = [*methods[config.method], *methods[config.baseline]]
-    seen = [run.value(SAMPLES_SEEN) for run in compared]
+    seen = [run.value(SAMPLES_SEEN) for name in compared for run in methods[name]]
     if max(seen) > (1 + EQUAL_SAMPLES) * min(seen):
         raise ValueError(
             f"data efficiency compares runs that saw equally many samples, got {min(seen):,.0f} "
             f"to {max(seen):,.0f}; give comparisons with the same steps and batch size"
         )
-    scores = {
-        name: _scores(methods[name], config.metric) for name in (config.method, config.baseline)
-    }
+    scores = {name: _scores(methods[name], config.metric) for name in compared}
     ratios = sample_ratios(
-        scores[config.method],
-        scores[config.baseline],
+        *scores.values(),
         generator=torch.Generator().manual_seed(config.seed),
         resamples=config.resamples,
     )
@@ -135,10 +131,9 @@ def measure_efficiency(config: EfficiencyConfig) -> EfficiencyResults:
         scores=scores,
         ratios=tuple(ratios),
     )
-    folder = Path(config.output)
-    write_record(folder / EFFICIENCY_FILE, results)
-    write_atomically(folder / "efficiency.md", f"{efficiency_in_words(results)}\n".encode())
-    draw_efficiency(results, folder / "efficiency.png")
+    _write(
+        results, Path(config.output, EFFICIENCY_FILE), efficiency_in_words(results), draw_efficiency
+    )
     return results
 
 
@@ -224,18 +219,21 @@ def _exp(value: float) -> float:
         return math.inf
 
 
+def _write(results: Any, path: Path, words: str, draw: Callable[[Any, Path], None]) -> None:
+    write_record(path, results)
+    write_atomically(path.with_suffix(".md"), f"{words}\n".encode())
+    draw(results, path.with_suffix(".png"))
+
+
 def run_scaling_fit(config: FitConfig) -> str:
     """Fit error against compute, E = a C^-b, with intervals."""
-    fit_scaling(config)
-    return _written(config.output, "scaling")
+    return _report(scaling_in_words(fit_scaling(config)), config.output, "scaling")
 
 
 def run_scaling_efficiency(config: EfficiencyConfig) -> str:
     """Estimate how many times the samples the baseline needs for an equal score."""
-    measure_efficiency(config)
-    return _written(config.output, "efficiency")
+    return _report(efficiency_in_words(measure_efficiency(config)), config.output, "efficiency")
 
 
-def _written(output: str, name: str) -> str:
-    text = (Path(output) / f"{name}.md").read_text()
-    return f"\n{text}\nThe numbers are in {output}/{name}.json, the plot in {output}/{name}.png."
+def _report(words: str, output: str, name: str) -> str:
+    return f"\n{words}\n\nThe numbers are in {output}/{name}.json, the plot in {output}/{name}.png."

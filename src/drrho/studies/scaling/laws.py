@@ -13,6 +13,7 @@ from torch import Tensor
 from drrho.evaluation.metrics.bootstrap import draw_rows, percentile_interval
 
 PointRule = Literal["all", "pareto"]
+Interval = tuple[float, float]
 # Resamples that cannot be fitted (too few different computes) are drawn again, so many times.
 ATTEMPTS_PER_RESAMPLE = 50
 
@@ -95,11 +96,6 @@ def fit_power_law(
     The plain law is a line in logarithms and has one solution. The law with a floor is fitted by
     scipy's bounded trust region, 0 <= E0 <= min E, from the lines above three floors; the best
     of the three fits is taken. Where the runs do not bend, the floor is 0 and the law plain.
-
-    Args:
-        compute: positive, in one unit.
-        error: fractions in (0, 1].
-        with_floor: whether there is an E0.
 
     Raises:
         ValueError: a value out of range, or fewer different computes than parameters.
@@ -234,7 +230,7 @@ def log_compute_ratio(law: PowerLaw, other: PowerLaw, *, error: float) -> float:
     return law.log_compute(error) - other.log_compute(error)
 
 
-def interval_of(values: list[float], *, level: float = 0.95) -> tuple[float, float]:
+def interval_of(values: list[float], *, level: float = 0.95) -> Interval:
     """The middle `level` of bootstrap values; infinite values count as the largest or smallest.
 
     The ends are values that occurred (no interpolation, which infinity does not allow). A value

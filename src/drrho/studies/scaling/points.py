@@ -16,16 +16,14 @@ GFLOP, SAMPLES_SEEN = "forward_gflop", "samples_seen"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One finished run.
+    """One finished run, read from the file `source`.
 
     Attributes:
-        method: its name.
-        setting: what it shares with the runs of other methods (model, data, samples), by name.
-        seed: of the run; None where a table does not say.
+        setting: name of what it shares with runs of other methods (model, data, samples).
+        seed: None where a table does not say.
         metrics: name -> value on the first test set, TEST/name -> value on any, and what
             training recorded.
-        amount: of data it was trained on, in pairs or in the unit that its setting is named by.
-        source: the file it was read from.
+        amount: amount of training data, in pairs or in the unit that the setting is named by.
     """
 
     method: str

@@ -1,15 +1,78 @@
-"""Results of scaling studies as typed data, and their files."""
+"""Options and results of scaling studies, and their files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from drrho.studies.scaling.config import EfficiencyConfig, FitConfig
+from tyro.conf import Positional
+
+from drrho.runtime.checks import require_at_least
 from drrho.studies.scaling.efficiency import SampleRatio, Scores
-from drrho.studies.scaling.laws import PowerLaw
+from drrho.studies.scaling.laws import Interval, PointRule, PowerLaw
 
 LAWS_FILE, EFFICIENCY_FILE = "scaling.json", "efficiency.json"
-Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Fit E = a C^-b to runs: error against compute.
+
+    Attributes:
+        results: results.json of `drrho compare`, with methods called METHOD+SETTING, or tables of
+            points, csv or json with method, compute, error and perhaps setting, seed.
+        output: folder for scaling.json, scaling.md and scaling.png.
+        metric: score whose difference from 1 is the error; TEST/METRIC where there are several test
+            sets. Tables have errors.
+        points: runs that the fit uses: "all", or those on the "pareto" front of their method.
+        floor: fit an irreducible error E0 as well.
+        at: errors at which compute is compared; none given means the ends and the middle of the
+            range that both methods reached.
+        resamples: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
+    """
+
+    results: Positional[tuple[str, ...]]
+    output: str = "runs/scaling"
+    metric: str = "mrr"
+    points: PointRule = "all"
+    floor: bool = False
+    at: tuple[float, ...] = ()
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self):
+        if any(not 0 < error <= 1 for error in self.at):
+            raise ValueError(f"at must be errors, fractions in (0, 1], got {self.at}")
+        require_at_least(100, resamples=self.resamples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficiencyConfig:
+    """Estimate how many times the samples the baseline needs for an equal score.
+
+    Attributes:
+        results: results.json of `drrho compare`, with methods called METHOD+NUMBER, where NUMBER is
+            the number of pairs, or of parts of the data, that they were trained on.
+        method: method to compare with the baseline.
+        baseline: method that needs more samples for an equal score.
+        output: folder for efficiency.json, efficiency.md and efficiency.png.
+        metric: score to compare; higher is better.
+        resamples: number of bootstrap resamples, over seeds.
+        seed: random seed of the bootstrap.
+    """
+
+    results: Positional[tuple[str, ...]]
+    method: str = "drrho_clip"
+    baseline: str = "fastclip"
+    output: str = "runs/efficiency"
+    metric: str = "mrr"
+    resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.method == self.baseline:
+            raise ValueError(f"method and baseline are both {self.method!r}")
+        require_at_least(100, resamples=self.resamples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +106,10 @@ class ExponentDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeRatio:
-    """Compute of `method` over that of `over` at which both reach an error.
+    """Compute of `method` over that of `over` at which both reach an error, with its 95 % interval.
 
-    Attributes:
-        ratio: infinite where `method` never reaches the error.
-        interval: 95 %.
-        extrapolated: whether the error lies beyond the runs of either.
+    The ratio is infinite where `method` never reaches the error; it is extrapolated where the error
+    lies beyond the runs of either.
     """
 
     method: str
@@ -61,12 +122,9 @@ class ComputeRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingResults:
-    """Laws of several methods.
+    """Laws by method, and differences and ratios of each method to each one before it.
 
-    Attributes:
-        methods: name -> law.
-        config: of the fit; None in files that do not say.
-        exponent_differences, compute_ratios: of each method to each one before it.
+    `config` is that of the fit; None in files that do not say.
     """
 
     version: ClassVar = 1
@@ -81,10 +139,9 @@ class EfficiencyResults:
     """Sample ratios of a method to a baseline.
 
     Attributes:
-        config: of the comparison.
-        samples_seen: in training, mean over the runs.
+        samples_seen: samples seen in training, mean over the runs.
         scores: method -> samples -> seed -> score.
-        ratios: one for each number of samples of the method.
+        ratios: a ratio for each number of samples of the method.
     """
 
     version: ClassVar = 1
