@@ -5,7 +5,6 @@ from pathlib import Path
 
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
-from drrho.contrastive.objectives.objective import Objective
 from drrho.data.indexing import index_shards
 from drrho.data.loading import Loading
 from drrho.data.scenes import ScenesConfig, write_scenes
@@ -20,9 +19,7 @@ from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
 MODEL = Model(name="small", small=SmallConfig(text_width=96, text_heads=3))
-METHODS: dict[str, Objective] = {
-    objective.method: objective for objective in (CLIP(), FastCLIP(), DRRhoCLIP())
-}
+METHODS = (CLIP(), FastCLIP(), DRRhoCLIP())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +60,13 @@ def draw_demo_scenes(config: DemoConfig) -> None:
 
     The sets have seeds of their own, so no scene of one is in another but by chance.
     """
-    sets = {
-        "reference": ScenesConfig(num_samples=config.train_pairs, seed=4 * config.seed),
-        "train": ScenesConfig(
-            num_samples=config.train_pairs,
-            seed=4 * config.seed + 1,
-            mismatch_rate=config.mismatch_rate,
-        ),
-        "validation": ScenesConfig(
-            num_samples=max(2, config.test_pairs // 2), seed=4 * config.seed + 2
-        ),
-        "test": ScenesConfig(num_samples=config.test_pairs, seed=4 * config.seed + 3),
-    }
-    for name, scenes in sets.items():
-        folder = _scenes_folder(config) / name
-        write_scenes(folder, scenes)
+    pairs, half = config.train_pairs, max(2, config.test_pairs // 2)
+    sizes = {"reference": pairs, "train": pairs, "validation": half, "test": config.test_pairs}
+    for number, (name, size) in enumerate(sizes.items()):
+        folder = Path(config.output) / "scenes" / name
+        rate = config.mismatch_rate if name == "train" else 0.0
+        seed = 4 * config.seed + number
+        write_scenes(folder, ScenesConfig(num_samples=size, seed=seed, mismatch_rate=rate))
         if not (folder / "manifest.json").exists():
             index_shards(folder).save(folder / "manifest.json")
 
@@ -93,13 +82,13 @@ def demo_comparison(config: DemoConfig) -> Comparison:
         evaluate_every=max(1, config.steps // 5),
         checkpoint_every=max(1, config.steps // 2),
     )
-    scenes = _scenes_folder(config)
+    scenes = f"{config.output}/scenes"
     target = Recipe(
         output=f"{config.output}/target",
         data=f"{scenes}/train/manifest.json",
         loading=Loading(batch_size=config.batch_size),
         model=MODEL,
-        objective=METHODS["clip"],
+        objective=METHODS[0],
         training=training,
         evaluation=Evaluation(data=f"{scenes}/validation/manifest.json"),
         seed=config.seed,
@@ -109,20 +98,16 @@ def demo_comparison(config: DemoConfig) -> Comparison:
         output=config.output,
         references={"reference": reference},
         methods={
-            name: replace(
+            objective.method: replace(
                 target,
                 objective=objective,
                 reference="reference" if objective.needs_reference else None,
             )
-            for name, objective in METHODS.items()
+            for objective in METHODS
         },
         test=f"{scenes}/test/manifest.json",
         seeds=(config.seed,),
     )
-
-
-def _scenes_folder(config: DemoConfig) -> Path:
-    return Path(config.output) / "scenes"
 
 
 def run_demo(config: DemoConfig) -> str:

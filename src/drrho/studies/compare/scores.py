@@ -30,8 +30,8 @@ class Scores:
 
     Attributes:
         metrics: set -> metric -> value.
-        reciprocal_ranks: set -> one value per image whose mean is `mrr`; sets with captions alone.
-        gflop: forward GFLOP of a sample, image and text; None without captions.
+        reciprocal_ranks: set with captions -> one value per image, whose mean is `mrr`.
+        gflop: forward GFLOP of a sample; None without captions.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -73,12 +73,8 @@ def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, devic
         metrics[name] = evaluation.metrics
         if len(evaluation.reciprocal_ranks):
             ranks[name] = evaluation.reciprocal_ranks.cpu().contiguous()
-    gflop = _gflop(two_tower, tests)
-    content = {
-        "contents": tests.contents(),
-        "metrics": metrics,
-        "gflop": to_json(gflop),
-    }
+    gflop = to_json(_gflop(two_tower, tests))
+    content = {"contents": tests.contents(), "metrics": metrics, "gflop": gflop}
     write_atomically(folder / RANKS_FILE, save(ranks))
     write_json(folder / SCORES_FILE, content)  # last: it says that both are there
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 class Stored(NamedTuple):
-    """Stored embeddings that a recipe reads: reference, data, and views of them."""
+    """Stored embeddings that a recipe reads: reference, data, and views of the data."""
 
     reference: str
     data: str
@@ -38,8 +38,8 @@ class TuningConfig:
     """Choice between the settings of a method, by a run of each on the validation set.
 
     Attributes:
-        seed: of these runs, none of the comparison's own.
-        metric: of the recipe's evaluation; the setting with its highest value is taken.
+        seed: random seed of these runs, none of the comparison's own.
+        metric: metric of the recipe's evaluation; the setting with its highest value is taken.
     """
 
     seed: int = 1000
@@ -111,11 +111,8 @@ class Comparison:
             raise ValueError(
                 f"seeds must not be negative and differ from each other, got {self.seeds}"
             )
-        for kind, names in (
-            ("method", self.methods),
-            ("reference", self.references),
-            ("test set", self.tests),
-        ):
+        named = {"method": self.methods, "reference": self.references, "test set": self.tests}
+        for kind, names in named.items():
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(
@@ -125,11 +122,10 @@ class Comparison:
         self._check_tuning()
         self._check_references()
         self._check_test_sets()
-        if self.gap is not None:
-            if self.gap.weak not in self.references:
-                raise ValueError(f"gap.weak = {self.gap.weak!r} is none of the references")
-            if self.gap.ceiling not in self.methods:
-                raise ValueError(f"gap.ceiling = {self.gap.ceiling!r} is none of the methods")
+        if self.gap is not None and self.gap.weak not in self.references:
+            raise ValueError(f"gap.weak = {self.gap.weak!r} is none of the references")
+        if self.gap is not None and self.gap.ceiling not in self.methods:
+            raise ValueError(f"gap.ceiling = {self.gap.ceiling!r} is none of the methods")
 
     @property
     def tests(self) -> Mapping[str, str]:
@@ -192,29 +188,27 @@ class Comparison:
     def _located(self, recipe: Recipe, folder: Path, *, seed: int) -> Recipe:
         """The recipe with folders in place of the names of references."""
 
-        def located(name: str) -> str:
-            return str(self.embeddings(Stored(name, recipe.data, recipe.loading.views)))
+        def located(names: Iterable[str], *, held_out: bool = False) -> tuple[str, ...]:
+            data, views = recipe.data, recipe.loading.views
+            if held_out:
+                data, views = str(recipe.evaluation.data), None
+            return tuple(str(self.embeddings(Stored(name, data, views))) for name in names)
 
-        def on_held_out(name: str) -> str:
-            return str(self.embeddings(Stored(name, str(recipe.evaluation.data), None)))
-
-        reference, filtering = recipe.reference, recipe.filtering
-        if isinstance(reference, tuple):
-            reference = tuple(map(located, reference))
-        elif reference is not None:
-            reference = located(reference)
+        reference, filtering, evaluation = recipe.reference, recipe.filtering, recipe.evaluation
         if filtering is not None and filtering.reference is not None:
-            filtering = replace(filtering, reference=located(filtering.reference))
+            filtering = replace(filtering, reference=located([filtering.reference])[0])
+        if reference is not None:
+            found = located(recipe.references)
+            reference = found[0] if isinstance(reference, str) else found
         return replace(
             recipe,
             output=str(folder),
             seed=seed,
             reference=reference,
-            teachers=tuple(map(located, recipe.teachers)),
+            teachers=located(recipe.teachers),
             filtering=filtering,
             evaluation=replace(
-                recipe.evaluation,
-                references=tuple(map(on_held_out, recipe.evaluation.references)),
+                evaluation, references=located(evaluation.references, held_out=True)
             ),
         )
 
@@ -265,17 +259,17 @@ class Comparison:
                 _require_known(recipe, known, whose=f"method {method!r}")
 
     def _check_test_sets(self) -> None:
-        seen = {
-            source: f"method {method!r}"
+        sources = {
+            source: method
             for method in self.methods
             for recipe in self.settings(method)
             for source in (recipe.data, recipe.evaluation.data)
         }
         for name, source in self.tests.items():
-            if source in seen:
+            if source in sources:
                 raise ValueError(
-                    f"the test set {name!r}, {source}, is also what {seen[source]} is trained or "
-                    "validated on; take another"
+                    f"the test set {name!r}, {source}, is also what method {sources[source]!r} is "
+                    "trained or validated on; take another"
                 )
 
 
@@ -305,12 +299,7 @@ def _require_known(recipe: Recipe, known: list[str], *, whose: str) -> None:
 
 
 def _with_algorithm(recipe: Recipe, name: str, references: Sequence[str]) -> Recipe:
-    """The recipe with the objective, selection and filter of a published algorithm.
-
-    Args:
-        name: of the algorithm.
-        references: names of the recipe's references.
-    """
+    """The recipe with the objective, selection and filter of a published algorithm."""
     size = recipe.trained_batch_size
     published = named_recipe(name, Scale(batch_size=size, samples_seen=size))
     reads = published.reference is not None

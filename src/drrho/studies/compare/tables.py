@@ -24,8 +24,8 @@ class ScoreTable:
     """The scores of references and methods on one test set.
 
     Attributes:
-        rows: title -> metrics, with the 95 % interval of the mean reciprocal rank.
-        metrics: names of the columns after the mean reciprocal rank.
+        rows: title -> metrics, and the 95 % interval of the mean reciprocal rank.
+        metrics: names of the other columns.
         with_mrr: whether the set has captions.
     """
 
@@ -152,30 +152,24 @@ def _reference_cells(costs: Mapping[str, ReferenceCost]) -> list[str]:
     """Passes, seconds, and samples and seconds of training, added over the references."""
     precompute = [cost.precompute for cost in costs.values() if cost.precompute is not None]
     training = [cost.training for cost in costs.values() if cost.training is not None]
-
-    def total(found: list[float]) -> str:
-        return f"{sum(found):,.0f}" if found else ""
-
-    return [
-        total([cost.samples or 0 for cost in precompute]),
-        total([cost.seconds for cost in precompute]),
-        total([cost.samples_seen for cost in training]),
-        total([cost.seconds for cost in training]),
-    ]
+    columns = (
+        [cost.samples or 0 for cost in precompute],
+        [cost.seconds for cost in precompute],
+        [cost.samples_seen for cost in training],
+        [cost.seconds for cost in training],
+    )
+    return [f"{sum(column):,.0f}" if column else "" for column in columns]
 
 
 def _in_words(row: Difference) -> str:
     low, high = row.interval
-    method, other = method_title(row.method), method_title(row.minus)
-    seeds = len(row.seeds)
+    method, other, seeds = method_title(row.method), method_title(row.minus), len(row.seeds)
     won = f"; higher in {row.won} of {seeds} seeds" if seeds > 1 else ""
     interval = f"interval of the difference: {low:+.3f} to {high:+.3f}{won}"
     size = f"{abs(row.mrr):.3f} ({interval})"
-    if low > 0:
-        return f"{method} is ahead of {other} by {size}."
-    if high < 0:
-        return f"{method} is behind {other} by {size}."
-    return f"{method} and {other} cannot be told apart: they differ by {size}."
+    if not row.is_clear:
+        return f"{method} and {other} cannot be told apart: they differ by {size}."
+    return f"{method} is {'ahead of' if low > 0 else 'behind'} {other} by {size}."
 
 
 def _by_seed(results: Results) -> str:
@@ -209,7 +203,7 @@ def _gap_text(results: Results) -> str:
             method_title(row.method),
             row.test,
             "no gap" if row.recovered is None else f"{row.recovered:.2f}",
-            "" if row.interval is None else "{:.2f} to {:.2f}".format(*row.interval),
+            _range(row.interval, " to ", digits=2),
         ]
         for row in results.gap
     ]
@@ -225,16 +219,17 @@ def _choices(results: Results) -> str:
     if tuning is None:
         return ""
     rows = []
-    for name, method in results.methods.items():
-        choice = method.choice
-        for place, changes in enumerate(() if choice is None else choice.settings):
-            value = None if choice is None or choice.scores is None else choice.scores[place]
+    for name, choice in ((name, method.choice) for name, method in results.methods.items()):
+        if choice is None:
+            continue
+        scores = choice.scores or (None,) * len(choice.settings)
+        for place, (changes, score) in enumerate(zip(choice.settings, scores, strict=True)):
             rows.append(
                 [
                     method_title(name),
                     "; ".join(map(_change, changes)) or "as written",
-                    "" if value is None else f"{value:.4f}",
-                    "chosen" if choice is not None and place == choice.chosen else "",
+                    "" if score is None else f"{score:.4f}",
+                    "chosen" if place == choice.chosen else "",
                 ]
             )
     table = markdown_table(["settings", "changed", tuning.metric, ""], rows)
@@ -301,5 +296,5 @@ def _score(metrics: Metrics, name: str) -> str:
     return f"{metrics[name]:.3f}" if name in metrics else ""
 
 
-def _range(interval: Interval | None, to: str) -> str:
-    return "" if interval is None else f"{interval[0]:.3f}{to}{interval[1]:.3f}"
+def _range(interval: Interval | None, to: str, *, digits: int = 3) -> str:
+    return "" if interval is None else to.join(f"{end:.{digits}f}" for end in interval)
