@@ -18,15 +18,12 @@ def encode_in_micro_batches(
 ) -> PairEmbeddings:
     """Embed a whole batch, with the activations of one micro-batch in memory at a time.
 
-    The loss sees one batch: its negatives are all other pairs, its per-sample state is updated
-    once, its temperature gets one gradient, and nothing of it is approximate. Going backward, the
-    loss's gradient in the embeddings comes first; then every micro-batch is encoded again, with
-    its random draws (dropout, augmentation in `encode`) repeated, and takes its part of it. There
-    is one `loss.backward()`, so that DistributedDataParallel averages gradients once and no
-    `no_sync` is needed. The price is one more forward pass, about a third of a step.
-
-    A layer like BatchNorm, which changes its state in a forward pass, changes twice, and a pair's
-    embedding depends on its micro-batch, as it always does under accumulation.
+    The loss sees one batch, and nothing of it is approximate. Going backward, the loss's gradient
+    in the embeddings comes first; then every micro-batch is encoded again, with its random draws
+    (dropout, augmentation in `encode`) repeated, and takes its part of it. There is one
+    `loss.backward()`, so that DistributedDataParallel averages gradients once and no `no_sync` is
+    needed. The price is one more forward pass, about a third of a step. State that a forward pass
+    changes (BatchNorm's) changes twice.
 
     Args:
         encode: the forward pass of both towers: a micro-batch to unit embeddings.

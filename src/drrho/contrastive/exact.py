@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
+from drrho.runtime.checks import require_at_least
 
 
 def pair_similarities(
@@ -73,8 +74,7 @@ def log_anchor_losses(
     epsilon (>= 0) bounds the loss from below: an anchor whose negatives all lie further
     away than `temperature * log(epsilon)` has next to nothing left to gain.
     """
-    if not epsilon >= 0:
-        raise ValueError(f"epsilon must be at least 0, got {epsilon}")
+    require_at_least(0, epsilon=epsilon)
     if epsilon == 0:
         return log_means
     return torch.logaddexp(log_means, torch.full_like(log_means, math.log(epsilon)))
@@ -97,15 +97,10 @@ def global_contrastive_risk(
     multiplier tau given rather than optimised.
 
     Args:
-        target: unit embeddings (B, d) of the model in training.
-        reference: unit embeddings (B, d_ref) of the frozen reference, of any dimension.
-        temperature: tau in units of cosine similarity, positive; gets an exact gradient.
+        target, reference, temperature: as for `log_gap_means`; F is in units of cosine similarity.
         epsilon: floor of the sums, see `log_anchor_losses`.
         rho: radius in nats. Matters only where tau is learned; no tau is stationary when
             rho exceeds log(B - 1).
-
-    Returns:
-        F, in units of cosine similarity.
 
     Source: docs/mathematics.md, "DRRho-CLIP"; arXiv 2505.06699, section 5.
     """
@@ -125,11 +120,7 @@ def clip_anchor_losses(
     """Compute CLIP's cross-entropy of each anchor from its `log g` without a reference.
 
     Its mean is `F / tau + log(B - 1)` at epsilon = 1/(B - 1) and rho = 0: that epsilon is the
-    positive's own term, which CLIP keeps in its softmax.
-
-    Args:
-        log_means: of some of the anchors.
-        num_pairs: B, of the batch that they are of.
+    positive's own term, which CLIP keeps in its softmax. B is `num_pairs`, of the whole batch.
 
     Source: docs/mathematics.md, "CLIP and FastCLIP as special cases".
     """

@@ -20,10 +20,7 @@ class PairEmbeddings(NamedTuple):
 
 
 def pair_partition(pairs: PairEmbeddings, *, group: ProcessGroup | None = None) -> Partition:
-    """Gather how many pairs each process of a group has; a collective that waits for the device.
-
-    To be made once per step, and passed to all that work on the same pairs.
-    """
+    """Gather how many pairs each process of a group has, once per step; waits for the device."""
     return partition(len(pairs.image), group=group, device=pairs.image.device)
 
 

@@ -7,36 +7,27 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Partition, ProcessGroup, equal_partition, partition
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 
 
 class SampleBatch(NamedTuple):
-    """The samples of a batch of all processes, and which of them this process owns.
-
-    Attributes:
-        pairs: how many pairs each process has.
-        same: a number below B for each pair, equal for pairs of the same sample.
-        owned: the pairs whose samples are in this process's share.
-        place: the places of those samples in the share.
-    """
+    """The samples of a batch of all processes, and which of them this process owns."""
 
     pairs: Partition
-    same: Int64[Tensor, " batch"]
-    owned: slice | Int64[Tensor, " owned"]
-    place: Int64[Tensor, " owned"]
+    same: Int64[Tensor, " batch"]  # a number below B, equal for pairs of the same sample
+    owned: slice | Int64[Tensor, " owned"]  # the pairs whose samples are in this process's share
+    place: Int64[Tensor, " owned"]  # of those samples, in the share
 
     def owned_means(
         self, values: Float[Tensor, "2 own"], *, of_logarithms: bool = False
     ) -> Float[Tensor, "2 owned"]:
         """Bring the values of all pairs to the owners of their samples; a collective.
 
-        Pairs of the same sample get the mean of their values.
-
-        Args:
-            values: of this process's pairs.
-            of_logarithms: the mean is the logarithm of the mean of the exponentials.
+        Pairs of the same sample get the mean of their values, of logarithms that of what they are
+        the logarithms of.
         """
         everyone = self.pairs.all_gather(values.T).T
         return _means(self.same, everyone, of_logarithms=of_logarithms)[:, self.owned]
@@ -53,14 +44,14 @@ class SampleBatch(NamedTuple):
 class SampleTable(nn.Module):
     """A float32 number per data-set sample and direction: 8 bytes per sample, on K processes.
 
-    Process k has the samples of the k-th block of `ceil(N / K)` ids. A batch's entries are read and
-    written by their owners. `locate` gathers the ids of all B pairs, once for all tables of the
-    same samples; `update` gathers the new numbers; and the answer of either is a reduce-scatter, in
-    which all but the owner have zeros. Each is one collective of O(B) numbers, whatever N.
+    Process k owns the k-th block of `ceil(N / K)` ids, and reads and writes their entries. `locate`
+    gathers the ids of all B pairs, once for all tables of the same samples; `update` gathers the
+    new numbers; and the answer of either is a reduce-scatter, in which all but the owner have
+    zeros. Each is one collective of O(B) numbers, whatever N.
 
-    The state dictionary holds the table of all samples, as a sharded DTensor if K > 1. So
-    torch.distributed.checkpoint writes each share once, and any other number of processes reads
-    it again. A whole tensor, saved by one process, loads into any number of processes too.
+    The state dictionary holds the table of all samples, as a sharded DTensor if K > 1, of which
+    torch.distributed.checkpoint writes each share once. That, or a whole tensor that one process
+    saved, loads into any number of processes.
 
     Args:
         num_samples: N; ids run from 0 to N - 1.
@@ -73,8 +64,7 @@ class SampleTable(nn.Module):
 
     def __init__(self, num_samples: int, *, initial: float, group: ProcessGroup | None = None):
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        require_at_least(1, num_samples=num_samples)
         self._owners = equal_partition(num_samples, group=group)
         num_owned = self._owners.sizes[self._owners.rank]
         self.register_buffer("entries", torch.full((2, num_owned), initial))
@@ -108,7 +98,7 @@ class SampleTable(nn.Module):
             sample_ids: of this process's pairs, or what `locate` made of them.
             values: new numbers for them, on the device of the batch.
             rule: old entries and values to new entries, in the precision of the values.
-            of_logarithms: the mean is the logarithm of the mean of the exponentials.
+            of_logarithms: as for `SampleBatch.owned_means`.
 
         Returns:
             The new entries of this process's pairs, in the precision of `values`.
@@ -127,14 +117,8 @@ class SampleTable(nn.Module):
     ) -> Float[Tensor, "2 owned"]:
         """`entry <- rule(entry, values)` for the samples in this process's share; no collective.
 
-        Args:
-            batch: as `locate` made it.
-            values: for the pairs of all processes whose samples this process owns, equal for
-                equal samples.
-            rule: as for `update`.
-
-        Returns:
-            The new entries of those pairs, in the precision of `values`.
+        The values are those of the pairs of all processes whose samples this process owns, equal
+        for equal samples; their new entries are returned.
         """
         before = self._entries_of(batch).to(values)
         after = rule(before, values)
@@ -149,13 +133,13 @@ class SampleTable(nn.Module):
     def locate(
         self, sample_ids: Int[Tensor, " batch"] | SampleBatch, pairs: Partition | None = None
     ) -> SampleBatch:
-        """Find out which samples the pairs of all processes show, and which this process owns.
+        """Find the samples of all processes' pairs, and which this process owns; a collective.
 
-        A collective. The result serves every table of the same samples and group, and is returned
-        as it is when it is given.
+        The result serves every table of the same samples and group.
 
         Args:
-            sample_ids: of this process's pairs, on the device of the collectives.
+            sample_ids: of this process's pairs, on the device of the collectives; or a result,
+                which is returned as it is.
             pairs: how many pairs each process has; None asks them.
 
         Raises:

@@ -77,10 +77,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "the published DRRho-CLIP run: excess over a reference, temperature 0.01",
     ),
     "jest": Algorithm(
-        _INFO_NCE,
-        "JEST",
-        "arXiv 2406.17711",
-        "OpenCLIP on a fifth of a super-batch, drawn by JEST",
+        _INFO_NCE, "JEST", "arXiv 2406.17711", "OpenCLIP on a fifth of a super-batch, drawn by JEST"
     ),
     "jest_top_k": Algorithm(
         _INFO_NCE,

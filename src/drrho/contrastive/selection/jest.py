@@ -24,50 +24,38 @@ from torch.nn.functional import softplus
 
 from drrho.contrastive.pairs import pair_partition
 from drrho.contrastive.selection.super_batch import (
-    Kind,
     Loss,
     ModelPairs,
     PairSelection,
-    check_config,
+    SelectionConfig,
     draw_pairs,
     models_that_count,
     number,
 )
 from drrho.contrastive.tiles.strip import tile_size
+from drrho.runtime.checks import require_choice
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 Rule = Literal["sample", "top_k"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class JestConfig:
+class JestConfig(SelectionConfig):
     """Configuration of joint selection.
 
     Attributes:
-        batch_size: pairs to select, of all processes together.
         num_chunks: draws that the batch is made of, of equal size up to one pair. More follow the
             joint score more closely; each takes a pass over the candidates.
         selection: "sample" draws a chunk without replacement by `softmax(score)`, as published;
             "top_k" takes the largest scores.
-        kind: the score of a candidate: "excess" is the learner's loss minus the reference's
-            (learnability), "loss" is the learner's ("hard") and "irreducible" minus the
-            reference's ("easy").
-        loss: the contrastive loss that is meant: "softmax" (CLIP) or "sigmoid" (SigLIP).
     """
 
-    batch_size: int
     num_chunks: int = 16
     selection: Rule = "sample"
-    kind: Kind = "excess"
-    loss: Loss = "softmax"
 
     def __post_init__(self):
-        check_config(
-            self.batch_size,
-            selection=(self.selection, Rule),
-            kind=(self.kind, Kind),
-            loss=(self.loss, Loss),
-        )
+        super().__post_init__()
+        require_choice("selection", self.selection, Rule)
         if not 1 <= self.num_chunks <= self.batch_size:
             raise ValueError(
                 f"num_chunks must be between 1 and batch_size, {self.batch_size}, so that no chunk "
@@ -111,8 +99,7 @@ def select_jointly(
     embeddings of a chunk. All is in float32 or wider, without gradient. With K processes a chunk
     costs a gathering of n scores and a sum of its embeddings. Each chunk waits for the device.
 
-    A candidate that is not finite under a model that counts, such as the embedding of a corrupt
-    image, is never drawn.
+    A candidate that is not finite under a model that counts (a corrupt image's) is never drawn.
 
     Args:
         learner: the model in training; None if and only if the kind is "irreducible".
@@ -120,8 +107,7 @@ def select_jointly(
             is "loss".
         config: what is drawn.
         generator: on the embeddings' device. Of several processes, the first one's decides.
-        group: whose pairs make up the super-batch; None is the default group, or this process
-            alone without one.
+        group: as for `ContrastiveObjective`; its pairs make up the super-batch.
 
     Raises:
         ValueError: a model or a bias is missing or has no effect, a temperature is not positive,

@@ -1,8 +1,7 @@
 """RHO selection of pairs: of a super-batch those with the largest excess loss.
 
-Used as joint selection (`drrho.contrastive.selection.jest`), which scores a pair against the pairs
-selected so far; here every pair has its loss in the super-batch, all of whose pairs are its
-negatives.
+Joint selection (`drrho.contrastive.selection.jest`) scores a pair against those selected so far;
+here all pairs of the super-batch are its negatives.
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from drrho.contrastive.exact import clip_anchor_losses
 from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.selection.super_batch import (
-    Kind,
     Loss,
     ModelPairs,
     PairSelection,
-    check_config,
+    SelectionConfig,
     draw_pairs,
     models_that_count,
     number,
@@ -30,20 +28,8 @@ from drrho.runtime.distributed import Partition, ProcessGroup, partition
 
 
 @dataclass(frozen=True, kw_only=True)
-class RhoConfig:
-    """Configuration of RHO selection.
-
-    Attributes:
-        batch_size: pairs to select, of all processes together.
-        kind, loss: as those of `JestConfig`.
-    """
-
-    batch_size: int
-    kind: Kind = "excess"
-    loss: Loss = "softmax"
-
-    def __post_init__(self):
-        check_config(self.batch_size, kind=(self.kind, Kind), loss=(self.loss, Loss))
+class RhoConfig(SelectionConfig):
+    """Configuration of RHO selection."""
 
 
 def select_by_excess(
@@ -65,13 +51,9 @@ def select_by_excess(
     these losses has the gradient of `CVaR(fraction=batch_size / n)` of the super-batch.
 
     Work is O(n^2 d) in tiles of `drrho.contrastive.tiles.strip`; memory beyond the arguments is
-    O(n) numbers, a tile and, over K processes, the texts of all. Computed in float32 or wider,
-    without gradient.
-
-    A pair that is not finite under a model that counts, such as the embedding of a corrupt image,
-    is never selected and no pair's negative.
-
-    Args, Raises: as of `select_jointly`, without a generator.
+    O(n) numbers, a tile and, over K processes, the texts of all. A pair that is not finite under a
+    model that counts is never selected and no pair's negative. For the rest, arguments and errors
+    included, see `select_jointly`.
 
     Source: docs/mathematics.md, "RHO top-k of pairs"; Mindermann et al., "Prioritized training on
         points that are learnable, worth learning, and not yet learnt", 2022, arXiv 2206.07137.

@@ -2,30 +2,57 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs
+from drrho.runtime.checks import require_at_least, require_choice, require_positive
 from drrho.runtime.distributed import Partition
-from drrho.steering.selection import sample_without_replacement, select_top_k, selection_scores
+from drrho.steering.selection import (
+    Kind,
+    sample_without_replacement,
+    select_top_k,
+    selection_scores,
+)
 
-Kind = Literal["excess", "loss", "irreducible"]
 Loss = Literal["softmax", "sigmoid"]
 # Losses of this process's candidates under each model that counts, given the chunks drawn so far.
 Losses = Callable[[list[Int64[Tensor, " _"]]], list[Float[Tensor, " own"]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Fields of selections from a super-batch.
+
+    Attributes:
+        batch_size: pairs to select, of all processes together.
+        kind: the score of a candidate: "excess" is the learner's loss minus the reference's
+            (learnability), "loss" is the learner's ("hard") and "irreducible" minus the
+            reference's ("easy").
+        loss: the contrastive loss that is meant: "softmax" (CLIP) or "sigmoid" (SigLIP).
+    """
+
+    batch_size: int
+    kind: Kind = "excess"
+    loss: Loss = "softmax"
+
+    def __post_init__(self):
+        require_choice("kind", self.kind, Kind)
+        require_choice("loss", self.loss, Loss)
+        require_at_least(1, batch_size=self.batch_size)
 
 
 class ModelPairs(NamedTuple):
     """Embeddings of a super-batch by one model, with the model's temperature and bias.
 
     Attributes:
-        pairs: its unit embeddings of this process's pairs, in any precision.
-        temperature: its own, in units of cosine similarity, positive (a CLIP's is 1 /
-            logit_scale).
-        bias: its own, in nats; of the sigmoid loss only.
+        pairs: unit embeddings of this process's pairs, in any precision.
+        temperature: in units of cosine similarity, positive (a CLIP's is 1 / logit_scale).
+        bias: in nats; of the sigmoid loss only.
     """
 
     pairs: PairEmbeddings
@@ -52,12 +79,7 @@ class PairSelection(NamedTuple):
 def models_that_count(
     learner: ModelPairs | None, reference: ModelPairs | None, *, kind: Kind, loss: Loss
 ) -> list[ModelPairs]:
-    """Check and return learner and reference, or the one that the kind of score needs.
-
-    Raises:
-        ValueError: a model or a bias is missing or has no effect, a temperature is not positive,
-            or numbers of rows differ.
-    """
+    """Check and return learner and reference, or the one that the kind of score needs."""
     models = []
     for name, model, needless_kind in (
         ("learner", learner, "irreducible"),
@@ -106,12 +128,17 @@ def draw_pairs(
             scores = processes.all_gather(selection_scores(kind, found[0], found[-1]))
             num_finite = int((scores.isfinite() | taken).sum())
             require_candidates(num_finite, sum(n for n, _ in chunks), processes)
+            left = ~taken
             if generator is None:
-                index = select_top_k(scores, size, mask=~taken).index
+                index = select_top_k(scores, size, mask=left).index
             else:
-                options = {"temperature": 1.0, "correction": False, "mask": ~taken}
                 index = sample_without_replacement(
-                    scores, size, generator=generator, **options
+                    scores,
+                    size,
+                    temperature=1.0,
+                    generator=generator,
+                    correction=False,
+                    mask=~taken,
                 ).index
             index = processes.all_reduce(index if processes.rank == 0 else torch.zeros_like(index))
             taken[index] = True
@@ -131,27 +158,14 @@ def require_candidates(num_finite: int, batch_size: int, processes: Partition) -
         )
 
 
-def check_config(batch_size: int, **choices: tuple[str, object]) -> None:
-    """Raise ValueError for a batch of no pairs, or for a value that is not one of its choices."""
-    for name, (value, allowed) in choices.items():
-        if value not in get_args(allowed):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-
-
 def number(value: float | Float[Tensor, ""]) -> float:
     """Convert a temperature or bias to a number; a tensor's device is waited for."""
     return value.item() if isinstance(value, Tensor) else value
 
 
 def _check_numbers(model: ModelPairs, name: str, loss: Loss) -> None:
-    temperature = number(model.temperature)
     bias = None if model.bias is None else number(model.bias)
-    if not 0 < temperature < math.inf:
-        raise ValueError(
-            f"temperature of the {name} must be positive and finite, got {temperature}"
-        )
+    require_positive(**{f"temperature of the {name}": number(model.temperature)})
     if loss == "softmax" and bias is not None:
         raise ValueError(
             f"bias of the {name} is {bias}, which has no effect on loss 'softmax'; leave it out"

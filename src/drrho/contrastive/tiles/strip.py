@@ -1,8 +1,7 @@
 """The strip of the similarity matrix that one process computes, cut into tiles.
 
-No loss here holds the B x B matrix. A process has the strip of its own images against the texts of
-all; a loss forms one tile at a time, reduces it to sums of rows and columns, and forms it again for
-the gradient.
+A process has the strip of its own images against the texts of all. A loss forms one tile at a time,
+reduces it to sums of rows and columns, and forms it again for the gradient.
 """
 
 import math
@@ -62,7 +61,7 @@ class Strip(NamedTuple):
         return num_bytes <= largest_kept(self.image.device)
 
     def new_anchors(self, *, fill: float = 0.0) -> Anchors:
-        """One number for every anchor, in the precision of the similarities."""
+        """Allocate a number for every anchor, in the precision of the similarities."""
         return Anchors(
             *(e.new_full((len(e),), fill, dtype=self.dtype) for e in (self.image, self.text))
         )
@@ -103,17 +102,14 @@ class Strip(NamedTuple):
         return tile.diagonal(self.start + rows.start - columns.start)
 
     def rows_on_diagonal(self, rows: slice, columns: slice) -> slice:
-        """Which of this process's rows have their positive in the tile."""
+        """Find this process's rows whose positive is in the tile."""
         first = max(rows.start, columns.start - self.start)
         last = min(rows.stop, columns.stop - self.start, len(self.image), self.own.stop)
         return slice(first, max(first, last))
 
 
 class Scratch(NamedTuple):
-    """Memory that is reused for every tile.
-
-    On a CPU, allocating costs more than an element-wise operation: the system clears every page.
-    """
+    """Memory that is reused for every tile: on a CPU, allocation costs more than an operation."""
 
     memory: Float[Tensor, " entries"]
 
@@ -125,7 +121,7 @@ class Scratch(NamedTuple):
 def anchor_temperatures(
     temperature: Float[Tensor, "..."], pairs: Partition, *, dtype: torch.dtype
 ) -> Anchors:
-    """The temperature of each anchor, without gradient; a collective unless it is one number."""
+    """Expand temperatures to the anchors, without gradient; a collective unless there is one."""
     tau = temperature.detach().to(dtype)
     num_own = pairs.sizes[pairs.rank]
     if tau.ndim == 0:
