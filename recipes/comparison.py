@@ -114,7 +114,10 @@ methods = {
     "siglip": replace(openclip, objective=siglip),
     "fastclip_v1": replace(openclip, objective=fastclip),
     "fastclip_v3": replace(
-        openclip, objective=drrho.FastCLIP(temperature=drrho.Learned(initial=TEMPERATURE), rho=RHO)
+        openclip,
+        objective=drrho.FastCLIP(  # the committed runs had no upper limit
+            temperature=drrho.Learned(initial=TEMPERATURE, maximum=None), rho=RHO
+        ),
     ),
     "isogclr": replace(
         openclip,

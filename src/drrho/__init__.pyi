@@ -47,7 +47,11 @@ from drrho.studies.compare.spec import Comparison as Comparison
 from drrho.studies.compare.spec import GapConfig as GapConfig
 from drrho.studies.compare.spec import TuningConfig as TuningConfig
 from drrho.training.config import Training as Training
+from drrho.training.optimizer import ConstantRate as ConstantRate
+from drrho.training.optimizer import Cooldown as Cooldown
+from drrho.training.optimizer import CosineDecay as CosineDecay
 from drrho.training.optimizer import Optimizer as Optimizer
+from drrho.training.optimizer import ThresholdDecay as ThresholdDecay
 from drrho.verbs import Run as Run
 from drrho.verbs import compare as compare
 from drrho.verbs import curate as curate

@@ -192,7 +192,7 @@ def test_diagnostics_know_uniform_and_single_weights():
         (CLIP, {"initial_bias": -5.0}),
         (Distillation, {"teacher_temperatures": (0.1,), "weight": 2.0}),
         (Constant, {"minimum": 0.005}),
-        (Learned, {"maximum": 0.5}),
+        (Constant, {"maximum": 0.5}),
         (Learned, {"momentum": 0.5}),
     ],
 )
@@ -209,6 +209,22 @@ def test_an_option_without_effect_cannot_be_written(objective, options):
         (FastCLIP, {"epsilon": 0.0}, "epsilon must be positive"),
         (FastCLIP, {"gamma_min": 0.0}, "gamma_min must be"),
         (FastCLIP, {"gamma_schedule": "constant"}, "needs objective.gamma_min"),
+        (FastCLIP, {"gamma_decay_epochs": 0.0}, "gamma_decay_epochs must be positive"),
+        (
+            FastCLIP,
+            {"gamma_decay_epochs": 3, "gamma_min": 0.5, "gamma_schedule": "constant"},
+            "gamma_decay_epochs = 3 has no effect",
+        ),
+        (
+            FastCLIP,
+            {"temperature": Learned(), "rho": 1.0, "times_temperature": False},
+            "rho = 1.0 has no effect without times_temperature",
+        ),
+        (
+            FastCLIP,
+            {"temperature": PerSample(), "times_temperature": False},
+            "needs objective.rho",
+        ),
         (DRRhoCLIP, {"reference_scale": 0.0}, "reference_scale must be positive"),
         (SigLIP, {"temperature": Learned(per_direction=True)}, "does not fit"),
         (Distillation, {"teacher_temperatures": ()}, "at least one"),
@@ -252,6 +268,16 @@ def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
         assert_close(temperature().item(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("maximum", "expected"), [(1.0, 1.0), (None, 0.9 * torch.e)])
+def test_a_learned_temperature_stops_at_its_maximum(maximum, expected):
+    """CLIP's logit scale is at least 1; what was never limited is None."""
+    temperature = Temperature(Learned(initial=0.9, maximum=maximum))
+    optimiser = torch.optim.SGD(temperature.parameters(), lr=1.0)
+    (-temperature().log()).backward()
+    optimiser.step()
+    assert_close(temperature().item(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -260,6 +286,7 @@ def test_a_learned_temperature_stops_at_its_minimum_and_can_rise_again():
         (Learned, {"initial": 0.001}),
         (Learned, {"minimum": 0.0}),
         (PerSample, {"maximum": 0.01}),
+        (Learned, {"maximum": 0.01}),
         (PerSample, {"learning_rate": 0.0}),
         (PerSample, {"momentum": 1.0}),
     ],

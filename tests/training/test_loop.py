@@ -64,6 +64,21 @@ def test_learning_rate_is_the_schedule_times_the_scale_of_the_group(tmp_path):
     assert seen[9]["temperature"] == pytest.approx(0.25 * seen[9]["undecayed"])
 
 
+def test_the_temperature_may_have_a_schedule_of_its_own(tmp_path):
+    state, seen = tiny_state(tmp_path), []
+    state.temperature_rate = lambda step: 0.5 / (step + 1)
+
+    def note(loss):
+        seen.append({group["name"]: group["lr"] for group in state.optimizer.param_groups})
+        return loss
+
+    objective = TinyObjective(state)
+    objective.at = dict.fromkeys(range(40), note)
+    tiny_train(state, objective, learning_rate=constant(0.001))
+    assert [rates["temperature"] for rates in seen] == [0.5 / k for k in range(1, 41)]
+    assert {rates["decayed"] for rates in seen} == {0.001}
+
+
 def linear_run(folder, *, max_grad_norm, slope):
     """One step of plain gradient descent on a loss of constant gradient; returns the movement."""
     model = nn.Linear(4, 1, bias=False)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from drrho.training.optimizer import Optimizer, build_optimizer, learning_rate_schedule
+from drrho.training.optimizer import (
+    ConstantRate,
+    Cooldown,
+    CosineDecay,
+    Optimizer,
+    ThresholdDecay,
+    build_optimizer,
+    learning_rate_schedule,
+    temperature_rate_schedule,
+)
 
 CONFIG = Optimizer(learning_rate=0.1, weight_decay=0.5)
 
@@ -63,9 +72,13 @@ def test_temperature_has_its_own_share_of_the_rate():
 
 
 @pytest.mark.parametrize("loss", [None, Temperature(learnable=False)])
-def test_scale_without_a_learnable_temperature_is_an_error(loss):
-    config = replace(CONFIG, temperature_lr_scale=0.25)
-    with pytest.raises(ValueError, match="temperature_lr_scale = 0.25 has no effect"):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("temperature_lr_scale", 0.25), ("temperature_schedule", ThresholdDecay())],
+)
+def test_an_option_without_a_learnable_temperature_is_an_error(loss, option, value):
+    config = replace(CONFIG, **{option: value})
+    with pytest.raises(ValueError, match=f"{option} = .* has no effect"):
         build_optimizer(Tower(), config, loss=loss)
 
 
@@ -78,6 +91,52 @@ def test_schedule_follows_the_config():
     schedule = learning_rate_schedule(replace(CONFIG, warmup_steps=5), steps=50)
     assert schedule(0) < schedule(4) == schedule(5) == 0.1
     assert schedule(50) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (CosineDecay(minimum=0.04), {0: 0.05, 1: 0.1, 2: 0.1, 6: 0.07, 10: 0.04, 11: 0.04}),
+        (ConstantRate(), {0: 0.05, 1: 0.1, 2: 0.1, 10: 0.1, 99: 0.1}),
+        (Cooldown(steps=4), {0: 0.05, 1: 0.1, 6: 0.1, 7: 0.075, 9: 0.025, 10: 0.0, 11: 0.0}),
+        (Cooldown(steps=4, power=2, minimum=0.02), {6: 0.1, 8: 0.02 + 0.08 / 4, 10: 0.02}),
+    ],
+)
+def test_schedules_of_the_learning_rate(decay, expected):
+    """Those of open_clip, whose warm-up is (step + 1) / warmup_steps."""
+    config = replace(CONFIG, warmup_steps=2, schedule=decay)
+    schedule = learning_rate_schedule(config, steps=10)
+    assert {step: schedule(step) for step in expected} == pytest.approx(expected)
+
+
+def test_a_temperature_of_its_own_schedule():
+    tau = [0.05]
+    config = replace(CONFIG, warmup_steps=2, temperature_lr_scale=0.5)
+
+    def rates(decay):
+        config_of = replace(config, temperature_schedule=decay)
+        return temperature_rate_schedule(config_of, steps=10, temperature=lambda: tau[0])
+
+    assert rates(None) is None
+    assert rates(ConstantRate())(0) == 0.05
+    assert rates(CosineDecay())(0) == 0.025
+    threshold = rates(ThresholdDecay())
+    assert threshold(0) == 0.05
+    tau[0] = 0.03
+    assert threshold(0) == pytest.approx(0.05 / 3)
+
+
+@pytest.mark.parametrize(
+    ("decay", "message"),
+    [
+        (Cooldown(steps=9), "a cooldown of 9 steps are longer than the run of 10"),
+        (CosineDecay(minimum=0.2), "minimum = 0.2 of a cosine schedule is above its peak of 0.1"),
+        (Cooldown(steps=2, minimum=0.2), "minimum = 0.2 of a cooldown schedule"),
+    ],
+)
+def test_schedules_that_do_not_fit_the_run_are_errors(decay, message):
+    with pytest.raises(ValueError, match=message):
+        learning_rate_schedule(replace(CONFIG, warmup_steps=2, schedule=decay), steps=10)
 
 
 @pytest.mark.parametrize(

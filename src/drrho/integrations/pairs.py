@@ -125,7 +125,7 @@ class SteeredPairs(nn.Module):
         return loss + unused
 
     def gamma_schedule(self, *, steps: int, epochs: float) -> Schedule:
-        """Gamma by step, as in `drrho train`: 1 to gamma_min over half of the run, or constant.
+        """Gamma by step, as in `drrho train`: 1 to gamma_min over a part of the run, or constant.
 
         Args:
             steps: optimiser steps of the whole training.
@@ -138,7 +138,8 @@ class SteeredPairs(nn.Module):
         if not isinstance(config, FastCLIP | DRRhoCLIP):
             return constant(1.0)
         final = config.final_gamma(epochs=epochs)
-        return averaging_rate(final, kind=config.gamma_schedule, steps=steps)
+        share = config.decay_share(epochs=epochs)
+        return averaging_rate(final, kind=config.gamma_schedule, steps=steps, decay_share=share)
 
     def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
         """Read the averages of these samples, of all processes; None for a loss without memory."""

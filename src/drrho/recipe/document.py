@@ -127,8 +127,12 @@ def _upgraded_objective(document: Mapping[str, Any]) -> dict[str, Any]:
     """Convert an objective that the version of 2026-11-30 wrote, one class for all methods."""
     found = dict(document)
     temperature = found.get("temperature")
-    if isinstance(temperature, Mapping) and temperature.get("kind") == "per_direction":
-        found["temperature"] = {**temperature, "kind": "learned", "per_direction": True}
+    if isinstance(temperature, Mapping) and temperature.get("kind") != "per_sample":
+        if "learning_rate" in temperature:  # one class for all: this one's had no limit to give
+            temperature = {name: temperature[name] for name in temperature if name != "maximum"}
+        if temperature.get("kind") == "per_direction":
+            temperature = {**temperature, "kind": "learned", "per_direction": True}
+        found["temperature"] = temperature
     if found.get("method") not in ("fastclip", "drrho_clip"):
         found.pop("gamma_schedule", None)
     if found.get("method") == "distillation" and isinstance(found.get("distillation"), Mapping):

@@ -319,8 +319,11 @@ def _of_steps(
     )
     yield (
         f"rate         linear to {optimizer.learning_rate:g} in {optimizer.warmup_steps:,} steps, "
-        f"then a cosine to 0; weight decay {optimizer.weight_decay:g}"
+        f"then {optimizer.schedule}; weight decay {optimizer.weight_decay:g}"
     )
+    if optimizer.temperature_schedule is not None:
+        peak = optimizer.learning_rate * (optimizer.temperature_lr_scale or 1.0)
+        yield f"             of the temperature: {peak:g}, {optimizer.temperature_schedule}"
     if recipe.objective.has_averages:
         epochs = length / steps_per_epoch(manifest, batch_size=trained)
         gamma = gamma_schedule(recipe, epochs=epochs)

@@ -16,7 +16,7 @@ from drrho.recipe.filtering import Filtering
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.selection import Selection
 from drrho.training.config import Training
-from drrho.training.optimizer import Optimizer
+from drrho.training.optimizer import Optimizer, ThresholdDecay
 
 SAMPLES_OF_EPOCH, EPOCHS = 192_160_462, 7
 LEARNING_RATE = 3.125e-4
@@ -94,6 +94,7 @@ def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
                 learning_rate=scale.learning_rate,
                 warmup_steps=scale.warmup_steps,
                 temperature_lr_scale=0.25 if name == "fastclip_v3" else None,
+                temperature_schedule=ThresholdDecay() if name == "fastclip_v3" else None,
             ),
         ),
         reference="reference" if reads_reference else None,

@@ -46,7 +46,11 @@ from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.loop import Evaluator, train
-from drrho.training.optimizer import build_optimizer, learning_rate_schedule
+from drrho.training.optimizer import (
+    build_optimizer,
+    learning_rate_schedule,
+    temperature_rate_schedule,
+)
 from drrho.training.parallel import (
     compile_blocks,
     recompute_blocks,
@@ -162,17 +166,24 @@ class _Training:
             shard(module, methods=("encode_image", "encode_text"))
 
     def _state(self, model: TwoTower, loss: ContrastiveObjective) -> TrainingState:
-        precision = self.recipe.training.precision
+        training = self.recipe.training
         return TrainingState(
             folder=Path(self.recipe.output),
             model=model.module,
             loss=loss,
-            optimizer=build_optimizer(model.module, self.recipe.training.optimizer, loss=loss),
+            optimizer=build_optimizer(model.module, training.optimizer, loss=loss),
             config=self.config,
             seed=self.recipe.seed,
             processes=self.processes,
             export=partial(self._save, model),
-            scaler=torch.amp.GradScaler(self.device.type) if precision == "float16" else None,
+            scaler=(
+                torch.amp.GradScaler(self.device.type) if training.precision == "float16" else None
+            ),
+            temperature_rate=temperature_rate_schedule(
+                training.optimizer,
+                steps=training.num_steps,
+                temperature=lambda: float(loss.temperature().detach().max()),
+            ),
         )
 
     def _objective(
@@ -296,6 +307,7 @@ def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
         objective.final_gamma(epochs=epochs),
         kind=objective.gamma_schedule,
         steps=recipe.training.num_steps,
+        decay_share=objective.decay_share(epochs=epochs),
     )
 
 

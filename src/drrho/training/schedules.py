@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from drrho.runtime.checks import require_at_least, require_finite
+from drrho.runtime.checks import require_at_least, require_finite, require_positive
 
 Schedule = Callable[[int], float]
 GAMMA_DECAY_SHARE = 0.5
@@ -46,18 +46,26 @@ def cosine(start: float, end: float, *, steps: int) -> Schedule:
     return _checked(schedule)
 
 
-def averaging_rate(final: float, *, kind: Literal["cosine", "constant"], steps: int) -> Schedule:
+def averaging_rate(
+    final: float,
+    *,
+    kind: Literal["cosine", "constant"],
+    steps: int,
+    decay_share: float | None = None,
+) -> Schedule:
     """Return the schedule of gamma, the weight of the newest batch in averages.
 
     Args:
         final: value at the end, in (0, 1].
-        kind: "cosine" falls from 1 over the first half of the run, the published choice;
-            "constant" is `final` throughout.
+        kind: "cosine" falls from 1 over the first part of the run, as published; "constant" is
+            `final` throughout.
         steps: optimiser steps of the whole run.
+        decay_share: that part as a share of the run; None is the half that FastCLIP recommends.
     """
     if kind == "constant":
         return constant(final)
-    return cosine(1.0, final, steps=max(1, round(GAMMA_DECAY_SHARE * steps)))
+    share = GAMMA_DECAY_SHARE if decay_share is None else decay_share
+    return cosine(1.0, final, steps=max(1, round(share * steps)))
 
 
 def warmup_cosine(
@@ -81,11 +89,36 @@ def warmup_cosine(
         )
     decay_steps = total_steps - warmup_steps
     decay = cosine(peak, final, steps=decay_steps) if decay_steps else constant(final)
+    return after_warmup(decay, peak, warmup_steps=warmup_steps)
+
+
+def after_warmup(decay: Schedule, peak: float, *, warmup_steps: int) -> Schedule:
+    """Linear rise to `peak`, then `decay`, whose step 0 is step `warmup_steps`."""
 
     def schedule(step: int) -> float:
         if step < warmup_steps:
             return peak * ((step + 1) / warmup_steps)
         return decay(step - warmup_steps)
+
+    return _checked(schedule)
+
+
+def cooldown(peak: float, final: float, *, start: int, steps: int, power: float = 1.0) -> Schedule:
+    """`peak` until step `start`, then a polynomial to `final`, reached `steps` later.
+
+    `final + (peak - final) * (1 - (step - start) / steps)^power`, as open_clip's `const-cooldown`.
+
+    Raises:
+        ValueError: `start` is negative, or `steps` or `power` is not positive.
+    """
+    require_finite(peak=peak, final=final)
+    require_at_least(0, start=start)
+    require_at_least(1, steps=steps)
+    require_positive(power=power)
+
+    def schedule(step: int) -> float:
+        left = min(1.0, max(0.0, 1 - (step - start) / steps))
+        return peak if left == 1 else final + (peak - final) * left**power
 
     return _checked(schedule)
 

@@ -14,6 +14,7 @@ from drrho.runtime.errors import CheckpointError
 from drrho.runtime.provenance import config_differences, differences, plain, versions
 from drrho.training.checkpoint import CheckpointWriter, latest_checkpoint, read_latest_values
 from drrho.training.optimizer import allocate_moments
+from drrho.training.schedules import Schedule
 
 FORMAT = 3
 # Attributes that are saved beside the tensors.
@@ -37,6 +38,8 @@ class TrainingState:
         seed: random seed of what a step draws (dropout).
         export: collective that writes the model alone into a folder, for the best model.
         scaler: scaler of the loss's gradient where the forward pass is in float16.
+        temperature_rate: learning rate of the optimiser's group "temperature" by step; None
+            means the model's, times the group's `lr_scale`. Like `export` it is no state.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
         skipped: reason -> samples of all processes that could not be used, repetitions counted.
         skipped_steps: number of steps that were skipped because a value was not finite.
@@ -55,6 +58,7 @@ class TrainingState:
     processes: Processes = field(default_factory=Processes)
     export: Callable[[Path], None] | None = None
     scaler: torch.amp.GradScaler | None = None
+    temperature_rate: Schedule | None = None
     step: int = 0
     samples_seen: int = 0
     skipped: Counter[str] = field(default_factory=Counter)

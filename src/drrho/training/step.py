@@ -89,6 +89,8 @@ def take_step(
     device = next(state.model.parameters()).device
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step) * group["lr_scale"]
+        if state.temperature_rate is not None and group["name"] == "temperature":
+            group["lr"] = state.temperature_rate(state.step)
     state.optimizer.zero_grad(set_to_none=True)
     seed_all_generators(derived_seed("step", state.seed, state.step, state.processes.rank))
     dtype = AUTOCAST_TYPES[config.precision]

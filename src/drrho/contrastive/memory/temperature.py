@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,8 @@ from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
 from drrho.runtime.checks import require_positive
 from drrho.runtime.distributed import ProcessGroup
 
-CLIP_MINIMUM = 0.01  # CLIP's logit scale stops at 100
+CLIP_MINIMUM, CLIP_MAXIMUM = 0.01, 1.0  # CLIP's logit scale stops at 100 and at 1
+ADAM_CLIP, ADAM_SQUARES, ADAM_EPSILON = 5.0, 0.999, 1e-8  # of the published code of FastCLIP
 
 
 def require_temperature(name: str, value: float) -> None:
@@ -49,11 +50,13 @@ class Moving:
     Attributes:
         initial: tau at the start, in units of cosine similarity.
         minimum: smallest tau that learning may reach; CLIP's is 0.01.
+        maximum: largest tau that learning may reach; CLIP's is 1. None is without a limit.
     """
 
     learned: ClassVar = True
     initial: float = 0.07
     minimum: float = CLIP_MINIMUM
+    maximum: float | None = None
 
     def __post_init__(self):
         require_temperature("temperature.initial", self.initial)
@@ -61,6 +64,11 @@ class Moving:
             raise ValueError(
                 "temperature.minimum must be positive and at most temperature.initial = "
                 f"{self.initial}, got {self.minimum}"
+            )
+        if self.maximum is not None and not self.initial <= self.maximum:
+            raise ValueError(
+                f"temperature.maximum must be at least temperature.initial = {self.initial}, got "
+                f"{self.maximum}"
             )
 
 
@@ -73,6 +81,7 @@ class Learned(Moving):
     """
 
     kind: ClassVar = "learned"
+    maximum: float | None = CLIP_MAXIMUM
     per_direction: bool = False
 
 
@@ -81,23 +90,19 @@ class PerSample(Moving):
     """A temperature for each sample and direction, which `SampleTemperatures` moves.
 
     Attributes:
-        maximum: largest tau that learning may reach; None is without a limit.
-        learning_rate: step size in units of cosine similarity per nat.
+        learning_rate: step size in units of cosine similarity, per nat with "momentum".
         momentum: share of the old direction, in [0, 1).
+        rule: "momentum" moves by the averaged gradient, "adam" by the gradient over its root mean
+            square, clipped to 5 nats, as the published code of FastCLIP does.
     """
 
     kind: ClassVar = "per_sample"
-    maximum: float | None = None
     learning_rate: float = 0.01
     momentum: float = 0.9
+    rule: Literal["momentum", "adam"] = "momentum"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.maximum is not None and not self.initial <= self.maximum:
-            raise ValueError(
-                f"temperature.maximum must be at least temperature.initial = {self.initial}, got "
-                f"{self.maximum}"
-            )
         require_positive(**{"temperature.learning_rate": self.learning_rate})
         if not 0 <= self.momentum < 1:
             raise ValueError(f"temperature.momentum must be in [0, 1), got {self.momentum}")
@@ -142,7 +147,7 @@ class Temperature(nn.Module):
     """tau = exp(s), with s a parameter or a constant; a scalar, or (2, 1) per direction.
 
     Learning the logarithm keeps tau positive and its steps relative, as CLIP's logit scale does.
-    Below `minimum` tau is held, with its gradient, so that it can rise again.
+    At `minimum` and `maximum` tau is held, with its gradient, so that it can come back.
     """
 
     log_temperature: Tensor
@@ -152,14 +157,15 @@ class Temperature(nn.Module):
         if isinstance(config, Learned):
             shape = (2, 1) if config.per_direction else ()
             self.log_temperature = nn.Parameter(torch.full(shape, math.log(config.initial)))
-            self._log_minimum = math.log(config.minimum)
+            maximum = math.inf if config.maximum is None else config.maximum
+            self._log_range = math.log(config.minimum), math.log(maximum)
         else:
             self.register_buffer("log_temperature", torch.full((), math.log(config.initial)))
 
     def forward(self) -> Float[Tensor, "..."]:
         if isinstance(self.log_temperature, nn.Parameter):
             with torch.no_grad():
-                self.log_temperature.clamp_(min=self._log_minimum)
+                self.log_temperature.clamp_(*self._log_range)
         return self.log_temperature.exp()
 
 
@@ -173,9 +179,17 @@ class SampleTemperatures(nn.Module):
     of the anchor's negatives are rho nats from uniform. State: four floats per sample, shared by
     the processes as in `SampleTable`.
 
+    The rule "adam" is the published code's. At visit k of a sample, from 0, with G_i clipped to
+    [-5, 5], both shares 0 and no correction at visit 0, and four floats more per sample:
+
+        v_i <- 0.9 v_i + 0.1 G_i,   s_i <- 0.999 s_i + 0.001 G_i^2
+        tau_i <- clip(tau_i - learning_rate v'_i / (sqrt(s'_i) + 1e-8))
+        v'_i = v_i / (1 - 0.9^(k + 1)),   s'_i = s_i / (1 - 0.999^(k + 1))
+
     Source: Qiu et al., "Not all semantics are created equal: contrastive self-supervised learning
     with automatic temperature individualization" (iSogCLR), 2023; docs/mathematics.md,
-    "Temperature".
+    "Temperature". "adam": `FastCLIPLossIndividual` of the repository Optimization-AI/fast_clip,
+    whose 0.9 is `momentum` here, and which counts epochs where this counts visits.
     """
 
     def __init__(self, config: PerSample, *, num_samples: int, group: ProcessGroup | None = None):
@@ -185,6 +199,10 @@ class SampleTemperatures(nn.Module):
         self._range = (config.minimum, config.maximum)
         self._rate = config.learning_rate
         self._weight = 1 - config.momentum  # of the newest gradient
+        self._adam = config.rule == "adam"
+        if self._adam:
+            self.squares = SampleTable(num_samples, initial=0.0, group=group)
+            self.visits = SampleTable(num_samples, initial=0.0, group=group)
 
     def forward(self, batch: SampleBatch, *, dtype: torch.dtype) -> Float[Tensor, "2 batch"]:
         """Read the temperatures of a batch's anchors; the backward pass moves them, once.
@@ -202,16 +220,35 @@ class SampleTemperatures(nn.Module):
     def _move(self, batch: SampleBatch, gradient: Tensor) -> None:
         pairs = batch.pairs
         of_anchors = gradient * (2 * pairs.num_rows / pairs.num_processes)
-        directions = self.directions.update_owned(
-            batch,
-            batch.owned_means(of_anchors),
-            lambda before, values: before.lerp(values, self._weight),
-        )
+        gradients = batch.owned_means(of_anchors)
+        if self._adam:
+            directions = self._adam_directions(batch, gradients)
+        else:
+            directions = self.directions.update_owned(
+                batch, gradients, lambda before, values: before.lerp(values, self._weight)
+            )
         self.temperatures.update_owned(
             batch,
             directions,
             lambda before, values: (before - self._rate * values).clamp(*self._range),
         )
+
+    def _adam_directions(self, batch: SampleBatch, gradients: Tensor) -> Tensor:
+        # What is nan leaves an entry as it was, in every table.
+        clipped = gradients.clamp(-ADAM_CLIP, ADAM_CLIP)
+        gradients = clipped.where(gradients.isfinite(), math.nan)
+        visits = self.visits.update_owned(batch, gradients, lambda k, g: k + 1 + 0 * g)
+
+        def averaged(table: SampleTable, values: Tensor, weight: float) -> Tensor:
+            first = visits == 1
+            after = table.update_owned(
+                batch, values, lambda old, new: torch.where(first, new, old.lerp(new, weight))
+            )
+            return torch.where(first, after, after / (1 - (1 - weight) ** visits))
+
+        mean = averaged(self.directions, gradients, self._weight)
+        square = averaged(self.squares, gradients.square(), 1 - ADAM_SQUARES)
+        return mean / (square.sqrt() + ADAM_EPSILON)
 
 
 def warn_if_unreachable(rho: float, *, num_pairs: int) -> None:

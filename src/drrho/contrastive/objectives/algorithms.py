@@ -58,17 +58,34 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "arXiv 2305.11965",
         "global contrastive loss, a temperature for each sample",
     ),
+    "fastclip_v0": Algorithm(
+        FastCLIP(temperature=Learned(), times_temperature=False, gamma_min=0.2),
+        "FastCLIP v0",
+        "arXiv 2407.01445",
+        "global contrastive loss without its factor tau, learned temperature, gamma by cosine",
+    ),
     "fastclip_v1": Algorithm(
-        FastCLIP(temperature=0.03),
+        FastCLIP(times_temperature=False, gamma_min=0.2),
         "FastCLIP v1",
         "arXiv 2407.01445",
         "global contrastive loss, constant temperature, gamma by cosine",
+    ),
+    "fastclip_v2": Algorithm(
+        FastCLIP(
+            temperature=PerSample(initial=0.03, maximum=1.0, learning_rate=0.0133, rule="adam"),
+            rho=7.0,
+            times_temperature=False,
+            gamma_min=0.2,
+        ),
+        "FastCLIP v2",
+        "arXiv 2407.01445",
+        "global contrastive loss, a temperature for each sample moved as by Adam, gamma by cosine",
     ),
     "fastclip_v3": Algorithm(
         FastCLIP(temperature=Learned(), rho=11.0),
         "FastCLIP v3",
         "arXiv 2407.01445",
-        "the published FastCLIP run: learned temperature, rho 11",
+        "the published FastCLIP run: learned temperature, rho 11, gamma by cosine",
     ),
     "drrho_clip": Algorithm(
         _DRRHO,

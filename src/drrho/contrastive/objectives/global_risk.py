@@ -12,6 +12,7 @@ from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
 from drrho.contrastive.memory.temperature import (
     DEFAULT_TEMPERATURE,
     AnyTemperatureOrFloat,
+    Learned,
     as_temperature,
 )
 from drrho.contrastive.objectives.distillation import DistillationTerm, count_teachers
@@ -48,6 +49,11 @@ class GlobalRisk:
         gamma_min: final weight of the newest batch in the per-sample averages; None means
             `recommended_gamma_min` of the run's epochs, 1 means no averaging.
         gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
+        gamma_decay_epochs: epochs over which the cosine falls; None means half of the run.
+        times_temperature: whether the logarithm of each anchor's sum is multiplied by its
+            temperature, as the risk has it. Without it the model's gradient of an anchor is
+            weighted by 1 / tau, and a temperature that is learned for all anchors follows the
+            gradient of the logarithms alone, without rho.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
     """
 
@@ -58,6 +64,8 @@ class GlobalRisk:
     rho: float | None = None
     gamma_min: float | None = None
     gamma_schedule: GammaSchedule = "cosine"
+    gamma_decay_epochs: float | None = None
+    times_temperature: bool = True
     distillation: DistillationTerm | None = None
     num_teachers = property(count_teachers)
 
@@ -70,7 +78,13 @@ class GlobalRisk:
                 f"objective.rho = {self.rho} only acts through a learned temperature; take "
                 "Learned or PerSample as objective.temperature, or leave rho out"
             )
-        if self.rho is None and self.temperature.learned:
+        if not self.times_temperature and isinstance(self.temperature, Learned):
+            if self.rho is not None:
+                raise ValueError(
+                    f"objective.rho = {self.rho} has no effect without times_temperature: a "
+                    "temperature of all anchors follows the logarithms alone; leave one of them out"
+                )
+        elif self.rho is None and self.temperature.learned:
             raise ValueError(
                 f"method {self.method!r} with a temperature that is learned "
                 f"({self.temperature.kind}) needs objective.rho: without it every step raises the "
@@ -79,6 +93,12 @@ class GlobalRisk:
             )
         if self.gamma_min is not None and not 0 < self.gamma_min <= 1:
             raise ValueError(f"objective.gamma_min must be in (0, 1], got {self.gamma_min}")
+        require_positive(**{"objective.gamma_decay_epochs": self.gamma_decay_epochs})
+        if self.gamma_decay_epochs is not None and self.gamma_schedule == "constant":
+            raise ValueError(
+                f"objective.gamma_decay_epochs = {self.gamma_decay_epochs} has no effect with "
+                "gamma_schedule = 'constant'; leave it out"
+            )
         if self.gamma_schedule == "constant" and self.gamma_min is None:
             raise ValueError(
                 "objective.gamma_schedule = 'constant' needs objective.gamma_min, which it is"
@@ -87,6 +107,10 @@ class GlobalRisk:
     def final_gamma(self, *, epochs: float) -> float:
         """Return where gamma ends in a run of so many epochs."""
         return recommended_gamma_min(epochs) if self.gamma_min is None else self.gamma_min
+
+    def decay_share(self, *, epochs: float) -> float | None:
+        """Return the part of a run of so many epochs in which gamma falls; None is the half."""
+        return None if self.gamma_decay_epochs is None else self.gamma_decay_epochs / epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +197,13 @@ class GlobalContrastiveLoss(nn.Module):
     U, after its update, is a constant of the gradient. With gamma = 1 U is the batch's own
     value and this is `global_contrastive_risk`, gradient included.
 
+    Without `times_temperature` it is FastCLIP's loss without its factor tau,
+
+        F ~ 1/(2B) sum_i [log U1_i + log U2_i],   dF = 1/(2B) sum_i [d g1_i / U1_i + d g2_i / U2_i]
+
+    in which a temperature of all anchors takes part. A temperature for each anchor keeps the
+    gradient that it has with the factor, with rho; only the model's gradient changes.
+
     On K processes the batch is that of all, and every process returns its F. The gradients have
     to be averaged over the processes, as DistributedDataParallel does; then they are F's.
 
@@ -181,6 +212,7 @@ class GlobalContrastiveLoss(nn.Module):
             gamma is 1.
         epsilon: floor of the sums (published: 1e-4 with a reference, 1e-14 without).
         rho: radius in nats; has an effect only where the temperature is learned.
+        times_temperature: whether the logarithms are multiplied by the temperature.
         group, impl: as for `ContrastiveObjective`.
 
     Source: docs/mathematics.md, "Per-sample estimators".
@@ -192,6 +224,7 @@ class GlobalContrastiveLoss(nn.Module):
         *,
         epsilon: float,
         rho: float = 0.0,
+        times_temperature: bool = True,
         group: ProcessGroup | None = None,
         impl: Implementation = "auto",
     ):
@@ -202,6 +235,7 @@ class GlobalContrastiveLoss(nn.Module):
         self.averages = None if num_samples is None else AnchorAverages(num_samples, group=group)
         self.epsilon = epsilon
         self.rho = rho
+        self.times_temperature = times_temperature
         self.group = group
         self.impl: Implementation = impl
 
@@ -231,14 +265,27 @@ class GlobalContrastiveLoss(nn.Module):
         pairs = pair_partition(target, group=self.group) if pairs is None else pairs
         if isinstance(sample_ids, Tensor):
             sample_ids = self.locate(sample_ids.to(target.image.device), pairs)
+        tau = temperature.detach()
+        own_tau = temperature - tau  # 0, with the temperature's gradient
+        of_each_anchor = not self.times_temperature and temperature.shape[1:] > (1,)
         log_means = log_gap_means(
-            target, reference, temperature=temperature, pairs=pairs, impl=self.impl
+            target,
+            reference,
+            # The gradient of tau log U in tau, where the model's is that of log U.
+            temperature=tau + tau * own_tau if of_each_anchor else temperature,
+            pairs=pairs,
+            impl=self.impl,
         )
         log_losses = log_anchor_losses(log_means, self.epsilon)
         log_u = self._averaged(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma, but for duplicates
         through_anchors = ratio * (log_losses - log_losses.detach())
-        losses = temperature * (self.rho + log_u) + temperature.detach() * through_anchors
+        if self.times_temperature:
+            losses = temperature * (self.rho + log_u) + tau * through_anchors
+        elif of_each_anchor:
+            losses = log_u + own_tau * (self.rho + log_u) + through_anchors
+        else:
+            losses = log_u + through_anchors
         return pairs.mean(losses)
 
     def locate(self, sample_ids: Int[Tensor, " batch"], pairs: Partition) -> SampleBatch:

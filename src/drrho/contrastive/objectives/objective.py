@@ -104,7 +104,12 @@ class ContrastiveObjective(nn.Module):
             self.bias = nn.Parameter(torch.tensor(config.initial_bias))
         if isinstance(config, GlobalRisk):
             self.estimator = GlobalContrastiveLoss(
-                num_samples, epsilon=config.epsilon, rho=config.rho or 0.0, group=group, impl=impl
+                num_samples,
+                epsilon=config.epsilon,
+                rho=config.rho or 0.0,
+                times_temperature=config.times_temperature,
+                group=group,
+                impl=impl,
             )
         self._checked_radius = False
 

@@ -307,8 +307,11 @@ def _with_algorithm(recipe: Recipe, name: str, references: Sequence[str]) -> Rec
         raise ValueError(f"method {name!r} needs a reference: give the recipe one")
     steered = published.objective.needs_reference
     filtering = published.filtering
-    scale = published.training.optimizer.temperature_lr_scale
-    optimizer = replace(recipe.training.optimizer, temperature_lr_scale=scale)
+    optimizer = replace(
+        recipe.training.optimizer,
+        temperature_lr_scale=published.training.optimizer.temperature_lr_scale,
+        temperature_schedule=published.training.optimizer.temperature_schedule,
+    )
     return replace(
         recipe,
         objective=published.objective,
