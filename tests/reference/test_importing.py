@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -282,3 +283,107 @@ def test_options_of_other_formats_are_refused(tmp_path, capsys):
             main(["reference", "import", *arguments])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def numbered(folder, numbers):
+    """Three samples whose names are 0, 1 and 2; their json has these numbers, or none."""
+    rows = [
+        pair(n) | {"json": json.dumps({} if number is None else {"key": number}).encode()}
+        for n, number in enumerate(numbers)
+    ]
+    write_shard(folder / "data" / "n.tar", rows)
+    (folder / "features").mkdir()
+    write_drrho_clip(folder / "features", list(range(COUNT)))
+    return str(folder / "features"), str(folder / "data"), str(folder / "store")
+
+
+def imported(source, data, output, **options):
+    form = DRRhoClip(source=source, samples_per_file=3, **options)
+    report = import_reference(ImportConfig(format=form, data=data, output=output, model="a model"))
+    store = ReferenceStore.open(output, index_shards(Path(data)))
+    return report, store.gather(torch.arange(3)).image
+
+
+def rows_like(numbers):
+    return normalize(torch.from_numpy(IMAGE[numbers]).float(), dim=1)
+
+
+def test_published_features_are_joined_by_the_number_in_the_json(tmp_path):
+    report, image = imported(*numbered(tmp_path, ["000000006", None, None]), number="json")
+    assert_close(image[0], rows_like([6])[0], atol=2e-3, rtol=0)
+    assert report.absent == {"no numeric key": 2}
+    assert str(report).endswith("joined 1 by the number in their json")
+
+
+def test_each_way_to_a_number_is_counted(tmp_path):
+    report, image = imported(*numbered(tmp_path, [0, "001", None]))
+    assert_close(image[:2], rows_like([0, 1]), atol=2e-3, rtol=0)
+    assert report.joined == {
+        "by the number in their json": 2,
+        "by the number in their name": 1,
+    }
+
+
+def test_two_numbers_that_differ_are_refused_and_may_be_chosen_from(tmp_path):
+    source, data, output = numbered(tmp_path, [6, 1, 0])
+    with pytest.raises(
+        ValueError, match="has the number 6 in its json and 0 in its name.*--number"
+    ):
+        imported(source, data, output)
+    _, by_json = imported(source, data, f"{output}-json", number="json")
+    _, by_name = imported(source, data, f"{output}-member", number="member")
+    assert_close(by_json, rows_like([6, 1, 0]), atol=2e-3, rtol=0)
+    assert_close(by_name[:2], rows_like([0, 1]), atol=2e-3, rtol=0)
+
+
+def two_teachers(number):
+    """Two teachers of 4 and 2 dimensions, and captions that were made."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer, image_emb=IMAGE[number][None], text_emb=TEXT[number], syn_text_emb=-TEXT[number]
+    )
+    return buffer.getvalue()
+
+
+def import_teacher(tmp_path, name, **options):
+    for part in ("pairs", "members"):
+        (tmp_path / part).mkdir(exist_ok=True)
+    write_shard(tmp_path / "pairs" / "p.tar", [pair(n) for n in (0, 1)])
+    write_shard(tmp_path / "members" / "p.tar", [{"npz": two_teachers(n)} for n in (0, 1)])
+    form = Members(source=str(tmp_path / "members"), **options)
+    data, output = str(tmp_path / "pairs"), str(tmp_path / name)
+    import_reference(ImportConfig(format=form, data=data, output=output, model="a model"))
+    return ReferenceStore.open(output, index_shards(Path(data)))
+
+
+def test_each_of_two_concatenated_teachers_is_a_store_of_its_own(tmp_path):
+    split = {"teacher_dims": (4, 2)}
+    stores = [import_teacher(tmp_path, f"t{i}", teacher=i, **split) for i in (0, 1)]
+    for store, part in zip(stores, (slice(0, 4), slice(4, 6)), strict=True):
+        found = store.gather(torch.arange(2))
+        for ours, theirs in ((found.image, IMAGE), (found.text, TEXT)):
+            expected = normalize(torch.from_numpy(theirs[:2, part]).float(), dim=1)
+            assert_close(ours, expected, atol=2e-3, rtol=0)
+    assert stores[0].identity != stores[1].identity
+    with pytest.raises(ValueError, match="6 and 6 dimensions, and teacher_dims = .4, 4. are 8"):
+        import_teacher(tmp_path, "t2", teacher=0, teacher_dims=(4, 4))
+
+
+def test_made_captions_of_their_own_array(tmp_path):
+    store = import_teacher(tmp_path, "s", text_array="syn_text_emb")
+    expected = normalize(torch.from_numpy(-TEXT[:2]).float(), dim=1)
+    assert_close(store.gather(torch.arange(2)).text, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": 0}, "give both"),
+        ({"teacher_dims": (4, 2)}, "give both"),
+        ({"teacher_dims": (4, 2), "teacher": 2}, "teacher must be from 0 to 1, got 2"),
+        ({"teacher_dims": (4, 0), "teacher": 0}, r"teacher_dims\[1\] must be at least 1"),
+    ],
+)
+def test_teachers_that_cannot_be_taken_are_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        Members(source="x", **options)

@@ -3,7 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -36,11 +36,13 @@ class PrecomputeReport:
         num_samples: rows of the data set.
         absent: number of rows without embeddings, by reason.
         shards_found: shards that were complete before this run.
+        joined: number of rows by how an imported row was found for them.
     """
 
     num_samples: int
     absent: dict[str, int]
     shards_found: int
+    joined: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_encoded(self) -> int:
@@ -49,7 +51,9 @@ class PrecomputeReport:
 
     def __str__(self) -> str:
         count = f"{self.num_encoded:,} of {self.num_samples:,}"
-        return f"embeddings of {count} samples{in_brackets(self.absent)}"
+        ways = ", ".join(f"{number:,} {way}" for way, number in self.joined.items())
+        found = f"; joined {ways}" if ways else ""
+        return f"embeddings of {count} samples{in_brackets(self.absent)}{found}"
 
 
 def precompute(

@@ -3,41 +3,56 @@
 Source: `shard_features`, `cache_features` and `get_cached_data` of
 github.com/Optimization-AI/DRRho-CLIP, run with --cache_ref_model_features and
 --cached_ref_features_dir. The folder has files `00000012.pt`, each a tensor (rows, 2, d) in
-float32: images in [:, 0], texts in [:, 1]. The sample whose key is the number k has row k % n of
-file k // n, with n = --num_samples_per_shard, 10,000 by default. The keys of img2dataset, which
-number the rows of its list of urls, are such numbers. A row is zero where nothing was cached.
+float32: images in [:, 0], texts in [:, 1]. The sample of number k has row k % n of file k // n,
+with n = --num_samples_per_shard, 10,000 by default. A row is zero where nothing was cached.
+
+The program that writes them takes k from the field "key" of a sample's json, the one that reads
+them from the name of its members. img2dataset writes the same number to both.
 
 Only these numbers say which data the files are of, and unrelated data sets have the same numbers:
 verify what was imported with the model.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from drrho.data.manifest import Manifest, Shard
+from drrho.data.manifest import Manifest
 from drrho.data.reading.shards import RawSample
-from drrho.reference.formats.source import ArrayFile, ArrayPair, ArrayTable, Source, find_files
+from drrho.reference.formats.source import (
+    ArrayFile,
+    ArrayPair,
+    ArrayTable,
+    Source,
+    find_files,
+    json_field,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DRRhoClip:
-    """Features that the published DRRho-CLIP code cached; joined by the number of the key.
+    """Features that the published DRRho-CLIP code cached; joined by the number of a sample.
 
     Attributes:
         source: folder given to it as --cached_ref_features_dir.
         samples_per_file: its --num_samples_per_shard.
+        number: place of a sample's number: the field "key" of its json, by which the features were
+            written, or the name of its members. None takes the json's where there is one; two
+            numbers that differ are an error.
     """
 
     source: Positional[str]
     samples_per_file: int = 10_000
+    number: Literal["json", "member"] | None = None
 
     def open(self, _manifest: Manifest) -> Source:
         """Find the files; errors as `Source` says."""
@@ -55,17 +70,34 @@ class DRRhoClip:
             range(first, first + file.num_rows)
             for first, file in zip(firsts, table.files, strict=True)
         ]
+        joined = Counter[str]()
         return Source(
             table=table,
             settings={"format": "drrho-clip", "samples_per_file": str(self.samples_per_file)},
             key_noun="numeric key",
             keys=lambda: map(str, chain.from_iterable(rows)),
-            key_of=_key_of,
+            key_of=lambda _shard, sample: self._number_of(sample, joined),
+            joined=joined,
         )
 
-
-def _key_of(_shard: Shard, sample: RawSample) -> str | None:
-    return str(int(sample.key)) if re.fullmatch("[0-9]+", sample.key) else None
+    def _number_of(self, sample: RawSample, joined: Counter[str]) -> str | None:
+        found = {
+            place: int(text)
+            for place, text in (("json", json_field(sample, "key")), ("member", sample.key))
+            if text is not None and re.fullmatch("[0-9]+", text) and self.number in (None, place)
+        }
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"sample {sample.key} has the number {found['json']} in its json and "
+                f"{found['member']} in its name. The published program writes features by the "
+                "first and reads them by the second: choose with number = 'json' or 'member' "
+                "(--number), and verify what was imported"
+            )
+        if not found:
+            return None
+        place, number = next(iter(found.items()))
+        joined[f"by the number in {'their json' if place == 'json' else 'their name'}"] += 1
+        return str(number)
 
 
 def _number(path: Path) -> int:

@@ -73,7 +73,12 @@ def import_embeddings(
             "data set?"
         )
     REFERENCE_CARDS.save(card, folder)
-    return PrecomputeReport(num_samples=manifest.num_samples, absent=dict(reasons), shards_found=0)
+    return PrecomputeReport(
+        num_samples=manifest.num_samples,
+        absent=dict(reasons),
+        shards_found=0,
+        joined=dict(source.joined),
+    )
 
 
 @dataclass

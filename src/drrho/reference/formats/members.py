@@ -4,10 +4,12 @@ Source: apple/DataCompDR-1B and -12M on Hugging Face; datasetio.py of
 github.com/apple/ml-mobileclip-dr and hf_dataset_example.py of github.com/apple/ml-mobileclip. A
 member `KEY.npz` (in the bfloat16 sets `KEY.pth.gz`, a gzip'd torch.save of a dictionary) has
 image_emb (augmentations, d), one row for each augmentation that `KEY.paug.json` describes, and
-text_emb (captions, d): the real caption first, then those of `KEY.syn.json`.
+text_emb (captions, d): the real caption first, then those of `KEY.syn.json`, which some writers
+keep as syn_text_emb.
 
 DataCompDR has embeddings of augmented images alone. Each is the concatenation of two teachers', to
-unit norm, so that its cosine is the mean of the teachers' cosines.
+unit norm, so that its cosine is the mean of the teachers' cosines. Distillation from both takes
+each teacher as a store of its own, by its part of the dimensions.
 """
 
 import gzip
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from drrho.data.indexing import resolve_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
 from drrho.reference.formats.source import Source, json_field
+from drrho.runtime.checks import require_at_least
 
 SUFFIXES = (".npz", ".pth.gz")
 
@@ -52,23 +55,33 @@ class Member:
             return file.read(self.size)
 
 
+class Taken(NamedTuple):
+    """What is taken of a member, as `Members` says."""
+
+    image_row: int
+    text_row: int
+    text_array: str
+    teacher_dims: tuple[int, ...]
+    teacher: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemberTable:
     """Embeddings in members of tar files, a row each.
 
     Attributes:
         members: in the order that gives the rows their numbers.
-        rows: the augmentation and the caption to take of each member.
+        take: what to take of each member.
     """
 
     members: tuple[Member, ...]
-    rows: tuple[int, int]
+    take: Taken
     embedding_dim: int
 
     def read(self, rows: Sequence[int]) -> PairEmbeddings:
         found = torch.empty(2, len(rows), self.embedding_dim)
         for place, row in enumerate(rows):
-            for into, embedding in zip(found, _decode(self.members[row], self.rows), strict=True):
+            for into, embedding in zip(found, _decode(self.members[row], self.take), strict=True):
                 if len(embedding) != self.embedding_dim:
                     raise ValueError(
                         f"{self.place(row)} has {len(embedding)} dimensions, {self.place(0)} has "
@@ -98,12 +111,32 @@ class Members:
         key_field: field of the samples' json that names the members.
         image_row: augmentation to take.
         text_row: caption to take; in DataCompDR 0 is the real one.
+        text_array: array of the captions' embeddings.
+        teacher_dims: dimensions of the teachers whose embeddings are concatenated, such as 768 768.
+        teacher: which of these teachers to take, from 0.
     """
 
     source: Positional[str]
     key_field: str | None = None
     image_row: int = 0
     text_row: int = 0
+    text_array: Literal["text_emb", "syn_text_emb"] = "text_emb"
+    teacher_dims: tuple[int, ...] = ()
+    teacher: int | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.teacher_dims) != (self.teacher is not None):
+            raise ValueError(
+                f"teacher_dims = {self.teacher_dims} and teacher = {self.teacher}: give both to "
+                "take one of several teachers, or neither"
+            )
+        require_at_least(
+            1, **{f"teacher_dims[{i}]": dim for i, dim in enumerate(self.teacher_dims)}
+        )
+        if self.teacher is not None and not 0 <= self.teacher < len(self.teacher_dims):
+            raise ValueError(
+                f"teacher must be from 0 to {len(self.teacher_dims) - 1}, got {self.teacher}"
+            )
 
     def open(self, manifest: Manifest) -> Source:
         """Read the table of contents of each tar file; errors as `Source` says."""
@@ -116,8 +149,13 @@ class Members:
             raise ValueError(
                 f"the {len(tars)} tar files of {self.source} have no members KEY.npz or KEY.pth.gz"
             )
-        rows = (self.image_row, self.text_row)
-        dim = len(_decode(members[0], rows)[0])
+        take = Taken(
+            self.image_row, self.text_row, self.text_array, self.teacher_dims, self.teacher
+        )
+        dim = len(_decode(members[0], take)[0])
+        teacher = (
+            {} if self.teacher is None else {"teacher": f"{self.teacher} of {self.teacher_dims}"}
+        )
 
         def full_key(tar: Path, key: str) -> str:
             return f"{tar.name}/{key}" if parallel else key
@@ -128,8 +166,14 @@ class Members:
             return full_key(Path(shard.url), sample.key)
 
         return Source(
-            table=MemberTable(members=members, rows=rows, embedding_dim=dim),
-            settings={"format": "members", "image_row": str(rows[0]), "text_row": str(rows[1])},
+            table=MemberTable(members=members, take=take, embedding_dim=dim),
+            settings={
+                "format": "members",
+                "image_row": str(self.image_row),
+                "text_row": str(self.text_row),
+                **({} if self.text_array == "text_emb" else {"text_array": self.text_array}),
+                **teacher,
+            },
             key_noun=self.key_field or "key",
             keys=lambda: (full_key(member.tar, member.key) for member in members),
             key_of=key_of,
@@ -154,9 +198,7 @@ def _members(path: Path) -> Iterator[Member]:
         raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
 
 
-def _decode(
-    member: Member, rows: tuple[int, int]
-) -> tuple[Float32[Tensor, " dim"], Float32[Tensor, " dim"]]:
+def _decode(member: Member, take: Taken) -> tuple[Float32[Tensor, " dim"], Float32[Tensor, " dim"]]:
     """Decode the chosen embeddings of image and text."""
     where = f"{member.name} of {member.tar}"
     try:
@@ -165,17 +207,26 @@ def _decode(
             arrays: Any = np.load(io.BytesIO(content), allow_pickle=False)
         else:
             arrays = torch.load(io.BytesIO(gzip.decompress(content)), weights_only=True)
-        image, text = (torch.as_tensor(arrays[name]).float() for name in ("image_emb", "text_emb"))
+        image, text = (
+            torch.as_tensor(arrays[name]).float() for name in ("image_emb", take.text_array)
+        )
     except KeyError:
-        raise ValueError(f"{where} lacks image_emb or text_emb") from None
+        raise ValueError(f"{where} lacks image_emb or {take.text_array}") from None
     except (
         *(zipfile.BadZipFile, zlib.error, UnpicklingError),
         *(ValueError, TypeError, OSError, EOFError, RuntimeError),
     ) as error:
         raise ValueError(f"{where} cannot be read ({error}); fetch its tar file again") from error
-    return _row(image, rows[0], f"image_emb of {where}"), _row(
-        text, rows[1], f"text_emb of {where}"
-    )
+    image = _row(image, take.image_row, f"image_emb of {where}")
+    text = _row(text, take.text_row, f"{take.text_array} of {where}")
+    if take.teacher is None:
+        return image, text
+    if any(len(row) != sum(take.teacher_dims) for row in (image, text)):
+        raise ValueError(
+            f"{where} has {len(image)} and {len(text)} dimensions, and teacher_dims = "
+            f"{take.teacher_dims} are {sum(take.teacher_dims)} together"
+        )
+    return image.split(take.teacher_dims)[take.teacher], text.split(take.teacher_dims)[take.teacher]
 
 
 def _row(embeddings: Tensor, row: int, where: str) -> Float32[Tensor, " dim"]:

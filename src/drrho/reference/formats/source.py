@@ -1,5 +1,6 @@
 """Tables of embeddings with a key for each row, which every foreign format is read as."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -52,6 +53,7 @@ class Source:
         key_noun: what the keys are, for messages and reasons.
         keys: lists the key of each row, in order.
         key_of: gives the key of a sample's row; None if it can have none.
+        joined: counts samples by how their key was found, where there are several ways.
     """
 
     table: Table
@@ -59,6 +61,7 @@ class Source:
     key_noun: str
     keys: Callable[[], Iterable[str]]
     key_of: Callable[[Shard, RawSample], str | None]
+    joined: Counter[str] = field(default_factory=Counter)
 
 
 class ArrayPair(NamedTuple):
