@@ -18,10 +18,12 @@ from transformers import PreTrainedModel, TrainingArguments, default_data_collat
 
 from drrho.integrations.trainer import TrainerWithState
 from drrho.risk import RiskMeasure
+from drrho.runtime.checks import require_choice
 from drrho.steering import DRRhoLoss, Estimator, Losses, LossTable, token_losses
-from drrho.steering.loss import Weighed
+from drrho.steering.loss import OfMissing, OfNonfinite, Weighed
 
 Batch = Mapping[str, Any]
+Unit = Literal["token", "sequence"]
 Collator = Callable[[list[Any]], Any]
 IGNORED = -100  # the label of a token that does not count, in all of transformers
 
@@ -36,8 +38,7 @@ class SteeredTrainer(TrainerWithState):
     * Evaluation is the Trainer's: `eval_loss` is the plain loss, comparable between methods.
     * Logged beside `loss`, the objective, as means over the steps since the last log:
       `mean_loss` and `mean_excess` of all tokens before they are weighted, `kept_share`, the share
-      of the tokens with a weight, and `effective_sample_size`, `weight_sum` and `dual` of
-      `drrho.steering.SteeredLoss`.
+      of the tokens with a weight, and three numbers of `drrho.steering.SteeredLoss`.
     * The estimator's state is in every checkpoint that has the optimiser's, and comes back with it.
 
     For data parallelism: one process, DataParallel, DistributedDataParallel, FSDP. The live
@@ -80,9 +81,9 @@ class SteeredTrainer(TrainerWithState):
         risk: RiskMeasure,
         reference: PreTrainedModel | str | None = None,
         estimator: Estimator | None = None,
-        unit: Literal["token", "sequence"] = "token",
-        nonfinite: Literal["raise", "drop"] = "raise",
-        missing: Literal["raise", "drop", "plain"] = "raise",
+        unit: Unit = "token",
+        nonfinite: OfNonfinite = "raise",
+        missing: OfMissing = "raise",
         data_collator: Collator | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -116,6 +117,7 @@ class SteeredTrainer(TrainerWithState):
             )
         self.steering = DRRhoLoss(risk, estimator, nonfinite=nonfinite, missing=missing)
         self.steering.to(args.device)
+        self.state_name = f"state of the estimator {type(self.steering.estimator).__name__}"
         self.reference: PreTrainedModel | None = None
         match reference:
             case str():
@@ -171,8 +173,7 @@ class SteeredTrainer(TrainerWithState):
     def _weigh_ahead(self, model: nn.Module) -> list[Weighed]:
         """Weigh all micro-batches of the step together, without gradients.
 
-        The generators are then put back, so that the passes with gradients, which follow in the
-        same order, draw the same dropout.
+        The passes with gradients follow in the same order, and draw the same dropout.
         """
         # Of DataParallel all devices draw.
         devices = list(range(torch.cuda.device_count())) if self.args.device.type == "cuda" else []
@@ -214,7 +215,7 @@ class SteeredTrainer(TrainerWithState):
     def _losses(
         self, model: nn.Module, inputs: Batch, *, with_reference: bool
     ) -> tuple[Losses, Any]:
-        """The losses of a micro-batch and the model's output, of which the Trainer makes no use."""
+        """Compute the losses of a micro-batch; returns the model's output besides."""
         inputs = dict(inputs)
         labels = inputs.pop("labels", None)
         column = self.own_column
@@ -268,13 +269,6 @@ class SteeredTrainer(TrainerWithState):
             self._sums, self._num_summed = {}, 0
         super().log(logs, start_time)
 
-    def missing_state(self) -> str:
-        return (
-            "the checkpoint holds no state of the estimator "
-            f"{type(self.steering.estimator).__name__}; resume with the estimator that it was "
-            "trained with"
-        )
-
 
 def reference_token_losses(
     reference: PreTrainedModel,
@@ -292,12 +286,12 @@ def reference_token_losses(
     Args:
         examples: tokenised, the data set as the Trainer gets it. Columns that are no argument
             of the reference are left aside.
-        data_collator: the Trainer's. It says by its labels which tokens count.
+        data_collator: the Trainer's. Its labels say which tokens count.
 
     Returns:
         For each example a float32 array, in nats, of the tokens that are predicted and count, in
-        their order. Padding has none, so batches may be padded to other lengths; on the right
-        side only, since padding on the left makes a row's first token count.
+        their order. Batches may be padded to other lengths, on the right side only: padding on
+        the left makes a row's first token count.
     """
     columns = {*inspect.signature(reference.forward).parameters, "labels"}
     was_training = reference.training
@@ -319,7 +313,7 @@ def reference_token_losses(
 
 
 class _CollatorWithLosses:
-    """A collator that puts each row's k-th stored loss where its k-th token that counts is."""
+    """Collator that puts each row's k-th stored loss where its k-th token that counts is."""
 
     def __init__(self, collator: Collator, *, column: str) -> None:
         self.collator = collator
@@ -388,8 +382,7 @@ def _refuse_options(
     unit: str,
 ) -> None:
     """Raise ValueError for what would have no effect, or a wrong one."""
-    if unit not in ("token", "sequence"):
-        raise ValueError(f'unit must be "token" or "sequence", got {unit!r}')
+    require_choice("unit", unit, Unit)
     if reference is model:
         raise ValueError(
             "reference is the model itself, whose excess over itself is zero; pass another "

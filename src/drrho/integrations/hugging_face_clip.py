@@ -16,13 +16,7 @@ from transformers import TrainingArguments
 
 from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.integrations.pairs import (
-    MAX_LOG_SCALE,
-    EmbeddingStore,
-    SteeredPairs,
-    logit_scale,
-    whole_state,
-)
+from drrho.integrations.pairs import MAX_LOG_SCALE, EmbeddingStore, SteeredPairs, logit_scale
 from drrho.integrations.trainer import TrainerWithState
 from drrho.training.schedules import Schedule
 
@@ -32,9 +26,8 @@ Batch = Mapping[str, Any]
 class ContrastiveTrainer(TrainerWithState):
     """Trainer of a dual encoder on a contrastive objective.
 
-    * The Trainer's own training of a CLIPModel contrasts the pairs of each process with each
-      other. Here every pair is a negative of every other pair of the step, on whichever process,
-      and the gradient is exact: K processes are one large batch.
+    * Every pair is a negative of every other pair of the step, on whichever process, and the
+      gradient is exact: K processes are one large batch.
     * The per-sample averages are in every checkpoint that has the optimiser's state, whole, and
       come back with it on any number of processes.
     * Evaluation is the model's own: `eval_loss` is its loss on evaluation's batches.
@@ -47,9 +40,10 @@ class ContrastiveTrainer(TrainerWithState):
             `logit_scale`: CLIPModel, SiglipModel, VisionTextDualEncoderModel and others.
         args: the Trainer's. `dataloader_drop_last` must be set: the Trainer would fill the last
             batch with pairs that are already in it.
-        objective: "clip", "fastclip" or "drrho_clip". A learned temperature is the model's
+        objective: `CLIP`, `FastCLIP` or `DRRhoCLIP`. A learned temperature is the model's
             `logit_scale`, held at 1 / 0.01 at most.
-        reference: for "drrho_clip": a `ReferenceStore`, or the embeddings of all samples.
+        reference: for `DRRhoCLIP`: what `drrho.open_reference` gives, or the embeddings of all
+            samples.
         num_samples: size of the data set; None is `len(train_dataset)`.
         id_column: the column of `train_dataset` with each sample's place, from 0.
 
@@ -61,6 +55,7 @@ class ContrastiveTrainer(TrainerWithState):
     """
 
     state_file = "contrastive.safetensors"
+    state_name = "per-sample averages"
     steering: SteeredPairs
 
     def __init__(  # noqa: PLR0913 - the host's arguments
@@ -162,15 +157,6 @@ class ContrastiveTrainer(TrainerWithState):
             pairs = steps * self.args.train_batch_size * self.args.world_size
             self._gamma = self.steering.gamma_schedule(steps=steps, epochs=pairs / self.num_samples)
         return self._gamma
-
-    def saved_state(self) -> Mapping[str, Tensor]:
-        return whole_state(self.steering)
-
-    def missing_state(self) -> str:
-        return (
-            "the checkpoint holds no per-sample averages; resume with the trainer and the "
-            "objective that it was trained with"
-        )
 
 
 def _embeddings(outputs: Any) -> PairEmbeddings:

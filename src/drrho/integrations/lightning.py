@@ -26,14 +26,10 @@ from drrho.training.schedules import Schedule
 class Steering(Callback):
     """Callback with a contrastive objective for a LightningModule.
 
-    The objective must not be a submodule, for DDP would overwrite every process's share of the
-    averages by the first one's; as a callback it is out of DDP's sight and its state is in
-    Lightning's checkpoints all the same, whole, to be read by any number of processes.
-
-    It is made by the Trainer's `setup`, when the processes have met.
-
-    Args:
-        objective, num_samples, reference: as for `SteeredPairs`.
+    As a submodule DDP would overwrite every process's share of the averages by the first one's. As
+    a callback it is out of DDP's sight, and its state is in Lightning's checkpoints all the same,
+    whole, to be read by any number of processes. The objective, whose arguments are those of
+    `SteeredPairs`, is made by the Trainer's `setup`, when the processes have met.
     """
 
     def __init__(

@@ -27,9 +27,8 @@ class SteeredClipLoss(nn.Module):
     """A loss with the signature of open_clip's `ClipLoss`, for `train_one_epoch` and `CLIPTask`.
 
     It is told the ids of the batches that come by `DataWithIds`. With `--accum-freq k` open_clip
-    takes k batches and calls the loss k times on all their rows, each time with the gradient of
-    another part. Those k calls are one step here: the averages are put back between them, so that
-    they are updated once, and every call has the same weights.
+    calls the loss k times on the rows of k batches, each time with the gradient of another part.
+    Those calls are one step here: the averages are put back between them, and updated once.
 
     open_clip's checkpoints have no state of a loss: save `state_dict()` of this beside them (over
     several processes `drrho.integrations.pairs.whole_state`), and load it when resuming.
@@ -106,7 +105,7 @@ class DataWithIds:
     Args:
         batches_of_epoch: epoch to its batches: (images, texts, sample ids), or dictionaries with
             the ids as `sample_id`.
-        loss: that is told the ids.
+        loss: module that is told the ids.
         num_samples, num_batches: of an epoch, for open_clip's log and schedules.
     """
 

@@ -1,10 +1,9 @@
 """A contrastive objective inside a host: its reference by sample id, its temperature the host's."""
 
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from drrho.contrastive.memory.temperature import CLIP_MINIMUM, Learned, PerSample
@@ -41,19 +40,15 @@ class SteeredPairs(nn.Module):
     """A contrastive loss for a host that has the model, its `logit_scale` and the optimiser.
 
     It looks up the reference by sample id, and leaves a pair without one out of the loss. With a
-    constant temperature the loss uses `config.temperature.initial` and gives the host's
-    `logit_scale` a gradient of zero, which DistributedDataParallel waits for; with a learned one
-    `1 / logit_scale` is the temperature, from where the host's model has it. So everything that is
-    learned is in the host's optimiser, and this module has per-sample averages alone.
-
-    The batch is that of all processes, and the loss the same on each; gradients have to be
-    averaged over processes, as the hosts do. Hide the module from DistributedDataParallel and
-    from FSDP: its buffers are shares that differ between processes.
+    constant temperature the host's `logit_scale` gets a gradient of zero, which
+    DistributedDataParallel waits for; with a learned one `1 / logit_scale` is the temperature. So
+    everything that is learned is in the host's optimiser, and this module has per-sample averages
+    alone. For processes see `ContrastiveObjective`, which this module holds.
 
     Args:
-        config: "clip", "fastclip" or "drrho_clip"; its temperature constant or learned.
+        config: `CLIP`, `FastCLIP` or `DRRhoCLIP`; its temperature constant or learned.
         num_samples: N of the data set; ids run from 0 to N - 1.
-        reference: for "drrho_clip": a store, or unit embeddings of all samples, row by id.
+        reference: for `DRRhoCLIP`: a store, or unit embeddings of all samples, row by id.
 
     Raises:
         ValueError: the config has what a host cannot give, or the reference does not fit it.
@@ -113,9 +108,12 @@ class SteeredPairs(nn.Module):
                 f"sample_ids must be one for each pair, got {len(sample_ids)} for "
                 f"{len(target.image)} pairs"
             )
-        reference = None
-        found = self._found(sample_ids)
-        if found is not None:
+        reference = self._reference
+        if isinstance(reference, PairEmbeddings):
+            rows = reference.take(sample_ids.to(reference.image.device))
+            reference = PairEmbeddings(*(e.to(target.image.device) for e in rows))
+        elif reference is not None:
+            found = reference.gather(sample_ids.cpu())
             target, sample_ids, reference = _with_reference(target, sample_ids, found)
         temperature = self.objective.temperature
         unused = 0.0 * logit_scale.sum()
@@ -125,14 +123,10 @@ class SteeredPairs(nn.Module):
         return loss + unused
 
     def gamma_schedule(self, *, steps: int, epochs: float) -> Schedule:
-        """Gamma by step, as in `drrho train`: 1 to gamma_min over a part of the run, or constant.
+        """Make the schedule of gamma: 1 to gamma_min over a part of the run, or constant.
 
-        Args:
-            steps: optimiser steps of the whole training.
-            epochs: passes over the data of the whole training; they decide `gamma_min` where the
-                config leaves it open.
-
-        Source: docs/mathematics.md, "Per-sample estimators".
+        Steps and passes over the data are those of the whole training; the passes decide gamma_min
+        where the config leaves it open. Source: docs/mathematics.md, "Per-sample estimators".
         """
         config = self.config
         if not isinstance(config, FastCLIP | DRRhoCLIP):
@@ -158,22 +152,6 @@ class SteeredPairs(nn.Module):
         estimator = self.objective.estimator
         return None if estimator is None else estimator.averages
 
-    def _found(self, sample_ids: Tensor) -> FoundEmbeddings | None:
-        match self._reference:
-            case None:
-                return None
-            case PairEmbeddings(image, text):
-                rows = sample_ids.to(image.device)
-                return _Found(image[rows], text[rows], torch.ones_like(rows, dtype=torch.bool))
-            case store:
-                return store.gather(sample_ids.cpu())
-
-
-class _Found(NamedTuple):
-    image: Float[Tensor, "batch dim"]
-    text: Float[Tensor, "batch dim"]
-    present: Bool[Tensor, " batch"]
-
 
 class _HostTemperature(nn.Module):
     """The temperature of the host's model, set before each loss."""
@@ -187,8 +165,7 @@ class _HostTemperature(nn.Module):
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """Gather a module's state from the shares of all processes, on the CPU; a collective.
 
-    Every process gets all of it; one saves it, and `load_state_dict` on any number of processes
-    takes its share.
+    Every process gets all; `load_state_dict` on any number of processes takes its share again.
     """
     return {name: _whole(value).cpu() for name, value in module.state_dict().items()}
 
@@ -197,20 +174,13 @@ def set_logit_scale(model: nn.Module, temperature: float) -> None:
     """Set the model's logit scale to `1 / temperature`, in place.
 
     Where a learned temperature starts; and with a constant one, what the saved model should say.
-
-    Raises:
-        ValueError: the temperature is not positive, or the model has no `logit_scale`.
     """
     require_positive(temperature=temperature)
     logit_scale(model).data.fill_(-math.log(temperature))
 
 
 def logit_scale(model: nn.Module) -> nn.Parameter:
-    """Return the model's parameter `logit_scale`, the logarithm of 1 / tau.
-
-    Raises:
-        ValueError: the model has none.
-    """
+    """Return the model's parameter `logit_scale`, the logarithm of 1 / tau, or raise ValueError."""
     parameter = dict(model.named_parameters(recurse=False)).get("logit_scale")
     if parameter is None:
         raise ValueError(

@@ -1,11 +1,12 @@
 """The common part of both Trainers: a module's state in checkpoints, and a column of its own."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
+
+from drrho.integrations.pairs import whole_state
 
 
 class TrainerWithState(Trainer):
@@ -13,20 +14,14 @@ class TrainerWithState(Trainer):
 
     Attributes:
         state_file: name of its file in a checkpoint's folder.
+        state_name: name of the state in messages.
         own_column: column of the data set that the model does not take and the Trainer must keep.
     """
 
     steering: nn.Module
     state_file: str
+    state_name: str
     own_column: str | None = None
-
-    def saved_state(self) -> Mapping[str, Tensor]:
-        """Return the module's state as it is saved; every process calls this."""
-        return self.steering.state_dict()
-
-    def missing_state(self) -> str:
-        """Explain a checkpoint without the module's state: what it lacks, and the remedy."""
-        raise NotImplementedError
 
     def _set_signature_columns_if_needed(self) -> None:
         # The column is no argument of the model, and would be removed.
@@ -37,9 +32,9 @@ class TrainerWithState(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = self.saved_state()
+        state = whole_state(self.steering)
         if state and self.args.should_save:
-            save_file(dict(state), Path(output_dir) / self.state_file)
+            save_file(state, Path(output_dir) / self.state_file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -47,5 +42,8 @@ class TrainerWithState(Trainer):
             return
         path = Path(checkpoint) / self.state_file
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: {self.missing_state()}")
+            raise FileNotFoundError(
+                f"{path} does not exist: the checkpoint holds no {self.state_name}; resume with "
+                "the trainer, and its arguments, that the checkpoint was made with"
+            )
         self.steering.load_state_dict(load_file(path))

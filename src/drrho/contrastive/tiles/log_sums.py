@@ -18,6 +18,7 @@ from drrho.contrastive.tiles.strip import (
     Anchors,
     Strip,
     anchor_temperatures,
+    as_tile,
     make_strip,
     wide_dtype,
 )
@@ -174,7 +175,7 @@ def log_sums(
             (sums.rows, temperature.rows, rows, 1),
             (sums.columns, temperature.columns, columns, 0),
         ):
-            z = torch.mul(x, 1 / tau[part].unsqueeze(dim), out=scaled.like(*x.shape))
+            z = torch.mul(x, 1 / tau[part].unsqueeze(dim), out=as_tile(scaled, *x.shape))
             if not with_positives:
                 strip.diagonal(z, rows, columns).fill_(-math.inf)
             # torch.logsumexp would allocate; and a row of the tile may hold nothing but a positive.
@@ -203,8 +204,7 @@ def _gradient(
     tile, for_rows, for_columns = strip.scratch(), strip.scratch(), strip.scratch()
     for number, (rows, columns) in enumerate(strip.tiles()):
         x = strip.similarities(rows, columns, into=tile) if kept is None else kept[number]
-        c = for_rows.like(*x.shape)
-        p = for_columns.like(*x.shape)
+        c, p = as_tile(for_rows, *x.shape), as_tile(for_columns, *x.shape)
         sides = (
             (c, of_rows, temperature.rows, sums.rows, result.means.rows, rows, 1),
             (p, of_columns, temperature.columns, sums.columns, result.means.columns, columns, 0),

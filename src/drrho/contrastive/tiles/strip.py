@@ -24,6 +24,8 @@ CPU_KEPT = 2**26
 GPU_SHARE = 1 / 64
 TEMPORARIES = 6
 
+Scratch = Float[Tensor, " entries"]
+
 
 class Anchors(NamedTuple):
     """One number per image anchor of this process (rows) and per text anchor of all (columns)."""
@@ -72,18 +74,18 @@ class Strip(NamedTuple):
             for left in range(0, len(self.text), size):
                 yield slice(top, top + size), slice(left, left + size)
 
-    def scratch(self) -> "Scratch":
-        """Allocate memory for one tile, to be used for one after the other."""
+    def scratch(self) -> Scratch:
+        """Allocate memory for one tile after the other: allocation costs more than arithmetic."""
         size = tile_size(self.image.device, self.dtype)
         num_entries = min(size, len(self.image)) * min(size, len(self.text))
-        return Scratch(self.image.new_empty(num_entries, dtype=self.dtype))
+        return self.image.new_empty(num_entries, dtype=self.dtype)
 
     def similarities(
-        self, rows: slice, columns: slice, *, into: "Scratch | None" = None
+        self, rows: slice, columns: slice, *, into: Scratch | None = None
     ) -> Float[Tensor, "tile_rows tile_columns"]:
         """Compute `x_ij = S_ij - R_ij` of a tile, into scratch memory if it is given."""
         images, texts = self.image[rows].to(self.dtype), self.text[columns].to(self.dtype)
-        out = None if into is None else into.like(len(images), len(texts))
+        out = None if into is None else as_tile(into, len(images), len(texts))
         x = torch.mm(images, texts.T, out=out)
         if self.reference_image is not None and self.reference_text is not None:
             images, texts = self.reference_image[rows], self.reference_text[columns]
@@ -108,14 +110,11 @@ class Strip(NamedTuple):
         return slice(first, max(first, last))
 
 
-class Scratch(NamedTuple):
-    """Memory that is reused for every tile: on a CPU, allocation costs more than an operation."""
-
-    memory: Float[Tensor, " entries"]
-
-    def like(self, num_rows: int, num_columns: int) -> Float[Tensor, "num_rows num_columns"]:
-        """View the memory as a tile, uninitialised."""
-        return self.memory[: num_rows * num_columns].view(num_rows, num_columns)
+def as_tile(
+    scratch: Scratch, num_rows: int, num_columns: int
+) -> Float[Tensor, "num_rows num_columns"]:
+    """View scratch memory as a tile, uninitialised."""
+    return scratch[: num_rows * num_columns].view(num_rows, num_columns)
 
 
 def anchor_temperatures(
