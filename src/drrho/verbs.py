@@ -59,8 +59,8 @@ class Run:
     def __fspath__(self) -> str:
         return str(self.path)
 
-    @cached_property
-    def recipe(self):
+    @property
+    def recipe(self) -> Recipe:
         """The recipe that was trained."""
         return read_run(self.path).recipe
 
@@ -207,8 +207,8 @@ def probe(
             `drrho.precompute_reference` takes them, or ARCHITECTURE@PRETRAINED.
         held_out: pairs of the same distribution that training does not see; None holds out a tenth
             of `data`, drawn at random, or 20 pairs if a tenth is fewer.
-        recipe: recipe that the references are to steer; the pilots have its model, batches and
-            temperature. None takes the small model and OpenCLIP's objective.
+        recipe: recipe that the references are to steer; None takes the small model and OpenCLIP's
+            objective. The pilots have its model, batches and temperature.
         output: folder of the pilots and of probe.json, probe.md and probe.png.
         pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's, or 200
             without a recipe.
@@ -228,12 +228,9 @@ def probe(
             loading=Loading(batch_size=max(2, min(128, len(manifest.usable_ids()) // 8))),
         )
         pilot_steps = 200 if pilot_steps is None else pilot_steps
+    given = _as_field(tuple[str, ...], references)
     config = ProbeConfig(
-        data=data,
-        held_out=held_out,
-        reference=_as_field(tuple[str, ...], references),
-        output=output,
-        pilot_steps=pilot_steps,
+        data=data, held_out=held_out, reference=given, output=output, pilot_steps=pilot_steps
     )
     return probe_recipe(recipe, config)
 
@@ -277,28 +274,27 @@ def report(
     >>> drrho.report([run, "runs/comparison"], output="report.html")
 
     Args:
-        runs: runs, finished or not, or comparisons or what `drrho.compare` returned, which stand
-            for their runs; or their folders.
+        runs: runs, finished or not, comparisons or their results, which stand for their runs, or
+            the folders of any of these.
         output: HTML file to write.
         reference: stored embeddings of the training data, where they are not what the runs say.
-        data: the training data, where they are no longer at the place that the runs say.
-        galleries: whether to look at pairs.
-        device: where to compute.
+        data: training data, where they have moved.
+        galleries: whether to examine and show pairs.
+        device: device to compute on.
 
     Raises:
         FileNotFoundError: a folder holds no run.
         ValueError: a file of a run is damaged.
     """
-    return write_report(
-        ReportConfig(
-            runs=tuple(map(_folder, [runs] if isinstance(runs, Reported) else runs)),
-            output=output,
-            reference=reference,
-            data=data,
-            galleries=galleries,
-            device=device,
-        )
+    config = ReportConfig(
+        runs=tuple(map(_folder, [runs] if isinstance(runs, Reported) else runs)),
+        output=output,
+        reference=reference,
+        data=data,
+        galleries=galleries,
+        device=device,
     )
+    return write_report(config)
 
 
 @_with_fields_of(ExportConfig)
@@ -311,13 +307,10 @@ def export(config: ExportConfig) -> Path:
 
 
 def _folder(run: Reported) -> str:
-    match run:
-        case Run():
-            return str(run.path)
-        case Results(folder=None):
-            raise ValueError("these results have no folder; name the folder of the comparison")
-        case Results():
-            return str(run.folder)
-        case Recipe() | Comparison():
-            return run.output
-    return str(run)
+    if isinstance(run, Recipe | Comparison):
+        return run.output
+    if not isinstance(run, Results):
+        return fspath(run)
+    if run.folder is None:
+        raise ValueError("these results have no folder; name the folder of the comparison")
+    return run.folder
