@@ -14,14 +14,7 @@ SHORT_AXIS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """Colours and widths of a back end.
-
-    Attributes:
-        colours: of the palette's places.
-        muted: of lines and points that are beside the point.
-        ink: of lines through the axes.
-        line, marker: widths in points.
-    """
+    """Colours of the palette, of lesser lines and of axes, and widths in points, of a back end."""
 
     colours: Sequence[str]
     muted: str = "#888888"

@@ -9,20 +9,18 @@ Scale = Literal["linear", "log"]
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line or one set of points.
+    """One line, set of points or histogram (`steps`).
 
     Attributes:
-        name: for the legend, where series of one name share an entry; empty for none.
-        x: positions; for `steps` the edges, one more than `y`.
-        y: heights.
-        half_width: of each point's interval; empty for none.
+        name: entry of the legend, shared by series of one name; empty for none.
+        x, y: positions and heights; of a histogram the edges, one more, and heights.
+        half_width: half the width of each point's interval; empty for none.
         low, high: ends of each point's interval, in place of `half_width`.
         interval: how intervals are drawn: upright bars, bars along the horizontal axis, whose
             ends are positions, or a band around a line.
-        style: matplotlib's, of marker and line: "o" measured, "-" predicted, "o-", "--", ".".
+        style: matplotlib's marker and line: "o" measured, "-" predicted, "o-", "--", ".".
         colour: place in the palette, which wraps around; None for grey.
-        hollow: whether markers are.
-        steps: whether the series is a histogram.
+        hollow: whether markers are hollow.
     """
 
     name: str
@@ -40,23 +38,17 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One set of axes.
+    """One set of axes; labels name the unit.
 
     Attributes:
-        title: above the axes.
-        x_label: of the horizontal axis, with its unit.
-        y_label: of the vertical axis, with its unit.
-        series: what is drawn.
-        x_scale: of the horizontal axis.
-        y_scale: of the vertical axis.
-        level: the height of a thin line across; None for none.
+        level: height of a thin line across; None for none.
         levels: name -> height of a dashed line with its name.
-        upright: the position of a line from bottom to top; None for none.
+        upright: position of a line from bottom to top; None for none.
         rows: names in place of the numbers 0, 1, ... of the vertical axis, from the top.
-        row_notes: for each row what stands beside it on the right; empty for none.
+        row_notes: text on the right of each row; empty for none.
         x_ticks: positions to name; empty leaves the choice to the axis.
         x_range: ends of the horizontal axis; None leaves an end to the data.
-        legend: whether the axes have their own.
+        legend: whether the axes have a legend of their own.
     """
 
     title: str

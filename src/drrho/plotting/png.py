@@ -24,17 +24,17 @@ def draw_png(
     title: str | None = None,
     share_y: bool = False,
 ) -> None:
-    """Draws charts side by side and writes a PNG.
+    """Draws charts side by side and writes a PNG, whose folder is made.
 
     Charts without a legend of their own share one below all of them.
 
     Args:
-        charts: at least one.
-        path: of the file; its folder is made.
+        charts: charts to draw.
+        path: PNG to write.
         columns: charts in a line.
         size: width of the picture and height of a line of charts, in inches.
-        title: above all.
-        share_y: whether all have the vertical axis of the first.
+        title: heading of the picture.
+        share_y: whether all charts have the vertical axis of the first.
 
     Raises:
         ValueError: there is no chart.

@@ -30,11 +30,11 @@ LONG_NUMBER = 10_000  # from here on an axis says 50k, 2M: long numbers collide
 
 
 def draw_svg(chart: Chart, *, name: str, description: str) -> str:
-    """The chart as an `<svg>` element to be set into a page.
+    """Draws a chart as an `<svg>` element of a page.
 
     Args:
-        chart: what to draw.
-        name: of this chart in its page, for ids; letters, digits and hyphens.
+        chart: chart to draw.
+        name: name in the page, for ids: letters, digits and hyphens.
         description: what it shows, in words, for those who do not see it.
     """
     settings: dict[Any, Any] = {  # matplotlib types the names of settings

@@ -19,20 +19,18 @@ def curve_chart(
     runs: Runs,
     *,
     labelled: bool = False,
-    legend: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> Chart:
-    """A chart of some metrics, a colour per name, and a line style per metric.
+    """Charts some metrics, a colour per name and a line style per metric.
 
     Where a name has several runs the line is their mean and the band reaches from the lowest to
     the highest, at the numbers of samples that all have logged.
 
     Args:
-        panel: what is drawn.
-        metrics: of the panel; a run without one has no line for it.
-        runs: the logs.
+        panel: panel to draw.
+        metrics: metrics of the panel; a run without one has no line for it.
+        runs: logs by name.
         labelled: whether the name of a line says its metric too.
-        legend: whether the chart has its own.
         levels: name -> height of a horizontal line, such as the reference's own score.
     """
     colours = places(runs)
@@ -64,7 +62,7 @@ def curve_chart(
         series=series,
         y_scale="log" if panel.logarithmic and positive else "linear",
         levels=levels or {},
-        legend=legend,
+        legend=False,
     )
 
 

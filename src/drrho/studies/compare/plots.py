@@ -17,16 +17,10 @@ COSTS = (("training_gflop", 1e-3, "TFLOP of a run"), ("seconds", 1.0, "seconds o
 
 
 def draw_curves(runs: Runs, path: Path, *, levels: Mapping[str, float] | None = None) -> None:
-    """Draws a panel per group of metrics, a colour per method, and writes a PNG.
+    """Writes a PNG with a panel per group of metrics, a colour per method.
 
-    Args:
-        runs: name -> for each of its runs the rows of the metrics log.
-        path: the PNG to write.
-        levels: name -> height of a horizontal line in the first panel, such as the reference's
-            own score.
-
-    Raises:
-        ValueError: there is no run.
+    `levels` maps a name to the height of a horizontal line in the first panel, such as the
+    reference's own score. ValueError if there is no run.
     """
     if not runs:
         raise ValueError("draw_curves needs at least one run")
@@ -78,10 +72,9 @@ def _forest(rows: list[Difference], title: str) -> Chart:
 
 
 def draw_costs(results: Results, path: Path) -> None:
-    """MRR against training compute and against wall time, a mark per method, intervals upright.
+    """Draws MRR on the first test set, if it has one, against compute and against wall time.
 
-    Drawn for the first test set, if it has an MRR. The references' own training is not in the
-    cost; a hollow mark says that there is a reference.
+    The references' own training is not in the cost; a hollow mark says that there is a reference.
     """
     test = next(iter(results.setup.test))
     methods = {

@@ -20,10 +20,10 @@ class Contamination:
     """Difference of a reference's losses between training and held-out samples.
 
     Attributes:
-        gap: mean on training samples minus mean on held-out ones, the pilots' difficulty of the
-            samples taken out; negative where the reference knows the training samples.
+        gap: mean on training samples minus mean on held-out ones; negative where the reference
+            knows the training samples.
         upper: end of its one-sided 99.5 % bootstrap interval.
-        alarm: whether that is below zero.
+        alarm: whether `upper` is below zero.
     """
 
     gap: float
@@ -40,13 +40,9 @@ def contamination(
 ) -> Contamination:
     """Compares losses on samples of two sets that are drawn alike.
 
-    Args:
-        train: the reference's losses on training samples, each minus the loss of the pilot that
-            has not seen it, where that is known: what makes a sample hard for all is noise here.
-        held_out: its losses on held-out samples, minus the pilots' mean, or as they are if those
-            on training samples are.
-        resamples: of the bootstrap.
-        generator: of the resamples.
+    What makes a sample hard for every model is noise here. So, where the pilots' losses are known,
+    give the reference's minus those: on a training sample that of the pilot that has not seen it,
+    on a held-out sample the pilots' mean.
 
     Raises:
         ValueError: fewer than 10 samples of either kind, or a loss that is not finite.

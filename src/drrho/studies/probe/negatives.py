@@ -67,8 +67,8 @@ class NegativeWeights:
 
     Attributes:
         effective_share: mean effective sample size as a share of the negatives.
-        divergence: mean KL divergence from uniform in nats: the `rho` at which the temperature,
-            if it were learned, would stand still.
+        divergence: mean KL divergence from uniform in nats: the `rho` at which a learned
+            temperature would stand still.
     """
 
     def __init__(self, excess: Gaps, temperature: float) -> None:

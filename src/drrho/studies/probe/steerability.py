@@ -25,14 +25,14 @@ FEWEST_SAMPLES = 10
 
 
 class Moments(NamedTuple):
-    """Second moments of pilots and references, for each of R sets of sample weights.
+    """Second moments of pilots and references, for each set of sample weights.
 
     Attributes:
         pilots: `v_pp = Var(l_1 - l_2) / 2`, what one pilot's training adds to its losses.
-        excess: `Cov(l_1 - b, l_2 - b)`, of each of K references.
+        excess: `Cov(l_1 - b, l_2 - b)` of each reference.
         signal: `Cov(l_1, l_2)`, the same without a reference.
-        shared: `Cov((l_1 + l_2) / 2, b)`.
-        reference: `Var(b)`.
+        shared: `Cov((l_1 + l_2) / 2, b)` of each reference.
+        reference: `Var(b)` of each reference.
     """
 
     pilots: Float64[Tensor, " resamples"]
@@ -118,7 +118,7 @@ def loss_moments(
             raise ValueError(f"{name} have losses that are not finite; leave those samples out")
 
     def covariance(x: Tensor, y: Tensor) -> Tensor:
-        # Without a change, but for rounding, when both are moved to mean zero.
+        # Moving both to mean zero changes nothing but rounding.
         x, y = x - x.mean(), y - y.mean()
         return weights @ (x * y) - (weights @ x) * (weights @ y)
 
@@ -168,7 +168,7 @@ def rank_references(
             "the pilots' losses differ by a constant only: they must be trained apart, on "
             "disjoint halves of the data"
         )
-    # A resample may have seen one sample alone; it says nothing, and nothing may be divided by 0.
+    # A resample of one sample alone has no variance to divide by.
     tiny = torch.finfo(torch.float64).tiny
     plain = (moments.pilots * pilot_share).clamp_min(tiny)
     kappa = moments.excess / plain
@@ -202,8 +202,8 @@ def rank_references(
 def suggested_temperature(kappa: Float64[Tensor, " resamples"]) -> float:
     """The geometric mean of kappa over all weights, none counted below 0.05.
 
-    The best temperature of the KL penalty is kappa where losses are negative log-likelihoods.
-    The geometric mean, because a temperature wrong by a factor costs the same in either direction.
+    The best temperature of the KL penalty on negative log-likelihoods is kappa. The mean is
+    geometric because a temperature wrong by a factor costs the same in either direction.
     """
     return math.exp(float(kappa.clamp_min(SMALLEST_KAPPA).log().mean()))
 

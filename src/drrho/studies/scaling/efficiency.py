@@ -45,9 +45,9 @@ def samples_at_equal_score(
     """Number of samples that gives a score, by a curve through measured scores.
 
     The curve is the isotonic regression of the scores (the closest that never falls with more
-    samples), and linear in the logarithm of the samples between them. Where it is flat, the
-    fewest samples that reach the score are meant. Outside of the measured range the answer is
-    its end, marked as a bound: nothing is extrapolated. Samples must increase.
+    samples), linear in the logarithm of the samples between them. Where it is flat, the fewest
+    samples that reach the score are meant. Outside of the measured range the answer is its end,
+    marked as a bound: nothing is extrapolated. Samples must increase.
 
     Raises:
         ValueError: fewer than two numbers of samples, not increasing, or a score not finite.
@@ -91,10 +91,9 @@ def sample_ratios(
 ) -> list[SampleRatio]:
     """The sample ratio at each number of samples of `method`, with an interval over seeds.
 
-    A resample draws seeds with replacement, the same ones for both methods and all numbers of
-    samples, and repeats the whole computation with the means over them. A resample that ends
-    outside of the measured range counts as 0 or infinite, so an interval that depends on what was
-    not measured has no end there. It speaks of other seeds, and with few of them is too narrow.
+    A resample draws seeds with replacement, the same for both methods and all numbers of samples,
+    and repeats the computation with their means. One that ends outside of the measured range counts
+    as 0 or infinite, so that an interval has no end there. With few seeds it is too narrow.
 
     Raises:
         ValueError: the seeds are not the same everywhere, or fewer than two; as

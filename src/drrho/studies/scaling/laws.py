@@ -50,8 +50,8 @@ class RunPoints:
     Attributes:
         compute: C, positive: forward GFLOP per sample times samples seen.
         error: E on the test set, a fraction in (0, 1].
-        setting: what was trained (model and samples), by name. Rows of one setting are seeds of
-            it; methods that have a setting in common are paired in it.
+        setting: name of the trained model and samples. Rows of one setting are its seeds; methods
+            are paired in common settings.
     """
 
     compute: Float[Tensor, " runs"]
@@ -59,11 +59,9 @@ class RunPoints:
     setting: tuple[str, ...]
 
     def __post_init__(self):
-        if not len(self.compute) == len(self.error) == len(self.setting):
-            raise ValueError(
-                "compute, error and setting must be of equal length, got "
-                f"{len(self.compute)}, {len(self.error)} and {len(self.setting)}"
-            )
+        lengths = len(self.compute), len(self.error), len(self.setting)
+        if len(set(lengths)) > 1:
+            raise ValueError(f"compute, error and setting must be of equal length, got {lengths}")
         _check(self.compute, self.error)
 
     def rows_of(self, settings: list[str]) -> "RunPoints":
@@ -179,16 +177,13 @@ def bootstrap_laws(
     with_floor: bool = False,
     resamples: int = 1000,
 ) -> dict[str, list[PowerLaw]]:
-    """Laws of runs drawn again: resample k of every method from the same draw of settings.
+    """Fits laws to resampled runs: method -> one law for each resample.
 
     Settings are drawn with replacement, with all their seeds, out of those of any method; each
-    method has the settings among them that it was trained in. Where methods share settings, what
-    is good luck for one is for the other, and differences of their laws are paired. The rule is
-    applied to every resample anew, since which runs are on the front is chance too. A draw in
-    which a method cannot be fitted is drawn again.
-
-    Returns:
-        Method -> one law for each resample.
+    method has the settings among them that it was trained in. Resample k of every method is of the
+    same draw, so differences of laws are paired where methods share settings. The rule is applied
+    to every resample anew, since which runs are on the front is chance too. A draw in which a
+    method cannot be fitted is drawn again.
 
     Raises:
         ValueError: an option out of range, or hardly any draw can be fitted.
@@ -231,10 +226,10 @@ def log_compute_ratio(law: PowerLaw, other: PowerLaw, *, error: float) -> float:
 
 
 def interval_of(values: list[float], *, level: float = 0.95) -> Interval:
-    """The middle `level` of bootstrap values; infinite values count as the largest or smallest.
+    """The middle `level` of bootstrap values, which may be infinite.
 
-    The ends are values that occurred (no interpolation, which infinity does not allow). A value
-    that is not a number speaks for neither side: with any the interval is without ends.
+    Its ends are values that occurred, since infinity cannot be interpolated. With any value that is
+    not a number the interval has no ends.
     """
     if any(math.isnan(value) for value in values):
         return -math.inf, math.inf

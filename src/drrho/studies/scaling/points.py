@@ -83,9 +83,9 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
     A file is the `results.json` of `drrho compare` (or the folder that holds it), or a table: csv
     with a header, or a json list of objects, with `method`, `compute` and `error`, and perhaps
-    `setting` and `seed`; without a setting it is the compute. In a comparison the name of a method
-    may be METHOD+SETTING ("clip+wide-200"); its setting is that and the folder of the file. A
-    setting that is a number ("clip+2000") is the amount of data.
+    `setting` (by default the compute) and `seed`. A method of a comparison may be called
+    METHOD+SETTING ("clip+wide-200"); its setting is that and the folder of the file. A setting
+    that is a number ("clip+2000") is the amount of data.
 
     Raises:
         FileNotFoundError: one is not there.
