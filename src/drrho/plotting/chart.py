@@ -36,6 +36,22 @@ class Series:
     steps: bool = False
 
 
+def row_with_interval(
+    place: int, value: float, low: float, high: float, *, colour: int | None
+) -> Series:
+    """A value with its interval in one row of a forest plot."""
+    return Series(
+        name="",
+        x=[value],
+        y=[place],
+        low=[low],
+        high=[high],
+        interval="along",
+        style="o",
+        colour=colour,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chart:
     """One set of axes; labels name the unit.

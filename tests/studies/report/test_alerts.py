@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.document import RunResults
+from drrho.recipe.folder import RunFolder
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.selection import Selection
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
@@ -29,7 +31,8 @@ RECIPE = Recipe(
 def alerts(rows=(), *, recipe=None, results=None, reference=None):
     if results is not None:
         results = RunResults(recipe=RECIPE, metrics={}, seconds=1.0, **results)
-    found = find_alerts(recipe or RECIPE, rows, results, reference=reference)
+    run = RunFolder(path=Path("run"), recipe=recipe or RECIPE, rows=list(rows), results=results)
+    found = find_alerts(run, reference=reference)
     return [alert.name for alert in found]
 
 
@@ -96,7 +99,7 @@ def test_a_reference_that_knows_the_training_pairs(check, found):
 
 def test_what_is_not_finite_is_named():
     rows = [{"step": 4, "loss": None}, {"step": 5, "loss": 1.0}]
-    (found,) = find_alerts(RECIPE, rows, None)
+    (found,) = find_alerts(RunFolder(path=Path("run"), recipe=RECIPE, rows=rows, results=None))
     assert found.name == "steps not finite"
     assert "step 4" in found.text
     assert alerts(results={"skipped_steps": 1, "samples_seen": 9}) == ["steps not finite"]

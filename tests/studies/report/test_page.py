@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.document import RunResults
+from drrho.recipe.folder import RunFolder
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.records import read_record
 from drrho.studies.compare.results import read_results
@@ -44,6 +46,10 @@ RECIPE = Recipe(
 RESULTS = RunResults(recipe=RECIPE, metrics={}, samples_seen=240, seconds=1.0)
 
 
+def folder(rows, results=None):
+    return RunFolder(path=Path("run"), recipe=RECIPE, rows=rows, results=results)
+
+
 def test_charts_are_svg_in_the_colours_of_the_page_with_words_and_numbers():
     charts = draw_panels({"a <run>": ROWS, "empty": []})
     assert [chart.title for chart in charts] == ["Quality", "Loss", "Variance of gaps"]
@@ -63,16 +69,16 @@ def test_charts_are_svg_in_the_colours_of_the_page_with_words_and_numbers():
 
 
 def test_a_summary_says_what_the_numbers_say():
-    words = " ".join(summarise_run("r", RECIPE, ROWS, None)["sentences"])
+    words = " ".join(summarise_run("r", folder(ROWS))["sentences"])
     assert "stopped or still running at 30" in words
     assert "went from 0.200 to 3.000, its best" in words
     assert "fell from 0.1" in words
     assert "smaller than that of the loss" in words
-    assert summarise_run("r", RECIPE, [], None)["headline"] is None
+    assert summarise_run("r", folder([]))["headline"] is None
 
 
 def test_one_row_is_no_course():
-    words = " ".join(summarise_run("r", RECIPE, ROWS[1:2], RESULTS)["sentences"])
+    words = " ".join(summarise_run("r", folder(ROWS[1:2], RESULTS))["sentences"])
     assert "mean reciprocal rank is 0.200; it was evaluated once" in words
     assert "stayed at 0.05; it ended smaller" in words
 

@@ -162,15 +162,12 @@ class CompareConfig:
             return tuple(named[name] for name in self.only)
         if self.tasks is None:
             return parts
-        task = self.task
+        task = os.environ.get("SLURM_ARRAY_TASK_ID") if self.task is None else self.task
         if task is None:
-            number = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-            if not number.isdecimal():
-                raise ValueError("tasks needs task, where no SLURM_ARRAY_TASK_ID is set")
-            task = int(number)
-        if not 0 <= task < self.tasks:
+            raise ValueError("tasks needs task, where no SLURM_ARRAY_TASK_ID is set")
+        if int(task) not in range(self.tasks):
             raise ValueError(f"task must be from 0 to {self.tasks - 1}, got {task}")
-        return parts[task :: self.tasks]
+        return parts[int(task) :: self.tasks]
 
 
 @dataclass(frozen=True, kw_only=True)

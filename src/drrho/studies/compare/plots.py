@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from drrho.contrastive.objectives.algorithms import method_title
-from drrho.plotting.chart import Chart, Series
+from drrho.plotting.chart import Chart, Series, row_with_interval
 from drrho.plotting.palette import marker, places
 from drrho.plotting.png import draw_png
 from drrho.studies.compare.curves import Runs, curve_chart, styles_in_words
@@ -48,16 +48,7 @@ def draw_differences(results: Results, path: Path) -> None:
 
 def _forest(rows: list[Difference], title: str) -> Chart:
     series = [
-        Series(
-            name="",
-            x=[row.mrr],
-            y=[place],
-            low=[row.interval[0]],
-            high=[row.interval[1]],
-            interval="along",
-            style="o",
-            colour=0 if row.is_clear else None,
-        )
+        row_with_interval(place, row.mrr, *row.interval, colour=0 if row.is_clear else None)
         for place, row in enumerate(rows)
     ]
     return Chart(

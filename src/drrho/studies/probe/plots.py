@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drrho.plotting.chart import Chart, Series
+from drrho.plotting.chart import Chart, row_with_interval
 from drrho.plotting.png import draw_png
 from drrho.studies.probe.results import ProbeResults
 
@@ -15,21 +15,10 @@ def draw_probe(results: ProbeResults, path: Path) -> None:
     Raises:
         OSError: the PNG cannot be written.
     """
-    series = []
-    for place, found in enumerate(results.references.values()):
-        value, low, high = results.ranked_by(found)
-        series.append(
-            Series(
-                name="",
-                x=[value],
-                y=[place],
-                low=[low],
-                high=[high],
-                interval="along",
-                style="o",
-                colour=ALARM if found.alarm else FINE,
-            )
-        )
+    series = [
+        row_with_interval(place, *results.ranked_by(found), colour=ALARM if found.alarm else FINE)
+        for place, found in enumerate(results.references.values())
+    ]
     score = "steerability S" if results.kind == "losses" else "mean reciprocal rank"
     chart = Chart(
         title="",

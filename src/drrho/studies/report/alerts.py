@@ -9,7 +9,7 @@ from drrho.contrastive.memory.temperature import Constant
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
 from drrho.recipe.document import RunResults
-from drrho.recipe.recipe import Recipe
+from drrho.recipe.folder import RunFolder
 from drrho.studies.compare.curves import Row
 from drrho.training.metrics import METRICS, Metric
 
@@ -53,26 +53,13 @@ class Alert(NamedTuple):
     remedy: str
 
 
-def find_alerts(
-    recipe: Recipe,
-    rows: Sequence[Row],
-    results: RunResults | None,
-    *,
-    reference: ReferenceCheck | None = None,
-) -> list[Alert]:
-    """Finds all alerts of a run, the gravest kinds first.
-
-    Args:
-        recipe: recipe that was trained.
-        rows: rows of its metrics log.
-        results: its `results.json`; None while it is not finished.
-        reference: what is known of its reference.
-    """
-    num_negatives = recipe.trained_batch_size - 1
+def find_alerts(run: RunFolder, *, reference: ReferenceCheck | None = None) -> list[Alert]:
+    """Finds all alerts of a run and of what is known of its reference, the gravest kinds first."""
+    rows, results, num_negatives = run.rows, run.results, run.recipe.trained_batch_size - 1
     found = [
         _not_finite(rows, results),
         _contaminated(reference),
-        _unreachable(recipe.objective, rows, num_negatives),
+        _unreachable(run.recipe.objective, rows, num_negatives),
         *(_beyond(metric, rows, num_negatives) for metric in METRICS),
         _fell(rows),
         _left_out(results),

@@ -14,10 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from drrho.plotting.palette import COLOURS, places
-from drrho.recipe.document import RunResults
-from drrho.recipe.recipe import Recipe
+from drrho.recipe.folder import RunFolder
 from drrho.runtime.records import to_json
-from drrho.studies.compare.curves import Row
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import DIRECTIONS, differences_in_words, score_table
 from drrho.studies.report.alerts import THRESHOLDS, Alert
@@ -34,18 +32,14 @@ class ReportedRun:
 
     Attributes:
         name: different for different runs.
-        recipe: recipe that was trained.
-        rows: rows of its metrics log.
-        results: its `results.json`; None while it is not finished.
+        folder: recipe, log and results.
         gallery: weights of pairs; None where they could not be computed.
         alerts: findings.
         missing: sentences on what the page does not show of it, and why.
     """
 
     name: str
-    recipe: Recipe
-    rows: Sequence[Row]
-    results: RunResults | None
+    folder: RunFolder
     gallery: Gallery | None
     alerts: Sequence[Alert]
     missing: Sequence[str]
@@ -86,13 +80,13 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["plain"] = to_json
-    rows = {run.name: run.rows for run in report.runs}
+    rows = {run.name: run.folder.rows for run in report.runs}
     galleries = [run.gallery for run in report.runs if run.gallery is not None]
     return environment.get_template("page.html").render(
         report=report,
         colours=len(COLOURS),
         places=places(rows),
-        summaries=[summarise_run(r.name, r.recipe, r.rows, r.results) for r in report.runs],
+        summaries=[summarise_run(run.name, run.folder) for run in report.runs],
         alerts=[(run.name, alert) for run in report.runs for alert in run.alerts],
         thresholds=THRESHOLDS,
         limits=[metric.limit for metric in METRICS if metric.limit is not None],

@@ -4,28 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from drrho.contrastive.objectives.algorithms import method_title
-from drrho.recipe.document import RunResults
-from drrho.recipe.recipe import Recipe
+from drrho.recipe.folder import RunFolder
 from drrho.studies.compare.curves import Row
 from drrho.studies.report.alerts import logged, recent
 
 
-def summarise_run(
-    name: str,
-    recipe: Recipe,
-    rows: Sequence[Row],
-    results: RunResults | None,
-) -> dict[str, Any]:
-    """The run's name, a headline number and what happened, sentence by sentence.
-
-    Takes a run's name, recipe, rows of its metrics log, and `results.json`, None before the end.
-    """
+def summarise_run(name: str, run: RunFolder) -> dict[str, Any]:
+    """The name, a headline number and what happened in a run, sentence by sentence."""
+    recipe, rows = run.recipe, run.rows
     method = method_title(recipe.objective.method)
     if not rows:
         sentences = [f"{method}: nothing is logged yet."]
         return {"name": name, "headline": None, "sentences": sentences}
     step, samples = int(rows[-1]["step"] or 0), int(rows[-1].get("samples") or 0)
-    done = "finished" if results is not None else f"stopped or still running at {step:,} of"
+    done = "finished" if run.results is not None else f"stopped or still running at {step:,} of"
     sentences = [f"{method}, {done} {recipe.training.num_steps:,} steps, {samples:,} samples seen."]
     quality = logged(rows, "evaluation/mrr")
     if quality:

@@ -151,11 +151,9 @@ def _reported(
         missing.append("no gallery: it is made of steered runs, one for each method.")
     return ReportedRun(
         name=name,
-        recipe=run.recipe,
-        rows=run.rows,
-        results=run.results,
+        folder=run,
         gallery=found,
-        alerts=find_alerts(run.recipe, run.rows, run.results, reference=check),
+        alerts=find_alerts(run, reference=check),
         missing=missing,
     )
 
