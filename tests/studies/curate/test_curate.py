@@ -26,6 +26,7 @@ from drrho.studies.curate.curate import (
     find_repeats,
     label_pairs,
 )
+from drrho.studies.curate.pair_quality import PairScores
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +140,13 @@ def test_several_references_are_one(run, reference, tmp_path):
 
 def test_labels_come_in_their_order():
     quality = Quality(
-        sample_ids=torch.arange(4),
-        similarity=torch.zeros(4, 2),
-        loss=torch.tensor([[0.0, 0.0, x] for x in (1.0, 1.0, -1.0, 1.0)]),
-        rank=torch.tensor([-0.1, -5.0, -5.0, -5.0]),
-        chance_rank=torch.zeros(4),
+        torch.arange(4),
+        PairScores(
+            similarity=torch.zeros(4, 2),
+            loss=torch.tensor([[0.0, 0.0, x] for x in (1.0, 1.0, -1.0, 1.0)]),
+            rank=torch.tensor([-0.1, -5.0, -5.0, -5.0]),
+            chance_rank=torch.zeros(4),
+        ),
     )
     repeats = torch.tensor([-1, 0, -1, -1])
     assert label_pairs(quality, repeats, share=0.25) == [

@@ -74,7 +74,7 @@ def test_repetitions_need_image_and_text():
 
 
 def test_too_few_are_refused():
-    with pytest.raises(ValueError, match="at least two pairs"):
+    with pytest.raises(ValueError, match="every pair needs a negative"):
         against_themselves(good_pairs(1), good_pairs(1))
     pairs = good_pairs(2)
     with pytest.raises(ValueError, match="every pair needs a negative"):

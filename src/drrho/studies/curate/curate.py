@@ -4,7 +4,7 @@ import csv
 import importlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -14,7 +14,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from tyro.conf import Positional
 
-from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import CURATED, Manifest
@@ -29,7 +28,12 @@ from drrho.runtime.files import write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.progress import Progress
 from drrho.runtime.records import write_record
-from drrho.studies.curate.pair_quality import mismatched_share, nearest_earlier, pair_scores
+from drrho.studies.curate.pair_quality import (
+    PairScores,
+    mismatched_share,
+    nearest_earlier,
+    pair_scores,
+)
 
 Label = Literal["mismatched", "redundant", "learned", "learnable"]
 Dropped = Literal["mismatched", "redundant", "learned"]
@@ -101,33 +105,19 @@ class CurateConfig:
 
 
 class Quality(NamedTuple):
-    """Scores of the readable pairs with embeddings of the reference, in the order of ids."""
+    """Scores of the readable pairs with embeddings of the reference, in the order of their ids."""
 
     sample_ids: Int64[Tensor, " pairs"]
-    similarity: Float[Tensor, "pairs 2"]
-    loss: Float[Tensor, "pairs 3"]
-    rank: Float[Tensor, " pairs"]
-    chance_rank: Float[Tensor, " pairs"]
+    scores: PairScores
 
     @property
     def excess_loss(self) -> Float[Tensor, " pairs"]:
-        return self.loss[:, 2]
+        return self.scores.loss[:, 2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurationSummary:
-    """The contents of `summary.json`.
-
-    Attributes:
-        pairs: in the data set.
-        labels: label -> pairs.
-        mismatched_share: given, or estimated.
-        kept: pairs in the filtered manifest.
-        left_out: reason -> pairs.
-        run: folder of the run.
-        reference: identity of its embeddings.
-        seed: of the draw.
-    """
+    """Contents of `summary.json`; `labels` and `left_out` count pairs by label and by reason."""
 
     version: ClassVar = 1
     pairs: int
@@ -175,7 +165,7 @@ def curate(config: CurateConfig) -> Curation:
         repeats = find_repeats(store, quality.sample_ids, similarity=config.duplicate_similarity)
     share = config.mismatched_share
     if share is None:
-        share = mismatched_share(quality.rank, quality.chance_rank)
+        share = mismatched_share(quality.scores.rank, quality.scores.chance_rank)
     labels = label_pairs(quality, repeats, share=share)
     kept = _kept(quality, labels, config)
     output = Path(config.output).expanduser()
@@ -213,19 +203,34 @@ def score_pairs(
         encoder, manifest, drawn, batch_size=config.batch_size, description="negatives"
     )
     negatives = (others.target, store.gather(others.sample_ids).pairs)
-    parts = []
-    for ids, target in _encoded(encoder, manifest, store, config):
-        scores = pair_scores(
-            target,
-            store.gather(ids).pairs,
-            negatives=negatives,
-            same=ids[:, None] == others.sample_ids,
-            temperature=run.temperature_at(run.step),
-        )
-        parts.append(Quality(ids, *scores))
+    batches = evaluation_batches(
+        manifest,
+        encoder.transform,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        parts=("caption",),
+    )
+    sample_ids, parts = [], []
+    with Progress("pairs", total=manifest.num_samples, unit="pairs") as progress:
+        for batch in batches:
+            progress.advance(len(batch.sample_ids))
+            present = store.gather(batch.sample_ids).present
+            if not present.any():
+                continue
+            ids = batch.sample_ids[present]
+            scores = pair_scores(
+                encoder.encode_pairs(batch.images, batch.first_captions).take(present),
+                store.gather(ids).pairs,
+                negatives=negatives,
+                same=ids[:, None] == others.sample_ids,
+                temperature=run.temperature_at(run.step),
+            )
+            sample_ids.append(ids)
+            parts.append(scores)
     if not parts:
         raise ValueError("no pair could be read that the reference has embeddings of")
-    return Quality(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    scores = PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return Quality(torch.cat(sample_ids), scores)
 
 
 def find_repeats(
@@ -240,10 +245,11 @@ def find_repeats(
             pairs = store.gather(ids).pairs
             for left in range(0, top + 1, TILE):
                 earlier_ids = sample_ids[left : left + TILE]
-                place = _first_earlier(
-                    pairs, ids, store.gather(earlier_ids).pairs, earlier_ids, similarity=similarity
-                )
-                new = (found[top : top + TILE] < 0) & (place >= 0)
+                earlier = store.gather(earlier_ids).pairs
+                place = nearest_earlier(pairs, earlier, similarity=similarity)
+                # On the diagonal the first that is alike is the pair itself if none before it is.
+                new = (place >= 0) & (earlier_ids[place.clamp_min(0)] < ids)
+                new &= found[top : top + TILE] < 0
                 found[top : top + TILE][new] = earlier_ids[place[new]]
             progress.advance(1)
     return found
@@ -255,8 +261,12 @@ def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: fl
     The `share` of the pairs that rank lowest is mismatched; learned is what the target does at
     least as well as the reference.
     """
-    mismatched = torch.zeros(len(quality.rank), dtype=torch.bool)
-    mismatched[_descending(quality.rank)[: round(share * len(quality.rank))]] = True
+    ranks = _ranks(quality.scores.rank)
+    columns = (
+        (ranks <= round(share * len(ranks))).tolist(),
+        repeats.tolist(),
+        quality.excess_loss.tolist(),
+    )
 
     def label(is_mismatched: bool, repeated: int, excess: float) -> Label:
         if is_mismatched:
@@ -265,70 +275,17 @@ def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: fl
             return "redundant"
         return "learnable" if excess > 0 else "learned"
 
-    columns = (mismatched.tolist(), repeats.tolist(), quality.excess_loss.tolist())
     return [label(*pair) for pair in zip(*columns, strict=True)]
-
-
-def _encoded(
-    encoder: EmbeddingModel, manifest: Manifest, store: Reference, config: CurateConfig
-) -> Iterator[tuple[Int64[Tensor, " pairs"], PairEmbeddings]]:
-    """Ids and target embeddings, at least two at a time, of what the reference has."""
-    held: tuple[Tensor, PairEmbeddings] | None = None
-    batches = evaluation_batches(
-        manifest,
-        encoder.transform,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        parts=("caption",),
-    )
-    with Progress("pairs", total=manifest.num_samples, unit="pairs") as progress:
-        for batch in batches:
-            ids = batch.sample_ids
-            present = store.gather(ids).present
-            progress.advance(len(ids))
-            if not present.any():
-                continue
-            image, text = encoder.encode_pairs(batch.images, batch.first_captions).take(present)
-            ids = ids[present]
-            if held is not None:  # a single pair, of the end of a shard
-                ids = torch.cat([held[0], ids])
-                image = torch.cat([held[1].image, image])
-                text = torch.cat([held[1].text, text])
-                held = None
-            if len(ids) < 2:
-                held = (ids, PairEmbeddings(image, text))
-                continue
-            yield ids, PairEmbeddings(image, text)
-
-
-def _first_earlier(
-    pairs: PairEmbeddings,
-    ids: Tensor,
-    earlier: PairEmbeddings,
-    earlier_ids: Tensor,
-    *,
-    similarity: float,
-) -> Int64[Tensor, " pairs"]:
-    """`nearest_earlier` among smaller ids; the tile on the diagonal has others too."""
-    place = nearest_earlier(pairs, earlier, similarity=similarity)
-    # The first that is alike is the pair itself if none before it is.
-    return place.where((place >= 0) & (earlier_ids[place.clamp_min(0)] < ids), -1)
 
 
 def _kept(quality: Quality, labels: list[Label], config: CurateConfig) -> Tensor:
     kept = torch.tensor([label not in config.drop for label in labels])
     if config.keep is not None:
-        order = _descending(quality.excess_loss.where(kept, -torch.inf))
-        kept = torch.zeros_like(kept).scatter(
-            0, order[: round(config.keep * int(kept.sum()))], True
-        )
+        ranks = _ranks(quality.excess_loss.where(kept, -torch.inf))
+        kept = ranks <= round(config.keep * int(kept.sum()))
     if not kept.any():
         raise ValueError("no pair would be left; drop less, or keep more")
     return kept
-
-
-def _descending(values: Tensor) -> Tensor:
-    return values.argsort(descending=True, stable=True)
 
 
 def _reasons(
@@ -339,35 +296,38 @@ def _reasons(
     for sample_id, label, keep in zip(
         quality.sample_ids.tolist(), labels, kept.tolist(), strict=True
     ):
-        reasons[sample_id] = f"{CURATED}{label}"
         if keep:
             del reasons[sample_id]
+        else:
+            reasons[sample_id] = f"{CURATED}{label}"
     return reasons
 
 
 def _rows(
     manifest: Manifest, quality: Quality, repeats: Tensor, labels: list[Label]
 ) -> list[tuple]:
-    """Rows of the table, in the order of the ids; ranks count from 1."""
-    ranks = [_ranks(quality.rank).tolist(), _ranks(quality.excess_loss).tolist()]
+    """Rows of the table, in the order of the ids."""
+    scores = quality.scores
+    columns = (
+        quality.sample_ids.tolist(),
+        labels,
+        _ranks(scores.rank).tolist(),
+        _ranks(quality.excess_loss).tolist(),
+        repeats.tolist(),
+        torch.cat([scores.similarity, scores.loss, scores.rank[:, None]], dim=1).tolist(),
+    )
     rows = []
-    for i, sample_id in enumerate(quality.sample_ids.tolist()):
+    for sample_id, label, *ranks, repeated, numbers in zip(*columns, strict=True):
         shard, row = manifest.locate(sample_id)
-        repeated = int(repeats[i])
-        rows.append(
-            (
-                *(sample_id, Path(manifest.shards[shard].url).name, row, labels[i]),
-                *(ranks[0][i], ranks[1][i], repeated if repeated >= 0 else None),
-                *(round(value, 6) for value in quality.similarity[i].tolist()),
-                *(round(value, 6) for value in quality.loss[i].tolist()),
-                round(float(quality.rank[i]), 6),
-            )
-        )
+        place = (sample_id, Path(manifest.shards[shard].url).name, row)
+        rounded = (round(number, 6) for number in numbers)
+        rows.append((*place, label, *ranks, repeated if repeated >= 0 else None, *rounded))
     return rows
 
 
 def _ranks(values: Tensor) -> Int64[Tensor, " pairs"]:
-    order = _descending(values)
+    """Ranks from 1, that of the largest value."""
+    order = values.argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter(0, order, torch.arange(1, len(order) + 1))
 
 

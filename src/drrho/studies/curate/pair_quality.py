@@ -39,7 +39,7 @@ def pair_scores(
     same: Bool[Tensor, "pairs negatives"],
     temperature: float,
 ) -> PairScores:
-    """Scores at least two pairs.
+    """Scores pairs.
 
     Args:
         target, reference: unit embeddings of the pairs by either model.
@@ -48,12 +48,10 @@ def pair_scores(
         temperature: tau, of both models.
 
     Raises:
-        ValueError: fewer than two pairs, or a pair without a negative.
+        ValueError: a pair has no negative.
 
     Source: docs/mathematics.md, "Quality of pairs".
     """
-    if len(target.image) < 2:
-        raise ValueError(f"pair_scores needs at least two pairs, got {len(target.image)}")
     counts = (~same).sum(dim=1)
     if not bool((counts > 0).all()):
         raise ValueError("every pair needs a negative; give more of them")
