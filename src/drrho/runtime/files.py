@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,37 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain data as indented JSON, as `opened_atomically`."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def require_regular(path: str | Path, *, most: int | None = None) -> os.stat_result:
+    """Return the status of a regular file, before anything is read of it.
+
+    Folders, pipes, sockets and devices are refused: reading them may never end, and what they hold
+    has no size.
+
+    Args:
+        most: the largest size in bytes that is accepted.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no regular file, or larger.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "device")
+        raise ValueError(f"{path} is a {kind}, not a regular file; name a file")
+    if most is not None and status.st_size > most:
+        raise ValueError(
+            f"{path} has {status.st_size:,} bytes, and at most {most:,} are read of such a file"
+        )
+    return status
+
+
+def read_regular(path: str | Path, *, most: int) -> bytes:
+    """Read a whole regular file; errors as `require_regular`."""
+    require_regular(path, most=most)
+    return Path(path).read_bytes()
 
 
 def require_no_folder(argument: str, path: str) -> None:

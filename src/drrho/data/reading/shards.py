@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import tarfile
 import warnings
@@ -10,13 +9,14 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import IO, Any, NamedTuple, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
 from drrho.data.reading.storage import Stream, open_file
+from drrho.data.reading.tar import ZERO_BLOCK, tar_files
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
@@ -77,14 +77,13 @@ def read_shard(url: str) -> Iterator[RawSample]:
     try:
         with closing(open_file(url)) as stream:
             yield from _samples(stream)
-            _require_end_of_archive(stream)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"shard {url} does not exist. If the data moved, run `drrho index` again"
         ) from None
-    except Exception as error:  # tarfile, zlib, OSError: all mean the same here
+    except Exception as error:  # of any file system
         raise ValueError(
-            f"shard {url} cannot be read: {error.args[0] if error.args else error}. A shard is a "
+            f"shard {url} cannot be read: {error or type(error).__name__}. A shard is a "
             "complete, uncompressed tar file that holds each file once; fetch or write it again"
         ) from error
 
@@ -92,8 +91,8 @@ def read_shard(url: str) -> Iterator[RawSample]:
 def parse_sample(content: bytes, *, row: int) -> RawSample | None:
     """Parse the sample in a byte range of a tar file; None if it is not exactly one sample."""
     try:
-        samples = list(_samples(io.BytesIO(content + bytes(2 * tarfile.BLOCKSIZE))))
-    except (tarfile.TarError, ValueError, EOFError):
+        samples = list(_samples(io.BytesIO(content + ZERO_BLOCK)))
+    except ValueError:
         return None
     return replace(samples[0], row=row) if len(samples) == 1 else None
 
@@ -112,52 +111,27 @@ def write_sample(tar: tarfile.TarFile, sample: Mapping[str, bytes | str]) -> Non
 
 
 def _samples(stream: Stream) -> Iterator[RawSample]:
-    """Group consecutive files whose names differ in the extension alone."""
-    row, sample = 0, None
-    for file in _files(stream):
-        if sample is None or file.key != sample.key:
-            if sample is not None:
-                yield sample
-                row += 1
-            sample = RawSample(key=file.key, row=row, fields={}, span=(file.start, file.end))
-        if file.extension in sample.fields:
-            raise ValueError(f"duplicate file {file.key}.{file.extension}")
-        sample.fields[file.extension] = file.content
-        sample = replace(sample, span=(sample.span[0], file.end))
-    if sample is not None:
-        yield sample
-
-
-class _File(NamedTuple):
-    """File of a sample; `start` of its header and `end` of its last block in the tar file."""
-
-    key: str
-    extension: str
-    content: bytes
-    start: int
-    end: int
-
-
-def _files(stream: Stream) -> Iterator[_File]:
-    """Read the regular files of a tar file that belong to samples.
+    """Group consecutive files whose names differ in the extension alone.
 
     Names are keys, not paths: nothing is ever written under them.
     """
-    with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as tar:
-        for member in iter(tar.next, None):
-            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  or all headers stay
-            name = FILE_NAME.fullmatch(member.name)
-            if not member.isreg() or META_FILE.match(member.name):
-                continue
-            file = tar.extractfile(member)
-            assert file is not None
-            content = file.read()
-            if len(content) < member.size:
-                raise ValueError(f"it ends within {member.name}")
-            blocks = -(-member.size // tarfile.BLOCKSIZE)
-            end = member.offset_data + blocks * tarfile.BLOCKSIZE
-            if name is not None:
-                yield _File(name[1], name[2].lower(), content, member.offset, end)
+    row, sample = 0, None
+    for file in tar_files(stream):
+        name = FILE_NAME.fullmatch(file.name)
+        if name is None or META_FILE.match(file.name):
+            continue
+        key, extension = name[1], name[2].lower()
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+                row += 1
+            sample = RawSample(key=key, row=row, fields={}, span=(file.start, file.end))
+        if extension in sample.fields:
+            raise ValueError(f"duplicate file {file.name} at byte {file.start:,}")
+        sample.fields[extension] = file.content
+        sample = replace(sample, span=(sample.span[0], file.end))
+    if sample is not None:
+        yield sample
 
 
 def image_bytes(sample: RawSample) -> bytes | None:
@@ -170,7 +144,7 @@ def find_fault(sample: RawSample) -> str | None:
     content = image_bytes(sample)
     if content is None:
         return "no image"
-    if not content:
+    if not content.strip(b"\0"):  # zeros are what a download with holes has
         return "empty image"
     try:
         decode_caption(sample)
@@ -235,7 +209,8 @@ def decode_captions(sample: RawSample) -> list[str]:
         captions = [(one or b"").decode()] if several is None else json.loads(several)
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             raise ValueError("captions.json must be a list of texts")
-        "".join(captions).encode()  # half of a surrogate pair is no text
+        if b"\0" in "".join(captions).encode():  # half of a surrogate pair is no text
+            raise ValueError("a caption has a NUL character, as of a download with holes")
     except ValueError as error:
         raise UnusableSample(UNDECODABLE_CAPTION) from error
     captions = [caption.strip() for caption in captions if caption.strip()]
@@ -279,14 +254,6 @@ def _decode_numbers(content: bytes) -> list[int | float]:
     if array.ndim != 1 or array.dtype.kind not in "buif":
         raise UnusableSample("corrupt npy")
     return array.tolist()
-
-
-def _require_end_of_archive(stream: Stream) -> None:
-    """Raise on a file cut between two members, which tarfile takes for a complete archive."""
-    stream.seek(0, os.SEEK_END)
-    stream.seek(-min(512, stream.tell()), os.SEEK_END)
-    if any(stream.read()):
-        raise ValueError("it does not end with the zero block that closes a tar file")
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
