@@ -2,16 +2,11 @@
 
 import gzip
 import io
-import struct
 import tarfile
-import tracemalloc
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageFile
-from tests.data.tar_files import encoded, pair, picture, write_shard
+from tests.data.tar_files import pair, picture, write_shard
 
 from drrho.data.reading.shards import (
     RawSample,
@@ -81,80 +76,6 @@ def test_a_url_is_never_run_as_a_command(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         list(read_shard(f"pipe:touch {tmp_path / 'ran'}"))
     assert not (tmp_path / "ran").exists()
-
-
-def grey_16_bit():
-    return Image.fromarray(np.full((8, 8), 257 * 100, dtype=np.uint16))
-
-
-@pytest.mark.parametrize(
-    ("image", "kind", "colour"),
-    [
-        (Image.new("RGB", (8, 8), (10, 200, 30)), "PNG", (10, 200, 30)),
-        (Image.new("RGB", (8, 8), (10, 200, 30)), "WEBP", (10, 200, 30)),
-        (Image.new("L", (8, 8), 70), "PNG", (70, 70, 70)),
-        (Image.new("1", (8, 8), 1), "PNG", (255, 255, 255)),
-        (grey_16_bit(), "PNG", (100, 100, 100)),
-        (Image.new("RGBA", (8, 8), (200, 0, 0, 0)), "PNG", (255, 255, 255)),
-        (Image.new("RGBA", (8, 8), (0, 0, 0, 51)), "PNG", (204, 204, 204)),
-        (Image.new("LA", (8, 8), (0, 0)), "PNG", (255, 255, 255)),
-        (Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
-        (Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "JPEG", (0, 0, 0)),
-    ],
-    ids=lambda value: getattr(value, "mode", None),
-)
-def test_every_colour_mode_becomes_rgb_on_white(image, kind, colour):
-    options = {"lossless": True} if kind == "WEBP" else {}
-    decoded = decode_image(sample(png=encoded(image, kind, **options)))
-    assert decoded.mode == "RGB"
-    np.testing.assert_allclose(np.array(decoded)[4, 4], colour, atol=2)
-
-
-def test_a_palette_keeps_its_colours_and_its_transparency():
-    image = Image.new("P", (8, 8), 0)
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    assert decode_image(sample(png=encoded(image))).getpixel((0, 0)) == (10, 20, 30)
-    transparent = sample(png=encoded(image, transparency=0))
-    assert decode_image(transparent).getpixel((0, 0)) == (255, 255, 255)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("tolerant", [False, True])
-def test_a_truncated_image_is_never_half_decoded(kind, tolerant, monkeypatch):
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
-    noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    whole = encoded(Image.fromarray(noise), kind)
-    for length in range(0, int(0.95 * len(whole)), 97):
-        with pytest.raises(UnusableSample, match="corrupt image"):
-            decode_image(sample(jpg=whole[:length]))
-    assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
-
-
-def test_a_transparency_beyond_the_palette_is_a_corrupt_image():
-    content = encoded(Image.new("P", (8, 8), 0))
-    chunk = b"tRNS" + bytes(300)  # a palette has 256 colours
-    chunk = struct.pack(">I", 300) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    pixels = content.index(b"IDAT") - 4
-    with pytest.raises(UnusableSample, match="corrupt image"):
-        decode_image(sample(png=content[:pixels] + chunk + content[pixels:]))
-
-
-def test_a_fault_of_the_program_is_not_taken_for_a_corrupt_image(monkeypatch):
-    monkeypatch.delattr(Image.Image, "has_transparency_data")  # as before Pillow 10.1
-    with pytest.raises(AttributeError):
-        decode_image(sample(png=encoded(Image.new("L", (8, 8)))))
-
-
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_an_image_bomb_is_not_decoded(side):
-    """Some kilobytes that would be 300 MB or 1.2 GB of pixels."""
-    content = encoded(Image.new("1", (side, side)), "PNG")
-    tracemalloc.start()
-    with pytest.raises(UnusableSample, match="image too large"):
-        decode_image(sample(png=content))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 10_000_000
 
 
 def test_members_outside_the_folder_are_samples_and_nothing_is_written(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.data.reading.shards import UnusableSample, convert_to_rgb, decode_image_bytes
+from drrho.data.reading.images import UnusableSample, convert_to_rgb, decode_image_bytes
 from drrho.data.views import View
 from drrho.models.build import Model, build_model, find_model
 from drrho.models.two_tower import ImageTransform, Tokenizer, TwoTower

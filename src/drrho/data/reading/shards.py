@@ -4,7 +4,6 @@ import io
 import json
 import re
 import tarfile
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -12,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
+from drrho.data.reading.images import UnusableSample, decode_image_bytes
 from drrho.data.reading.storage import Stream, open_file
 from drrho.data.reading.tar import ZERO_BLOCK, tar_files
 
@@ -23,8 +23,6 @@ CAPTION_EXTENSION = "txt"
 CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
 META_FILE = re.compile(r"__[^/]*__($|/)")  # about the shard, not part of a sample
 FILE_NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extension
-# Pillow's own bound, beyond which it only warns: a small file may hold gigabytes of pixels.
-MAX_PIXELS = 89_478_485
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +48,6 @@ class RawSample:
         checksum = zlib.crc32(self.fields.get(CAPTION_EXTENSION, b""), checksum)
         checksum = zlib.crc32(self.fields.get(CAPTIONS_EXTENSION, b""), checksum)
         return zlib.crc32(image_bytes(self) or b"", checksum) - 2**31
-
-
-class UnusableSample(Exception):
-    """Error: a part of a sample is missing or cannot be decoded.
-
-    Attributes:
-        reason: a short phrase that is the same for every sample with this fault, to count by.
-    """
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
 
 
 def read_shard(url: str) -> Iterator[RawSample]:
@@ -161,36 +147,6 @@ def decode_image(sample: RawSample) -> Image.Image:
     return decode_image_bytes(content)
 
 
-def decode_image_bytes(content: bytes) -> Image.Image:
-    """Decode an encoded image to RGB; transparent parts become white.
-
-    Raises:
-        UnusableSample: the bytes do not decode to the last row, or the image has more than
-            `MAX_PIXELS`, which is seen before they are decoded.
-    """
-    # Pillow fills what a truncated file lacks with grey if any library has set this switch.
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            raise UnusableSample("image too large")
-        image.load()
-    except UnusableSample:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UnusableSample("image too large") from error
-    except Exception as error:  # its decoders raise OSError, SyntaxError, struct.error, ...
-        raise UnusableSample("corrupt image") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
-    try:
-        return convert_to_rgb(image)
-    except (ValueError, OSError) as error:  # a palette or transparency that is none
-        raise UnusableSample("corrupt image") from error
-
-
 def decode_caption(sample: RawSample) -> str:
     """Decode the first caption of the sample; errors as `decode_captions`."""
     return decode_captions(sample)[0]
@@ -254,18 +210,3 @@ def _decode_numbers(content: bytes) -> list[int | float]:
     if array.ndim != 1 or array.dtype.kind not in "buif":
         raise UnusableSample("corrupt npy")
     return array.tolist()
-
-
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB; transparent parts become white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # 16-bit greyscale, which Pillow would clip to white above 255.
-        grey = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")

@@ -1,0 +1,109 @@
+"""Decoding of images: the one place where bytes become pixels."""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+# Pillow reads more formats, some of them with programs (Ghostscript for EPS). What a file is called
+# does not matter.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# Pillow's own bound, beyond which it only warns: a small file may hold gigabytes of pixels.
+MAX_PIXELS = 89_478_485
+MAX_ELONGATION = 500  # of the longer side over the shorter, which a transform enlarges to its own
+# Decoding may take this much memory, or so many times the size of the file if that is more.
+MAX_BYTES, MAX_EXPANSION = 5 * MAX_PIXELS, 200
+# Bytes that decoders take for a pixel beside the result.
+DECODER_BYTES = {"WEBP": 12, "AVIF": 6}
+PROGRESSIVE_BYTES = 6  # libjpeg keeps all coefficients
+PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # others have 4
+STRIP_PIXELS = 2**20  # transparency is resolved in strips, which take a few copies each
+
+NOT_AN_IMAGE = "corrupt image, or none in the format " + ", ".join(FORMATS)
+
+
+class UnusableSample(Exception):
+    """Error: a part of a sample is missing or cannot be decoded.
+
+    Attributes:
+        reason: a short phrase that is the same for every sample with this fault, to count by.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode_image_bytes(content: bytes) -> Image.Image:
+    """Decode an encoded image to RGB; transparent parts become white.
+
+    Raises:
+        UnusableSample: the bytes are in none of `FORMATS`, or do not decode to the last row; or
+            the image has more than `MAX_PIXELS`, would take too much memory, or is longer than
+            `MAX_ELONGATION` times its width, which is seen before it is decoded.
+    """
+    # Pillow fills what a truncated file lacks with grey if any library has set this switch.
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage that is an error or does not matter
+            image = _open(content)
+            image.load()
+    except UnusableSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnusableSample("image too large") from error
+    except UnidentifiedImageError as error:
+        raise UnusableSample(NOT_AN_IMAGE) from error
+    except Exception as error:  # its decoders raise OSError, SyntaxError, struct.error, ...
+        raise UnusableSample("corrupt image") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    try:
+        return convert_to_rgb(image)
+    except (ValueError, OSError) as error:  # a palette or transparency that is none
+        raise UnusableSample("corrupt image") from error
+
+
+def _open(content: bytes) -> Image.Image:
+    """Read the header of an image, and refuse one that would take too much memory."""
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    pixels = image.width * image.height
+    pixel_bytes = 4 + DECODER_BYTES.get(image.format or "", 0)
+    if image.mode != "RGB":
+        pixel_bytes += PIXEL_BYTES.get(image.mode, 4)
+    if "progressive" in image.info:
+        pixel_bytes += PROGRESSIVE_BYTES
+    most = max(MAX_BYTES, MAX_EXPANSION * len(content))
+    if pixels > MAX_PIXELS or pixels * pixel_bytes > most:
+        raise UnusableSample("image too large")
+    if max(image.size) > MAX_ELONGATION * min(image.size):
+        raise UnusableSample("image too elongated")
+    return image
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB; transparent parts become white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if not (_has_16_bits(image) or image.has_transparency_data):
+        return image.convert("RGB")
+    result = Image.new("RGB", image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_converted(strip), (0, top))
+    return result
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    if _has_16_bits(image):  # greyscale, which Pillow would clip to white above 255
+        grey = (np.asarray(image) // 257).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
