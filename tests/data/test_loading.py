@@ -41,6 +41,7 @@ from drrho.data.loading import (
     steps_per_epoch,
     training_batches,
 )
+from drrho.data.views import Views
 
 ROOT = Path(__file__).parents[2]
 
@@ -370,3 +371,31 @@ def test_real_images_and_captions_load():
     assert batch.images.shape == (128, 3, 32, 32)
     assert batch.tokens.min() > 0
     assert batch.skipped == ()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("an odd\nshape")])
+def test_a_sample_on_which_the_transform_fails_is_counted(manifest, error):
+    """As one that cannot be decoded, in training, with views and in evaluation."""
+
+    def transform(image):
+        if numbers_shown(to_tensor(image)[None]) == [4]:
+            raise error
+        return to_tensor(image)
+
+    said = {MemoryError: "MemoryError", RuntimeError: "RuntimeError: an odd shape"}[type(error)]
+    reason = f"the transform failed ({said})"
+    for views in (None, Views(count=2, scale=(0.9, 1.0))):
+        config = Loading(batch_size=len(READABLE) + len(BROKEN), views=views)
+        (batch,) = islice(
+            training_batches(
+                manifest, transform, tokenizer=to_tokens, config=config, position=Position(seed=0)
+            ),
+            1,
+        )
+        assert sorted(batch.sample_ids.tolist()) == sorted(set(READABLE) - {4})
+        assert len(batch.images) == len(batch.tokens) == len(batch.sample_ids)
+        assert dict(batch.skipped) == BROKEN | {4: reason}
+    batches = list(evaluation_batches(manifest, transform, batch_size=3))
+    assert dict(s for batch in batches for s in batch.skipped) == BROKEN | {4: reason}
+    with pytest.raises(NothingReadable, match="the transform failed"):
+        list(evaluation_batches(manifest, lambda image: image.absent, batch_size=3))

@@ -24,8 +24,9 @@ from drrho.data.batch import Batch, Examples
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.images import UnusableSample
 from drrho.data.reading.shards import RawSample, decode_captions, decode_image, decode_metadata
-from drrho.data.views import View, Views
+from drrho.data.views import View, Views, transformed_view
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed, preserved_generators, seed_generators
 
@@ -206,13 +207,16 @@ class _TrainingPairs(Dataset[Batch]):
                 wanted, skipped, decode=_decode_pair
             ):
                 seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
+                view = None if views is None else views.drawn(self.seed, epoch, sample_id)
+                try:
+                    images.append(transformed_view(self.transform, image, sample, view=view))
+                except UnusableSample as unusable:
+                    skipped.append((sample_id, unusable.reason))
+                    continue
                 ids.append(sample_id)
-                if views is None:
-                    images.append(self.transform(image))
+                if view is None:
                     captions.append(self._caption(choice, epoch, sample_id))
                 else:
-                    view = views.drawn(self.seed, epoch, sample_id)
-                    images.append(self.transform(view.image(image, sample)))
                     captions.append(view.caption(choice, sample))
                     numbers.append(view.number)
         return Batch(
@@ -240,11 +244,11 @@ class _EvaluationExamples(Dataset[Examples]):
 
     def __getitem__(self, wanted: list[int]) -> Examples:
         ids, images, captions, metadata, skipped = [], [], [], [], []
-        for sample_id, (image, texts, fields) in self.shards.readable(
+        for sample_id, (pixels, texts, fields) in self.shards.readable(
             wanted, skipped, decode=self._decode
         ):
             ids.append(sample_id)
-            images.append(self.transform(image))
+            images.append(pixels)
             captions.extend(texts)
             metadata.extend(fields)
         return Examples(
@@ -255,15 +259,14 @@ class _EvaluationExamples(Dataset[Examples]):
             skipped=tuple(skipped),
         )
 
-    def _decode(self, sample: RawSample) -> tuple[Image.Image, list[list[str]], list[dict]]:
+    def _decode(self, sample: RawSample) -> tuple[Tensor, list[list[str]], list[dict]]:
         """Decode the image, and captions and metadata into a list of one if they are asked for."""
         metadata = [decode_metadata(sample)] if "metadata" in self.parts else []
         captions = [decode_captions(sample)] if "caption" in self.parts else []
-        image = decode_image(sample)
-        if self.view is None:
-            return image, captions, metadata
-        chosen = [[self.view.caption(texts, sample)] for texts in captions]
-        return self.view.image(image, sample), chosen, metadata
+        if self.view is not None:
+            captions = [[self.view.caption(texts, sample)] for texts in captions]
+        pixels = transformed_view(self.transform, decode_image(sample), sample, view=self.view)
+        return pixels, captions, metadata
 
 
 def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:

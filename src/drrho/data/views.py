@@ -8,15 +8,19 @@ and training takes one of these at each visit, so both models see the same pixel
 import json
 import math
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from PIL import Image
+from torch import Tensor
 
+from drrho.data.reading.images import MAX_PIXELS, transformed
 from drrho.data.reading.shards import RawSample
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed
 
+MAX_SIDE = math.isqrt(MAX_PIXELS)  # of a crop after stretching
 ASPECT_RATIO = 4 / 3  # of a crop, at most; its logarithm is uniform
 IDENTITY = "view"  # the name of a view in the identity of what is stored
 
@@ -91,7 +95,7 @@ class View:
         height = min(image.height, max(1, round(math.sqrt(area / ratio))))
         left = round(draws.random() * (image.width - width))
         top = round(draws.random() * (image.height - height))
-        side = max(width, height)
+        side = min(max(width, height), MAX_SIDE)
         box = (left, top, left + width, top + height)
         return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
@@ -106,3 +110,16 @@ class View:
         share a shard. Python promises that `random.Random` draws the same in later versions.
         """
         return random.Random(derived_seed("view", purpose, self.seed, self.number, sample.checksum))
+
+
+def transformed_view(
+    transform: Callable[[Image.Image], Tensor],
+    image: Image.Image,
+    sample: RawSample,
+    *,
+    view: View | None,
+) -> Tensor:
+    """Transform a view of a sample's image, or the image itself; errors as `transformed`."""
+    if view is None:
+        return transformed(transform, image)
+    return transformed(lambda whole: transform(view.image(whole, sample)), image)

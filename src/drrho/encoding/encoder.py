@@ -13,10 +13,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.data.reading.images import UnusableSample, convert_to_rgb, decode_image_bytes
+from drrho.data.reading.images import (
+    UnusableSample,
+    convert_to_rgb,
+    decode_image_bytes,
+    transformed,
+)
+from drrho.data.reading.tar import MAX_CONTENT
 from drrho.data.views import View
 from drrho.models.build import Model, build_model, find_model
 from drrho.models.two_tower import ImageTransform, Tokenizer, TwoTower
+from drrho.runtime.files import read_regular
 from drrho.runtime.launch import Device, resolve_device
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -154,7 +161,8 @@ class EmbeddingModel:
         if isinstance(image, Image.Image):
             return self.transform(convert_to_rgb(image))
         try:
-            return self.transform(decode_image_bytes(Path(image).expanduser().read_bytes()))
+            content = read_regular(Path(image).expanduser(), most=MAX_CONTENT)
+            return transformed(self.transform, decode_image_bytes(content))
         except UnusableSample as unusable:
             raise ValueError(f"{image}: {unusable.reason}") from unusable
 

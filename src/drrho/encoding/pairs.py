@@ -10,6 +10,7 @@ from torch import Tensor
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.images import transformed
 from drrho.data.reading.shards import RawSample, decode_caption, decode_image
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.runtime.progress import Progress
@@ -38,6 +39,11 @@ def embed_pairs(
         FileNotFoundError: a shard is not there.
         ValueError: a shard has changed, or not two pairs could be decoded.
     """
+
+    def decode(sample: RawSample) -> tuple[Tensor, str]:
+        image, caption = decode_pair(sample)
+        return transformed(encoder.transform, image), caption
+
     shards = OpenShards(manifest)
     skipped: list[tuple[int, str]] = []
     ids: list[int] = []
@@ -45,11 +51,10 @@ def embed_pairs(
     parts: list[PairEmbeddings] = []
     with Progress(description, total=len(sample_ids), unit="pairs") as progress:
         for chunk in sample_ids.split(batch_size):
-            found = list(shards.readable(chunk.tolist(), skipped, decode=decode_pair))
+            found = list(shards.readable(chunk.tolist(), skipped, decode=decode))
             if found:
-                pixels = torch.stack([encoder.transform(image) for _, (image, _) in found])
-                words = [caption for _, (_, caption) in found]
-                parts.append(encoder.encode_pairs(pixels, words))
+                pixels, words = zip(*(pair for _, pair in found), strict=True)
+                parts.append(encoder.encode_pairs(torch.stack(pixels), list(words)))
                 ids += [sample_id for sample_id, _ in found]
                 captions += words
             progress.advance(len(chunk))

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import RawSample, UnusableSample, decode_captions, decode_image
+from drrho.data.views import transformed_view
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.reference.store import (
     REFERENCE_CARDS,
@@ -176,10 +177,9 @@ def _encode_again(
 def _encoded(encoder: EmbeddingModel, sample: RawSample) -> tuple[Vector, Vector]:
     """Encode image and caption, or the view of them that is stored."""
     image, captions = decode_image(sample), decode_captions(sample)
-    caption = captions[0]
-    if encoder.view is not None:
-        image, caption = encoder.view.image(image, sample), encoder.view.caption(captions, sample)
-    images, texts = encoder.encode_pairs(encoder.transform(image)[None], [caption])
+    caption = captions[0] if encoder.view is None else encoder.view.caption(captions, sample)
+    pixels = transformed_view(encoder.transform, image, sample, view=encoder.view)
+    images, texts = encoder.encode_pairs(pixels[None], [caption])
     return images[0], texts[0]
 
 

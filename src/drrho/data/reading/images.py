@@ -2,9 +2,11 @@
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+from torch import Tensor
 
 # Pillow reads more formats, some of them with programs (Ghostscript for EPS). What a file is called
 # does not matter.
@@ -64,6 +66,19 @@ def decode_image_bytes(content: bytes) -> Image.Image:
         return convert_to_rgb(image)
     except (ValueError, OSError) as error:  # a palette or transparency that is none
         raise UnusableSample("corrupt image") from error
+
+
+def transformed(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
+    """Apply a transform to an image.
+
+    Raises:
+        UnusableSample: the transform raised any error, such as that of memory.
+    """
+    try:
+        return transform(image)
+    except Exception as error:
+        message = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
+        raise UnusableSample(f"the transform failed ({message:.80})") from error
 
 
 def _open(content: bytes) -> Image.Image:
