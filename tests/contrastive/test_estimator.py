@@ -17,13 +17,14 @@ def leaves(pairs, tau=0.1):
     return [e.clone().requires_grad_() for e in pairs], temperature
 
 
+@pytest.mark.parametrize("ids", [IDS, IDS.clamp(max=5)], ids=["each once", "some several times"])
 @pytest.mark.parametrize("with_reference", [False, True])
-def test_with_gamma_one_it_is_the_exact_objective(target, reference, with_reference):
+def test_with_gamma_one_it_is_the_exact_objective(target, reference, with_reference, ids):
     steering = reference if with_reference else None
     loss = GlobalContrastiveLoss(12, epsilon=1e-2, rho=0.5).double()
     embeddings, temperature = leaves(target)
     estimate = loss(
-        PairEmbeddings(*embeddings), steering, temperature=temperature, sample_ids=IDS, gamma=1.0
+        PairEmbeddings(*embeddings), steering, temperature=temperature, sample_ids=ids, gamma=1.0
     )
     exact = global_contrastive_risk(
         PairEmbeddings(*embeddings), steering, temperature=temperature, epsilon=1e-2, rho=0.5

@@ -254,7 +254,8 @@ class GlobalContrastiveLoss(nn.Module):
         Args:
             target, reference, temperature, pairs: as for `tiled_log_gap_means`.
             sample_ids: position of each pair in the data set, (B,), or what `locate` made of it;
-                None, with gamma 1, leaves the averages as they are.
+                None, with gamma 1, leaves the averages as they are. A sample that comes twice has
+                one average, the mean of its sums; with gamma 1 each pair keeps the sum of its own.
             gamma: weight of this batch in the averages, in (0, 1].
 
         Raises:
@@ -298,7 +299,9 @@ class GlobalContrastiveLoss(nn.Module):
         self, batch: SampleBatch | None, log_losses: Float[Tensor, "2 batch"], gamma: float
     ) -> Float[Tensor, "2 batch"]:
         if batch is not None and self.averages is not None:
-            return self.averages.update(batch, log_losses, gamma)
+            averaged = self.averages.update(batch, log_losses, gamma)
+            # A sample that comes twice has two values of its own, and one average.
+            return log_losses if gamma == 1 else averaged
         if gamma != 1:
             raise ValueError(
                 f"gamma = {gamma} averages over the batches that a sample has been in, and needs "
