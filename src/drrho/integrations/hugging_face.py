@@ -383,28 +383,20 @@ def _refuse_options(
 ) -> None:
     """Raise ValueError for what would have no effect, or a wrong one."""
     require_choice("unit", unit, Unit)
-    if reference is model:
-        raise ValueError(
-            "reference is the model itself, whose excess over itself is zero; pass another "
-            "model, or a copy (copy.deepcopy) of it as it is now"
-        )
-    if isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder:
-        raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder model, whose labels are not shifted; "
-            "SteeredTrainer trains causal language models"
-        )
-    if args.label_smoothing_factor != 0:
-        raise ValueError(
-            "label_smoothing_factor must be 0, for the risk is of token losses without it; got "
-            f"{args.label_smoothing_factor}"
-        )
-    if args.use_liger_kernel:
-        raise ValueError(
-            "use_liger_kernel must be False: its fused loss returns no logits, and the risk "
-            "needs the loss of every token"
-        )
-    if isinstance(estimator, LossTable):
-        raise ValueError(
-            "LossTable needs ids of tokens, which the Trainer does not hand out; use "
-            "BatchEstimator, MovingAverage or LearnedDual"
-        )
+    refused = {
+        "reference is the model itself, whose excess over itself is zero; pass another model, or a "
+        "copy (copy.deepcopy) of it as it is now": reference is model,
+        f"{type(model).__name__} is an encoder-decoder model, whose labels are not shifted; "
+        "SteeredTrainer trains causal language models": (
+            isinstance(model, PreTrainedModel) and model.config.is_encoder_decoder
+        ),
+        "label_smoothing_factor must be 0, for the risk is of token losses without it; got "
+        f"{args.label_smoothing_factor}": args.label_smoothing_factor != 0,
+        "use_liger_kernel must be False: its fused loss returns no logits, and the risk needs the "
+        "loss of every token": args.use_liger_kernel,
+        "LossTable needs ids of tokens, which the Trainer does not hand out; use BatchEstimator, "
+        "MovingAverage or LearnedDual": isinstance(estimator, LossTable),
+    }
+    for message, is_so in refused.items():
+        if is_so:
+            raise ValueError(message)

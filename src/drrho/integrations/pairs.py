@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from drrho.contrastive.memory.temperature import CLIP_MINIMUM, Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import AnchorAverages, DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.global_risk import AnchorAverages, GlobalRisk
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.runtime.checks import require_positive
@@ -129,7 +129,7 @@ class SteeredPairs(nn.Module):
         where the config leaves it open. Source: docs/mathematics.md, "Per-sample estimators".
         """
         config = self.config
-        if not isinstance(config, FastCLIP | DRRhoCLIP):
+        if not isinstance(config, GlobalRisk):
             return constant(1.0)
         final = config.final_gamma(epochs=epochs)
         share = config.decay_share(epochs=epochs)
@@ -214,7 +214,7 @@ def _with_reference(
 
 
 def _require_fit(config: Objective) -> None:
-    if not isinstance(config, CLIP | FastCLIP | DRRhoCLIP) or config.distillation is not None:
+    if not isinstance(config, CLIP | GlobalRisk) or config.distillation is not None:
         raise ValueError(
             "the objective must be CLIP, FastCLIP or DRRhoCLIP without distillation inside "
             f"another trainer, got {config}; `drrho train` has all of them"

@@ -26,6 +26,13 @@ def require_finite(**values: float | None) -> None:
             raise ValueError(f"{name} must be finite, got {value}")
 
 
+def require_share(**values: float | None) -> None:
+    """Raise ValueError, which names argument and value, unless all are in (0, 1]."""
+    for name, value in values.items():
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
 def require_choice(name: str, value: object, choices: Any) -> None:
     """Require a value that a Literal type allows."""
     allowed = get_args(choices)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from drrho.risk import RiskMeasure
 from drrho.risk.duality import Dual, DualForm, dual_form, solve_dual, standard_deviation
 from drrho.risk.samples import normalised
+from drrho.runtime.checks import require_share
 from drrho.steering.base import Estimate, ExcessLosses
 
 LEAST_MEAN_DENSITY, LARGEST_MEAN_DENSITY = 0.1, 10.0
@@ -47,8 +48,7 @@ class LearnedDual(nn.Module):
 
     def __init__(self, *, rate: float = 0.1) -> None:
         super().__init__()
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must be in (0, 1], got {rate}")
+        require_share(rate=rate)
         self.rate = rate
         self.register_buffer("location", torch.zeros((), dtype=torch.float64))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))

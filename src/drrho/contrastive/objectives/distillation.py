@@ -246,6 +246,5 @@ def _check_teachers(target: PairEmbeddings, teachers: Sequence[Teacher]) -> None
     if not teachers:
         raise ValueError("distillation needs at least one teacher, got none")
     for teacher in teachers:
-        if not teacher.temperature > 0:
-            raise ValueError(f"a teacher's temperature must be positive, got {teacher.temperature}")
+        require_positive(**{"a teacher's temperature": teacher.temperature})
         check_pairs(target, teacher.pairs)

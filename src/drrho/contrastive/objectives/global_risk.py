@@ -22,7 +22,7 @@ from drrho.contrastive.tiles.implementation import (
     check_implementation,
     log_gap_means,
 )
-from drrho.runtime.checks import require_at_least, require_positive
+from drrho.runtime.checks import require_at_least, require_positive, require_share
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 GammaSchedule = Literal["cosine", "constant"]
@@ -91,8 +91,7 @@ class GlobalRisk:
                 "temperature. FastCLIP was published with 6.5 to 11; it must lie below "
                 "log(batch size - 1) to be reached"
             )
-        if self.gamma_min is not None and not 0 < self.gamma_min <= 1:
-            raise ValueError(f"objective.gamma_min must be in (0, 1], got {self.gamma_min}")
+        require_share(**{"objective.gamma_min": self.gamma_min})
         require_positive(**{"objective.gamma_decay_epochs": self.gamma_decay_epochs})
         if self.gamma_decay_epochs is not None and self.gamma_schedule == "constant":
             raise ValueError(
@@ -176,8 +175,7 @@ class AnchorAverages(nn.Module):
             ValueError: gamma outside (0, 1].
             IndexError: as `SampleTable.locate`.
         """
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {gamma}")
+        require_share(gamma=gamma)
 
         def average(before: Tensor, values: Tensor) -> Tensor:
             if gamma == 1:
