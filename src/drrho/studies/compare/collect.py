@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,11 +19,12 @@ from drrho.evaluation.metrics.hierarchical import (
 from drrho.recipe.document import RunResults
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.provenance import config_differences, plain, versions
-from drrho.studies.compare.costs import mean_cost, read_precompute_cost, training_cost
+from drrho.runtime.records import from_json
 from drrho.studies.compare.results import (
     Choice,
     Cost,
     Difference,
+    Gflop,
     MethodResults,
     PrecomputeCost,
     RecoveredGap,
@@ -33,8 +34,14 @@ from drrho.studies.compare.results import (
     SeedResults,
     Setup,
 )
-from drrho.studies.compare.runs import Chosen, chosen_setting, failure, finished
-from drrho.studies.compare.scores import Scores, TestSets, read_scores
+from drrho.studies.compare.runs import (
+    Chosen,
+    chosen_setting,
+    failure,
+    finished,
+    read_precompute_cost,
+)
+from drrho.studies.compare.scores import Scores, Tests, open_tests, read_scores
 from drrho.studies.compare.spec import Comparison, Part, references_of, stored_of
 
 INTERVAL = (
@@ -56,7 +63,7 @@ Runs = Mapping[str, Mapping[int, _Finished]]  # method -> seed -> run
 
 def comparison_results(comparison: Comparison) -> Results:
     """Collects the results of what is finished; nothing is trained or evaluated."""
-    tests = TestSets(comparison.tests)
+    tests = open_tests(comparison.tests)
     runs = {
         method: {
             seed: run
@@ -80,7 +87,7 @@ def comparison_results(comparison: Comparison) -> Results:
     )
 
 
-def _finished(comparison: Comparison, part: Part, tests: TestSets) -> _Finished | None:
+def _finished(comparison: Comparison, part: Part, tests: Tests) -> _Finished | None:
     choice = chosen_setting(comparison, part.method)
     if choice is None:
         return None
@@ -105,7 +112,7 @@ def _reference(comparison: Comparison, name: str, scores: Scores) -> ReferenceRe
 def _cost_of_training(recipe: Recipe | None) -> Cost | None:
     """The cost of a finished run; None for an existing model, and for an unfinished run."""
     results = None if recipe is None else finished(recipe)
-    return None if recipe is None or results is None else training_cost(recipe, results)
+    return None if recipe is None or results is None else _cost(recipe, results)
 
 
 def _method(
@@ -119,7 +126,7 @@ def _method(
     }
     failed = {seed: reason for seed, reason in reasons.items() if reason is not None}
     runs = list(finished_runs.values())
-    costs = [_cost(run) for run in runs]
+    costs = [_cost(run.recipe, run.results, run.scores.gflop) for run in runs]
     tables = {name: _table(runs, name) for name in comparison.tests}
     tests = {name: _mean([run.scores.metrics[name] for run in runs]) for name in comparison.tests}
     return MethodResults(
@@ -129,7 +136,7 @@ def _method(
             for name, table in tables.items()
             if table is not None
         },
-        cost=mean_cost(costs) if costs else None,
+        cost=_mean_cost(costs) if costs else None,
         gflop=runs[0].scores.gflop if runs else None,
         reference_cost={
             name: _reference_cost(comparison, named, name) for name in references_of(named)
@@ -146,12 +153,29 @@ def _method(
     )
 
 
-def _cost(run: _Finished) -> Cost:
-    cost = training_cost(run.recipe, run.results)
-    if run.scores.gflop is None:
-        return cost
-    passes = 3 * cost.samples_seen + cost.forward_only
-    return replace(cost, training_gflop=passes * run.scores.gflop.total)
+def _cost(recipe: Recipe, results: RunResults, gflop: Gflop | None = None) -> Cost:
+    trained, skipped = results.samples_seen, sum(results.skipped.values())
+    forward_only, selection = 0, recipe.selection
+    if selection is not None and selection.kind != "irreducible":
+        forward_only += results.recipe.training.num_steps * recipe.loading.batch_size - skipped
+    if recipe.micro_batch_size is not None:
+        forward_only += trained
+    return Cost(
+        samples_seen=trained,
+        forward_only=forward_only,
+        seconds=results.seconds,
+        skipped=skipped,
+        training_gflop=None if gflop is None else (3 * trained + forward_only) * gflop.total,
+    )
+
+
+def _mean_cost(costs: Sequence[Cost]) -> Cost:
+    rows: list[dict[str, Any]] = [asdict(cost) for cost in costs]
+    means = {
+        name: None if first is None else sum(row[name] for row in rows) / len(rows)
+        for name, first in rows[0].items()
+    }
+    return from_json(Cost, means, where="mean cost")
 
 
 def _reference_cost(comparison: Comparison, recipe: Recipe, name: str) -> ReferenceCost:
@@ -252,12 +276,12 @@ def _table(runs: Sequence[_Finished], test: str) -> Float[Tensor, "seeds images"
     return torch.stack(found) if found and len(found) == len(ranks) else None
 
 
-def _setup(comparison: Comparison, tests: TestSets) -> Setup:
+def _setup(comparison: Comparison, tests: Tests) -> Setup:
     first = {method: comparison.settings(method)[0] for method in comparison.methods}
     return Setup(
         train={method: recipe.data for method, recipe in first.items()},
         test=dict(comparison.tests),
-        test_pairs={name: tests.open(name).manifest.num_samples for name in comparison.tests},
+        test_pairs={name: test.manifest.num_samples for name, test in tests.items()},
         batch_size={m: recipe.trained_batch_size for m, recipe in first.items()},
         steps={m: recipe.training.steps for m, recipe in first.items()},
         seeds=comparison.all_seeds,

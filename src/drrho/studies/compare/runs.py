@@ -5,10 +5,11 @@ no two processes do the same, and a killed one leaves nothing that is taken. Wha
 references and choices of settings, is waited for; a run that another process has is left to it.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from drrho.models.build import Model
 from drrho.recipe.document import RunResults, read_run_results
@@ -18,12 +19,12 @@ from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.runtime.errors import NotFiniteError
 from drrho.runtime.files import exclusive, write_json
 from drrho.runtime.provenance import config_differences
-from drrho.runtime.records import read_json_object, to_json
-from drrho.studies.compare.costs import read_precompute_cost, timed
-from drrho.studies.compare.scores import TestSets, score
+from drrho.runtime.records import from_json, read_json_object, to_json
+from drrho.studies.compare.results import PrecomputeCost
+from drrho.studies.compare.scores import Tests, open_tests, score
 from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
 
-FAILURE_FILE = "failure.json"
+FAILURE_FILE, PRECOMPUTE_FILE = "failure.json", "precompute.json"
 
 
 class PartFailed(RuntimeError):
@@ -38,8 +39,7 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
         ValueError: a test set has nothing to evaluate; found before anything is trained.
         TrainingInterrupted: a signal came; what was finished is kept, and the run continues.
     """
-    tests = TestSets(comparison.tests)
-    tests.contents()  # opens them: a missing one would show when all is trained
+    tests = open_tests(comparison.tests)
     for part in parts:
         folder = Path(comparison.run_recipe(part).output)
         claim = _claimed(comparison, f"{part.method}-seed{part.seed}")
@@ -92,7 +92,7 @@ def failure(folder: Path) -> str | None:
     return read_json_object(path)["reason"] if path.is_file() else None
 
 
-def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
+def _run_part(comparison: Comparison, part: Part, tests: Tests) -> None:
     setting = _choose_setting(comparison, part.method)
     recipe = comparison.run_recipe(part, setting=setting)
     named = comparison.settings(part.method)[setting]
@@ -107,7 +107,7 @@ def _run_part(comparison: Comparison, part: Part, tests: TestSets) -> None:
                 _score(model, comparison.reference_folder(name), recipe, tests)
 
 
-def _score(model: Model, folder: Path, like: Recipe, tests: TestSets) -> None:
+def _score(model: Model, folder: Path, like: Recipe, tests: Tests) -> None:
     score(model, folder, tests, batch_size=like.evaluation.batch_size, device=like.device)
 
 
@@ -202,3 +202,27 @@ def _failures_noted(folder: Path, *, what: str = "") -> Iterator[None]:
         write_json(path, {"reason": reason, "diverged": diverged})
         raise PartFailed(reason) from error
     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def timed(folder: Path) -> Iterator[dict[str, Any]]:
+    """Adds the seconds of the block, and what it notes, to the folder's `precompute.json`.
+
+    Parts of an interrupted precomputation add up.
+    """
+    found = read_precompute_cost(folder) or PrecomputeCost()
+    started = time.perf_counter()
+    noted: dict[str, Any] = {}
+    try:
+        yield noted
+    finally:
+        seconds = found.seconds + time.perf_counter() - started
+        write_json(folder / PRECOMPUTE_FILE, noted | {"seconds": seconds})
+
+
+def read_precompute_cost(folder: Path) -> PrecomputeCost | None:
+    """The cost that `timed` noted, model building included; None if it has not begun."""
+    path = folder / PRECOMPUTE_FILE
+    if not path.is_file():
+        return None
+    return from_json(PrecomputeCost, read_json_object(path), where=str(path))

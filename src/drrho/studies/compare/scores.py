@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxtyping import Float
 from safetensors.torch import load_file, save
@@ -17,7 +18,7 @@ from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.records import from_json, read_json_object, to_json
-from drrho.studies.compare.results import Gflop
+from drrho.studies.compare.results import Gflop, Metrics
 
 SCORES_FILE = "scores.json"
 RANKS_FILE = "scores.safetensors"
@@ -25,38 +26,37 @@ COUNTED_SAMPLES = 32  # whose forward pass is counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ScoresFile:
+    """Contents of `scores.json`: hashes of the sets' contents, and scores as in `Scores`."""
+
+    contents: Mapping[str, str]
+    metrics: Mapping[str, Metrics]
+    gflop: Gflop | None
+
+
+class Scores(NamedTuple):
     """Scores of a model on test sets.
 
     Attributes:
         metrics: set -> metric -> value.
-        reciprocal_ranks: set with captions -> one value per image, whose mean is `mrr`.
         gflop: forward GFLOP of a sample; None without captions.
+        reciprocal_ranks: set with captions -> one value per image, whose mean is `mrr`.
     """
 
-    metrics: Mapping[str, Mapping[str, float]]
-    reciprocal_ranks: Mapping[str, Float[Tensor, " images"]]
+    metrics: Mapping[str, Metrics]
     gflop: Gflop | None
+    reciprocal_ranks: Mapping[str, Float[Tensor, " images"]]
 
 
-class TestSets:
-    """Evaluation sets by name, opened when first read."""
-
-    def __init__(self, sources: Mapping[str, str]) -> None:
-        self.sources = sources
-        self._opened: dict[str, EvaluationSet] = {}
-
-    def open(self, name: str) -> EvaluationSet:
-        if name not in self._opened:
-            self._opened[name] = open_evaluation_set(self.sources[name])
-        return self._opened[name]
-
-    def contents(self) -> dict[str, str]:
-        """Hashes of the contents of the sets, by name."""
-        return {name: self.open(name).manifest.contents_sha256 for name in self.sources}
+Tests = Mapping[str, EvaluationSet]
 
 
-def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, device: Device) -> None:
+def open_tests(sources: Mapping[str, str]) -> Tests:
+    """Opens evaluation sets by name; FileNotFoundError or ValueError where one is not there."""
+    return {name: open_evaluation_set(source) for name, source in sources.items()}
+
+
+def score(model: Model, folder: Path, tests: Tests, *, batch_size: int, device: Device) -> None:
     """Evaluates a model on all test sets and writes the scores to the folder, if they are not
     there yet.
     """
@@ -66,40 +66,33 @@ def score(model: Model, folder: Path, tests: TestSets, *, batch_size: int, devic
     place = resolve_device(device)
     two_tower.module.to(place).eval()
     metrics, ranks = {}, {}
-    for name in tests.sources:
-        evaluation = evaluate_model(
-            two_tower, tests.open(name), device=place, batch_size=batch_size
-        )
+    for name, test in tests.items():
+        evaluation = evaluate_model(two_tower, test, device=place, batch_size=batch_size)
         metrics[name] = evaluation.metrics
         if len(evaluation.reciprocal_ranks):
             ranks[name] = evaluation.reciprocal_ranks.cpu().contiguous()
-    gflop = to_json(_gflop(two_tower, tests))
-    content = {"contents": tests.contents(), "metrics": metrics, "gflop": gflop}
+    found = ScoresFile(contents=_contents(tests), metrics=metrics, gflop=_gflop(two_tower, tests))
     write_atomically(folder / RANKS_FILE, save(ranks))
-    write_json(folder / SCORES_FILE, content)  # last: it says that both are there
+    write_json(folder / SCORES_FILE, to_json(found))  # last: it says that both are there
 
 
-def read_scores(folder: Path, tests: TestSets) -> Scores | None:
+def read_scores(folder: Path, tests: Tests) -> Scores | None:
     """Reads the scores of a folder; None if there are none, or if they are of other test sets."""
     path = folder / SCORES_FILE
     if not path.is_file():
         return None
-    content = read_json_object(path)
-    if content["contents"] != tests.contents():
+    found = from_json(ScoresFile, read_json_object(path), where=str(path))
+    if found.contents != _contents(tests):
         return None
-    return Scores(
-        metrics=content["metrics"],
-        reciprocal_ranks=load_file(folder / RANKS_FILE),
-        gflop=from_json(Gflop | None, content["gflop"], where=str(path)),
-    )
+    return Scores(found.metrics, found.gflop, load_file(folder / RANKS_FILE))
 
 
-def _gflop(model: TwoTower, tests: TestSets) -> Gflop | None:
+def _gflop(model: TwoTower, tests: Tests) -> Gflop | None:
     """Counts the first samples of the first set that has captions."""
-    for name in tests.sources:
-        if tests.open(name).with_captions:
+    for test in tests.values():
+        if test.with_captions:
             batches = evaluation_batches(
-                tests.open(name).manifest,
+                test.manifest,
                 model.eval_transform,
                 batch_size=COUNTED_SAMPLES,
                 parts=("caption",),
@@ -108,3 +101,7 @@ def _gflop(model: TwoTower, tests: TestSets) -> Gflop | None:
             flops = forward_flops(model, batch.images, batch.first_captions)
             return Gflop(image=flops.image / 1e9, text=flops.text / 1e9)
     return None
+
+
+def _contents(tests: Tests) -> dict[str, str]:
+    return {name: test.manifest.contents_sha256 for name, test in tests.items()}
