@@ -7,25 +7,12 @@ from collections.abc import Iterable
 # The page has variants of the same hues for light and dark (templates/page.css).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#6A4FB3")
 MARKERS = "osD^vPX*"  # beyond the last colour, methods differ in their marker
-PLACES = {
-    "clip": 0,
-    "openclip": 0,
-    "fastclip": 1,
-    "fastclip_v3": 1,
-    "drrho_clip": 2,
-    "siglip": 3,
-    "isogclr": 4,
-    "distillation": 5,
-    "fastclip_v1": 6,
-    "jest": 7,
-    "jest_top_k": 8,
-    "rho_top_k": 9,
-    "drrho_clip_equal": 10,
-    "drrho_clip_weaker": 11,
-    "filter": 12,
-    "fastclip_distillation": 13,
-    "drrho_clip_distillation": 14,
-}
+METHODS = (
+    *("clip openclip", "fastclip fastclip_v3", "drrho_clip", "siglip", "isogclr", "distillation"),
+    *("fastclip_v1", "jest", "jest_top_k", "rho_top_k", "drrho_clip_equal", "drrho_clip_weaker"),
+    *("filter", "fastclip_distillation", "drrho_clip_distillation"),
+)
+PLACES = {name: place for place, names in enumerate(METHODS) for name in names.split()}
 
 
 def places(names: Iterable[str]) -> dict[str, int]:

@@ -232,8 +232,7 @@ class Comparison:
             raise ValueError(
                 f"every method must have the same number of settings to choose from, got {numbers}"
             )
-        several = max(numbers.values()) > 1
-        if several != (self.tuning is not None):
+        if (max(numbers.values()) > 1) != (self.tuning is not None):
             raise ValueError(
                 "tuning must be given exactly where methods have several settings; they have "
                 f"{max(numbers.values())}, and tuning = {self.tuning}"
@@ -247,16 +246,15 @@ class Comparison:
                 raise ValueError(f"method {method!r} has no evaluation.data to choose a setting by")
 
     def _check_references(self) -> None:
-        known: list[str] = []
-        for name, reference in self.references.items():
+        names = list(self.references)
+        for place, (name, reference) in enumerate(self.references.items()):
             if isinstance(reference, Model):
                 reference.require_trained()
             elif isinstance(reference, Recipe):
-                _require_known(reference, known, whose=f"reference {name!r}")
-            known.append(name)
+                _require_known(reference, names[:place], whose=f"reference {name!r}")
         for method in self.methods:
             for recipe in self.settings(method):
-                _require_known(recipe, known, whose=f"method {method!r}")
+                _require_known(recipe, names, whose=f"method {method!r}")
 
     def _check_test_sets(self) -> None:
         sources = {

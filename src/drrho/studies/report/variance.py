@@ -26,14 +26,13 @@ def variance_table(runs: Mapping[str, Sequence[Row]]) -> str:
     for run, log in runs.items():
         for metric in _metrics(run, log):
             values = [(row["samples"], row[metric]) for row in log if row.get(metric) is not None]
-            name = "loss" if metric == LOSS else f"excess over {metric.removeprefix(EXCESS)}"
             ends = [f"{value:.4g}" for _, value in (values[0], values[-1])]
-            rows.append([run, name, *ends, f"{values[-1][0]:,.0f}"])
+            rows.append([run, _name(metric, "excess"), *ends, f"{values[-1][0]:,.0f}"])
     return markdown_table(["run", "variance of", "first", "last", "samples"], rows)
 
 
 def draw_variances(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
-    """One panel for the loss and one for each reference, a colour per run. Writes a PNG.
+    """Writes a PNG with a panel for the loss and each reference, a colour per run.
 
     Raises:
         ValueError: there is no run, or one has no variances.
@@ -42,19 +41,18 @@ def draw_variances(runs: Mapping[str, Sequence[Row]], path: Path) -> None:
     logs = {name: [rows] for name, rows in runs.items()}
     charts = []
     for metric in metrics:
-        name = "loss" if metric == LOSS else f"excess loss over {metric.removeprefix(EXCESS)}"
-        panel = replace(VARIANCE, title=f"Held-out variance of the {name}")
-        charts.append(curve_chart(panel, [Metric(name=metric)], logs))
+        title = f"Held-out variance of the {_name(metric, 'excess loss')}"
+        charts.append(curve_chart(replace(VARIANCE, title=title), [Metric(name=metric)], logs))
     draw_png(charts, path, size=(11, 3.6))
 
 
+def _name(metric: str, excess: str) -> str:
+    return "loss" if metric == LOSS else f"{excess} over {metric.removeprefix(EXCESS)}"
+
+
 def _metrics(run: str, log: Sequence[Row]) -> list[str]:
-    found = dict.fromkeys(
-        name
-        for row in log
-        for name, value in row.items()
-        if value is not None and (name == LOSS or name.startswith(EXCESS))
-    )
+    logged = [name for row in log for name, value in row.items() if value is not None]
+    found = dict.fromkeys(n for n in logged if n == LOSS or n.startswith(EXCESS))
     if not found:
         raise ValueError(
             f"run {run!r} has logged no variances on held-out pairs; train it with "
