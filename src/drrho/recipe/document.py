@@ -16,10 +16,9 @@ CONTENTS = "contents"  # identities of what a recipe names, recorded beside its 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """Results of a finished run.
+    """Results of a finished run; what it did without (reference, filter) is None.
 
     Attributes:
-        recipe: recipe of the run.
         contents: identities of the data, of the stored embeddings and of the filtered pairs.
         metrics: metrics of the last step and of the last evaluation, by name.
         samples_seen: pairs that the model was trained on.
@@ -27,11 +26,8 @@ class RunResults:
         seconds: wall time of training, evaluations included.
         skipped: reason -> number of samples left out of their batches.
         skipped_steps: steps left out because a number was not finite.
-        samples_without_reference: samples without stored embeddings; None without a reference.
-        filtering: report of the filter; None without one.
         processes: number of processes.
-        reference: identity of the reference; None without one.
-        teachers: identities of the teachers.
+        reference, teachers: identities of their stores.
         versions: library -> version.
     """
 

@@ -80,11 +80,7 @@ class Processes:
         return value  # pyright: ignore[reportReturnType]
 
     def on_each(self, make: Callable[[], Value]) -> Value:
-        """Call a function on every process; an error on one of them is raised on all.
-
-        Raises:
-            ValueError: `make` raised one, here or on another process.
-        """
+        """Call a function on every process; a ValueError on one of them is raised on all."""
         try:
             value = make()
         except ValueError as error:
@@ -198,9 +194,8 @@ class Partition:
     def mean(self, values: Float[Tensor, "*anchors own"]) -> Float[Tensor, ""]:
         """Average over the rows (last dimension) of all processes; the same number on each.
 
-        The gradient on a process is K times that of its part of the mean, K being the number of
-        processes: averaged over processes, as DistributedDataParallel and FSDP average gradients
-        of parameters, it is the gradient of the mean.
+        The gradient on one of K processes is K times that of its part: averaged over processes, as
+        DistributedDataParallel and FSDP do for parameters, it is the gradient of the mean.
         """
         num_values = self.num_rows * math.prod(values.shape[:-1])
         own = values.sum() * (self.num_processes / num_values)
@@ -210,10 +205,7 @@ class Partition:
         return own + (everyone - own.detach())
 
     def average_grad(self, parameter: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return a replicated parameter unchanged, with a gradient averaged over processes.
-
-        The copies stay equal whether or not their module is wrapped for distribution.
-        """
+        """Return a replicated parameter unchanged, with a gradient averaged over processes."""
         if self.num_processes == 1:
             return parameter
         result = _AverageGrad.apply(parameter, self)
@@ -260,8 +252,7 @@ def partition(
 ) -> Partition:
     """Gather how many rows each process has; a collective.
 
-    It waits for the device, since the shapes of what follows depend on the sizes. With one process
-    it does nothing.
+    It waits for the device, since the shapes of what follows depend on the sizes.
 
     Args:
         num_rows: number of rows of this process.
