@@ -54,6 +54,9 @@ HELP = ("--help", "-h", "help")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     warnings.formatwarning = _one_line
+    if {"RANK", "SLURM_PROCID"} & os.environ.keys():
+        # Where a process dies, the others say so in one line, and torch's C++ in a hundred.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given == ["--version"]:
         print(__version__)
@@ -64,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text, status = _run(name, _in_full(given[len(name.split()) :]))
     except _user_errors() as error:
-        return _reported(error)
+        from drrho.runtime.launch import end_with_groups  # noqa: PLC0415  # imports torch
+
+        return end_with_groups(_reported(error))
     # It imports torch, which the command has imported by now.
     from drrho.runtime.launch import is_follower  # noqa: PLC0415
 

@@ -146,7 +146,7 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
             "weights; give the folder of a finished run or of a model, --pretrained TAG_OR_FILE "
             "with an architecture, or a model such as local-dir:PATH"
         )
-    with together(config.device) as (processes, device):
+    with together(config.device, config) as (processes, device):
         model = build_model(named, seed=0)
         model.module.to(device).eval()
         yield Encoder(

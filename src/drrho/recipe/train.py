@@ -41,7 +41,7 @@ from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive, write_json
-from drrho.runtime.launch import is_follower, together
+from drrho.runtime.launch import is_follower, require_shared, together
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints
@@ -74,14 +74,16 @@ def train_recipe(recipe: Recipe) -> RunResults:
             the recipe do not fit each other. Found before the first step.
         ProcessFailed: with several processes, this one failed or lost another.
     """
-    with together(recipe.device) as (processes, device):
+    with together(recipe.device, recipe) as (processes, device):
         return _train_or_return(recipe, processes, device=device)
 
 
 def _train_or_return(recipe: Recipe, processes: Processes, *, device: torch.device) -> RunResults:
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
-    stores = Stores.open(recipe, manifest)
+    stores = processes.on_each(lambda: Stores.open(recipe, manifest))
+    processes.require_same(data=manifest.contents_sha256, **stores.identities)
+    require_shared(folder, processes)
     manifest, report = filter_manifest(recipe, manifest, stores, processes)
     recipe = with_steps(recipe, manifest)
     config = run_config(recipe, manifest, stores, report)

@@ -23,7 +23,7 @@ from drrho.reference.store import REFERENCE_CARDS
 from drrho.reference.verify import Verification, verify
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive
-from drrho.runtime.launch import Device, resolve_device, together
+from drrho.runtime.launch import Device, require_shared, resolve_device, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,10 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
 
     Under torchrun or `srun` all processes call this and share out the shards.
     """
-    with together(config.device) as (processes, device):
+    with together(config.device, config) as (processes, device):
         manifest = open_manifest_together(config.data, processes)
+        processes.require_same(data=manifest.contents_sha256)
+        require_shared(Path(config.output), processes)
         with exclusive(Path(config.output)) if processes.is_first else nullcontext():
             model = Model(name=config.model, pretrained=config.pretrained)
             encoder = _encoder(model, config.precision, device)

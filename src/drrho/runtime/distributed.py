@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 from torch.nn.functional import pad
 
+from drrho.runtime.provenance import flat
+
 # Newer versions of torch have these names and warn of the older.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
@@ -80,16 +82,23 @@ class Processes:
         return value  # pyright: ignore[reportReturnType]
 
     def on_each(self, make: Callable[[], Value]) -> Value:
-        """Call a function on every process; a ValueError on one of them is raised on all."""
+        """Call a function on every process; where it fails on one, all raise an error.
+
+        Raises:
+            ValueError: the function failed on another process.
+        """
+        value, error = None, None
         try:
             value = make()
-        except ValueError as error:
-            self.all_gather_object(str(error))
-            raise
-        messages = [message for message in self.all_gather_object(None) if message is not None]
-        if messages:
-            raise ValueError(messages[0])
-        return value
+        except (ValueError, OSError) as found:
+            error = found
+        messages = self.all_gather_object(None if error is None else str(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise ValueError(f"on process {rank}: {message}")
+        return value  # pyright: ignore[reportReturnType]
 
     def all_gather_object(self, value: Value) -> list[Value]:
         """Collect every process's object, in the order of the processes."""
@@ -98,6 +107,16 @@ class Processes:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.host)
         return values
+
+    def require_same(self, **values: Any) -> None:
+        """Require plain values to be the same on all processes; a collective.
+
+        Raises:
+            ValueError: one differs; all processes name it, with both values.
+        """
+        everyone = [flat(values) for values in self.all_gather_object(values)]
+        for name in dict.fromkeys(name for found in everyone for name in found):
+            require_same_value(name, [found.get(name, "absent") for found in everyone])
 
     def all_reduce_max(self, number: int) -> int:
         """Find the largest of the processes' numbers."""
@@ -278,6 +297,16 @@ def equal_partition(num_rows: int, *, group: ProcessGroup | None) -> Partition:
     block = -(-num_rows // world)
     starts = [min(place * block, num_rows) for place in range(world + 1)]
     return Partition([end - start for start, end in pairwise(starts)], rank, group)
+
+
+def require_same_value(name: str, values: list) -> None:
+    """Raise ValueError, which names field and values, unless all processes have the same."""
+    for rank, value in enumerate(values):
+        if value != values[0]:
+            raise ValueError(
+                f"the processes of this run differ in {name}: {values[0]} on process 0, {value} "
+                f"on process {rank}; start all of them with the same"
+            )
 
 
 class _AverageGrad(torch.autograd.Function):

@@ -1,12 +1,16 @@
 """Processes of a run, as torchrun or Slurm launched them, and choice of the device."""
 
 import os
+import platform
 import re
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +18,12 @@ from torch.distributed import ProcessGroup
 
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError, NotFiniteError, ProcessFailed
+from drrho.runtime.files import write_atomically
+from drrho.runtime.meeting import Address, Meeting, end_at_once, first_line, meeting_time
+from drrho.runtime.provenance import versions
+from drrho.runtime.records import to_json
 
+SECONDS_TO_APPEAR = 10.0
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -68,33 +77,62 @@ class Launch:
 
 
 @contextmanager
-def joined(launch: Launch | None, *, device_type: str, minutes: float = 30) -> Iterator[Processes]:
+def joined(
+    launch: Launch | None, *, device_type: str, minutes: float = 30
+) -> Iterator[tuple[Processes, Meeting | None]]:
     """Join the other processes until the block ends.
 
     Args:
         launch: None is one process, which meets nobody.
         device_type: where tensors are that processes exchange: "cpu" (gloo) or "cuda" (NCCL).
-        minutes: a process that waits for another for longer fails. Where another died, gloo
-            notices at once, and NCCL by torchrun or Slurm, which end the others.
+        minutes: a process that waits in a collective for longer fails.
 
     Raises:
-        RuntimeError: the processes did not meet in time.
+        ProcessFailed: the processes did not meet in time.
+        ValueError: they have other devices or versions.
     """
     if launch is None:
-        yield Processes()
+        yield Processes(), None
         return
-    timeout = timedelta(minutes=minutes)
-    dist.init_process_group(
-        "gloo" if device_type == "cpu" else f"cpu:gloo,{device_type}:nccl",
-        init_method=launch.meeting,
-        rank=launch.rank,
-        world_size=launch.size,
-        timeout=timeout,
+    meeting = Meeting(
+        launch.rank, launch.size, _address(launch, os.environ), meeting_time(os.environ)
     )
-    host, background = (_gloo_group(timeout) for _ in range(2))
-    yield Processes(launch.rank, launch.size, host, background)
-    # Not where an error came: the others would be waited for, who wait for this process.
-    dist.destroy_process_group()
+    meeting.meet({"device": device_type} | _versions())
+    meeting.watch()
+    timeout = timedelta(minutes=minutes)
+    try:
+        dist.init_process_group(
+            "gloo" if device_type == "cpu" else f"cpu:gloo,{device_type}:nccl",
+            store=meeting.store,
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timeout,
+        )
+        host, background = (_gloo_group(timeout) for _ in range(2))
+        processes = Processes(launch.rank, launch.size, host, background)
+        yield processes, meeting
+        processes.barrier()  # or the end of one would look like its death to another
+        dist.destroy_process_group()
+    except BaseException as error:
+        meeting.tell(error)
+        raise
+    finally:
+        meeting.leave()
+
+
+def _versions() -> dict[str, str]:
+    """List the versions in which processes that compute together must agree."""
+    found = versions()
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"drrho": str(found["drrho"]), "torch": str(found["torch"]), "python": python}
+
+
+def _address(launch: Launch, environment: Mapping[str, str]) -> Address:
+    if launch.meeting != "env://":
+        host, _, port = launch.meeting.removeprefix("tcp://").rpartition(":")
+        return Address(host, int(port))
+    by_launcher = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Address(environment["MASTER_ADDR"], _whole(environment, "MASTER_PORT"), by_launcher)
 
 
 def _gloo_group(timeout: timedelta) -> ProcessGroup:
@@ -144,26 +182,72 @@ def resolve_device(device: Device, *, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def together(device: Device) -> Iterator[tuple[Processes, torch.device]]:
+def together(device: Device, config: Any) -> Iterator[tuple[Processes, torch.device]]:
     """Join the processes of this run, or this one alone without a launcher; with its device.
+
+    Args:
+        device: device to compute on.
+        config: dataclass of the command, which must be the same on all processes.
 
     Raises:
         ProcessFailed: with several processes, this one failed in the block, or lost another.
-        ValueError: there is no such device, or the launcher's variables make no sense.
+        ValueError: there is no such device, the launcher's variables make no sense, or the
+            processes have other configurations or versions.
     """
     launch = Launch.from_environment(os.environ)
     found = resolve_device(device, local_rank=0 if launch is None else launch.local_rank)
-    with joined(launch, device_type=found.type) as processes:
+    with joined(launch, device_type=found.type) as (processes, meeting):
         try:
+            processes.require_same(command=type(config).__name__, **to_json(config))
             yield processes, found
         except RuntimeError as error:
-            if processes.size == 1 or isinstance(error, CheckpointError | NotFiniteError):
+            if meeting is None or isinstance(error, CheckpointError | NotFiniteError):
                 raise
             # What gloo and NCCL raise has no class of its own.
             raise ProcessFailed(
-                f"process {processes.rank} of {processes.size} cannot go on: {error}. If another "
-                "process reported an error or was killed, that came first"
+                f"process {processes.rank} of {processes.size} cannot go on: "
+                f"{meeting.reason() or first_line(error)}. If another process reported an error or "
+                "was killed, that came first"
             ) from error
+
+
+def require_shared(folder: Path, processes: Processes) -> None:
+    """Require that all processes see what the first writes into a folder; a collective.
+
+    Raises:
+        ValueError: another process does not see it; all processes raise it.
+    """
+    if processes.size == 1:
+        return
+    token = folder / f".shared-{processes.broadcast_object(uuid.uuid4().hex)}"
+    processes.on_first(lambda: write_atomically(token, b"seen by all processes"))
+    blind = processes.all_gather_object(None if _appears(token) else platform.node())
+    if processes.is_first:
+        token.unlink()
+    for rank, machine in enumerate(blind):
+        if machine is not None:
+            raise ValueError(
+                f"process {rank}, on {machine}, does not see what process 0 wrote to {folder}; "
+                "give an output folder on a file system that all machines share"
+            )
+
+
+def _appears(path: Path) -> bool:
+    """Look for a file, for as long as a network file system may take to show it."""
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not (found := path.is_file()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def end_with_groups(status: int) -> int:
+    """Return the exit status; with unfinished process groups, end this process with it at once.
+
+    Their destructors may abort where another process has ended.
+    """
+    if dist.is_initialized():
+        end_at_once(status)
+    return status
 
 
 def require_one_process(command: str) -> None:

@@ -33,19 +33,19 @@ def config_differences(
     Args:
         may_change: dotted names of values whose difference does not matter.
     """
-    lines = differences(_flat(saved), _flat(current))
+    lines = differences(flat(saved), flat(current))
     return [line for line in lines if line.split(":")[0] not in may_change]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested dictionaries into one with dotted names."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
