@@ -212,6 +212,9 @@ def test_a_batch_of_which_nothing_can_be_read_is_an_error_with_the_reasons(tmp_p
     ) as caught:
         next(train(manifest, batch_size=3))
     assert sorted(caught.value.skipped) == [(n, "corrupt image") for n in range(3)]
+    share = next(train(manifest, batch_size=3, share=(1, 3)))
+    assert len(share.sample_ids) == 0, "another process may have something"
+    assert [reason for _, reason in share.skipped] == ["corrupt image"]
 
 
 def test_arguments_are_checked_before_anything_is_read(manifest):

@@ -5,18 +5,22 @@ import pickle
 import shutil
 import signal
 import time
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.processes import by_srun, by_torchrun, finish, start_drrho, until
+from tests.processes import Process, by_srun, by_torchrun, finish, start_drrho, until
 from torch.testing import assert_close
 
 from drrho.models.build import Model
 from drrho.models.open_clip import import_open_clip
+from drrho.recipe.document import read_run_results
+from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.reference.store import ReferenceStore
 from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.log import read_metrics
 from drrho.training.tensor_files import read_tensors
@@ -204,6 +208,35 @@ def test_what_the_first_process_finds_wrong_all_report(recipe, tmp_path):
     statuses, _, errors = finish(start(wrong, tmp_path, size=2))
     assert statuses == [1, 1]
     assert all("nowhere" in error for error in errors)
+
+
+def train_without_the_first(recipe):
+    gather = ReferenceStore.gather
+
+    def without_the_first(store, sample_ids):
+        found = gather(store, sample_ids)
+        return found._replace(present=found.present & (sample_ids != 0))
+
+    ReferenceStore.gather = without_the_first
+    warnings.simplefilter("ignore")
+    train_recipe(recipe)
+
+
+def test_a_process_whose_share_of_a_batch_is_empty_takes_part(recipe, tmp_path):
+    training = replace(recipe.training, steps=13, evaluate_every=None, checkpoint_every=13)
+    loading = replace(recipe.loading, batch_size=3)
+    small = replace(recipe, training=training, loading=loading, evaluation=Evaluation())
+    groups = {"alone": [{}], "together": by_torchrun(3)}
+    for name, environments in groups.items():
+        one = replace(small, output=str(tmp_path / name))
+        started = [Process(train_without_the_first, one, environment=it) for it in environments]
+        statuses, _, errors = finish(started)
+        assert set(statuses) == {0}, errors
+    for name, expected in weights(tmp_path / "alone").items():
+        assert_close(weights(tmp_path / "together")[name], expected, rtol=1e-3, atol=1e-5)
+    found = [read_run_results(tmp_path / name) for name in groups]
+    assert [results.samples_seen for results in found] == [38, 38]
+    assert [results.skipped for results in found] == [{"no reference embedding": 1}] * 2
 
 
 def test_sharding_one_process_is_refused(plain_recipe, tmp_path):

@@ -127,7 +127,7 @@ def training_batches(
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
-            manifest says, or no sample of a batch could be decoded (`NothingReadable`).
+            manifest says, or no sample of a whole batch could be decoded (`NothingReadable`).
     """
     steps_per_epoch(manifest, batch_size=config.batch_size)  # raises if there is not one
     if position.share[1] > config.batch_size:
@@ -143,7 +143,9 @@ def training_batches(
         config=config,
     )
     plan = _training_plan(manifest, config, position)
-    return _never_empty(_load(pairs, plan, workers=config.workers))
+    batches = iter(_load(pairs, plan, workers=config.workers))
+    # The share of one of several processes may be empty, where the batch is not.
+    return _never_empty(batches) if position.share[1] == 1 else batches
 
 
 def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of it

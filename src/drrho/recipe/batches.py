@@ -68,21 +68,27 @@ class Stores(NamedTuple):
         return {"reference": reference, "teachers": [t.identity for t in self.teachers]}
 
 
-def steered(batches: Iterator[Batch], stores: Stores) -> Iterator[SteeredBatch]:
+def steered(
+    batches: Iterator[Batch], stores: Stores, *, whole: bool = True
+) -> Iterator[SteeredBatch]:
     """Attach the other models' embeddings by sample id.
 
     A pair that one of them could not encode leaves the batch, counted among the skipped. With
     missing_reference = "plain" a pair without reference embeddings stays, with embeddings of zero:
     as an anchor it has R_ij - R_ii = 0, its plain loss; as a negative it is unrelated to all.
 
+    Args:
+        whole: whether these are whole batches and not the shares of one of several processes,
+            which may be empty.
+
     Raises:
-        ValueError: nothing is left of a process's part of a batch.
+        ValueError: nothing is left of a whole batch.
     """
     for batch in batches:
-        yield _attached(batch, stores)
+        yield _attached(batch, stores, whole=whole)
 
 
-def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
+def _attached(pairs: Batch, stores: Stores, *, whole: bool) -> SteeredBatch:
     found = [
         store.gather(pairs.sample_ids, pairs.views)
         for store in (stores.reference, *stores.teachers)
@@ -94,7 +100,7 @@ def _attached(pairs: Batch, stores: Stores) -> SteeredBatch:
         present &= embeddings.present
     if not present.all():
         absent = pairs.sample_ids[~present].tolist()
-        if not present.any():
+        if whole and not present.any():
             raise ValueError(
                 f"the reference has embeddings of none of {len(pairs.sample_ids)} pairs of a "
                 f"batch, samples {absent[:5]} ...; see what `drrho reference precompute` reported "

@@ -124,6 +124,8 @@ class ContrastiveStep:
         gamma: weight of the newest batch in the per-sample averages, by step.
         micro_batch_size: pairs of this process that are encoded at once.
         selector: selector of the loaded pairs to train on; None trains on all.
+        placeholder: images and tokens that a process encodes, and drops, where its share of a
+            batch is empty: all processes average the gradients of all parameters.
         clock: clock of the loss.
     """
 
@@ -132,6 +134,7 @@ class ContrastiveStep:
     gamma: Schedule
     micro_batch_size: int | None = None
     selector: Selector | None = None
+    placeholder: tuple[Tensor, Tensor] | None = None
     clock: LossClock = field(default_factory=LossClock)
 
     def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
@@ -164,6 +167,9 @@ class ContrastiveStep:
 
     def _embeddings(self, pairs: Batch) -> PairEmbeddings:
         num_pairs = len(pairs.sample_ids)
+        if num_pairs == 0 and self.placeholder is not None:
+            image, text = self.towers(*self.placeholder)
+            return PairEmbeddings(image=_unit(image)[:0], text=_unit(text)[:0])
         size = num_pairs if self.micro_batch_size is None else self.micro_batch_size
         starts = range(0, num_pairs, size)
         return encode_in_micro_batches(

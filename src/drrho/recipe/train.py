@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
@@ -43,6 +44,7 @@ from drrho.runtime.distributed import Processes
 from drrho.runtime.files import exclusive, write_json
 from drrho.runtime.launch import is_follower, require_shared, together
 from drrho.runtime.provenance import config_differences, plain, versions
+from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.loop import Evaluator, train
@@ -121,7 +123,11 @@ class _Training:
         epochs = recipe.training.num_steps / steps
         result = train(
             self._objective(model, loss, epochs=epochs),
-            steered(self._batches(model, start_step=state.step), self.stores),
+            steered(
+                self._batches(model, start_step=state.step),
+                self.stores,
+                whole=self.processes.size == 1,
+            ),
             state=state,
             config=recipe.training,
             learning_rate=learning_rate_schedule(
@@ -206,7 +212,14 @@ class _Training:
             gamma=gamma_schedule(recipe, epochs=epochs),
             micro_batch_size=recipe.micro_batch_size,
             selector=selector,
+            placeholder=None if self.processes.size == 1 else self._placeholder(model),
         )
+
+    def _placeholder(self, model: TwoTower) -> tuple[Tensor, Tensor]:
+        with preserved_generators():
+            image = model.train_transform(Image.new("RGB", (64, 64)))
+        images, tokens = torch.stack([image] * 2), model.tokenizer(["", ""])
+        return images.to(self.device), tokens.to(self.device)
 
     def _batches(self, model: TwoTower, *, start_step: int) -> Iterator[Batch]:
         return training_batches(
