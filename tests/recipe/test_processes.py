@@ -217,7 +217,7 @@ def train_without_the_first(recipe):
         found = gather(store, sample_ids)
         return found._replace(present=found.present & (sample_ids != 0))
 
-    ReferenceStore.gather = without_the_first
+    setattr(ReferenceStore, "gather", without_the_first)  # noqa: B010
     warnings.simplefilter("ignore")
     train_recipe(recipe)
 
@@ -235,8 +235,8 @@ def test_a_process_whose_share_of_a_batch_is_empty_takes_part(recipe, tmp_path):
     for name, expected in weights(tmp_path / "alone").items():
         assert_close(weights(tmp_path / "together")[name], expected, rtol=1e-3, atol=1e-5)
     found = [read_run_results(tmp_path / name) for name in groups]
-    assert [results.samples_seen for results in found] == [38, 38]
-    assert [results.skipped for results in found] == [{"no reference embedding": 1}] * 2
+    counts = [(results.samples_seen, results.skipped) for results in found if results]
+    assert counts == [(38, {"no reference embedding": 1})] * 2
 
 
 def test_sharding_one_process_is_refused(plain_recipe, tmp_path):
