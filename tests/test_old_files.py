@@ -6,6 +6,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Loading
 from drrho.models.build import Model, build_model
+from drrho.models.program import trusting
 from drrho.recipe.export import load_checkpoint_model
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.folder import read_run, stages_of
@@ -40,7 +42,7 @@ FIXTURES = Path(__file__).parent / "fixtures" / "baseline"
 
 
 @pytest.fixture
-def old(tmp_path, monkeypatch) -> Path:
+def old(tmp_path, monkeypatch) -> Iterator[Path]:
     """A copy of the files, which is the working directory."""
     folder = tmp_path / "old"
     shutil.copytree(FIXTURES, folder)
@@ -50,7 +52,8 @@ def old(tmp_path, monkeypatch) -> Path:
     for path in folder.rglob("program.json"):
         path.write_text(json.dumps({"path": str(program), "sha256": digest}))
     monkeypatch.chdir(folder)
-    return folder
+    with trusting("python:encoder.py"):
+        yield folder
 
 
 def plain(output: str) -> Recipe:

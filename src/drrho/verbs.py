@@ -20,6 +20,7 @@ from drrho.encoding.encoder import EmbeddingModel, load
 from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
 from drrho.evaluation.tasks.benchmark import evaluate_task_list
 from drrho.models.build import Model
+from drrho.models.program import trusting
 from drrho.recipe.document import RunResults
 from drrho.recipe.export import ExportConfig, export_model
 from drrho.recipe.folder import Row, read_run
@@ -52,9 +53,12 @@ class Run:
 
     Attributes:
         path: folder of the run.
+        trust: whether the program that the folder names may run; true for what `train` returns,
+            whose recipe named it.
     """
 
     path: Path
+    trust: bool = False
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -67,7 +71,7 @@ class Run:
     @cached_property
     def model(self) -> EmbeddingModel:
         """The trained model, ready to embed images and texts; FileNotFoundError before the end."""
-        return load(self.path)
+        return load(self.path, trust=self.trust)
 
     @property
     def log(self) -> list[Row]:
@@ -126,7 +130,7 @@ def train(recipe: Recipe) -> Run:
         ProcessFailed: with several processes, this one failed or lost another.
     """
     train_recipe(recipe)
-    return Run(Path(recipe.output))
+    return Run(Path(recipe.output), trust=True)
 
 
 @_with_fields_of(IndexConfig)
@@ -286,15 +290,18 @@ def report(
         FileNotFoundError: a folder holds no run.
         ValueError: a file of a run is damaged.
     """
+    given = [runs] if isinstance(runs, Reported) else runs
     config = ReportConfig(
-        runs=tuple(map(_folder, [runs] if isinstance(runs, Reported) else runs)),
+        runs=tuple(map(_folder, given)),
         output=output,
         reference=reference,
         data=data,
         galleries=galleries,
         device=device,
     )
-    return write_report(config)
+    own = [run.recipe.model.name for run in given if isinstance(run, Run) and run.trust]
+    with trusting(*own):
+        return write_report(config)
 
 
 @_with_fields_of(ExportConfig)

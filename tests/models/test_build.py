@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from drrho.models.build import Model, build_model, load_model, save_model
-from drrho.models.open_clip import import_open_clip
+from drrho.models.open_clip import import_open_clip, plain_checkpoint
 from drrho.models.small import SmallConfig
 
 SMALL = Model(
@@ -42,6 +42,14 @@ def local_dir(tmp_path):
     )
     save_file(module.state_dict(), tmp_path / "open_clip_model.safetensors")
     return tmp_path, module
+
+
+@pytest.fixture
+def architecture(tmp_path):
+    """A small architecture among those of open_clip, by a name with a slash."""
+    (tmp_path / "test-tiny.json").write_text(json.dumps(TINY_CLIP))
+    import_open_clip().add_model_config(tmp_path / "test-tiny.json")
+    return "test/tiny"
 
 
 def same_weights(a, b):
@@ -101,18 +109,18 @@ def test_an_open_clip_model_trained_here_needs_nothing_but_its_folder(local_dir,
     assert same_weights(theirs, model.module)
 
 
-def test_an_architecture_of_open_clip_gets_random_weights_from_the_seed():
-    config = Model(name="RN50")
+def test_an_architecture_of_open_clip_gets_random_weights_from_the_seed(architecture):
+    config = Model(name=architecture)
     with pytest.raises(ValueError, match="random weights"):
         config.require_trained()
     models = [build_model(config, seed=seed) for seed in (0, 0)]
     assert same_weights(models[0].module, models[1].module)
 
 
-def test_a_checkpoint_file_is_a_pretrained_model(tmp_path):
-    module = build_model(Model(name="RN50"), seed=4).module
+def test_a_checkpoint_file_is_a_pretrained_model(architecture, tmp_path):
+    module = build_model(Model(name=architecture), seed=4).module
     save_file(module.state_dict(), tmp_path / "mine.safetensors")
-    config = Model(name="RN50", pretrained=str(tmp_path / "mine.safetensors"))
+    config = Model(name=architecture, pretrained=str(tmp_path / "mine.safetensors"))
     config.require_trained()
     assert same_weights(build_model(config, seed=0).module, module)
 
@@ -158,3 +166,82 @@ def test_what_was_not_built_here_cannot_be_saved(tmp_path):
     stranger = replace(build_model(SMALL, seed=0), architecture={})
     with pytest.raises(ValueError, match="no architecture"):
         save_model(stranger, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ("weights.pt", r"but weights\.pt; .* open_clip does not read a \.pt there"),
+        ("weights.ckpt", r"has no weights \(.*\) beside .*weights\.ckpt"),
+        (("a.safetensors", "b.safetensors"), r"which of a\.safetensors, b\.safetensors"),
+    ],
+)
+def test_a_folder_whose_weights_are_not_read_is_refused(rename, message, local_dir):
+    folder, _ = local_dir
+    weights = folder / "open_clip_model.safetensors"
+    for name in [rename] if isinstance(rename, str) else rename:
+        (folder / name).write_bytes(weights.read_bytes())
+    weights.unlink()
+    with pytest.raises(ValueError, match=message):
+        build_model(Model(name=f"local-dir:{folder}"), seed=0)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "shape", "damaged"])
+@pytest.mark.parametrize("kind", ["open_clip", "small"])
+def test_weights_that_do_not_fit_are_an_error(kind, change, local_dir, tmp_path):
+    folder, module = local_dir
+    if kind == "small":
+        folder = tmp_path / "small"
+        model = build_model(SMALL, seed=0)
+        save_model(model, folder)
+        module = model.module
+    weights = {name: value.contiguous() for name, value in module.state_dict().items()}
+    first = next(iter(weights))
+    if change == "missing":
+        del weights[first]
+    elif change == "unexpected":
+        weights["other"] = torch.zeros(2)
+    else:
+        weights[first] = torch.zeros(2, 3, 4, 5, 6)
+    save_file(weights, folder / "open_clip_model.safetensors")
+    if change == "damaged":
+        (folder / "open_clip_model.safetensors").write_bytes(b"\0" * 40)
+    with pytest.raises(ValueError, match=r"could not load|does not fit") as info:
+        build_model(Model(name=f"run:{folder}"), seed=0)
+    assert len(str(info.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "model.", "module._orig_mod.", "model.model."]
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("place", [None, "state_dict", "model"])
+def test_prefixes_of_wrappers_are_removed_from_checkpoints(prefix, suffix, place, tmp_path):
+    module = torch.nn.Linear(2, 3)
+    weights = {prefix + name: value for name, value in module.state_dict().items()}
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save(weights if place is None else {place: weights, "epoch": 3}, path)
+    (tmp_path / "plain").mkdir()
+    plain = torch.load(plain_checkpoint(str(path), str(tmp_path / "plain")), weights_only=True)
+    assert plain["state_dict"].keys() == {"weight", "bias"}
+    assert torch.equal(plain["state_dict"]["bias"], module.bias)
+
+
+def test_a_checkpoint_of_a_compiled_model_is_loaded(architecture, tmp_path):
+    model = build_model(Model(name=architecture), seed=4)
+    assert model.architecture["open_clip_config.json"]["model_cfg"]["embed_dim"] == 16
+    weights = {f"_orig_mod.{name}": value for name, value in model.module.state_dict().items()}
+    save_file(weights, tmp_path / "mine.safetensors")
+    config = Model(name=architecture, pretrained=str(tmp_path / "mine.safetensors"))
+    assert same_weights(build_model(config, seed=0).module, model.module)
+    for content, message in (
+        ({"state_dict": {"weight": "none"}}, "'weight' is no tensor"),
+        (torch.zeros(3), "holds a Tensor, no tensors by name"),
+        ({"model": weights | {"more": torch.ones(1)}}, "more"),
+    ):
+        torch.save(content, tmp_path / "mine.pt")
+        with pytest.raises(ValueError, match=message):
+            build_model(Model(name=architecture, pretrained=str(tmp_path / "mine.pt")), seed=0)

@@ -98,7 +98,10 @@ def hugging_face(folder):
 def test_it_is_trained_and_the_run_is_evaluated(target, plain_recipe, tmp_path, capsys):
     recipe = replace(plain_recipe, model=Model(name=target(tmp_path)), output=str(tmp_path / "run"))
     results = train_recipe(recipe)
-    assert main(["evaluate", recipe.output, "--data", str(recipe.evaluation.data)]) == 0
+    arguments = ["evaluate", recipe.output, "--data", str(recipe.evaluation.data)]
+    assert main(arguments) == (1 if target is program else 0), "a file names no code to run"
+    assert ("say --trust" in capsys.readouterr().err) == (target is program)
+    assert main([*arguments, "--trust"]) == 0
     mrr = results.metrics["evaluation/mrr"]
     assert f"{mrr:.4f}" in capsys.readouterr().out
 

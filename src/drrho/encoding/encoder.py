@@ -22,6 +22,7 @@ from drrho.data.reading.images import (
 from drrho.data.reading.tar import MAX_CONTENT
 from drrho.data.views import View
 from drrho.models.build import Model, build_model, find_model
+from drrho.models.program import trusting
 from drrho.models.two_tower import ImageTransform, Tokenizer, TwoTower
 from drrho.runtime.files import read_regular
 from drrho.runtime.launch import Device, resolve_device
@@ -172,6 +173,7 @@ def load(
     *,
     pretrained: str | None = None,
     device: Device | torch.device = "auto",
+    trust: bool = False,
 ) -> EmbeddingModel:
     """Load a trained model, with its transform and tokenizer, to embed images and texts.
 
@@ -183,6 +185,8 @@ def load(
             it, such as "ViT-B-32" (with `pretrained`), "local-dir:PATH" or "transformers:PATH".
         pretrained: open_clip's tag, or a checkpoint file such as `drrho.export` writes.
         device: "auto" takes the GPU if there is one.
+        trust: run the program that the folder of a model names; needed for runs of
+            "python:FILE.py".
 
     Raises:
         FileNotFoundError: the folder holds no finished run and no model.
@@ -193,7 +197,8 @@ def load(
         raise ValueError("pretrained has no effect beside a Model, which has its own; leave it out")
     named.require_trained()
     place = device if isinstance(device, torch.device) else resolve_device(device)
-    towers = build_model(named, seed=0)
+    with trusting(everything=trust):
+        towers = build_model(named, seed=0)
     # Not frozen: PyTorch's kernels for frozen weights may round otherwise than those that
     # evaluate a run.
     towers.module.to(place).eval()

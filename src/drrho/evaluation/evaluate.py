@@ -21,6 +21,7 @@ from drrho.evaluation.metrics.zero_shot import summarise_labels
 from drrho.evaluation.sets import EmbeddedSet, EvaluationSet, open_evaluation_set
 from drrho.evaluation.tasks.zero_shot_files import require_templates
 from drrho.models.build import build_model, find_model
+from drrho.models.program import trusting
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import require_no_folder
 from drrho.runtime.launch import Device, together
@@ -94,6 +95,8 @@ class EvaluateConfig:
         workers: worker processes that decode images, for each process that encodes; 0 decodes in
             that process.
         device: device to compute on; "auto" takes the GPU if there is one.
+        trust: run the program that the folder of a model names, and fetch what its recipe names;
+            needed for runs of "python:FILE.py".
     """
 
     run: Positional[str] = field(kw_only=False)
@@ -105,6 +108,7 @@ class EvaluateConfig:
     batch_size: int = 256
     workers: int = 0
     device: Device = "auto"
+    trust: bool = False
 
     def __post_init__(self):
         if not self.data:
@@ -146,7 +150,7 @@ def named_encoder(config: EvaluateConfig) -> Iterator[Encoder]:
             "weights; give the folder of a finished run or of a model, --pretrained TAG_OR_FILE "
             "with an architecture, or a model such as local-dir:PATH"
         )
-    with together(config.device, config) as (processes, device):
+    with together(config.device, config) as (processes, device), trusting(everything=config.trust):
         model = build_model(named, seed=0)
         model.module.to(device).eval()
         yield Encoder(

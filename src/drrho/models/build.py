@@ -1,6 +1,5 @@
 """Models from their configuration, and trained models to and from a folder."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
@@ -20,11 +19,13 @@ from drrho.models.program import (
     PROGRAM_FILE,
     build_by_program,
     load_with_program,
+    require_trusted,
     save_with_program,
 )
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
 from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
 from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.records import from_json, read_json_object
 
 SMALL_CONFIG_FILE = "small.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks for
@@ -112,6 +113,22 @@ def build_model(config: Model, *, seed: int) -> TwoTower:
         return build_open_clip(config.name, config.pretrained)
 
 
+def build_recorded_model(config: Model, *, seed: int) -> TwoTower:
+    """Build a model that a file names, such as the `recipe.json` of a run; as `build_model`.
+
+    Raises:
+        ValueError: it is a program, or would be fetched, and is not trusted (`trusting`).
+    """
+    schema, _, place = config.name.partition(":")
+    if schema in ("python", "hf-hub"):
+        what = f"running the program {place}" if schema == "python" else f"fetching {place}"
+        program = place if schema == "python" else None
+        require_trusted(
+            f"the recipe that this run's folder records ({config.name})", what, program=program
+        )
+    return build_model(config, seed=seed)
+
+
 def save_model(
     model: TwoTower, folder: Path, *, weights: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -191,8 +208,9 @@ def _build_small(config: SmallConfig) -> TwoTower:
 
 
 def _load_small(folder: Path) -> TwoTower:
-    fields = json.loads((folder / SMALL_CONFIG_FILE).read_text())
-    model = build_model(Model(name="small", small=SmallConfig(**fields)), seed=0)
+    path = folder / SMALL_CONFIG_FILE
+    config = from_json(SmallConfig, read_json_object(path), where=str(path), strict=True)
+    model = build_model(Model(name="small", small=config), seed=0)
     return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
 
 

@@ -1,5 +1,6 @@
 """Dual encoders of transformers (CLIP, SigLIP, AltCLIP, ...) from a local folder."""
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from drrho.models.two_tower import TwoTower, freeze_own_temperature, weights_sha256
 from drrho.runtime.optional import import_optional
+from drrho.runtime.records import read_json_object
 from drrho.runtime.torchvision import import_torchvision
 
 HUGGING_FACE_FILE = "config.json"
@@ -25,7 +27,13 @@ OTHERWISE = {"siglip2", "flava"}
 def import_transformers() -> ModuleType:
     """Import transformers, also where torchvision's compiled operators cannot be loaded."""
     import_torchvision()
-    return import_optional("transformers", user="models 'transformers:PATH'", extra="clip,hf")
+    transformers = import_optional(
+        "transformers", user="models 'transformers:PATH'", extra="clip,hf"
+    )
+    # A folder with code of its own is refused, and not asked about on the terminal.
+    loading: Any = importlib.import_module("transformers.dynamic_module_utils")
+    loading.TIME_OUT_REMOTE_CODE = 0
+    return transformers
 
 
 class HuggingFaceTwoTower(nn.Module):
@@ -121,6 +129,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
             f"model 'transformers:{folder}': it has no {HUGGING_FACE_FILE}; give the folder that "
             "save_pretrained or a download from Hugging Face made"
         )
+    _require_no_code(folder)
     transformers = import_transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -142,11 +151,14 @@ def build_hugging_face(folder: Path) -> TwoTower:
             "images of one size and texts in one space; CLIP, SigLIP, AltCLIP, ChineseCLIP and "
             "their like do"
         )
-    if missing := sorted(found["missing_keys"]):  # transformers draws them, and only logs it
+    # transformers draws what is missing and passes over what is left, and only logs it.
+    missing, left = (sorted(found[f"{name}_keys"]) for name in ("missing", "unexpected"))
+    left = [name for name in left if "position_ids" not in name]
+    if missing or left:
         raise ValueError(
             f"model 'transformers:{folder}': its weights lack {len(missing)} parameters of a "
-            f"{type(model).__name__}, such as {missing[0]}; was it trained as another class, "
-            "or the download incomplete?"
+            f"{type(model).__name__} {missing[:1]} and have {len(left)} others {left[:1]}; was it "
+            "trained as another class, saved with a wrapper's prefix, or the download incomplete?"
         )
     if tokenizer.pad_token_id is None:
         raise ValueError(
@@ -155,6 +167,25 @@ def build_hugging_face(folder: Path) -> TwoTower:
         )
     # Named here: what from_pretrained calls the type changed between its versions.
     return _two_tower(model.to(torch.float32), processor, tokenizer)
+
+
+def _require_no_code(folder: Path) -> None:
+    """Raise ValueError if a folder names kernels, which are code, or weights of another place."""
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"model 'transformers:{folder}' is an adapter of another model; merge it into that "
+            "model first (merge_and_unload of peft) and save the result"
+        )
+    parts: list[Any] = [read_json_object(folder / HUGGING_FACE_FILE)]
+    while parts:
+        part = parts.pop()
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for name, value in part.items():
+            if name.endswith("_implementation") and "/" in str(value):
+                raise ValueError(
+                    f"model 'transformers:{folder}': {name} = {value!r} of its {HUGGING_FACE_FILE} "
+                    "names code to fetch and run; remove it"
+                )
 
 
 def save_hugging_face(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:

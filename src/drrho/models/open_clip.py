@@ -1,16 +1,38 @@
 """open_clip's models: any architecture, pretrained tag, `local-dir:` or `hf-hub:`."""
 
 import difflib
+import tempfile
+import zipfile
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
-from drrho.models.two_tower import TwoTower, freeze_own_temperature, weights_sha256
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from drrho.models.hugging_face import import_transformers
+from drrho.models.two_tower import (
+    TwoTower,
+    freeze_own_temperature,
+    weights_sha256,
+    without_wrappers,
+)
 from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
 OPEN_CLIP_FILE = "open_clip_config.json"
-WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+# What open_clip reads in a folder, and the names that it takes first where there are several.
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
+WEIGHTS_NAMES = {
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin"),
+    *("pytorch_model.pth", "model.pth"),
+}
+# Where checkpoints of other programs keep the weights.
+STATE_NAMES = ("state_dict", "model_state_dict", "model", "module")
 
 
 def import_open_clip() -> ModuleType:
@@ -28,25 +50,33 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
             weights for an architecture, and the folder's own for "local-dir:".
 
     Raises:
-        ValueError: open_clip knows no such architecture or tag, or could not load it; the
-            message names the nearest names and the remedy.
+        ValueError: open_clip knows no such architecture or tag, could not load it, or found no
+            weights; the message names the nearest names and the remedy.
     """
     open_clip = import_open_clip()
     schema, _, location = name.partition(":")
     if schema == "local-dir":
         _require_local_model(Path(location))
     elif schema != "hf-hub":
+        name = name.replace("/", "-")  # OpenAI's names have slashes, open_clip's files dashes
         _require_known(open_clip, name, pretrained)
     try:
-        module, train_transform, eval_transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, precision="fp32"
-        )
-        tokenizer = open_clip.get_tokenizer(name)
+        config = open_clip.get_model_config(name)
+        options = _tokenizer_options(config)
+        with tempfile.TemporaryDirectory() as folder:
+            module, train_transform, eval_transform = open_clip.create_model_and_transforms(
+                name,
+                pretrained=None if pretrained is None else plain_checkpoint(pretrained, folder),
+                precision="fp32",
+                # Without it open_clip goes on with random weights.
+                require_pretrained=pretrained is not None or ":" in name,
+            )
+        tokenizer = open_clip.get_tokenizer(name, **options)
     except Exception as error:  # whatever a hub, a file or a config can raise
         raise ValueError(
-            f"open_clip could not load model {name!r} with pretrained {pretrained!r}: {error}. "
-            "Without a network, pass the path of a downloaded checkpoint as pretrained, or "
-            "'local-dir:PATH' as the model"
+            f"open_clip could not load model {name!r} with pretrained {pretrained!r}: "
+            f"{shorten(str(error), 800)}. Without a network, pass the path of a downloaded "
+            "checkpoint as pretrained, or 'local-dir:PATH' as the model"
         ) from error
     freeze_own_temperature(module)
     return TwoTower(
@@ -63,7 +93,7 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
         },
         architecture={
             OPEN_CLIP_FILE: {
-                "model_cfg": open_clip.get_model_config(name),
+                "model_cfg": config,
                 # The transform belongs to the weights: tags of one architecture differ in it.
                 "preprocess_cfg": dict(module.visual.preprocess_cfg),
             }
@@ -83,18 +113,75 @@ def _require_local_model(folder: Path) -> None:
             f"model 'local-dir:{folder}': it has no {OPEN_CLIP_FILE}; give the folder that "
             "open_clip's push_to_hf_hub, a Hugging Face download or `drrho train` made"
         )
-    # open_clip only logs a warning here, and goes on with random weights.
-    if not any(path.suffix in WEIGHTS_SUFFIXES for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir()}
+    weights = sorted(name for name in names if name.endswith(WEIGHTS_SUFFIXES))
+    if not weights:
+        found = ", ".join(sorted(names - {OPEN_CLIP_FILE})[:5]) or "nothing"
         raise ValueError(
-            f"model 'local-dir:{folder}': it has no weights ({', '.join(WEIGHTS_SUFFIXES)}); "
-            "was the download complete?"
+            f"model 'local-dir:{folder}': it has no weights ({', '.join(WEIGHTS_SUFFIXES)}) beside "
+            f"{OPEN_CLIP_FILE}, but {found}; was the download complete? open_clip does not read "
+            "a .pt there: give it as pretrained of its architecture, or rename it to .pth"
         )
+    if len(weights) > 1 and not WEIGHTS_NAMES.intersection(weights):
+        raise ValueError(
+            f"model 'local-dir:{folder}': which of {', '.join(weights)} are its weights cannot be "
+            "told; leave one there, or call it open_clip_model.safetensors"
+        )
+
+
+def _tokenizer_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return options under which the tokenizer of a configuration runs no code of others.
+
+    Raises:
+        ValueError: the configuration names a vision model of another place.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    if ":" in str(vision.get("timm_model_name")):
+        raise ValueError(
+            f"its configuration takes the vision model {vision['timm_model_name']!r} from "
+            "elsewhere; name one of timm's own"
+        )
+    if not text.get("hf_tokenizer_name") and not text.get("hf_model_name"):
+        return {}
+    import_transformers()  # which then refuses code of others
+    return {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+
+
+def plain_checkpoint(path: str, folder: str) -> str:
+    """Return a checkpoint as open_clip reads it: rewritten into a folder where its tensors' names
+    have prefixes of wrappers, or it is nested otherwise; else itself, also if it is a tag.
+    """
+    if not Path(path).is_file() or Path(path).suffix in (".npz", ".npy"):
+        return path
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        if without_wrappers(names) == names:
+            return path
+        weights: Any = load_file(path)
+    else:
+        is_zip = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}, no tensors by name")
+        place = next((it for it in STATE_NAMES if isinstance(content.get(it), dict)), None)
+        weights = content if place is None else content[place]
+        if wrong := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+            raise ValueError(
+                f"{path}: {wrong[0]!r} is no tensor, so it is no checkpoint of a model"
+            )
+        names = list(weights)
+        if without_wrappers(names) == names and place in (None, "state_dict"):
+            return path
+    plain = Path(folder) / "weights.pt"
+    renamed = zip(without_wrappers(names), weights.values(), strict=True)
+    torch.save({"state_dict": dict(renamed)}, plain)
+    return str(plain)
 
 
 def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> None:
     known = open_clip.list_models()
-    # OpenAI's names have slashes, open_clip's configurations have dashes; it accepts both.
-    if name.replace("/", "-") not in known:
+    if name not in known:
         near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
         raise ValueError(
             f"model {name!r} is neither 'small' nor an architecture of open_clip "
@@ -102,7 +189,6 @@ def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> 
             f"'transformers:PATH', 'python:FILE.py' or 'run:PATH'; "
             f"near: {near}"
         )
-    name = name.replace("/", "-")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
         raise ValueError(

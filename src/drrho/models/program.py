@@ -1,10 +1,16 @@
-"""Models that a Python file of the user's builds."""
+"""Models that a Python file of the user's builds, and which such files may run.
+
+A program runs where the user names it, "python:FILE.py". What a file names, such as the
+`program.json` of a run's folder or the model in its `recipe.json`, may come from anyone, and runs
+only if the user asks for it.
+"""
 
 import hashlib
-import json
 import runpy
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -12,9 +18,58 @@ from torch import Tensor
 
 from drrho.models.two_tower import TwoTower, with_trained_weights
 from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.records import from_json, read_json_object, to_json
 
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "model.safetensors"
+SCHEMA = "python:"
+# Programs that files may name here; None stands for all of them.
+_trusted: ContextVar[frozenset[Path] | None] = ContextVar("_trusted", default=frozenset())
+
+
+@contextmanager
+def trusting(*names: str, everything: bool = False) -> Iterator[None]:
+    """Let files name programs inside a `with` block.
+
+    Args:
+        names: names of models that the user gave; those of the form "python:FILE.py" are trusted.
+        everything: whether any program may run, and any model be fetched, that a file names.
+    """
+    before = _trusted.get()
+    named = {_resolved(name.removeprefix(SCHEMA)) for name in names if name.startswith(SCHEMA)}
+    token = _trusted.set(None if everything or before is None else before | named)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def require_trusted(who: str, what: str, *, program: str | None = None) -> None:
+    """Raise ValueError unless what a file asks for may be done.
+
+    Args:
+        who: the file, for the message.
+        what: what it asks for, for the message.
+        program: path of the program to run; None is trusted only with all else.
+    """
+    trusted = _trusted.get()
+    if trusted is not None and (program is None or _resolved(program) not in trusted):
+        raise ValueError(
+            f"{who} asks for {what}; files may come from anyone, so that is done only on request: "
+            "if you trust it, say --trust (trust=True in Python)"
+        )
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Contents of `program.json`: where the program lies, and the hash of what it was."""
+
+    path: str
+    sha256: str
 
 
 def build_by_program(path: Path) -> TwoTower:
@@ -39,8 +94,8 @@ def build_by_program(path: Path) -> TwoTower:
             f"model 'python:{path}': it must define build(), which returns a "
             f"drrho.models.two_tower.TwoTower; got {type(model).__name__}"
         )
-    program = {"path": str(path.resolve()), "sha256": hashlib.sha256(content).hexdigest()}
-    return replace(model, architecture=model.architecture | {PROGRAM_FILE: program})
+    program = Program(path=str(path.resolve()), sha256=hashlib.sha256(content).hexdigest())
+    return replace(model, architecture=model.architecture | {PROGRAM_FILE: to_json(program)})
 
 
 def save_with_program(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -57,15 +112,20 @@ def load_with_program(folder: Path) -> TwoTower:
 
     Raises:
         FileNotFoundError: the program is gone.
-        ValueError: the program was changed, or it fails.
+        ValueError: the program is not trusted (`trusting`), was changed, or fails.
     """
-    program = json.loads((folder / PROGRAM_FILE).read_text())
-    path = Path(program["path"])
+    program = from_json(
+        Program, read_json_object(folder / PROGRAM_FILE), where=str(folder / PROGRAM_FILE)
+    )
+    require_trusted(
+        str(folder / PROGRAM_FILE), f"running the program {program.path}", program=program.path
+    )
+    path = Path(program.path)
     if not path.is_file():
         raise FileNotFoundError(
             f"the model in {folder} is built by {path}, which is gone; put the file back there"
         )
-    if hashlib.sha256(path.read_bytes()).hexdigest() != program["sha256"]:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != program.sha256:
         raise ValueError(
             f"the model in {folder} was built by another {path}; put the file back as it was, and "
             "give what you changed another name"

@@ -1,19 +1,26 @@
 """A dual encoder with its transforms and tokenizer."""
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 ImageTransform = Callable[[Image], Float[Tensor, "3 height width"]]
+# Prefixes anywhere in a name, by torch.compile, FSDP and checkpointing; and those of all names, by
+# DistributedDataParallel and Lightning.
+WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+COMMON_PREFIXES = ("module.", "model.")
 Tokenizer = Callable[[list[str]], Int[Tensor, "batch context"]]
 
 
@@ -54,14 +61,25 @@ def with_trained_weights(model: TwoTower, path: Path, *, builder: str) -> TwoTow
         ValueError: the weights do not fit.
     """
     try:
-        model.module.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {builder}: {error}") from error
+        weights = load_file(path)
+        if weights.keys() != model.module.state_dict().keys():
+            weights = dict(zip(without_wrappers([*weights]), weights.values(), strict=True))
+        model.module.load_state_dict(weights)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} does not fit {builder}: {shorten(str(error), 800)}") from error
     identity = model.identity | {
         "pretrained": "trained with drrho",
         "weights_sha256": weights_sha256(model.module),
     }
     return replace(model, identity=identity)
+
+
+def without_wrappers(names: Sequence[str]) -> list[str]:
+    """Remove prefixes that compiling and wrapping put into the names of a model's tensors."""
+    found = [WRAPPERS.sub("", name) for name in names]
+    while names and all(name.startswith(COMMON_PREFIXES) for name in found):
+        found = [name.partition(".")[2] for name in found]
+    return found
 
 
 def freeze_own_temperature(module: nn.Module) -> None:

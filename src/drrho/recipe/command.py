@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
+from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, metrics_table
 from drrho.recipe.override import overridden
 from drrho.recipe.plan import plan_run
@@ -15,7 +16,7 @@ from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 
-DRY_RUN, SCALE = "--dry-run", "--scale."
+DRY_RUN, TRUST, SCALE = "--dry-run", "--trust", "--scale."
 # Short names of the options that are typed most.
 ALIASES = {
     "--batch-size": "--loading.batch-size",
@@ -54,14 +55,15 @@ def run_train(arguments: list[str]) -> str | tuple[str, int]:
     """Train a model by a recipe: FILE.py, or the name of a published one.
 
     A run found in the recipe's output folder is continued. `--dry-run` checks and describes the
-    run, and writes nothing.
+    run, and writes nothing. `--trust` runs the program that the folder of a model run:PATH names.
     """
     if not arguments or arguments[0].startswith("-"):
         usage = "usage: drrho train FILE.py|NAME ...; --help after it lists what it takes"
         return f"{usage}\n\n{_list_of_recipes()}", 0 if {"--help", "-h"} & set(arguments) else 2
     source, *options = arguments
-    recipe = _recipe(source, [option for option in options if option != DRY_RUN])
-    return plan_run(recipe) if DRY_RUN in options else _trained(recipe)
+    recipe = _recipe(source, [it for it in options if it not in (DRY_RUN, TRUST)])
+    with trusting(everything=TRUST in options):
+        return plan_run(recipe) if DRY_RUN in options else _trained(recipe)
 
 
 def _trained(recipe: Recipe) -> str:
@@ -154,6 +156,7 @@ def _described(aliases: Mapping[str, str]) -> str:
     short = ", ".join(f"{short} = {full}" for short, full in aliases.items())
     return (
         "Train a model by this recipe, with any field changed. --dry-run checks and describes the "
-        "run. --objective.method and --objective.temperature.kind choose another class of "
-        f"objective and of temperature.\n\nShort names: {short}"
+        "run. --trust runs the program that the folder of a model run:PATH names. "
+        "--objective.method and --objective.temperature.kind choose another class of objective and "
+        f"of temperature.\n\nShort names: {short}"
     )

@@ -6,8 +6,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from drrho.models.build import build_model, load_model
+from drrho.models.build import build_recorded_model, load_model
 from drrho.models.export import export_hugging_face, export_open_clip
+from drrho.models.program import trusting
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.document import read_recipe, read_recipe_file
 from drrho.training.checkpoint import read_values
@@ -27,12 +28,14 @@ class ExportConfig:
         output: file to write, .pt or .safetensors, or a folder.
         checkpoint: checkpoint of the run to export, such as runs/mine/checkpoints/step-00001000; by
             default the finished model.
+        trust: run the program that the run's folder names; needed for runs of "python:FILE.py".
     """
 
     run: Positional[str] = field(kw_only=False)
     format: Literal["open-clip", "hugging-face"]
     output: str
     checkpoint: str | None = None
+    trust: bool = False
 
 
 def export_model(config: ExportConfig) -> Path:
@@ -45,10 +48,11 @@ def export_model(config: ExportConfig) -> Path:
     """
     output = Path(config.output).expanduser()
     run = Path(config.run).expanduser()
-    if config.checkpoint is None:
-        model = load_model(run / "model")
-    else:
-        model = load_checkpoint_model(run, Path(config.checkpoint).expanduser())
+    with trusting(everything=config.trust):
+        if config.checkpoint is None:
+            model = load_model(run / "model")
+        else:
+            model = load_checkpoint_model(run, Path(config.checkpoint).expanduser())
     match config.format:
         case "open-clip":
             export_open_clip(model, output)
@@ -69,7 +73,7 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
     # Takes seconds to import.
     from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
 
-    model = build_model(read_recipe(read_recipe_file(run)).model, seed=0)
+    model = build_recorded_model(read_recipe(read_recipe_file(run)).model, seed=0)
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in read_tensors(checkpoint).items()

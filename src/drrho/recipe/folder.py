@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from drrho.data.manifest import Manifest
-from drrho.models.build import build_model, load_model
+from drrho.models.build import build_recorded_model, load_model
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.document import (
     RECIPE_FILE,
@@ -126,7 +126,7 @@ def stages_of(run: RunFolder) -> list[Stage]:
     def stage(step: int, title: str, load: Callable[[], TwoTower]) -> Stage:
         return Stage(step=step, title=title, temperature=run.temperature_at(step), load=load)
 
-    start = partial(build_model, run.recipe.model, seed=run.recipe.seed)
+    start = partial(build_recorded_model, run.recipe.model, seed=run.recipe.seed)
     stages = [stage(0, "before training", start)]
     finished = run.results is not None
     for checkpoint in list_checkpoints(run.path / "checkpoints"):

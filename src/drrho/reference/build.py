@@ -15,6 +15,7 @@ from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
 from drrho.encoding.encoder import EmbeddingModel, Precision
 from drrho.models.build import Model, build_model
+from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, markdown_table
 from drrho.reference.losses.summary import summarise_losses
 from drrho.reference.precompute import PrecomputeReport, precompute
@@ -44,6 +45,8 @@ class PrecomputeConfig:
             training with loading.views; more can be added later. None stores the unchanged samples.
         views_seed: random seed of the views; None means 0.
         views_scale: smallest and largest share of the image's area in a view; None means 0.9 and 1.
+        trust: run the program that the folder of a model names; needed for runs of
+            "python:FILE.py".
         views_captions: caption of a view of a sample that has several: the "first" (None), or a
             "random" one for each view.
         device: device to compute on; "auto" takes the GPU if there is one.
@@ -61,6 +64,7 @@ class PrecomputeConfig:
     views_scale: tuple[float, float] | None = None
     views_captions: Literal["first", "random"] | None = None
     device: Device = "auto"
+    trust: bool = False
 
     def __post_init__(self):
         Model(name=self.model, pretrained=self.pretrained).require_trained()
@@ -102,6 +106,8 @@ class VerifyConfig:
         samples: number of samples to encode again.
         seed: random seed of the choice of samples to encode again.
         device: device to compute on; "auto" takes the GPU if there is one.
+        trust: run the program that the folder of a model names; needed for runs of
+            "python:FILE.py".
     """
 
     folder: Positional[str]
@@ -112,6 +118,7 @@ class VerifyConfig:
     samples: int = 64
     seed: int = 0
     device: Device = "auto"
+    trust: bool = False
 
     def __post_init__(self):
         if self.samples < 1:
@@ -131,7 +138,8 @@ def verify_reference(config: VerifyConfig) -> Verification:
     encoder = None
     if config.model is not None:
         model = Model(name=config.model, pretrained=config.pretrained)
-        encoder = _encoder(model, config.precision, resolve_device(config.device))
+        with trusting(everything=config.trust):
+            encoder = _encoder(model, config.precision, resolve_device(config.device))
         encoder.view = View.of_identity(REFERENCE_CARDS.load(folder).model)
     return verify(
         folder,
@@ -153,7 +161,8 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
         require_shared(Path(config.output), processes)
         with exclusive(Path(config.output)) if processes.is_first else nullcontext():
             model = Model(name=config.model, pretrained=config.pretrained)
-            encoder = _encoder(model, config.precision, device)
+            with trusting(everything=config.trust):
+                encoder = _encoder(model, config.precision, device)
             return _precomputed(config, encoder, manifest, processes)
 
 

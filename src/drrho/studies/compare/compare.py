@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from drrho.data.indexing import open_manifest
 from drrho.data.subset import split_at_random
+from drrho.models.program import trusting
 from drrho.recipe.recipe import load_recipe
 from drrho.runtime.files import exclusive, write_atomically
 from drrho.runtime.launch import require_one_process
@@ -31,7 +32,8 @@ def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> Resu
         TrainingInterrupted: a signal came; the same call continues.
     """
     comparison = with_test_set(comparison)
-    run_parts(comparison, comparison.parts if parts is None else parts)
+    with trusting(*comparison.model_names):  # its runs' folders name the programs again
+        run_parts(comparison, comparison.parts if parts is None else parts)
     return write_tables(comparison)
 
 
@@ -125,6 +127,8 @@ class CompareConfig:
         tasks: number of tasks that share the runs; this call does the runs of one task.
         task: number of this task, from 0; None takes SLURM_ARRAY_TASK_ID.
         table_only: write the table of the finished runs, and train nothing.
+        trust: run the programs that the folders of references name; needed for runs of
+            "python:FILE.py" that are not of this comparison.
     """
 
     seeds: tuple[int, ...] | None = None
@@ -133,6 +137,7 @@ class CompareConfig:
     tasks: int | None = None
     task: int | None = None
     table_only: bool = False
+    trust: bool = False
 
     def __post_init__(self):
         if sum((bool(self.only), self.tasks is not None, self.table_only)) > 1:
@@ -195,7 +200,8 @@ def run_comparison(comparison: Comparison, config: CompareConfig) -> tuple[str, 
     if config.table_only:
         results = write_tables(comparison)
     else:
-        results = compare(comparison, config.parts(comparison))
+        with trusting(everything=config.trust):
+            results = compare(comparison, config.parts(comparison))
     failed = any(method.failed for method in results.methods.values())
     return comparison_report(comparison.output), int(failed)
 

@@ -159,6 +159,13 @@ class Comparison:
         folder = Path(self.output) / "tuning" / f"{method}-setting{setting}"
         return self._located(self.settings(method)[setting], folder, seed=self.tuning.seed)
 
+    @property
+    def model_names(self) -> set[str]:
+        """Names of the models of all methods and of the references that are trained."""
+        recipes = [recipe for method in self.methods for recipe in self.settings(method)]
+        recipes += [it for it in self.references.values() if isinstance(it, Recipe)]
+        return {recipe.model.name for recipe in recipes}
+
     def reference_recipe(self, name: str) -> Recipe | None:
         """The run that makes a reference; None for what exists already."""
         reference = self.references[name]

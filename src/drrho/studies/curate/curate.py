@@ -20,6 +20,7 @@ from drrho.data.manifest import CURATED, Manifest
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.models.build import load_model
+from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.pairs import drawn_ids
@@ -69,6 +70,7 @@ class CurateConfig:
         workers: worker processes that decode images; 0 decodes in the main process.
         seed: random seed of the choice of negatives.
         device: device to compute on; "auto" takes the GPU if there is one.
+        trust: run the program that the run's folder names; needed for runs of "python:FILE.py".
     """
 
     run: Positional[str] = field(kw_only=False)
@@ -85,6 +87,7 @@ class CurateConfig:
     workers: int = 0
     seed: int = 0
     device: Device = "auto"
+    trust: bool = False
 
     def __post_init__(self):
         for name in ("keep", "mismatched_share", "duplicate_similarity"):
@@ -157,7 +160,8 @@ def curate(config: CurateConfig) -> Curation:
     manifest = open_manifest(run.recipe.data if config.data is None else config.data)
     store = run.open_reference(manifest, config.reference)
     assert store is not None
-    model = load_model(run.path / "model")
+    with trusting(everything=config.trust):
+        model = load_model(run.path / "model")
     encoder = EmbeddingModel.frozen(model, device=resolve_device(config.device))
     quality = score_pairs(encoder, manifest, store, run=run, config=config)
     repeats = torch.full_like(quality.sample_ids, -1)

@@ -16,6 +16,7 @@ from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
 from drrho.data.subset import split_at_random
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.models.program import trusting
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import with_steps
 from drrho.reference.losses.table import read_loss_table
@@ -95,6 +96,8 @@ class ProbeConfig:
             each model.
         resamples: number of bootstrap resamples.
         seed: random seed of the bootstrap and of the choice of pairs.
+        trust: run the programs that the folders of reference models name; needed for runs of
+            "python:FILE.py".
     """
 
     reference: References
@@ -105,6 +108,7 @@ class ProbeConfig:
     max_pairs: int = 1000
     resamples: int = 400
     seed: int = 0
+    trust: bool = False
 
     def __post_init__(self):
         if not self.reference:
@@ -161,6 +165,11 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     Raises:
         ValueError: a reference cannot be found, or does not fit the data.
     """
+    with trusting(recipe.model.name, everything=config.trust):
+        return _probe_recipe(recipe, config)
+
+
+def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     if isinstance(recipe.objective, SigLIP):
         raise ValueError("a probe compares gaps to the positive, which SigLIP does not train on")
     train = open_manifest(recipe.data if config.data is None else config.data)

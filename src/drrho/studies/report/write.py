@@ -20,6 +20,7 @@ from drrho.evaluation.metrics.retrieval import (
     retrieval_ranks,
 )
 from drrho.models.build import Model, build_model
+from drrho.models.program import trusting
 from drrho.recipe.folder import RunFolder, find_runs, read_run
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
@@ -55,6 +56,8 @@ class ReportConfig:
         gallery: number of pairs that are examined and shown.
         galleries: examine and show pairs.
         device: device to compute on; "auto" takes the GPU if there is one.
+        trust: run the programs that the runs' folders name, and fetch the models that their recipes
+            name; needed to show the pairs of runs of "python:FILE.py".
     """
 
     runs: Positional[tuple[str, ...]]
@@ -65,6 +68,7 @@ class ReportConfig:
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
     galleries: bool = True
     device: Device = "auto"
+    trust: bool = False
 
     def __post_init__(self):
         if not self.runs:
@@ -89,9 +93,11 @@ def write_report(config: ReportConfig) -> Path:
     names, with_galleries = _names(runs), _with_galleries(runs, config)
     compared = {folder.resolve().name: find_results(folder) for folder in folders}
     laws = [p for f in folders for p in (f / LAWS_FILE, *sorted(f.glob(f"*/{LAWS_FILE}")))]
+    with trusting(everything=config.trust):
+        reported = [_reported(run, names[run.path], config, with_galleries) for run in runs]
     report = Report(
         title=" and ".join(folder.resolve().name for folder in folders),
-        runs=[_reported(run, names[run.path], config, with_galleries) for run in runs],
+        runs=reported,
         comparisons={name: found for name, found in compared.items() if found is not None},
         scaling={
             path.parent.resolve().name: read_record(path, ScalingResults)
