@@ -113,7 +113,7 @@ class Members:
         text_row: caption to take; in DataCompDR 0 is the real one.
         text_array: array of the captions' embeddings.
         teacher_dims: dimensions of the teachers whose embeddings are concatenated, such as 768 768.
-        teacher: which of these teachers to take, from 0.
+        teacher: index of the teacher to take, from 0.
     """
 
     source: Positional[str]
