@@ -162,7 +162,11 @@ def test_what_is_missing_is_unusable_and_counted(tmp_path):
     text = path.read_bytes().replace(caption(3).encode(), b"")
     path.write_bytes(text.replace(caption(4).encode(), b"\xff\xfe"))
     (shard,) = index_shards(path).shards
-    assert shard.unusable == {1: "no image", 3: "empty caption", 4: "corrupt caption"}
+    assert shard.unusable == {
+        1: "no image: its file does not exist",
+        3: "empty caption",
+        4: "corrupt caption",
+    }
 
 
 def test_columns_and_the_folder_of_images_are_named(tmp_path):
@@ -181,7 +185,7 @@ def test_columns_and_the_folder_of_images_are_named(tmp_path):
     manifest, _ = write_manifest(config)
     assert manifest.usable_ids().tolist() == list(range(COUNT))
     found = index_shards(path, columns=Columns(image="filepath", caption="title"))
-    assert set(found.shards[0].unusable.values()) == {"no image"}
+    assert set(found.shards[0].unusable.values()) == {"no image: its file does not exist"}
 
 
 def test_a_folder_is_a_label_where_there_are_no_captions(tmp_path):

@@ -23,10 +23,17 @@ from jaxtyping import Bool, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.files import (
+    parse_json,
+    read_regular,
+    require_regular,
+    write_atomically,
+    write_json,
+)
 
 FORMAT = "drrho manifest"
 VERSION = 2
+MAX_JSON = 2**30  # bytes of the file: unusable rows take about 25 each
 ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
 
 NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
@@ -246,7 +253,7 @@ class Manifest:
         """
         remedy = "run `drrho index` on the shards to write it, or index the items again"
         try:
-            document = json.loads(Path(path).read_bytes())
+            document = parse_json(read_regular(path, most=MAX_JSON))
         except FileNotFoundError:
             raise FileNotFoundError(f"manifest {path} does not exist; {remedy}") from None
         except ValueError as error:
@@ -289,6 +296,7 @@ def _parse_shard(entry: dict, folder: Path) -> Shard:
 
 def _with_spans(manifest: Manifest, path: Path) -> Manifest:
     """Map the file of rows into memory and give each shard its part, in order."""
+    require_regular(path)  # or opening a pipe would wait for a writer
     with safe_open(path, framework="pt") as file:
         spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
     shards = manifest.shards

@@ -84,6 +84,14 @@ def read_regular(path: str | Path, *, most: int) -> bytes:
     return Path(path).read_bytes()
 
 
+def parse_json(content: bytes) -> Any:
+    """Parse JSON; raise ValueError for what is none, or nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def require_no_folder(argument: str, path: str) -> None:
     """Raise ValueError if a folder has the name of a file that is to be written at the end."""
     if Path(path).is_dir():

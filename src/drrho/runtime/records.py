@@ -4,7 +4,6 @@ Recipes, results of runs and results of studies are such records. A member of a 
 dataclasses is told by its tag, the class attribute `method` or `kind`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -12,10 +11,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from drrho.runtime.files import write_json
+from drrho.runtime.files import parse_json, read_regular, write_json
 
 # The metadata of a field that is None by default, and then left out of the file.
 OPTIONAL = {"left_out_if_none": True}
+MAX_JSON = 2**28  # bytes of a file
 FORMAT = "format"  # the name of the version number in every file
 TAGS = ("method", "kind")
 Record = TypeVar("Record")
@@ -89,7 +89,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_regular(path, most=MAX_JSON))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); it was damaged") from error
     if not isinstance(content, dict):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
+from drrho.runtime.files import require_regular
 from drrho.runtime.optional import import_optional
 
 
@@ -37,6 +38,7 @@ def require_columns(
 
 def _opened(path: str | Path):
     pyarrow = _import("pyarrow")
+    require_regular(path)
     try:
         return _import("pyarrow.parquet").ParquetFile(path)
     except pyarrow.ArrowException as error:

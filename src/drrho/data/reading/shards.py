@@ -1,7 +1,6 @@
 """WebDataset shards: the samples of a tar file in order, and how their fields are decoded."""
 
 import io
-import json
 import re
 import tarfile
 import zlib
@@ -17,6 +16,7 @@ from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
 from drrho.data.reading.images import UnusableSample, decode_image_bytes
 from drrho.data.reading.storage import Stream, open_file
 from drrho.data.reading.tar import ZERO_BLOCK, tar_files
+from drrho.runtime.files import parse_json
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
@@ -34,12 +34,14 @@ class RawSample:
         row: position in the shard, counting every sample, usable or not.
         fields: the bytes of its files by lower-case extension, such as "jpg", "txt" or "cls".
         span: byte range of its files in the shard.
+        no_image: why it has no image, if it has none.
     """
 
     key: str
     row: int
     fields: dict[str, bytes]
     span: tuple[int, int] = (0, 0)
+    no_image: str = "no image"
 
     @property
     def checksum(self) -> int:
@@ -129,7 +131,7 @@ def find_fault(sample: RawSample) -> str | None:
     """Say why the sample is no image-caption pair, without decoding it; None if it is one."""
     content = image_bytes(sample)
     if content is None:
-        return "no image"
+        return sample.no_image
     if not content.strip(b"\0"):  # zeros are what a download with holes has
         return "empty image"
     try:
@@ -143,7 +145,7 @@ def decode_image(sample: RawSample) -> Image.Image:
     """Decode the image of a sample, as `decode_image_bytes`; UnusableSample if there is none."""
     content = image_bytes(sample)
     if content is None:
-        raise UnusableSample("no image")
+        raise UnusableSample(sample.no_image)
     return decode_image_bytes(content)
 
 
@@ -162,7 +164,7 @@ def decode_captions(sample: RawSample) -> list[str]:
     if one is None and several is None:
         raise UnusableSample(NO_CAPTION)
     try:
-        captions = [(one or b"").decode()] if several is None else json.loads(several)
+        captions = [(one or b"").decode()] if several is None else parse_json(several)
         if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
             raise ValueError("captions.json must be a list of texts")
         if b"\0" in "".join(captions).encode():  # half of a surrogate pair is no text
@@ -186,7 +188,7 @@ def decode_metadata(sample: RawSample) -> dict:
             numbers.
     """
     try:
-        metadata: Any = json.loads(sample.fields.get("json", b"{}"))
+        metadata: Any = parse_json(sample.fields.get("json", b"{}"))
     except ValueError as error:
         raise UnusableSample("corrupt json") from error
     if not isinstance(metadata, dict):
@@ -202,11 +204,17 @@ def decode_metadata(sample: RawSample) -> dict:
 
 
 def _decode_numbers(content: bytes) -> list[int | float]:
-    """Read a row of numbers; nothing is unpickled."""
+    """Read a row of numbers; nothing is unpickled, and no more allocated than there is."""
+    stream = io.BytesIO(content)
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        (length,), _, dtype = read_header(stream)
+        if dtype.kind not in "buif" or length * dtype.itemsize != len(content) - stream.tell():
+            raise ValueError("the header does not fit the content")
+    except (ValueError, KeyError, OSError) as error:
         raise UnusableSample("corrupt npy") from error
-    if array.ndim != 1 or array.dtype.kind not in "buif":
-        raise UnusableSample("corrupt npy")
-    return array.tolist()
+    return np.frombuffer(content, dtype, offset=stream.tell()).tolist()

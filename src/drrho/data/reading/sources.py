@@ -19,12 +19,15 @@ from drrho.data.reading.shards import (
     IMAGE_EXTENSIONS,
     RawSample,
 )
+from drrho.data.reading.tar import MAX_CONTENT
+from drrho.runtime.files import read_regular, require_regular
 from drrho.runtime.optional import import_optional
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 DATASET_FILE = "dataset_info.json"
 REMEDY = "; say which hold images and captions: --image-column NAME --caption-column NAME"
-Row = tuple[str, bytes | None, list[str], dict]  # key, encoded image, captions, metadata
+# Key, encoded image or why there is none, captions, metadata.
+Row = tuple[str, bytes | str, list[str], dict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Rows:
     """Random access to the samples of a source.
 
     Attributes:
-        read: row number -> its content; the image is None if it is missing.
+        read: row number -> its content.
     """
 
     num_rows: int
@@ -60,7 +63,7 @@ class Rows:
     def __getitem__(self, row: int) -> RawSample:
         key, image, captions, metadata = self.read(row)
         fields: dict[str, bytes] = {}
-        if image is not None:
+        if isinstance(image, bytes):
             fields[IMAGE_EXTENSIONS[0]] = image
         if captions:
             fields[CAPTION_EXTENSION] = captions[0].encode(errors="surrogateescape")
@@ -68,7 +71,8 @@ class Rows:
             fields[CAPTIONS_EXTENSION] = json.dumps(captions).encode()
         if metadata:
             fields["json"] = json.dumps(metadata).encode()
-        return RawSample(key=key, row=row, fields=fields)
+        no_image = "no image" if isinstance(image, bytes) else image
+        return RawSample(key=key, row=row, fields=fields, no_image=no_image)
 
 
 def open_rows(url: str, layout: Layout) -> Rows:
@@ -100,8 +104,12 @@ def _folder_rows(folder: str) -> Rows:
     def read(row: int) -> Row:
         path = Path(folder, names[row])
         caption = path.with_suffix(f".{CAPTION_EXTENSION}")
-        text = [caption.read_text(errors="surrogateescape")] if caption.is_file() else []
-        return path.stem, path.read_bytes(), text, {"folder": path.parent.name}
+        text = (
+            [caption.read_text(encoding="utf-8", errors="surrogateescape")]
+            if caption.is_file()
+            else []
+        )
+        return path.stem, _read_image(path), text, {"folder": path.parent.name}
 
     return Rows(len(names), read)
 
@@ -125,6 +133,7 @@ def _table_rows(url: str, layout: Layout) -> Rows:
 def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
     delimiter = "\t" if url.endswith(".tsv") else ","
     # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
+    require_regular(url)
     with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter)
         require_columns(url, wanted, list(reader.fieldnames or ()), remedy=REMEDY)
@@ -198,16 +207,31 @@ def _lengths(column: Any) -> list[int] | None:
     return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
 
 
-def _image_of(cell: Any, root: Path) -> bytes | None:
-    """Return the encoded image of a cell: a path, bytes, or Hugging Face's dictionary of both."""
+def _image_of(cell: Any, root: Path) -> bytes | str:
+    """Return the encoded image of a cell, or why there is none.
+
+    A cell is a path, bytes, or Hugging Face's dictionary of both.
+    """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes):
-        return cell
+    match cell:
+        case None | "" | b"":
+            return "no image"
+        case bytes():
+            return cell
+        case str():
+            return _read_image(root / cell)
+    return f"no image: its cell is a {type(cell).__name__}, not a path or bytes"
+
+
+def _read_image(path: Path) -> bytes | str:
+    """Read an image file; return why there is none if it cannot be read."""
     try:
-        return (root / cell).read_bytes() if cell else None
-    except OSError:
-        return None
+        return read_regular(path, most=MAX_CONTENT)
+    except FileNotFoundError:
+        return "no image: its file does not exist"
+    except (OSError, ValueError):  # ValueError: no regular file, too large, or no path at all
+        return "no image: its file cannot be read"
 
 
 def _captions_of(cells: list[Any]) -> list[str]:

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import bracex
 import fsspec
 
+from drrho.runtime.files import require_regular
+
 
 @runtime_checkable
 class Stream(Protocol):
@@ -36,24 +38,34 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
+def local_path(url: str) -> str | None:
+    """Return the path of a local file; None for another file system's URL."""
+    if not is_remote(url):
+        return url
+    scheme, path = url.split("://", 1)
+    return path if scheme in ("file", "local") else None
+
+
 def open_file(url: str) -> Stream:
     """Open a file for reading; it is seekable.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the URL's file system is unknown, or its package is not installed.
+        ValueError: it is no regular file, the URL's file system is unknown, or its package is not
+            installed.
     """
-    if is_remote(url):
-        stream = _file_system(url).open(url, "rb")
-        assert isinstance(stream, Stream)
-        return stream
-    return open(url, "rb")
+    if (path := local_path(url)) is not None:
+        require_regular(path)
+        return open(path, "rb")
+    stream = _file_system(url).open(url, "rb")
+    assert isinstance(stream, Stream)
+    return stream
 
 
 def file_state(url: str) -> FileState:
     """Return size and time of change; errors as `open_file`."""
-    if not is_remote(url):
-        found = os.stat(url)
+    if (path := local_path(url)) is not None:
+        found = require_regular(path)
         return FileState(found.st_size, str(found.st_mtime_ns))
     info = _file_system(url).info(url)
     told = [info[name] for name in ("ETag", "etag", "LastModified", "mtime") if name in info]
@@ -118,18 +130,19 @@ class OpenFiles:
             FileNotFoundError: there is no such file.
             ValueError: as `open_file`.
         """
-        if is_remote(url):
+        if (path := local_path(url)) is None:
             starts, ends = zip(*ranges, strict=True)
             return _file_system(url).cat_ranges(
                 [url] * len(ranges), list(starts), list(ends), on_error="raise"
             )
-        descriptor = self._descriptor(url)
+        descriptor = self._descriptor(path)
         return [os.pread(descriptor, end - start, start) for start, end in ranges]
 
     def _descriptor(self, path: str) -> int:
         if path not in self._descriptors:
             if len(self._descriptors) == self._capacity:
                 os.close(self._descriptors.popitem(last=False)[1])
+            require_regular(path)
             self._descriptors[path] = os.open(path, os.O_RDONLY)
         self._descriptors.move_to_end(path)
         return self._descriptors[path]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drrho.evaluation.metrics.zero_shot import PLACEHOLDER, ZeroShotTask
+from drrho.runtime.files import read_regular
 
 CLASS_NAMES_FILE = "classnames.txt"
 TYPE_FILE = "dataset_type.txt"
@@ -57,15 +58,18 @@ def shards_of_test(folder: Path) -> str:
     path = shards / NUM_SHARDS_FILE
     if not path.is_file():
         return str(shards)
-    text = path.read_text(encoding="utf-8").strip()
+    text = read_regular(path, most=100).decode(errors="replace").strip()
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{path} must hold the number of shards, got {text!r}")
     count = int(text)
-    missing = [f"{k}.tar" for k in range(count) if not (shards / f"{k}.tar").is_file()]
-    if missing:
+    # Compared with the files that there are, so that a wrong number takes no time.
+    present = {int(p.stem) for p in shards.glob("*.tar") if p.stem.isdecimal() and p.is_file()}
+    num_missing = count - len([k for k in present if k < count])
+    if num_missing:
+        first = next(k for k in range(count) if k not in present)
         raise FileNotFoundError(
-            f"{shards} lacks {len(missing)} of the {count} shards that {NUM_SHARDS_FILE} counts, "
-            f"the first is {missing[0]}; fetch it again, or correct {NUM_SHARDS_FILE}"
+            f"{shards} lacks {num_missing} of the {count} shards that {NUM_SHARDS_FILE} counts, "
+            f"the first is {first}.tar; fetch it again, or correct {NUM_SHARDS_FILE}"
         )
     return str(shards / f"{{0..{count - 1}}}.tar")
 
