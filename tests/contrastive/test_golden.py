@@ -15,8 +15,13 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from drrho.contrastive.exact import clip_loss
-from drrho.contrastive.objectives.distillation import Teacher
-from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.objectives.distillation import (
+    DistillationTerm,
+    Teacher,
+    converted_weight,
+)
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, GlobalContrastiveLoss
+from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from tests.contrastive.conftest import distillation_loss
 
@@ -178,3 +183,27 @@ def test_f_clip_with_distillation():
         [contrastive.detach(), distill.detach(), scale_gradient, image.abs().sum()],
         [0.000742860338988, 0.00173334167902, -0.000606780846598, 0.102659283228],
     )
+
+
+@pytest.mark.parametrize("published", [0.3, 1.0])
+def test_a_converted_distillation_weight_gives_the_published_gradient(published):
+    """Up to the factor 2B / (B - 1) of the whole, which the published loss has."""
+    official = Official(1e-4)
+    official.step(20.0, reference=REFERENCE)
+    scale = torch.tensor(20.0, dtype=torch.float64)
+    sides = [features(0.1, 0.7, 0.3).requires_grad_(), features(0.5, 0.69, 0.31).requires_grad_()]
+    term = published * distillation(scale, *sides) / scale
+    expected = [
+        g + d for g, d in zip(official.gradients, torch.autograd.grad(term, sides), strict=True)
+    ]
+    weight = converted_weight(published, batch_size=B)
+    config = DRRhoCLIP(
+        temperature=1 / 20.0,
+        epsilon=1e-4 / PER_MEAN,
+        distillation=DistillationTerm(teacher_temperatures=(0.01,), weight=weight),
+    )
+    objective = ContrastiveObjective(config, num_samples=NUM_SAMPLES).double()
+    objective.temperature.log_temperature.fill_(-math.log(20.0))
+    loss, _ = objective(PairEmbeddings(*sides), REFERENCE, sample_ids=IDS, teachers=[REFERENCE])
+    for found, gradient in zip(torch.autograd.grad(loss, sides), expected, strict=True):
+        assert_close(found * 2 / PER_MEAN, gradient, rtol=1e-9, atol=1e-12)

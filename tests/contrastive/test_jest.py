@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.selection import jest
 from drrho.contrastive.selection.jest import JestConfig, ModelPairs, select_jointly
-from drrho.steering.selection import sample_uniformly
+from drrho.steering.selection import sample_uniformly, sample_without_replacement
 from tests.contrastive.conftest import draw_pairs
 
 LOSSES = ("softmax", "sigmoid")
@@ -313,3 +313,111 @@ def test_models_that_do_not_fit(loss, kind, change, message):
         select(
             given["learner"], given["reference"], batch_size=8, num_chunks=2, kind=kind, loss=loss
         )
+
+
+def published_losses(model, drawn):
+    """Of all candidates, from matrices: -z_cc plus the mean of both sums over the pairs drawn."""
+    z = model.pairs.image @ model.pairs.text.T / model.temperature
+    losses = -z.diagonal()
+    if drawn:
+        losses = losses + (z[:, drawn].logsumexp(dim=1) + z[drawn].logsumexp(dim=0)) / 2
+    return losses
+
+
+def published_weights(learner, reference, drawn):
+    """Logarithms of the weights of the next draw; of those drawn, minus infinity."""
+    scores = published_losses(learner, drawn) - published_losses(reference, drawn)
+    if not drawn:
+        return (scores - scores.min()).log()
+    scores[drawn] = -math.inf
+    return scores
+
+
+@pytest.mark.parametrize("selection", ["sample", "top_k"])
+def test_the_published_form_draws_what_the_formula_draws_with_equal_noise(selection):
+    learner, reference = models("softmax")
+    found = select(
+        learner, reference, batch_size=12, num_chunks=2, selection=selection, score="published"
+    )
+    generator = seeded()
+    drawn = []
+    for chunk in range(2):
+        weights = published_weights(learner, reference, drawn)
+        if chunk and selection == "top_k":
+            drawn = drawn + weights.topk(6).indices.tolist()
+        else:
+            drawn = (
+                drawn
+                + sample_without_replacement(
+                    weights.clamp_min(-1e3),
+                    6,
+                    temperature=1.0,
+                    generator=generator,
+                    correction=False,
+                    mask=weights > -math.inf if drawn else None,
+                ).index.tolist()
+            )
+    assert found.index.tolist() == drawn
+
+
+def test_published_draws_of_eight_are_as_frequent_as_they_should_be():
+    """Every set of 2 and then 1 of 8 candidates, against its exact probability."""
+    num_pairs, num_draws = 8, 3000
+    learner, reference = (
+        m._replace(temperature=t)
+        for m, t in zip(models("softmax", num_pairs), (0.8, 0.5), strict=True)
+    )
+    linear = published_weights(learner, reference, []).exp()
+    p = linear / linear.sum()
+    exact = {}
+    for first, second in itertools.combinations(range(num_pairs), 2):
+        both = p[first] * p[second] * (1 / (1 - p[first]) + 1 / (1 - p[second]))
+        conditional = published_weights(learner, reference, [first, second]).softmax(dim=0)
+        for third in set(range(num_pairs)) - {first, second}:
+            exact[first, second, third] = float(both * conditional[third])
+    assert sum(exact.values()) == pytest.approx(1)
+
+    generator = seeded()
+    counts = dict.fromkeys(exact, 0)
+    config = JestConfig(batch_size=4, num_chunks=2, score="published")
+    for _ in range(num_draws):
+        index = select_jointly(learner, reference, config=config, generator=generator).index
+        *pair, third, _ = index.tolist()
+        counts[(*sorted(pair), third)] += 1
+    seen = [d for d, probability in exact.items() if num_draws * probability >= 5]
+    rest = num_draws - sum(counts[d] for d in seen)
+    expected = [num_draws * exact[d] for d in seen]
+    chi_square = sum((counts[d] - e) ** 2 / e for d, e in zip(seen, expected, strict=True))
+    left = num_draws - sum(expected)
+    chi_square += (rest - left) ** 2 / left
+    assert chi_square < len(seen) + 4.5 * math.sqrt(2 * len(seen))
+
+
+def test_published_scores_do_not_overflow_at_a_scale_of_a_hundred():
+    """exp(100) is beyond float32: in the published code such a draw is an error."""
+    image, _ = draw_pairs(24, 6, 0, torch.float32)
+    learner = ModelPairs(PairEmbeddings(image, -image), 0.01)
+    _, reference = models("softmax", dtype=torch.float32)
+    found = select(learner, reference, batch_size=12, num_chunks=3, score="published")
+    assert found.scores.max() > 89
+    assert found.scores.isfinite().all()
+    assert len(set(found.index.tolist())) == 12
+
+
+def test_learned_pairs_score_zero_in_the_contrastive_form_alone():
+    """The candidate's own term, far above those of the pairs drawn, hides them."""
+    image, _ = draw_pairs(64, 16, 0)
+    aligned = PairEmbeddings(image, image)
+    largest = {}
+    for score in ("contrastive", "published"):
+        found = select(
+            ModelPairs(aligned, 0.05),
+            ModelPairs(aligned, 0.06),
+            batch_size=8,
+            num_chunks=2,
+            selection="top_k",
+            score=score,
+        )
+        largest[score] = float(found.scores[4:].abs().max())
+    assert largest["contrastive"] < 0.01
+    assert largest["published"] > 1

@@ -24,6 +24,7 @@ CONFIGS = (
     RhoConfig(batch_size=13),
     RhoConfig(batch_size=NUM_PAIRS - 1, loss="sigmoid"),
 )
+PUBLISHED = JestConfig(batch_size=12, num_chunks=3, score="published")
 TOO_LARGE = JestConfig(batch_size=NUM_PAIRS)
 
 
@@ -57,6 +58,7 @@ def answers_of(rank, world):
         # Only the first process's generator counts: the seeds of the others differ.
         answers.append([tuple(select(rows, config, seed=rank)) for config in CONFIGS])
         answers[-1].append(message(rows))
+        answers[-1].append(tuple(select(rows, PUBLISHED, seed=rank)))
     return answers
 
 
@@ -77,5 +79,21 @@ def test_processes_are_one_process(world):
             places = [start + own for start, (_, _, own) in zip(starts, found, strict=True)]
             assert torch.cat(places).tolist() == expected.own.tolist()
         for answer in answers:
-            assert answer[number][-1] == message(everyone)
-            assert answer[number][-1] is not None
+            assert answer[number][-2] == message(everyone)
+            assert answer[number][-2] is not None
+        assert_published_shares([answer[number][-1] for answer in answers], sizes)
+
+
+def assert_published_shares(found, sizes):
+    """Each process selects its share of each chunk from its own pairs; all know the whole."""
+    index = found[0][0]
+    starts = [0, *accumulate(sizes)]
+    assert len(set(index.tolist())) == PUBLISHED.batch_size
+    assert CORRUPT not in index
+    for other, _, _ in found[1:]:
+        assert other.tolist() == index.tolist()
+    for (_, _, own), start, size in zip(found, starts, sizes, strict=False):
+        inside = (index >= start) & (index < start + size)
+        assert sorted((index[inside] - start).tolist()) == own.tolist()
+        share = PUBLISHED.batch_size * size / NUM_PAIRS
+        assert abs(len(own) - share) <= 2

@@ -6,10 +6,12 @@ has no published script the choice is said beside it. docs/guides/recipes.md lis
 differ.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS, OPENAI_TEMPERATURE
+from drrho.contrastive.objectives.distillation import converted_weight
+from drrho.contrastive.objectives.global_risk import GlobalRisk
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
@@ -77,6 +79,10 @@ def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
     if name not in ALGORITHMS:
         raise ValueError(f"no recipe is called {name!r}; there are {', '.join(ALGORITHMS)}")
     objective = ALGORITHMS[name].objective
+    if isinstance(objective, GlobalRisk) and objective.distillation is not None:
+        term = objective.distillation
+        weight = converted_weight(term.weight, batch_size=scale.batch_size)
+        objective = replace(objective, distillation=replace(term, weight=weight))
     selection = _selection(name, scale)
     reads_reference = objective.needs_reference or selection is not None
     return Recipe(
@@ -120,5 +126,6 @@ def _selection(name: str, scale: Scale) -> Selection | None:
     return Selection(
         batch_size=scale.batch_size,
         selection=rules[name],
+        score="contrastive" if name == "rho_top_k" else "published",
         reference_temperature=OPENAI_TEMPERATURE,
     )

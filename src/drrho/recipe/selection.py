@@ -11,12 +11,12 @@ from drrho.contrastive.memory.temperature import Learned, PerSample, Temperature
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.contrastive.selection.jest import JestConfig, select_jointly
+from drrho.contrastive.selection.jest import JestConfig, Score, select_jointly
 from drrho.contrastive.selection.rho import RhoConfig, select_by_excess
 from drrho.contrastive.selection.super_batch import Kind, Loss, ModelPairs
 from drrho.runtime.randomness import derived_seed
 
-NUM_CHUNKS = 16  # as published
+NUM_CHUNKS = {"contrastive": 16, "published": 2}  # of the JEST paper; of DRRho-CLIP's code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,13 @@ class Selection:
 
     Attributes:
         batch_size: pairs of a super-batch to train on; as published, a fifth of it.
-        num_chunks: number of draws that make up a batch of JEST; None means 16, or one for each
-            pair of a smaller batch.
+        num_chunks: number of draws that make up a batch of JEST; None means 16, or 2 with the
+            published score, and at most one for each pair of a batch.
         selection: rule of selection: "sample" is JEST, "top_k" JEST top-k; "rho_top_k" takes the
             pairs with the largest scores in the super-batch, which is its CVaR.
-        kind: score of a pair: "excess", learner minus reference (learnability); "loss", the
+        score: score of JEST for a softmax loss: "contrastive", the loss in a batch with the pairs
+            drawn, or "published", what the code of the papers computes and how it draws.
+        kind: what a score is made of: "excess", learner minus reference (learnability); "loss", the
             learner's; "irreducible", the reference's alone.
         reference_temperature: temperature that the reference was trained with, in units of cosine
             similarity (1 / logit_scale); for all kinds but "loss".
@@ -39,6 +41,7 @@ class Selection:
     batch_size: int
     num_chunks: int | None = None
     selection: Literal["sample", "top_k", "rho_top_k"] = "sample"
+    score: Score = "contrastive"
     kind: Kind = "excess"
     reference_temperature: float | None = None
     reference_bias: float | None = None
@@ -48,6 +51,11 @@ class Selection:
             raise ValueError(
                 f"selection.num_chunks = {self.num_chunks} has no effect on selection "
                 "'rho_top_k', which selects at once; leave it out"
+            )
+        if self.selection == "rho_top_k" and self.score == "published":
+            raise ValueError(
+                "selection.score = 'published' has no effect on selection 'rho_top_k', whose score "
+                "is the excess loss; leave it out"
             )
         for name, value in (
             ("reference_temperature", self.reference_temperature),
@@ -83,9 +91,12 @@ class Selection:
         return JestConfig(
             batch_size=self.batch_size,
             num_chunks=(
-                min(NUM_CHUNKS, self.batch_size) if self.num_chunks is None else self.num_chunks
+                min(NUM_CHUNKS[self.score], self.batch_size)
+                if self.num_chunks is None
+                else self.num_chunks
             ),
             selection=self.selection,
+            score=self.score,
             kind=self.kind,
             loss=loss,
         )

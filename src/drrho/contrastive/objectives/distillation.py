@@ -53,6 +53,17 @@ class DistillationTerm(Teachers):
         require_positive(**{"objective.distillation.weight": self.weight})
 
 
+def converted_weight(weight: float, *, batch_size: int) -> float:
+    """Return the weight here that is the published `--distill_weight` of FastCLIP and DRRho-CLIP.
+
+    `w (B - 1) / (2 B)`: the published contrastive loss is 2 B / (B - 1) times the exact one, its
+    distillation is not.
+
+    Source: docs/mathematics.md, "The official code".
+    """
+    return weight * (batch_size - 1) / (2 * batch_size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Teachers):
     """Teachers' matching probabilities alone, the way of MobileCLIP.

@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 
 from drrho.contrastive.pairs import pair_partition
 from drrho.contrastive.selection.super_batch import (
+    Draw,
     Loss,
     ModelPairs,
     PairSelection,
@@ -37,6 +38,7 @@ from drrho.runtime.checks import require_choice
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 Rule = Literal["sample", "top_k"]
+Score = Literal["contrastive", "published"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +50,31 @@ class JestConfig(SelectionConfig):
             joint score more closely; each takes a pass over the candidates.
         selection: "sample" draws a chunk without replacement by `softmax(score)`, as published;
             "top_k" takes the largest scores.
+        score: "contrastive" is the loss of the candidate in a batch with the pairs drawn;
+            "published" is what the code of the JEST and DRRho-CLIP papers computes for the softmax
+            loss, which leaves the candidate out of its own sum, with the draws of that code. For
+            the sigmoid loss the two are one.
     """
 
     num_chunks: int = 16
     selection: Rule = "sample"
+    score: Score = "contrastive"
 
     def __post_init__(self):
         super().__post_init__()
         require_choice("selection", self.selection, Rule)
+        require_choice("score", self.score, Score)
+        if self.score == "published" and self.loss == "sigmoid":
+            raise ValueError(
+                "score = 'published' has no effect on loss 'sigmoid', whose score is the published "
+                "one; leave it out"
+            )
         if not 1 <= self.num_chunks <= self.batch_size:
             raise ValueError(
                 f"num_chunks must be between 1 and batch_size, {self.batch_size}, so that no chunk "
                 f"is empty; got {self.num_chunks}"
             )
-        if self.loss == "softmax" and self.num_chunks == 1:
+        if self.loss == "softmax" and self.num_chunks == 1 and self.score == "contrastive":
             raise ValueError(
                 "num_chunks = 1 draws uniformly with loss 'softmax', which is zero for a pair "
                 "alone: take more chunks, or drrho.steering.selection.sample_uniformly"
@@ -94,6 +107,12 @@ def select_jointly(
     and joins D. With the softmax loss a pair alone has no loss: the first chunk is uniform, for
     "top_k" too.
 
+    The published softmax score is -z_cc + the mean over both directions of log sum_{j in D} z_cj,
+    without c in its own sum, and -z_cc alone for the first chunk, which is drawn with weights
+    score - (smallest score), for "top_k" too. Each process draws its share, in proportion to its
+    candidates, from these; D are the pairs of all. Weights are kept as logarithms, so that no
+    score overflows.
+
     Work is O(n batch_size d): each chunk is multiplied with the n candidates once, in tiles, and
     added to their running sums. Memory beyond the arguments is O(n) numbers, a tile and the
     embeddings of a chunk. All is in float32 or wider, without gradient. With K processes a chunk
@@ -118,16 +137,17 @@ def select_jointly(
     """
     models = models_that_count(learner, reference, kind=config.kind, loss=config.loss)
     processes = pair_partition(models[0].pairs, group=group)
-    candidates = [_Candidates(model, config.loss) for model in models]
+    published = config.score == "published"
+    candidates = [_Candidates(model, config.loss, alone=published) for model in models]
 
     def losses(chunks: list[Int64[Tensor, " _"]]) -> list[Float[Tensor, " own"]]:
         for c in candidates if chunks else ():
             c.add(chunks[-1], processes)
         return [c.losses() for c in candidates]
 
-    rule = generator if config.selection == "sample" else None
+    rule = Draw(generator if config.selection == "sample" else None, own=published)
     # Softmax losses of pairs alone tie, and the largest of ties are no random choice.
-    first = generator if config.loss == "softmax" else rule
+    first = Draw(generator, linear=published, own=published) if config.loss == "softmax" else rule
     return draw_pairs(
         losses,
         [(size, rule if place else first) for place, size in enumerate(config.chunk_sizes)],
@@ -138,10 +158,14 @@ def select_jointly(
 
 
 class _Candidates:
-    """One model's view of this process's pairs, and running sums over the pairs drawn."""
+    """One model's view of this process's pairs, and running sums over the pairs drawn.
 
-    def __init__(self, model: ModelPairs, loss: Loss):
-        self.pairs, self.loss = model.pairs, loss
+    Args:
+        alone: whether a candidate's softmax sum is over the pairs drawn alone, as published.
+    """
+
+    def __init__(self, model: ModelPairs, loss: Loss, *, alone: bool):
+        self.pairs, self.loss, self.alone = model.pairs, loss, alone
         self.dtype = torch.promote_types(model.pairs.image.dtype, torch.float32)
         self.temperature = number(model.temperature)
         self.bias = 0.0 if model.bias is None else number(model.bias)
@@ -157,7 +181,10 @@ class _Candidates:
 
     def losses(self) -> Float[Tensor, " own"]:
         """Compute each candidate's loss given the pairs drawn; NaN where it is not finite."""
-        if self.loss == "softmax":
+        if self.alone:
+            drawn = self.sums.mean(dim=0)
+            losses = drawn.where(drawn > -math.inf, 0.0) - self.positives
+        elif self.loss == "softmax":
             # log(e^z_cc + sum over D) - z_cc, without a difference of large numbers.
             losses = softplus(self.sums - self.positives).mean(dim=0)
         else:

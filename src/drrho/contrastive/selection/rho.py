@@ -14,6 +14,7 @@ from drrho.contrastive.exact import clip_anchor_losses
 from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.selection.super_batch import (
+    Draw,
     Loss,
     ModelPairs,
     PairSelection,
@@ -68,7 +69,7 @@ def select_by_excess(
         require_candidates(counted.num_rows, config.batch_size, processes)
         return [_pair_losses(model, finite, config.loss, counted) for model in models]
 
-    chunks = [(config.batch_size, None)]
+    chunks = [(config.batch_size, Draw(None))]
     return draw_pairs(losses, chunks, kind=config.kind, processes=processes, device=device)
 
 

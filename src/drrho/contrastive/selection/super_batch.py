@@ -1,12 +1,12 @@
 """Super-batches: models' embeddings of them, and the draw of a batch in chunks."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs
@@ -76,6 +76,21 @@ class PairSelection(NamedTuple):
     own: Int64[Tensor, " own"]
 
 
+class Draw(NamedTuple):
+    """The way in which a chunk is drawn.
+
+    Attributes:
+        generator: draws without replacement with weights `exp(score)`; None takes the largest
+            scores.
+        linear: whether the weights are `score - (smallest score)` in place of the exponentials.
+        own: whether each process draws its share from its own candidates, by their scores alone.
+    """
+
+    generator: torch.Generator | None
+    linear: bool = False
+    own: bool = False
+
+
 def models_that_count(
     learner: ModelPairs | None, reference: ModelPairs | None, *, kind: Kind, loss: Loss
 ) -> list[ModelPairs]:
@@ -101,7 +116,7 @@ def models_that_count(
 @torch.no_grad()
 def draw_pairs(
     losses: Losses,
-    chunks: Sequence[tuple[int, torch.Generator | None]],
+    chunks: Sequence[tuple[int, Draw]],
     *,
     kind: Kind,
     processes: Partition,
@@ -111,8 +126,7 @@ def draw_pairs(
 
     Args:
         losses: called before each chunk, without gradient and autocast.
-        chunks: number of pairs of each; and a generator that draws them by `softmax(score)`
-            without replacement, or None for those with the largest scores.
+        chunks: number of pairs of each, and how they are drawn.
         kind: what a score is made of.
         processes: partition of the super-batch. The first process's draws are those of all.
         device: where the embeddings are.
@@ -123,29 +137,52 @@ def draw_pairs(
     taken = torch.zeros(processes.num_rows, dtype=torch.bool, device=device)
     indices, drawn_scores = [], []
     with torch.autocast(device.type, enabled=False):
-        for size, generator in chunks:
+        for size, draw in chunks:
             found = losses(indices)
             scores = processes.all_gather(selection_scores(kind, found[0], found[-1]))
             num_finite = int((scores.isfinite() | taken).sum())
             require_candidates(num_finite, sum(n for n, _ in chunks), processes)
-            left = ~taken
-            if generator is None:
-                index = select_top_k(scores, size, mask=left).index
-            else:
-                index = sample_without_replacement(
-                    scores,
-                    size,
-                    temperature=1.0,
-                    generator=generator,
-                    correction=False,
-                    mask=~taken,
-                ).index
+            left = ~taken & scores.isfinite()
+            shares = _shares(size, left, processes) if draw.own else [(size, left)]
+            index = torch.cat([_drawn(scores, share, draw, mask) for share, mask in shares])
             index = processes.all_reduce(index if processes.rank == 0 else torch.zeros_like(index))
             taken[index] = True
             indices.append(index)
             drawn_scores.append(scores[index])
     own = processes.own(taken).nonzero().flatten()
     return PairSelection(torch.cat(indices), torch.cat(drawn_scores), own)
+
+
+def _drawn(
+    scores: Float[Tensor, " all"], size: int, draw: Draw, mask: Bool[Tensor, " all"]
+) -> Int64[Tensor, " size"]:
+    """Draw some of the candidates that a mask leaves."""
+    if draw.generator is None:
+        return select_top_k(scores, size, mask=mask).index
+    if draw.linear:
+        smallest = scores.masked_fill(~mask, math.inf).amin()
+        # The smallest has no weight: it is drawn when nothing else is left.
+        scores = (scores - smallest).clamp_min(torch.finfo(scores.dtype).tiny).log()
+    return sample_without_replacement(
+        scores, size, temperature=1.0, generator=draw.generator, correction=False, mask=mask
+    ).index
+
+
+def _shares(
+    size: int, left: Bool[Tensor, " all"], processes: Partition
+) -> Iterator[tuple[int, Bool[Tensor, " all"]]]:
+    """Yield each process's part of the candidates left, and its share of the pairs to draw.
+
+    Shares are proportional to the candidates, so equal where processes have equally many.
+    """
+    total, before, start = int(left.sum()), 0, 0
+    for rows in processes.sizes:
+        mask = torch.zeros_like(left)
+        mask[start : start + rows] = left[start : start + rows]
+        after = before + int(mask.sum())
+        if share := size * after // total - size * before // total:
+            yield share, mask
+        before, start = after, start + rows
 
 
 def require_candidates(num_finite: int, batch_size: int, processes: Partition) -> None:
