@@ -11,6 +11,7 @@ from drrho.data.indexing import Columns, index_shards, resolve_shards
 from drrho.data.manifest import Manifest
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.files import exclusive_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
         FileNotFoundError: no shard is there.
         ValueError: `data` is no folder and there is no `output`; the output's folder cannot be
             written; or as `index_shards`.
+        BlockingIOError: another process writes this manifest.
     """
     folder = Path(config.data).expanduser()
     resolve_shards(config.data)  # missing data are reported before a missing output
@@ -59,15 +61,14 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
-    manifest = index_shards(
-        config.data,
-        known=_known(path),
-        workers=config.workers,
-        columns=Columns(
-            image=config.image_column, caption=config.caption_column, images=config.images
-        ),
+    columns = Columns(
+        image=config.image_column, caption=config.caption_column, images=config.images
     )
-    manifest.save(path)
+    with exclusive_file(path):
+        manifest = index_shards(
+            config.data, known=_known(path), workers=config.workers, columns=columns
+        )
+        manifest.save(path)
     return manifest, path
 
 
@@ -112,16 +113,19 @@ def mix_manifests(config: MixConfig) -> Manifest:
     Raises:
         FileNotFoundError: a manifest does not exist.
         ValueError: one is damaged, or two have a shard in common.
+        BlockingIOError: another process writes this manifest.
     """
     weights = (1.0,) * len(config.manifests) if config.weights is None else config.weights
-    manifest = Manifest(
-        shards=tuple(
-            replace(shard, weight=weight)
-            for path, weight in zip(config.manifests, weights, strict=True)
-            for shard in Manifest.load(Path(path).expanduser()).shards
+    output = Path(config.output).expanduser()
+    with exclusive_file(output):
+        manifest = Manifest(
+            shards=tuple(
+                replace(shard, weight=weight)
+                for path, weight in zip(config.manifests, weights, strict=True)
+                for shard in Manifest.load(Path(path).expanduser()).shards
+            )
         )
-    )
-    manifest.save(Path(config.output).expanduser())
+        manifest.save(output)
     return manifest
 
 

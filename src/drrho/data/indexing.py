@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
-from drrho.data.manifest import REPEATED_KEY, FieldHash, Manifest, Shard, Spans
+from drrho.data.manifest import CURATED, REPEATED_KEY, FieldHash, Manifest, Shard, Spans
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
     CAPTIONS_EXTENSION,
@@ -195,16 +195,24 @@ def _plain(layout: Layout | None) -> dict[str, str | None] | None:
 
 
 def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> dict[str, Shard]:
-    """Return the shards of an earlier index whose files have not changed, by URL."""
+    """Return the shards of an earlier index whose files have not changed, by URL.
+
+    Without the choices of `drrho curate` and the weights of `drrho mix`: an index follows from the
+    files alone.
+    """
     if known is None:
         return {}
     return {
-        shard.url: shard
+        shard.url: replace(shard, unusable=_not_curated(shard.unusable), weight=1.0)
         for shard in known.shards
         # The images that a table names may have changed without it.
         if shard.layout is None and shard.modified is not None and shard.size is not None
         if states.get(shard.url) == FileState(shard.size, shard.modified)
     }
+
+
+def _not_curated(unusable: dict[int, str]) -> dict[int, str]:
+    return {row: why for row, why in unusable.items() if not why.startswith(CURATED)}
 
 
 def _indexed(

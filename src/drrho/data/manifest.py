@@ -4,13 +4,14 @@ The sample with row r of shard s has the id `offsets[s] + r`. Rows count every s
 not, so an id never depends on a filter, a shuffle or on what could be decoded.
 """
 
-import glob
 import hashlib
 import json
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from drrho.runtime.files import (
+    exclusive_file,
     parse_json,
     read_regular,
     require_regular,
@@ -33,6 +35,8 @@ from drrho.runtime.files import (
 
 FORMAT = "drrho manifest"
 VERSION = 2
+LOAD_ATTEMPTS = 20
+HEAD_BYTES = 4096  # of a manifest: the name of its rows stands in front of the shards
 MAX_JSON = 2**30  # bytes of the file: unusable rows take about 25 each
 ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
 
@@ -226,6 +230,10 @@ class Manifest:
         Shards below the manifest's folder are named relative to it, so that all move together.
         """
         path = Path(os.path.abspath(path))
+        with exclusive_file(path.with_name(f"{path.name}.saving"), wait=True):
+            self._write(path)
+
+    def _write(self, path: Path) -> None:
         shards = [_entry(shard, path.parent) for shard in self.shards]
         rows_file: str | None = None
         spans = [shard.spans for shard in self.shards if shard.spans is not None]
@@ -239,18 +247,24 @@ class Manifest:
             write_atomically(path.parent / rows_file, content)
         document = {"format": FORMAT, "version": VERSION, "rows": rows_file, "shards": shards}
         write_json(path, document)
-        for old in path.parent.glob(f"{glob.escape(path.stem)}.rows-*"):
-            if old.name != rows_file:
-                old.unlink()
+        for old in _unused_rows(path, keep=rows_file):
+            old.unlink()
 
     @classmethod
     def load(cls, path: str | Path) -> "Manifest":
-        """Read what `save` wrote.
+        """Read what `save` wrote: where it is being replaced, the old or the new.
 
         Raises:
             FileNotFoundError: there is no such file, or that of its rows is missing.
             ValueError: it is no manifest, or one of another version.
         """
+        for _ in range(LOAD_ATTEMPTS - 1):
+            with suppress(FileNotFoundError):  # its rows, if it was replaced while it was read
+                return cls._load(path)
+        return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: str | Path) -> "Manifest":
         remedy = "run `drrho index` on the shards to write it, or index the items again"
         try:
             document = parse_json(read_regular(path, most=MAX_JSON))
@@ -278,6 +292,21 @@ class Manifest:
             ) from error
         except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
             raise ValueError(f"manifest {path} is damaged ({error!r}); {remedy}") from error
+
+
+def _unused_rows(path: Path, *, keep: str | None) -> list[Path]:
+    """List the files of rows that older versions of a manifest left and no copy of it names."""
+    pattern = re.compile(rf"{re.escape(path.stem)}\.rows-[0-9a-f]{{12}}")
+    with os.scandir(path.parent) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]
+    old = [name for name in names if pattern.fullmatch(name) and name != keep]
+    heads = []
+    for name in names if old else []:
+        if name.endswith(".json"):
+            with (path.parent / name).open("rb") as file:
+                heads.append(file.read(HEAD_BYTES))
+    named = b"\n".join(heads)
+    return [path.parent / name for name in old if name.encode() not in named]
 
 
 def _entry(shard: Shard, folder: Path) -> dict[str, Any]:

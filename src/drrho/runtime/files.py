@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 try:
     import fcntl
@@ -137,13 +137,42 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
         return
     with (folder / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"another process is at work in {folder}; wait for it, or use another folder"
-            ) from error
+        _lock(lock, f"{folder}; wait for it, or use another folder", wait=wait)
         yield
+
+
+@contextmanager
+def exclusive_file(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Claim the name of a file for this process while it is written, as `exclusive` a folder.
+
+    The lock is a hidden file beside it, which is removed at the end.
+
+    Raises:
+        BlockingIOError: another process writes the file, and this one is not to wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        with name.open("a") as lock:
+            _lock(lock, f"{path}; wait for it, or use another name", wait=wait)
+            if not (name.exists() and os.path.samestat(os.fstat(lock.fileno()), name.stat())):
+                continue  # the process that had it before has removed it
+            try:
+                yield
+            finally:
+                name.unlink(missing_ok=True)
+            return
+
+
+def _lock(file: IO[str], where: str, *, wait: bool) -> None:
+    assert fcntl is not None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(f"another process is at work in {where}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,10 @@ from drrho.data.reading.storage import OpenFiles, file_state
 
 Decoded = TypeVar("Decoded")
 OPEN_FILES = 64
-REMEDY = "run `drrho index` again, and compute its reference again"
+REMEDY = (
+    "if the shard is right as it is now, remove the manifest, run `drrho index` again, and compute "
+    "its reference again"
+)
 
 
 class OpenShards:

@@ -66,7 +66,8 @@ def file_state(url: str) -> FileState:
     """Return size and time of change; errors as `open_file`."""
     if (path := local_path(url)) is not None:
         found = require_regular(path)
-        return FileState(found.st_size, str(found.st_mtime_ns))
+        # The time of change cannot be set by programs, as that of modification can.
+        return FileState(found.st_size, f"{found.st_mtime_ns}, {found.st_ctime_ns}")
     info = _file_system(url).info(url)
     told = [info[name] for name in ("ETag", "etag", "LastModified", "mtime") if name in info]
     return FileState(int(info["size"]), str(told[0]) if told else None)
