@@ -23,6 +23,7 @@ from drrho.training.optimizer import Optimizer, ThresholdDecay
 SAMPLES_OF_EPOCH, EPOCHS = 192_160_462, 7
 LEARNING_RATE = 3.125e-4
 WARMUP_STEPS, WARMUP_SHARE = 500, 20
+ADAMW_EPSILON = 1e-6
 SUPER_BATCH = 5  # batches: JEST keeps a fifth
 DATACOMP_FRACTION = 0.3  # that DataComp's filter by CLIP similarity keeps
 
@@ -99,6 +100,7 @@ def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
             optimizer=Optimizer(
                 learning_rate=scale.learning_rate,
                 warmup_steps=scale.warmup_steps,
+                epsilon=ADAMW_EPSILON / _published_factor(name, scale.batch_size),
                 temperature_lr_scale=0.25 if name == "fastclip_v3" else None,
                 temperature_schedule=ThresholdDecay() if name == "fastclip_v3" else None,
             ),
@@ -113,6 +115,18 @@ def named_recipe(name: str, scale: Scale | None = None) -> Recipe:
         ),
         seed=2025,
     )
+
+
+def _published_factor(name: str, batch_size: int) -> float:
+    """Return how many times the exact loss the published one is, where it is another.
+
+    AdamW takes the same steps for k times a loss as for the loss with epsilon / k, so that
+    published learning rates carry over.
+
+    Source: docs/mathematics.md, "The official code".
+    """
+    other = name in ("drrho_clip", "drrho_clip_distillation", "fastclip_v3")
+    return 2 * batch_size / (batch_size - 1) if other else 1.0
 
 
 def _selection(name: str, scale: Scale) -> Selection | None:
