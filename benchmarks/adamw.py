@@ -3,9 +3,9 @@
     python benchmarks/adamw.py > benchmarks/adamw.md          # four minutes on one core
 
 The published loss of FastCLIP and DRRho-CLIP is 2B / (B - 1) times the exact one. AdamW divides
-its first moment by the root of the second plus epsilon, so that a factor k of the loss is a factor
-1 / k of epsilon. How much longer an update gets by it is measured along a run: of the optimiser's own
-moments at a step, the 2-norm of the update with epsilon / k over that with epsilon.
+its first moment by the root of the second plus epsilon: a factor k of the loss is a factor 1 / k of
+epsilon. How much longer an update gets by it is measured along a run, of the optimiser's own moments
+at a step: the 2-norm of the update with epsilon / k over that with epsilon.
 """
 
 import argparse
@@ -159,8 +159,8 @@ def main() -> None:
         ratios = along_a_run(objective, seen, (images, tokens))
         print(f"| {name} | " + " | ".join(f"{ratio:.3f}" for ratio in ratios) + " |")
     print(
-        "\nFirst step of ViT-B/32 at random initialisation, DRRho-CLIP, temperature 0.01, 32 pairs of "
-        f"noise: {at_random_initialisation():.3f}."
+        "\nFirst step of ViT-B/32 at random initialisation, DRRho-CLIP, temperature 0.01, 32 pairs "
+        f"of noise: {at_random_initialisation():.3f}."
     )
 
 
