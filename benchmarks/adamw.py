@@ -4,7 +4,7 @@
 
 The published loss of FastCLIP and DRRho-CLIP is 2B / (B - 1) times the exact one. AdamW divides
 its first moment by the root of the second plus epsilon: a factor k of the loss is a factor 1 / k of
-epsilon. How much longer an update gets by it is measured along a run, of the optimiser's own moments
+epsilon. How much longer an update gets is measured along a run, of the optimiser's own moments
 at a step: the 2-norm of the update with epsilon / k over that with epsilon.
 """
 
