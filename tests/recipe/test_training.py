@@ -567,3 +567,36 @@ def test_a_missing_gpu_is_said(plain_recipe, tmp_path):
     with pytest.raises(ValueError, match="finds no GPU"):
         train_recipe(replace(plain_recipe, output=str(tmp_path / "run"), device="cuda"))
     assert not Path(tmp_path / "run").exists()
+
+
+def test_a_run_that_lost_its_checkpoints_says_so_and_begins_anew_when_it_is_moved(
+    plain_recipe, tmp_path
+):
+    training = replace(plain_recipe.training, evaluate_every=None)
+    recipe = replace(plain_recipe, training=training, evaluation=Evaluation())
+    recipe = replace(recipe, output=str(tmp_path / "run"))
+    train_recipe(recipe)
+    (tmp_path / "run" / "results.json").unlink()
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="has no checkpoint any more.*move the folder"):
+        train_recipe(recipe)
+    (tmp_path / "run" / "checkpoints").rmdir()
+    with pytest.raises(CheckpointError, match="has no checkpoint any more.*move the folder"):
+        train_recipe(recipe)
+    with pytest.raises(ValueError, match="resume = 'never'"):
+        train_recipe(replace(recipe, resume="never"))
+    shutil.move(tmp_path / "run", tmp_path / "before")
+    assert train_recipe(recipe).samples_seen == 48
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(plain_recipe, tmp_path):
+    training = replace(plain_recipe.training, evaluate_every=None, checkpoint_every=6)
+    recipe = replace(plain_recipe, training=training, evaluation=Evaluation())
+    recipe = replace(recipe, output=str(tmp_path))
+    train_recipe(recipe)
+    (tmp_path / "results.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    assert train_recipe(recipe).samples_seen == 48

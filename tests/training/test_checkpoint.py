@@ -1,8 +1,11 @@
 """A checkpoint is whole or absent, and a damaged one loses nothing but itself."""
 
+import json
 import os
 import pickle
 import shutil
+import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,12 +20,13 @@ from drrho.training.checkpoint import (
     read_latest_values,
     read_values,
 )
-from drrho.training.tensor_files import read_into, read_shapes, read_tensors
+from drrho.training.tensor_files import describe_tensors, read_into, read_tensors
 
 
-def save(folder, step, *, keep=3):
+def save(folder, step, *, keep=3, value=None):
     writer = CheckpointWriter(folder, Processes())
-    tensors = {"weight": torch.full((1000,), float(step)), "count": torch.tensor(step)}
+    value = float(step) if value is None else value
+    tensors = {"weight": torch.full((1000,), value), "count": torch.tensor(step)}
     path = writer.start(tensors, {"step": step}, step=step, keep=keep)
     writer.wait()
     return path
@@ -61,7 +65,7 @@ def test_what_is_saved_is_read(tmp_path):
     path = save(tmp_path, 100)
     assert path.name == "step-00000100"
     assert read_values(path) == {"step": 100}
-    assert read_shapes(path) == {"weight": (1000,), "count": ()}
+    assert describe_tensors(path) == {"weight": "shape (1000,)", "count": "shape () of int64"}
     tensors = read_tensors(path)
     assert torch.equal(tensors["weight"], torch.full((1000,), 100.0))
     assert torch.equal(tensors["count"], torch.tensor(100))
@@ -198,7 +202,7 @@ def test_code_in_an_index_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path, 1)
     (path / ".metadata").write_bytes(pickle.dumps(Malicious()))
-    for read in (read_shapes, read_tensors):
+    for read in (describe_tensors, read_tensors):
         with pytest.raises(CheckpointError, match="its index names .*mkdir"):
             read(path)
     assert not (tmp_path / "owned").exists()
@@ -213,3 +217,113 @@ def test_code_among_the_tensors_is_not_run(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_into({"weight": torch.zeros(1000)}, path, Processes())
     assert not (tmp_path / "owned").exists()
+
+
+class Killed(BaseException):
+    """What a killed process does not survive; no handler of Exception sees it."""
+
+
+class Killer:
+    """Ends a process, in effect, at its n-th operation on files of a folder.
+
+    Python reports every operation to audit hooks. All later ones fail too, so that nothing cleans
+    up after the kill.
+    """
+
+    def __init__(self):
+        self.folder, self.left = None, 0
+        sys.addaudithook(self)
+
+    def __call__(self, event, arguments):
+        if self.folder is None or event not in OPERATIONS:
+            return
+        if any(str(self.folder) in str(argument) for argument in arguments[:2]):
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+
+    @contextmanager
+    def after(self, operations, folder):
+        self.folder, self.left = folder, operations
+        try:
+            yield
+        finally:
+            self.folder = None
+
+
+OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+
+
+@pytest.fixture(scope="module")
+def killer():
+    return Killer()  # for good: an audit hook cannot be removed
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["of the same step", "of the next step"])
+def test_whenever_it_is_killed_a_checkpoint_is_there(killer, tmp_path, step):
+    for operations in range(1000):
+        folder = tmp_path / str(operations)
+        save(folder, 1, keep=1, value=1.0)
+        try:
+            with killer.after(operations, folder):
+                save(folder, step, keep=1, value=2.0)
+        except (Killed, CheckpointError):  # torch reports its own part of the work
+            found = read_latest_values(folder)
+            assert found is not None
+            value = read_tensors(found[0])["weight"][0]
+            assert value in (1.0, 2.0)
+            save(folder, step, keep=1, value=3.0)  # and the next attempt succeeds
+        else:
+            break
+        assert sorted(os.listdir(folder)) == [f"step-{step:08d}"]
+        assert read_tensors(folder / f"step-{step:08d}")["weight"][0] == 3.0
+    assert 10 < operations < 999
+
+
+def test_no_flipped_bit_of_the_values_is_read(tmp_path):
+    path = save(tmp_path, 5) / "checkpoint.json"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 7):  # another one of each byte
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            values = read_values(path.parent)
+        except CheckpointError:
+            continue
+        assert values["step"] == 5, "it was white space"
+    path.write_bytes(whole)
+    assert read_values(path.parent)["step"] == 5
+
+
+def test_values_without_a_checksum_are_those_of_an_earlier_version(tmp_path):
+    path = save(tmp_path, 5)
+    content = json.loads((path / "checkpoint.json").read_text())
+    del content["checksum"]
+    (path / "checkpoint.json").write_text(json.dumps(content))
+    assert read_values(path)["step"] == 5
+
+
+def test_files_outside_the_checkpoint_are_not_read(tmp_path):
+    path = save(tmp_path, 5)
+    content = json.loads((path / "checkpoint.json").read_text())
+    content = {"files": {"../step-00000005/.metadata": [1, 2]}, "values": content["values"]}
+    (path / "checkpoint.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="which is not in the folder"):
+        read_values(path)
+
+
+def test_checkpoints_that_are_gone_are_missed(tmp_path):
+    shutil.rmtree(save(tmp_path, 5))
+    with pytest.raises(CheckpointError, match="has no checkpoint any more.*move the folder"):
+        read_latest_values(tmp_path)
+
+
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at container.cc:668] . unexpected pos 704 vs 598\nat")
+
+    monkeypatch.setattr("drrho.training.tensor_files.write_tensors", full)
+    with pytest.raises(OSError, match=r"^checkpoint .* not be written: no space left") as info:
+        save(tmp_path, 1)
+    assert "\n" not in str(info.value)

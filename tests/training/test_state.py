@@ -10,7 +10,7 @@ from torch import nn
 from drrho.runtime import provenance
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.provenance import plain, versions
-from drrho.training.checkpoint import read_values
+from drrho.training.checkpoint import read_values, why_not_readable
 from drrho.training.optimizer import Optimizer, build_optimizer
 from drrho.training.state import TrainingState
 
@@ -155,10 +155,10 @@ def test_other_trainable_parameters_are_named(tmp_path):
     assert "optimizer.model.bias.exp_avg: shape (3,) before, absent now" in str(info.value)
 
 
-def test_a_newer_format_is_named(tmp_path):
-    path = save(state(tmp_path))
-    text = (path / "checkpoint.json").read_text().replace('"format": 3', '"format": 99')
-    (path / "checkpoint.json").write_text(text)
+def test_a_newer_format_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as newer:
+        newer.setattr("drrho.training.state.FORMAT", 99)
+        save(state(tmp_path))
     with pytest.raises(CheckpointError, match="has format 99, this version reads 3.*by drrho"):
         state(tmp_path).resume()
 
@@ -170,3 +170,52 @@ def test_config_is_plain_data():
     }
     with pytest.raises(TypeError):
         plain({"model": object()})
+
+
+DTYPES = sorted(
+    (value for value in vars(torch).values() if isinstance(value, torch.dtype)), key=str
+)
+
+
+def with_buffer(folder, buffer):
+    run = state(folder)
+    run.model.register_buffer("extra", buffer)
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("dtype", dict.fromkeys(DTYPES), ids=str)
+def test_a_tensor_comes_back_or_is_refused_before_the_first_step(tmp_path, dtype):
+    try:
+        buffer = torch.zeros(3, 2).to(dtype)
+    except (RuntimeError, NotImplementedError, TypeError):
+        pytest.skip("torch makes no such tensor")
+    run = with_buffer(tmp_path, buffer)
+    if (reason := why_not_readable(buffer)) is not None:
+        with pytest.raises(ValueError, match=f"model.extra {reason}"):
+            run.require_saveable()
+        return
+    run.require_saveable()
+    save(run)
+    again = with_buffer(tmp_path, torch.ones(3, 2).to(dtype))
+    assert again.resume()
+    assert torch.equal(again.model.extra, buffer)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "reason"),
+    [
+        (torch.eye(2).to_sparse(), "has the layout torch.sparse_coo"),
+        (torch.empty(2, device="meta"), "has no content"),
+    ],
+)
+def test_what_could_not_be_read_back_is_refused_before_the_first_step(tmp_path, buffer, reason):
+    run = with_buffer(tmp_path, buffer)
+    with pytest.raises(ValueError, match=f"model.extra {reason}.*persistent=False"):
+        run.require_saveable()
+
+
+def test_another_dtype_is_named(tmp_path):
+    save(with_buffer(tmp_path, torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(CheckpointError, match=r"model.extra: shape \(2,\) of int64 before, shape"):
+        with_buffer(tmp_path, torch.zeros(2)).resume()

@@ -35,18 +35,20 @@ from drrho.recipe.document import (
     write_run_results,
 )
 from drrho.recipe.filtering import FilterReport, filtered
+from drrho.recipe.folder import read_run
 from drrho.recipe.held_out import HeldOutVariances
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
+from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import exclusive, write_json
 from drrho.runtime.launch import is_follower, require_shared, together
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json
-from drrho.training.checkpoint import list_checkpoints
+from drrho.training.checkpoint import list_checkpoints, lost_message, recover_replaced
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import (
     build_optimizer,
@@ -329,8 +331,12 @@ def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
 def _finished_results(recipe: Recipe, config: dict[str, Any]) -> RunResults | None:
     folder = Path(recipe.output)
     results = read_run_results(folder)
-    checkpoints = list_checkpoints(folder / "checkpoints")
-    _require_choice_of_resume(recipe, found=results is not None or len(checkpoints) > 0)
+    recover_replaced(folder / "checkpoints")
+    found = results is not None or len(list_checkpoints(folder / "checkpoints")) > 0
+    lost = not found and _reached_a_checkpoint(folder)
+    _require_choice_of_resume(recipe, found=found or lost)
+    if lost:
+        raise CheckpointError(lost_message(folder / "checkpoints"))
     if results is None:
         return None
     changed = config_differences(results.config, config, may_change=MAY_CHANGE)
@@ -347,6 +353,14 @@ def _finished_results(recipe: Recipe, config: dict[str, Any]) -> RunResults | No
             f"`drrho evaluate {folder} --data {now}`"
         )
     return results
+
+
+def _reached_a_checkpoint(folder: Path) -> bool:
+    """Whether the log of a run without a folder of checkpoints says that it has written one."""
+    if (folder / "checkpoints").exists() or not (folder / RECIPE_FILE).is_file():
+        return False
+    run = read_run(folder)
+    return run.step >= run.recipe.training.checkpoint_every
 
 
 def _require_choice_of_resume(recipe: Recipe, *, found: bool) -> None:

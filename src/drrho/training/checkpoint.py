@@ -1,28 +1,47 @@
 """Checkpoints: written whole or not at all, by all processes together, verified when read.
 
 `step-00000100/` holds the tensors (`drrho.training.tensor_files`) and `checkpoint.json`: plain
-values, and size and CRC-32 of all other files.
+values, size and CRC-32 of all other files, and a checksum of both.
 """
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import PARTIAL_SUFFIX, rename_folder, write_json
+from drrho.runtime.records import from_json, read_json_object
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
 VALUES_FILE = "checkpoint.json"
+SAVED_DTYPES = frozenset(
+    {"float64", "float32", "float16", "bfloat16", "complex128", "complex64"}
+    | {"int64", "int32", "int16", "int8", "uint8", "bool"}
+)
+REPLACED_SUFFIX = ".replaced"  # of a checkpoint while another of its step takes its place
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """Content of `checkpoint.json`: values, size and CRC-32 of files, and a SHA-256 of both."""
+
+    files: Mapping[str, tuple[int, int]]
+    values: Mapping[str, Any]
+    checksum: str | None = None  # which earlier versions did not write
 
 
 class CheckpointWriter:
@@ -93,19 +112,91 @@ class CheckpointWriter:
         from drrho.training.tensor_files import write_tensors  # noqa: PLC0415
 
         partial = _partial(path)
-        write_tensors(tensors, partial, self._processes)
-        # It is a collective: when it returns, every process has written its share.
-        if self._processes.is_first:
-            files = {file.name: _size_and_checksum(file) for file in sorted(partial.iterdir())}
-            write_json(partial / VALUES_FILE, {"files": files, "values": values})
-            if path.exists():  # of the same step, before the run was resumed
-                shutil.rmtree(path)
-            rename_folder(partial, path)
-            _delete_superseded(self._folder, path, keep=keep)
+        try:
+            write_tensors(tensors, partial, self._processes)
+            # It is a collective: when it returns, every process has written its share.
+            if self._processes.is_first:
+                _finish(partial, values)
+                _put_in_place(partial, path)
+                _delete_superseded(self._folder, path, keep=keep)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise OSError(_failure(error, path, tensors)) from error
+
+
+def _finish(partial: Path, values: Mapping[str, Any]) -> None:
+    """Write the values, and the checksums of all files."""
+    files = {file.name: _size_and_checksum(file) for file in sorted(partial.iterdir())}
+    content = {"files": files, "values": values}
+    write_json(partial / VALUES_FILE, content | {"checksum": _checksum(content)})
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Give a whole checkpoint its name; one that has it, of an earlier attempt, is removed then.
+
+    Whenever the process is killed, one of them is there, or `recover_replaced` finds it.
+    """
+    if path.exists():
+        rename_folder(path, _replaced(path))
+    rename_folder(partial, path)
+    recover_replaced(path.parent)
+
+
+def recover_replaced(folder: Path) -> None:
+    """Complete the replacement of a checkpoint, or undo it, after a process was killed."""
+    for replaced in folder.glob(f".step-*{REPLACED_SUFFIX}"):
+        path = replaced.with_name(replaced.name.removeprefix(".").removesuffix(REPLACED_SUFFIX))
+        if path.exists():
+            shutil.rmtree(replaced)
+        else:
+            rename_folder(replaced, path)
 
 
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}{REPLACED_SUFFIX}")
+
+
+def _failure(error: Exception, path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Say in a sentence why a checkpoint could not be written, and whether the disk is full."""
+    needed = sum(tensor.nbytes for tensor in tensors.values())
+    free = shutil.disk_usage(path.parent).free
+    reason = str(error).partition("\n")[0]
+    # torch reports a full disk as an unexpected position in a file.
+    if free < needed or "unexpected pos" in reason:
+        reason = f"no space left, {free:,} bytes are free and about {needed:,} are needed"
+    return (
+        f"checkpoint {path} could not be written: {reason}. Earlier checkpoints are kept; free "
+        "space or mend the folder, and start the run again to continue"
+    )
+
+
+def describe_tensor(shape: torch.Size, dtype: torch.dtype) -> str:
+    """Describe a tensor, such as "shape (3, 2)", with its dtype if that is not float32."""
+    kind = "" if dtype == torch.float32 else f" of {_name(dtype)}"
+    return f"shape {tuple(shape)}{kind}"
+
+
+def why_not_readable(tensor: Tensor) -> str | None:
+    """Say why a tensor could be written and not read back; None if it can be read."""
+    if tensor.layout is not torch.strided:
+        return f"has the layout {tensor.layout}"
+    if _name(tensor.dtype) not in SAVED_DTYPES:
+        return f"has the dtype {_name(tensor.dtype)}"
+    return "has no content, being on device 'meta'" if tensor.is_meta else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -127,14 +218,20 @@ def read_values(path: Path) -> dict[str, Any]:
         CheckpointError: a file is missing, truncated or damaged.
     """
     try:
-        document = json.loads((path / VALUES_FILE).read_bytes())
-        files, values = document["files"], document["values"]
-        for name, expected in files.items():
-            if _size_and_checksum(path / name) != expected:
+        content = read_json_object(path / VALUES_FILE)
+        document = from_json(_Document, content, where=VALUES_FILE, strict=True)
+        if document.checksum is not None and document.checksum != _checksum(
+            {"files": content["files"], "values": content["values"]}
+        ):
+            raise OSError(f"the checksum of {VALUES_FILE} does not match")
+        for name, expected in document.files.items():
+            if Path(name).name != name:
+                raise OSError(f"{VALUES_FILE} names the file {name!r}, which is not in the folder")
+            if _size_and_checksum(path / name) != list(expected):
                 raise OSError(f"the checksum of {name} does not match")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    return values
+    return dict(document.values)
 
 
 def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -143,8 +240,12 @@ def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     A damaged one is named in a warning, stays where it is, and the one before it is used.
 
     Raises:
-        CheckpointError: there are checkpoints, but none can be read.
+        CheckpointError: there are checkpoints, but none can be read; or there were some.
     """
+    if folder.is_dir():
+        recover_replaced(folder)
+        if not any(folder.iterdir()):
+            raise CheckpointError(lost_message(folder))
     damaged: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -161,6 +262,14 @@ def read_latest_values(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             "start again:\n  " + "\n  ".join(damaged)
         )
     return None
+
+
+def lost_message(folder: Path) -> str:
+    """Say that a run had checkpoints and has none."""
+    return (
+        f"{folder} has no checkpoint any more, and there was one: the run would begin anew. "
+        "Restore it from a backup, or move the folder of the run away to begin anew"
+    )
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -181,7 +290,7 @@ def _size_and_checksum(file: Path) -> list[int]:
 def _delete_superseded(folder: Path, newest: Path, *, keep: int) -> None:
     step = _step_of(newest)
     for old in [p for p in list_checkpoints(folder) if _step_of(p) <= step][:-keep]:
-        shutil.rmtree(old)
+        os.replace(old, _partial(old))  # half deleted, it would look like a damaged one
     for abandoned in folder.glob(f".*{PARTIAL_SUFFIX}"):
         shutil.rmtree(abandoned)
 

@@ -234,6 +234,7 @@ def _require_consistent(
     state: TrainingState, config: Training, *, evaluators: Mapping[str, Evaluator]
 ) -> None:
     require_precision(config.precision, next(state.model.parameters()).device)
+    state.require_saveable()
     if config.evaluate_every is not None and not evaluators:
         raise ValueError(
             f"evaluate_every = {config.evaluate_every} has no effect without evaluators; "

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.provenance import config_differences, differences, plain, versions
-from drrho.training.checkpoint import CheckpointWriter, latest_checkpoint, read_latest_values
+from drrho.training.checkpoint import (
+    CheckpointWriter,
+    describe_tensor,
+    latest_checkpoint,
+    read_latest_values,
+    why_not_readable,
+)
 from drrho.training.optimizer import allocate_moments
 from drrho.training.schedules import Schedule
 
@@ -112,6 +118,21 @@ class TrainingState:
         }
         return self._writer.start(self._tensors(), values, step=self.step, keep=keep)
 
+    def require_saveable(self) -> None:
+        """Check before the first step that a checkpoint could be written, and read again.
+
+        Raises:
+            TypeError: the config is not plain data, or the state holds a non-tensor.
+            ValueError: a tensor could not be read back.
+        """
+        plain(self.config)
+        for name, tensor in self._tensors().items():
+            if (reason := why_not_readable(tensor)) is not None:
+                raise ValueError(
+                    f"{name} {reason}, which a checkpoint cannot hold; register it with "
+                    "persistent=False, or store it as float32 or int64"
+                )
+
     def wait_until_saved(self) -> None:
         """Wait for the last checkpoint; raises OSError if it could not be written."""
         self._writer.wait()
@@ -143,11 +164,11 @@ class TrainingState:
         if found is None:
             return False
         # Takes seconds to import, and only a resumed run needs it.
-        from drrho.training.tensor_files import read_into, read_shapes  # noqa: PLC0415
+        from drrho.training.tensor_files import describe_tensors, read_into  # noqa: PLC0415
 
         path, values = found
         _require_format(values, path)
-        saved = read_shapes(path)
+        saved = describe_tensors(path)
         differences = [
             f"config {line}"
             for line in config_differences(
@@ -155,10 +176,10 @@ class TrainingState:
             )
         ]
         # Checked before moments are allocated: they take twice the memory of the model.
-        without = {name: shape for name, shape in saved.items() if not name.startswith(MOMENTS)}
-        _require_none(differences + self._other_shapes(without), path)
+        without = {name: kind for name, kind in saved.items() if not name.startswith(MOMENTS)}
+        _require_none(differences + self._other_tensors(without), path)
         allocate_moments(self.optimizer)
-        _require_none(self._other_shapes(saved), path)
+        _require_none(self._other_tensors(saved), path)
         tensors = self._tensors()
         read_into({name: tensors[name] for name in saved}, path, self.processes)
         self._drop_moments_except(saved)
@@ -198,14 +219,14 @@ class TrainingState:
             if not any(f"{MOMENTS}{name}.{moment}" in saved for moment in moments):
                 self.optimizer.state.pop(parameter, None)
 
-    def _other_shapes(self, saved: Mapping[str, torch.Size]) -> list[str]:
-        """Describe shapes that differ from the saved ones; unsaved moments may exist."""
+    def _other_tensors(self, saved: Mapping[str, str]) -> list[str]:
+        """Describe tensors that differ from the saved ones; unsaved moments may exist."""
         current = {
-            name: value.shape
+            name: describe_tensor(value.shape, value.dtype)
             for name, value in self._tensors().items()
             if name in saved or not name.startswith(MOMENTS)
         }
-        return differences(_described(saved), _described(current))
+        return differences(saved, current)
 
 
 def _require_format(values: Mapping[str, Any], path: Path) -> None:
@@ -222,7 +243,3 @@ def _require_none(differences: list[str], path: Path) -> None:
             f"checkpoint {path} belongs to another run; restore these values to continue it, "
             "or train in another folder:\n  " + "\n  ".join(differences)
         )
-
-
-def _described(shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
-    return {name: f"shape {tuple(shape)}" for name, shape in shapes.items()}

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
+from drrho.training.checkpoint import SAVED_DTYPES, describe_tensor
 
 # The classes that the index of tensors, a pickle, consists of; no others are loaded.
 INDEX_CLASSES = {
@@ -28,10 +29,7 @@ INDEX_CLASSES = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.serialization": {"_get_layout"},
-    "torch": {
-        *("Size", "float64", "float32", "float16", "bfloat16"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    },
+    "torch": {"Size", *SAVED_DTYPES},
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
@@ -57,13 +55,16 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path, processes: Processes
         raise _cause(error, processes.rank) from error
 
 
-def read_shapes(path: Path) -> dict[str, torch.Size]:
-    """Read the whole shape of every tensor in a checkpoint, by name.
+def describe_tensors(path: Path) -> dict[str, str]:
+    """Describe the whole shape and the dtype of every tensor in a checkpoint, by name.
 
     Raises:
         CheckpointError: the index is damaged, or lists something that is not a tensor.
     """
-    return {name: entry.size for name, entry in _index(path).items()}
+    return {
+        name: describe_tensor(entry.size, entry.properties.dtype)
+        for name, entry in _index(path).items()
+    }
 
 
 def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
