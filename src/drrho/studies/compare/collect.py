@@ -37,9 +37,9 @@ from drrho.studies.compare.results import (
 from drrho.studies.compare.runs import (
     Chosen,
     chosen_setting,
-    failure,
     finished,
     read_precompute_cost,
+    reason_of_failure,
 )
 from drrho.studies.compare.scores import Scores, Tests, open_tests, read_scores
 from drrho.studies.compare.spec import Comparison, Part, references_of, stored_of
@@ -122,7 +122,7 @@ def _method(
     named = settings[0 if choice is None else choice.setting]
     missing = [seed for seed in comparison.all_seeds if seed not in finished_runs]
     reasons = {
-        seed: failure(Path(comparison.run_recipe(Part(method, seed)).output)) for seed in missing
+        seed: reason_of_failure(comparison.run_recipe(Part(method, seed))) for seed in missing
     }
     failed = {seed: reason for seed, reason in reasons.items() if reason is not None}
     runs = list(finished_runs.values())

@@ -8,6 +8,7 @@ references and choices of settings, is waited for; a run that another process ha
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
     recipes = _tuning_recipes(comparison, method)
     runs = [finished(recipe) for recipe in recipes]
     scores = [None if run is None else run.metrics.get(comparison.tuning.metric) for run in runs]
-    failures = [failure(Path(recipe.output)) for recipe in recipes]
+    failures = [reason_of_failure(recipe) for recipe in recipes]
     judged = [(value, -place) for place, value in enumerate(scores) if value is not None]
     if not judged or (None, None) in zip(runs, failures, strict=True):
         return None
@@ -86,10 +87,26 @@ def finished(recipe: Recipe) -> RunResults | None:
     return None if config_differences(saved, wanted, may_change=may_change) else results
 
 
-def failure(folder: Path) -> str | None:
-    """Reads the reason why a run failed; None if it did not."""
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The reason why a run failed, and whether its numbers stopped being finite."""
+
+    reason: str
+    diverged: bool
+
+
+def failure(folder: Path) -> Failure | None:
+    """Reads why a run failed; None if it did not."""
     path = folder / FAILURE_FILE
-    return read_json_object(path)["reason"] if path.is_file() else None
+    if not path.is_file():
+        return None
+    return from_json(Failure, read_json_object(path), where=str(path))
+
+
+def reason_of_failure(recipe: Recipe) -> str | None:
+    """Reads why a recipe's run failed; None if it did not."""
+    found = failure(Path(recipe.output))
+    return None if found is None else found.reason
 
 
 def _run_part(comparison: Comparison, part: Part, tests: Tests) -> None:
@@ -122,7 +139,7 @@ def _choose_setting(comparison: Comparison, method: str) -> int:
         recipes = _tuning_recipes(comparison, method)
         raise PartFailed(
             f"no setting of {method} could be chosen by {comparison.tuning}: "
-            f"{[failure(Path(recipe.output)) for recipe in recipes]}"
+            f"{[reason_of_failure(recipe) for recipe in recipes]}"
         )
     return choice.setting
 
@@ -188,9 +205,9 @@ def _failures_noted(folder: Path, *, what: str = "") -> Iterator[None]:
     A run whose numbers stopped being finite would do so again: it is not repeated until its
     folder is removed. Other failures (a full disk, a missing file) are tried again.
     """
-    path = folder / FAILURE_FILE
-    if path.is_file() and read_json_object(path)["diverged"]:
-        raise PartFailed(failure(folder))
+    path, before = folder / FAILURE_FILE, failure(folder)
+    if before is not None and before.diverged:
+        raise PartFailed(before.reason)
     try:
         yield
     except BlockingIOError:
@@ -198,8 +215,8 @@ def _failures_noted(folder: Path, *, what: str = "") -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error) if isinstance(error, PartFailed | NotFiniteError) else repr(error)
         reason = f"{what}: {reason}" if what else reason
-        diverged = isinstance(error, NotFiniteError)
-        write_json(path, {"reason": reason, "diverged": diverged})
+        found = Failure(reason=reason, diverged=isinstance(error, NotFiniteError))
+        write_json(path, to_json(found))
         raise PartFailed(reason) from error
     path.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -77,14 +78,27 @@ def score(model: Model, folder: Path, tests: Tests, *, batch_size: int, device: 
 
 
 def read_scores(folder: Path, tests: Tests) -> Scores | None:
-    """Reads the scores of a folder; None if there are none, or if they are of other test sets."""
+    """Reads the scores of a folder; None if there are none, or if they are of other test sets.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     path = folder / SCORES_FILE
     if not path.is_file():
         return None
     found = from_json(ScoresFile, read_json_object(path), where=str(path))
     if found.contents != _contents(tests):
         return None
-    return Scores(found.metrics, found.gflop, load_file(folder / RANKS_FILE))
+    try:
+        ranks = load_file(folder / RANKS_FILE)
+        if not set(ranks) <= set(found.metrics) == set(tests):
+            raise ValueError(f"they are of {sorted(ranks)}, and the metrics of other test sets")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"the scores in {folder} are damaged ({error}); remove {SCORES_FILE} there, and they "
+            "are computed again"
+        ) from error
+    return Scores(found.metrics, found.gflop, ranks)
 
 
 def _gflop(model: TwoTower, tests: Tests) -> Gflop | None:

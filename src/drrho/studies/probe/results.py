@@ -57,6 +57,12 @@ class ProbeResults:
     pilot_steps: int | None = field(default=None, metadata=OPTIONAL)
     temperature: float | None = field(default=None, metadata=OPTIONAL)
 
+    def __post_init__(self):
+        needed = {"losses": ("temperature", "radius"), "pairs": ("mrr", "by_anchor", "divergence")}
+        for name, found in self.references.items():
+            if absent := [part for part in needed[self.kind] if getattr(found, part) is None]:
+                raise ValueError(f"a probe of {self.kind} has no {absent[0]} of {name!r}")
+
     def __str__(self) -> str:
         # The table is of this module's types.
         from drrho.studies.probe.tables import probe_table  # noqa: PLC0415

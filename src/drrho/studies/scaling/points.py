@@ -1,13 +1,13 @@
 """Reads finished comparisons, and tables of other runs, as points."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drrho.runtime.files import parse_json
 from drrho.studies.compare.results import Results, SeedResults, read_results
 
 # Names among a run's metrics.
@@ -117,8 +117,8 @@ def _read(path: Path) -> list[Run]:
             lines = (line for line in file if not line.startswith("#"))
             return _of_table(list(csv.DictReader(lines)), path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is neither csv nor JSON: {error}") from error
     if isinstance(content, list):
         return _of_table(content, path)
@@ -152,10 +152,12 @@ def _metrics(run: SeedResults) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
+def _of_table(rows: Sequence[Any], path: Path) -> list[Run]:
     runs = []
     for number, row in enumerate(rows, start=1):
         try:
+            if None in row:
+                raise ValueError("it has more cells than the header")
             metrics = {name: float(row[name]) for name in ("compute", "error")}
             seed = row.get("seed")
             runs.append(
@@ -170,7 +172,7 @@ def _of_table(rows: Sequence[Mapping[str, Any]], path: Path) -> list[Run]:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}, row {number}: {dict(row)} needs method, compute and error, and numbers "
+                f"{path}, row {number}: {row!r:.200} needs method, compute and error, and numbers "
                 f"for all but the first ({type(error).__name__}: {error})"
             ) from error
     return runs
