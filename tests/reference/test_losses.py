@@ -367,7 +367,7 @@ def test_a_missing_or_damaged_file_is_an_error_with_the_remedy(tmp_path):
     ("change", "message"),
     [
         ({"format": "other"}, "this program reads"),
-        ({"version": 2}, "this program reads"),
+        ({"version": 3}, "this program reads"),
         ({"shards": [{}]}, "damaged"),
         ({"unit": "word"}, "damaged.*unit"),
         ({"identity": "v2"}, "is not of shard numbers-00000 and the model"),

@@ -12,6 +12,7 @@ from tests.reference.small_reference import DIM, embeddings_of, small_encoder
 from drrho.data.indexing import index_shards
 from drrho.data.manifest import Manifest
 from drrho.reference.precompute import precompute
+from drrho.reference.shard_files import sealed
 from drrho.reference.store import ReferenceStore
 
 REMEDY = "drrho reference precompute"
@@ -32,12 +33,13 @@ def folder(data, tmp_path):
 
 
 def rewrite(path, **changes):
-    """Replaces tensors of a shard's file, and keeps what it says of itself."""
+    """Replaces tensors of a shard's file, and keeps what it says of itself but for checksums."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        header = json.loads(file.metadata()["drrho"])
     tensors = safetensors.torch.load_file(path)
     tensors = {name: changes.get(name, tensor).clone() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(tensors, path, metadata)
+    own = {name: value for name, value in header.items() if name not in ("checksums", "seal")}
+    safetensors.torch.save_file(tensors, path, sealed(own, tensors))
 
 
 def rewrite_card(folder, **changes):
@@ -116,7 +118,7 @@ def test_a_folder_without_a_card_is_an_error_with_the_remedy(data, tmp_path):
     ("change", "message"),
     [
         ({"format": "other"}, "this program reads"),
-        ({"version": 2}, "this program reads"),
+        ({"version": 3}, "this program reads"),
         ({"dtype": "bfloat16"}, "this program reads"),
         ({"normalisation": "none"}, "this program reads"),
         ({"shards": [{}]}, "damaged"),

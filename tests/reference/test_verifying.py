@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from safetensors import safe_open
 from tests.data.tar_files import pair, write_flawed_set, write_shard
 from tests.reference.small_reference import small_encoder, two_tower
+from tests.reference.test_store import rewrite as replace_tensors
 
 from drrho.data.indexing import index_shards
 from drrho.encoding.encoder import EmbeddingModel
@@ -37,11 +37,9 @@ def check(folder, manifest, *, encoder=None, samples=64):
 
 
 def rewrite(path, change):
-    with safe_open(path, framework="pt") as file:
-        notes = file.metadata()
     tensors = safetensors.torch.load_file(path)
     change(tensors)
-    path.write_bytes(safetensors.torch.save(tensors, notes))
+    replace_tensors(path, **tensors)
 
 
 def test_a_store_in_order_passes(folder, manifest):

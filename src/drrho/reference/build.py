@@ -213,6 +213,11 @@ def run_verify(config: VerifyConfig) -> str:
         raise ValueError(f"{config.folder} is not in order:\n  " + "\n  ".join(found.faults))
     stored = f"{found.num_stored:,} of {found.num_samples:,} samples{in_brackets(found.absent)}"
     lines = [f"{config.folder}: embeddings of {stored}; all rows are finite and of unit length"]
+    if not found.has_checksums:
+        lines.append(
+            "its files are of version 1, without checksums: small damage is not noticed. A store "
+            "that is written anew has them"
+        )
     if found.lowest is not None and found.mean is not None:
         sides = zip(("image", "text"), found.lowest, found.mean, strict=True)
         rows = [[name, f"{lowest:.6f}", f"{mean:.6f}"] for name, lowest, mean in sides]

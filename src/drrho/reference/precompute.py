@@ -19,9 +19,10 @@ from drrho.reference.store import (
     REFERENCE_CARDS,
     ReferenceCard,
     ShardEmbeddings,
+    absent_in,
     has_unit_norm,
     identity_differences,
-    load_shard,
+    layout_of,
     save_shard,
 )
 from drrho.runtime.distributed import Processes
@@ -184,7 +185,7 @@ def _describe(card: ReferenceCard) -> str:
 def _absent_in_finished_shards(card: ReferenceCard, files: ShardFiles) -> dict[int, dict[int, str]]:
     """List the rows without embeddings, with reasons, of each shard whose file is there."""
     return {
-        s: load_shard(files, entry, embedding_dim=card.embedding_dim).absent
+        s: absent_in(files, entry, files.open(entry, layout_of(entry, card.embedding_dim)))
         for s, entry in enumerate(card.shards)
         if files.exists(entry)
     }

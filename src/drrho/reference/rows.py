@@ -1,6 +1,6 @@
 """Lookup of rows by sample id in tensors that are kept shard by shard."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,15 +44,9 @@ def locate(
     return [RowsOfShard(*part) for part in parts]
 
 
-def select(
-    located: Sequence[RowsOfShard], stored: Callable[[int], Shaped[Tensor, "rows ..."]]
+def in_order(
+    located: Sequence[RowsOfShard], parts: Sequence[Shaped[Tensor, "_part ..."]]
 ) -> Shaped[Tensor, "batch ..."]:
-    """Gather the rows of a batch, in its order.
-
-    Args:
-        located: the batch, at least one sample.
-        stored: the tensor of the shard with this index.
-    """
-    # index_select copies whole rows; indexing with [] is 25 times slower here.
-    selected = torch.cat([stored(part.shard).index_select(0, part.rows) for part in located])
+    """Concatenate rows that were read shard by shard, in the order of the batch."""
+    selected = torch.cat(list(parts))
     return selected.index_select(0, torch.cat([part.places for part in located]).argsort())

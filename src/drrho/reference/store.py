@@ -16,8 +16,10 @@ from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
-from drrho.reference.rows import locate, select
-from drrho.reference.shard_files import CardKind, ShardEntry, ShardFiles
+from drrho.reference.rows import in_order, locate
+from drrho.reference.shard_files import CardKind, Layout, ShardEntry, ShardFile, ShardFiles
+from drrho.runtime.checks import require_at_least
+from drrho.runtime.records import from_json
 
 FILE_NAME = "reference.json"
 TENSORS = ("image", "text", "present")
@@ -35,11 +37,16 @@ class ReferenceCard:
     Attributes:
         model: the encoder's identity, as `TwoTower.identity`, and the precision.
         shards: in the order of the manifest they were computed for.
+        version: version of the format; from 2 on files have checksums.
     """
 
     model: dict[str, str]
     embedding_dim: int
     shards: tuple[ShardEntry, ...]
+    version: int = 2
+
+    def __post_init__(self):
+        require_at_least(1, embedding_dim=self.embedding_dim)
 
 
 REFERENCE_CARDS = CardKind(
@@ -47,7 +54,6 @@ REFERENCE_CARDS = CardKind(
     file_name=FILE_NAME,
     header={
         "format": "drrho reference",
-        "version": 1,
         "dtype": "float16",
         "normalisation": "unit L2 norm",
     },
@@ -91,16 +97,26 @@ def save_shard(files: ShardFiles, entry: ShardEntry, embeddings: ShardEmbeddings
 
 
 def load_shard(files: ShardFiles, entry: ShardEntry, *, embedding_dim: int) -> ShardEmbeddings:
-    """Load the embeddings of one shard; errors as `ShardFiles.load`."""
-    tensors, notes = files.load(entry, TENSORS)
-    rows = (entry.num_samples, embedding_dim)
-    shapes = [tuple(tensor.shape) for tensor in tensors.values()]
-    if shapes != [rows, rows, rows[:1]]:
-        raise files.damaged(
-            entry, f"{', '.join(TENSORS)} have the shapes {shapes}, not {[rows, rows, rows[:1]]}"
-        )
-    absent = {int(row): reason for row, reason in notes["absent"].items()}
-    return ShardEmbeddings(**tensors, absent=absent)
+    """Load the embeddings of one shard and check them whole; errors as `ShardFiles.open`."""
+    file = files.open(entry, layout_of(entry, embedding_dim))
+    tensors = {name: file.whole(name) for name in TENSORS}
+    return ShardEmbeddings(**tensors, absent=absent_in(files, entry, file))
+
+
+def layout_of(entry: ShardEntry, embedding_dim: int) -> Layout:
+    """Return the types and shapes of the tensors of a shard's file."""
+    embeddings = (torch.float16, (entry.num_samples, embedding_dim))
+    present = (torch.bool, (entry.num_samples,))
+    return {"image": embeddings, "text": embeddings, "present": present}
+
+
+def absent_in(files: ShardFiles, entry: ShardEntry, file: ShardFile) -> dict[int, str]:
+    """Return the rows without embeddings, with the reasons, from the notes of a shard's file."""
+    try:
+        absent = from_json(dict[str, str], file.notes["absent"], where="absent")
+        return {int(row): reason for row, reason in absent.items()}
+    except (KeyError, ValueError) as error:
+        raise files.damaged(entry, repr(error)) from error
 
 
 class ReferenceEmbeddings(NamedTuple):
@@ -144,16 +160,19 @@ class ReferenceStore:
     """Stored embeddings of a data set by sample id. Made by `ReferenceStore.open`."""
 
     def __init__(
-        self, card: ReferenceCard, offsets: list[int], shards: list[ShardEmbeddings]
+        self, card: ReferenceCard, offsets: list[int], shard: Callable[[int], ShardFile]
     ) -> None:
         self.identity = card.model
         self.embedding_dim = card.embedding_dim
+        self.num_shards = len(offsets) - 1
         self._offsets = torch.tensor(offsets)
-        self._shards = shards
+        self._shard = shard
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest) -> "ReferenceStore":
         """Open the embeddings of the samples of a manifest, some or all of the stored shards.
+
+        What is read later is compared with its checksums, block by block; `verify` does so whole.
 
         Raises:
             FileNotFoundError: `reference.json` or the file of a shard is missing.
@@ -162,12 +181,11 @@ class ReferenceStore:
         """
         card = REFERENCE_CARDS.load(Path(folder))
         files = REFERENCE_CARDS.files(card, Path(folder))
-        shards = []
-        for entry in map(files.find, manifest.shards):
-            embeddings = load_shard(files, entry, embedding_dim=card.embedding_dim)
-            _check_norms(embeddings, shard=entry.shard, folder=Path(folder))
-            shards.append(embeddings)
-        return cls(card, manifest.offsets, shards)
+        entries = [files.find(shard) for shard in manifest.shards]
+        shard = files.opener(entries, lambda entry: layout_of(entry, card.embedding_dim))
+        for number, entry in enumerate(entries):
+            _check_norms(shard(number), shard=entry.shard, folder=Path(folder))
+        return cls(card, manifest.offsets, shard)
 
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> ReferenceEmbeddings:
         """Look up the embeddings of some samples, in their order, on the CPU.
@@ -176,38 +194,36 @@ class ReferenceStore:
 
         Raises:
             IndexError: an id is not in the manifest.
-            ValueError: there are no ids.
+            ValueError: there are no ids, or a row's block of the file is damaged.
         """
         if len(sample_ids) == 0:
             raise ValueError("gather needs at least one sample id")
         located = locate(sample_ids, self._offsets)
-        image = select(located, lambda shard: self._shards[shard].image).float()
-        text = select(located, lambda shard: self._shards[shard].text).float()
-        present = select(located, lambda shard: self._shards[shard].present)
+        parts = []
+        for part in located:
+            shard = self._shard(part.shard)
+            parts.append([shard.rows(name, part.rows) for name in TENSORS])
+        image, text, present = (in_order(located, rows) for rows in zip(*parts, strict=True))
+        image, text = image.float(), text.float()
         present = present & image.isfinite().all(dim=1) & text.isfinite().all(dim=1)
         return ReferenceEmbeddings(image, text, present).zero_where_absent()
 
     @property
     def num_absent(self) -> int:
         """Number of samples without embeddings."""
-        return sum(int((~shard.present).sum()) for shard in self._shards)
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards of the data set."""
-        return len(self._shards)
+        return sum(int((~self.present_in(shard)).sum()) for shard in range(self.num_shards))
 
     def present_in(self, shard: int) -> Bool[Tensor, " rows"]:
         """Mark the rows of a shard with embeddings, finite or not."""
-        return self._shards[shard].present
+        return self._shard(shard).whole("present")
 
     def similarities_in(self, shard: int) -> Float32[Tensor, " rows"]:
         """Compute `R_ii`, the cosine of image and text, of each row; NaN where there is none."""
-        stored = self._shards[shard]
-        blocks = zip(stored.image.split(ROWS_READ), stored.text.split(ROWS_READ), strict=True)
+        image, text, present = map(self._shard(shard).whole, TENSORS)
+        blocks = zip(image.split(ROWS_READ), text.split(ROWS_READ), strict=True)
         cosines = [(image.float() * text.float()).sum(dim=1) for image, text in blocks]
         found = torch.cat(cosines) if cosines else torch.empty(0)
-        return found.where(stored.present & found.isfinite(), torch.nan)
+        return found.where(present & found.isfinite(), torch.nan)
 
 
 def identity_differences(stored: dict[str, str], given: dict[str, str]) -> list[str]:
@@ -224,10 +240,11 @@ def has_unit_norm(embeddings: Float[Tensor, "rows dim"]) -> Bool[Tensor, " rows"
     return (embeddings.float().norm(dim=-1) - 1).abs() <= NORM_TOLERANCE
 
 
-def _check_norms(embeddings: ShardEmbeddings, *, shard: str, folder: Path) -> None:
-    rows = embeddings.present.nonzero().squeeze(1)
+def _check_norms(file: ShardFile, *, shard: str, folder: Path) -> None:
+    rows = file.whole("present").nonzero().squeeze(1)
     rows = rows[:: max(1, len(rows) // NORM_CHECKS)]
-    for name, stored in (("image", embeddings.image), ("text", embeddings.text)):
+    for name in ("image", "text"):
+        stored = file.tensors[name].values  # without their blocks, which would all be read
         wrong = rows[~has_unit_norm(stored[rows])]
         if len(wrong) > 0:
             raise ValueError(

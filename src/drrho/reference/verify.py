@@ -1,7 +1,7 @@
 """Verification of stored embeddings: files, norms, and some samples encoded again."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from drrho.data.views import transformed_view
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.reference.store import (
     REFERENCE_CARDS,
-    ReferenceCard,
     ShardEmbeddings,
     has_unit_norm,
     identity_differences,
@@ -39,6 +38,7 @@ class Verification:
 
     Attributes:
         num_samples: rows of the data set.
+        has_checksums: whether the files have checksums; those of the first version have none.
         num_stored: rows with embeddings.
         absent: number of rows without embeddings, by reason.
         num_encoded: samples that were encoded again.
@@ -47,6 +47,7 @@ class Verification:
     """
 
     num_samples: int
+    has_checksums: bool = True
     num_stored: int = 0
     absent: Counter[str] = field(default_factory=Counter)
     num_encoded: int = 0
@@ -63,7 +64,7 @@ def verify(
     num_encoded: int,
     generator: torch.Generator,
 ) -> Verification:
-    """Check every stored row, and encode some of the samples again.
+    """Check every stored row and checksum, and encode some of the samples again.
 
     A row must be finite and of unit length, and an encoded sample's cosine with its row at least
     `FLOOR`, or the encoder's of `FLOORS`. A sample whose embedding lies closer to another row of
@@ -75,10 +76,22 @@ def verify(
         num_encoded: how many samples to encode again.
     """
     card = REFERENCE_CARDS.load(folder)
-    found = Verification(num_samples=manifest.num_samples)
-    shards = dict(_readable_shards(card, folder, manifest, found))
-    for index, embeddings in shards.items():
-        _check_rows(embeddings, manifest.shards[index].url, found)
+    files = REFERENCE_CARDS.files(card, folder)
+    found = Verification(num_samples=manifest.num_samples, has_checksums=card.version > 1)
+    stored = [torch.empty(0, dtype=torch.int64)]
+
+    def read(index: int) -> ShardEmbeddings:
+        entry = files.find(manifest.shards[index])
+        return load_shard(files, entry, embedding_dim=card.embedding_dim)
+
+    for index, shard in enumerate(manifest.shards):
+        try:
+            embeddings = read(index)
+        except (ValueError, FileNotFoundError) as error:
+            found.faults.append(str(error))
+        else:
+            _check_rows(embeddings, shard.url, found)
+            stored.append(embeddings.present.nonzero().squeeze(1) + manifest.offsets[index])
     if encoder is None:
         return found
     # The card of an import names the model in words, which cannot be compared.
@@ -86,23 +99,12 @@ def verify(
         differing = "; ".join(identity_differences(card.model, encoder.identity))
         found.faults.append(f"the model is not the one that was stored: {differing}")
         return found
-    ids = _drawn(shards, manifest, num_encoded, generator)
+    ids = torch.cat(stored)
+    ids = ids[torch.randperm(len(ids), generator=generator)[:num_encoded]].sort().values
     if len(ids) > 0:
         floor = FLOORS.get(card.model.get("precision", ""), FLOOR)
-        _encode_again(encoder, manifest, shards, ids=ids, floor=floor, found=found)
+        _encode_again(encoder, manifest, read, ids=ids, floor=floor, found=found)
     return found
-
-
-def _readable_shards(
-    card: ReferenceCard, folder: Path, manifest: Manifest, found: Verification
-) -> Iterator[tuple[int, ShardEmbeddings]]:
-    """Yield the stored embeddings of each shard; one that cannot be read is a fault."""
-    files = REFERENCE_CARDS.files(card, folder)
-    for index, shard in enumerate(manifest.shards):
-        try:
-            yield index, load_shard(files, files.find(shard), embedding_dim=card.embedding_dim)
-        except (ValueError, FileNotFoundError) as error:
-            found.faults.append(str(error))
 
 
 def _check_rows(embeddings: ShardEmbeddings, url: str, found: Verification) -> None:
@@ -121,24 +123,10 @@ def _check_rows(embeddings: ShardEmbeddings, url: str, found: Verification) -> N
             )
 
 
-def _drawn(
-    shards: dict[int, ShardEmbeddings],
-    manifest: Manifest,
-    num_drawn: int,
-    generator: torch.Generator,
-) -> Int64[Tensor, " drawn"]:
-    """Draw ids of samples with embeddings, ascending."""
-    stored = [
-        shards[index].present.nonzero().squeeze(1) + manifest.offsets[index] for index in shards
-    ]
-    ids = torch.cat(stored) if stored else torch.empty(0, dtype=torch.int64)
-    return ids[torch.randperm(len(ids), generator=generator)[:num_drawn]].sort().values
-
-
 def _encode_again(
     encoder: EmbeddingModel,
     manifest: Manifest,
-    shards: dict[int, ShardEmbeddings],
+    read: Callable[[int], ShardEmbeddings],
     *,
     ids: Int64[Tensor, " drawn"],
     floor: float,
@@ -151,7 +139,7 @@ def _encode_again(
     for sample_id, sample in zip(ids.tolist(), samples, strict=True):
         index, row = manifest.locate(sample_id)
         if index != current:  # the ids ascend, so each shard is normalised once
-            current, units = index, _unit_rows(shards[index])
+            current, units = index, _unit_rows(read(index))
         try:
             encoded = _encoded(encoder, sample)
         except UnusableSample as unusable:

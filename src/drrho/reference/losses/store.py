@@ -11,6 +11,7 @@ need no more than `pip install drrho`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,8 +21,8 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from drrho.data.manifest import Manifest
-from drrho.reference.rows import RowsOfShard, locate, select
-from drrho.reference.shard_files import CardKind, ShardEntry, ShardFiles
+from drrho.reference.rows import RowsOfShard, in_order, locate
+from drrho.reference.shard_files import CardKind, Layout, ShardEntry, ShardFile, ShardFiles
 
 LossUnit = Literal["sample", "token"]
 
@@ -37,11 +38,13 @@ class LossCard:
         identity: description of the model, its weights and its loss.
         unit: whether a sample has one loss, or each of its tokens.
         shards: in the order in which their losses were begun.
+        version: version of the format; from 2 on files have checksums.
     """
 
     identity: str
     unit: LossUnit
     shards: tuple[ShardEntry, ...]
+    version: int = 2
 
     def __post_init__(self):
         if not self.identity:
@@ -58,7 +61,7 @@ class LossCard:
 LOSS_CARDS = CardKind(
     card=LossCard,
     file_name=FILE_NAME,
-    header={"format": "drrho losses", "version": 1, "dtype": "float32"},
+    header={"format": "drrho losses", "dtype": "float32"},
     noun="losses",
     remedy=REMEDY,
 )
@@ -100,21 +103,35 @@ def save_losses(files: ShardFiles, entry: ShardEntry, losses: ShardLosses) -> No
 
 
 def load_losses(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
-    """Load the losses of one shard; errors as `ShardFiles.load`."""
+    """Load the losses of one shard and check them whole; errors as `ShardFiles.open`."""
+    file = files.open(entry, layout_of(entry, unit=unit))
+    check_offsets(files, entry, file)
+    found = {name: file.whole(name) for name in file.tensors}
+    return ShardLosses(
+        losses=found["losses"], written=found["written"], offsets=found.get("offsets")
+    )
+
+
+def layout_of(entry: ShardEntry, *, unit: LossUnit) -> Layout:
+    """Return the types and shapes of the tensors of a shard's file."""
     rows = entry.num_samples
-    expected = {"losses": (rows,), "written": (rows,)}
-    if unit == "token":
-        expected["offsets"] = (rows + 1,)
-    tensors, _ = files.load(entry, expected)
-    offsets = tensors.get("offsets")
-    if offsets is not None:
-        expected["losses"] = (int(offsets[-1]) if len(offsets) > 0 else 0,)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if shapes != expected:
-        raise files.damaged(entry, f"it has the shapes {shapes}, not {expected}")
-    if offsets is not None and (offsets[0] != 0 or (offsets.diff() < 0).any()):
-        raise files.damaged(entry, "its offsets do not ascend from 0")
-    return ShardLosses(losses=tensors["losses"], written=tensors["written"], offsets=offsets)
+    written = {"written": (torch.bool, (rows,))}
+    if unit == "sample":
+        return {"losses": (torch.float32, (rows,)), **written}
+    return {
+        "losses": (torch.float32, (-1,)),
+        **written,
+        "offsets": (torch.int64, (rows + 1,)),
+    }
+
+
+def check_offsets(files: ShardFiles, entry: ShardEntry, file: ShardFile) -> None:
+    """Raise ValueError unless the offsets of a shard's tokens, if it has any, fit its losses."""
+    if "offsets" not in file.tensors:
+        return
+    offsets, num_losses = file.whole("offsets"), len(file.tensors["losses"].values)
+    if offsets[0] != 0 or (offsets.diff() < 0).any() or offsets[-1] != num_losses:
+        raise files.damaged(entry, f"its offsets do not ascend from 0 to {num_losses}")
 
 
 def load_losses_so_far(files: ShardFiles, entry: ShardEntry, *, unit: LossUnit) -> ShardLosses:
@@ -137,11 +154,13 @@ class LossStore:
         unit: "sample", for `gather`, or "token", for `gather_tokens`.
     """
 
-    def __init__(self, card: LossCard, offsets: list[int], shards: list[ShardLosses]) -> None:
+    def __init__(
+        self, card: LossCard, offsets: list[int], shard: Callable[[int], ShardFile]
+    ) -> None:
         self.identity = card.identity
         self.unit: LossUnit = card.unit
         self._offsets = torch.tensor(offsets)
-        self._shards = shards
+        self._shard = shard
 
     @classmethod
     def open(cls, folder: str | Path, manifest: Manifest, *, reference: str) -> "LossStore":
@@ -163,8 +182,11 @@ class LossStore:
             )
         card = LOSS_CARDS.load(path)
         files = LOSS_CARDS.files(card, path)
-        shards = [load_losses(files, files.find(s), unit=card.unit) for s in manifest.shards]
-        return cls(card, manifest.offsets, shards)
+        entries = [files.find(shard) for shard in manifest.shards]
+        shard = files.opener(entries, lambda entry: layout_of(entry, unit=card.unit))
+        for number, entry in enumerate(entries):
+            check_offsets(files, entry, shard(number))
+        return cls(card, manifest.offsets, shard)
 
     def gather(self, sample_ids: Int64[Tensor, " batch"]) -> Float32[Tensor, " batch"]:
         """Look up the losses of some samples, on the device of the ids; NaN where there is none.
@@ -177,7 +199,8 @@ class LossStore:
         if len(sample_ids) == 0:
             return torch.empty(0, device=sample_ids.device)
         located = locate(sample_ids, self._offsets)
-        return select(located, lambda shard: self._shards[shard].losses).to(sample_ids.device)
+        losses = [self._shard(part.shard).rows("losses", part.rows) for part in located]
+        return in_order(located, losses).to(sample_ids.device)
 
     def gather_tokens(
         self, sample_ids: Int64[Tensor, " batch"], mask: Bool[Tensor, "samples length"]
@@ -219,14 +242,13 @@ class LossStore:
 
     def _tokens(self, part: RowsOfShard) -> list[Tensor | None]:
         """List the token losses of each sample of the part; None where none were written."""
-        shard = self._shards[part.shard]
-        assert shard.offsets is not None
-        starts, ends = shard.offsets[part.rows].tolist(), shard.offsets[part.rows + 1].tolist()
-        written = shard.written[part.rows].tolist()
-        return [
-            shard.losses[start:end] if found else None
-            for start, end, found in zip(starts, ends, written, strict=True)
-        ]
+        shard = self._shard(part.shard)
+        offsets = shard.whole("offsets")
+        ranges = zip(offsets[part.rows].tolist(), offsets[part.rows + 1].tolist(), strict=True)
+        places = [torch.arange(start, end) for start, end in ranges]
+        losses = shard.rows("losses", torch.cat(places)).split([len(place) for place in places])
+        written = shard.rows("written", part.rows).tolist()
+        return [it if found else None for it, found in zip(losses, written, strict=True)]
 
     def _require(self, unit: LossUnit, other: str) -> None:
         if self.unit != unit:
