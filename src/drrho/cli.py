@@ -174,10 +174,13 @@ def _user_errors() -> tuple[type[Exception], ...]:
 
 def _reported(error: Exception) -> int:
     """The exit status of an error, which is printed."""
+    from drrho.runtime.errors import without_secrets  # noqa: PLC0415  # imports torch
+
     status = getattr(error, "exit_status", None)
     if status is None and os.environ.get("DRRHO_TRACEBACK"):
         traceback.print_exc()
-    print(f"drrho: {'error: ' if status is None else ''}{error}", file=sys.stderr)
+    message = without_secrets(str(error))
+    print(f"drrho: {'error: ' if status is None else ''}{message}", file=sys.stderr)
     return 1 if status is None else status
 
 

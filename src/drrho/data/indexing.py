@@ -27,6 +27,7 @@ from drrho.data.reading.sources import (
 )
 from drrho.data.reading.storage import FileState, file_state, find_files, list_folder, nothing_at
 from drrho.runtime.distributed import Processes
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.progress import Progress
 
 
@@ -90,7 +91,9 @@ def index_shards(
             progress.advance(1, unusable=unusable)
     manifest = Manifest(shards=tuple(found[url] for url in urls))
     if manifest.num_samples == 0:
-        raise ValueError(f"{source} holds no sample: its {len(urls)} shards are empty")
+        raise ValueError(
+            f"{without_secrets(str(source))} holds no sample: its {len(urls)} shards are empty"
+        )
     return manifest
 
 

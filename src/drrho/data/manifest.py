@@ -24,6 +24,7 @@ from jaxtyping import Bool, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import (
     exclusive_file,
     parse_json,
@@ -116,10 +117,12 @@ class Shard:
     def __post_init__(self):
         if outside := [row for row in self.unusable if not 0 <= row < self.num_samples]:
             raise ValueError(
-                f"shard {self.url} has {self.num_samples} samples, but unusable rows {outside}"
+                f"shard {without_secrets(self.url)} has {self.num_samples} samples, but unusable "
+                f"rows {outside}"
             )
         if not 0 < self.weight < float("inf"):
-            raise ValueError(f"the weight of shard {self.url} must be positive, got {self.weight}")
+            url = without_secrets(self.url)
+            raise ValueError(f"the weight of shard {url} must be positive, got {self.weight}")
 
     @property
     def contents(self) -> tuple[int, str, str]:
@@ -148,7 +151,9 @@ class Manifest:
     def __post_init__(self):
         counts = Counter(shard.url for shard in self.shards)
         if repeated := [url for url, count in counts.items() if count > 1]:
-            raise ValueError(f"shard {repeated[0]} occurs more than once; name each shard once")
+            raise ValueError(
+                f"shard {without_secrets(repeated[0])} occurs more than once; name each shard once"
+            )
 
     @cached_property
     def offsets(self) -> list[int]:

@@ -1,6 +1,12 @@
 """Errors that several rooms raise and the command line reports in one line."""
 
+import re
+
 from torch import Tensor
+
+# User and password in front of a host, and a query such as that of a signed address.
+URL_USER = re.compile(r"(?<=://)[^/\s'\"]*@")
+URL_QUERY = re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*=[^\s'\",;)]*")
 
 
 class CheckpointError(RuntimeError):
@@ -30,3 +36,8 @@ USER_ERRORS = (
     *(ValueError, OSError, ModuleNotFoundError),
     *(CheckpointError, NotFiniteError, ProcessFailed),
 )
+
+
+def without_secrets(text: str) -> str:
+    """Remove users, passwords and queries from the URLs in a text that is to be shown."""
+    return URL_QUERY.sub(r"\1...", URL_USER.sub("", text))

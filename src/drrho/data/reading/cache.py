@@ -7,6 +7,7 @@ from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample
 from drrho.data.reading.sources import Layout, Rows, open_rows
 from drrho.data.reading.storage import OpenFiles, file_state
+from drrho.runtime.errors import without_secrets
 
 Decoded = TypeVar("Decoded")
 OPEN_FILES = 64
@@ -71,18 +72,19 @@ class OpenShards:
 
     def _rows(self, index: int, rows: Sequence[int]) -> Iterator[RawSample]:
         shard = self._manifest.shards[index]
+        shown = without_secrets(shard.url)
         if shard.spans is None:
-            raise ValueError(f"the samples of {shard.url} lie in no file that could be read")
+            raise ValueError(f"the samples of {shown} lie in no file that could be read")
         try:
             samples = self._read(index, rows)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"shard {shard.url} does not exist. If the data moved, run `drrho index` again"
+                f"shard {shown} does not exist. If the data moved, run `drrho index` again"
             ) from None
         for row, sample in zip(rows, samples, strict=True):
             if sample is None or sample.checksum != int(shard.spans.checksum[row]):
                 raise ValueError(
-                    f"shard {shard.url} has another image, caption or key in row {row} than when "
+                    f"shard {shown} has another image, caption or key in row {row} than when "
                     f"it was indexed; {REMEDY}"
                 )
             yield sample
@@ -106,6 +108,6 @@ def _require_size(shard: Shard) -> None:
     size = file_state(shard.url).size
     if size != shard.size:
         raise ValueError(
-            f"shard {shard.url} has {size:,} bytes, and had {shard.size:,} when it was indexed; "
-            f"{REMEDY}"
+            f"shard {without_secrets(shard.url)} has {size:,} bytes, and had {shard.size:,} when "
+            f"it was indexed; {REMEDY}"
         )

@@ -14,8 +14,10 @@ from PIL import Image
 
 from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
 from drrho.data.reading.images import UnusableSample, decode_image_bytes
-from drrho.data.reading.storage import Stream, open_file
+from drrho.data.reading.remote import Stream
+from drrho.data.reading.storage import open_file
 from drrho.data.reading.tar import ZERO_BLOCK, tar_files
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import parse_json
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -67,12 +69,16 @@ def read_shard(url: str) -> Iterator[RawSample]:
             yield from _samples(stream)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"shard {url} does not exist. If the data moved, run `drrho index` again"
+            f"shard {without_secrets(url)} does not exist. If the data moved, run `drrho index` "
+            "again"
         ) from None
+    except ConnectionError:
+        raise
     except Exception as error:  # of any file system
         raise ValueError(
-            f"shard {url} cannot be read: {error or type(error).__name__}. A shard is a "
-            "complete, uncompressed tar file that holds each file once; fetch or write it again"
+            f"shard {without_secrets(url)} cannot be read: {error or type(error).__name__}. A "
+            "shard is a complete, uncompressed tar file that holds each file once; fetch or write "
+            "it again"
         ) from error
 
 

@@ -4,23 +4,17 @@ import glob
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import bracex
 import fsspec
 
+from drrho.data.reading.remote import NO_RANGES, RemoteStream, Stream, host_of, remotely
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import require_regular
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """Protocol of a seekable binary file."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-    def seek(self, offset: int, whence: int = 0, /) -> int: ...
-    def tell(self) -> int: ...
-    def close(self) -> None: ...
 
 
 class FileState(NamedTuple):
@@ -57,9 +51,7 @@ def open_file(url: str) -> Stream:
     if (path := local_path(url)) is not None:
         require_regular(path)
         return open(path, "rb")
-    stream = _file_system(url).open(url, "rb")
-    assert isinstance(stream, Stream)
-    return stream
+    return RemoteStream(url)
 
 
 def file_state(url: str) -> FileState:
@@ -68,9 +60,11 @@ def file_state(url: str) -> FileState:
         found = require_regular(path)
         # The time of change cannot be set by programs, as that of modification can.
         return FileState(found.st_size, f"{found.st_mtime_ns}, {found.st_ctime_ns}")
-    info = _file_system(url).info(url)
+    info = remotely(url, lambda system: system.info(url))
+    if not isinstance(info["size"], int):
+        raise ValueError(f"{host_of(url)} does not say how large {without_secrets(url)} is")
     told = [info[name] for name in ("ETag", "etag", "LastModified", "mtime") if name in info]
-    return FileState(int(info["size"]), str(told[0]) if told else None)
+    return FileState(info["size"], str(told[0]) if told else None)
 
 
 def find_files(source: str) -> list[str]:
@@ -110,8 +104,14 @@ def list_folder(folder: str, suffix: str) -> list[str] | None:
             return None
         pattern = os.path.join(glob.escape(folder), f"*{suffix}")
         return sorted(os.path.abspath(path) for path in glob.glob(pattern))
-    system = _file_system(folder)
-    if glob.has_magic(folder) or "{" in folder or not system.isdir(folder):
+    # Of a file on a web server, `isdir` would read the whole to look for links in it.
+    if _has_magic(folder) or "{" in folder or urlsplit(folder).path.endswith(suffix):
+        return None
+    return remotely(folder, lambda system: _list_remote(system, folder, suffix))
+
+
+def _list_remote(system: fsspec.AbstractFileSystem, folder: str, suffix: str) -> list[str] | None:
+    if not system.isdir(folder):
         return None
     found = system.ls(folder, detail=False)
     return sorted(system.unstrip_protocol(path) for path in found if path.endswith(suffix))
@@ -123,6 +123,7 @@ class OpenFiles:
     def __init__(self, *, capacity: int):
         self._capacity = capacity
         self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self._with_ranges: set[str] = set()  # URLs of which a range was as long as asked for
 
     def read(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read byte ranges (start, end) of a file, in order; remote ones concurrently.
@@ -132,12 +133,18 @@ class OpenFiles:
             ValueError: as `open_file`.
         """
         if (path := local_path(url)) is None:
-            starts, ends = zip(*ranges, strict=True)
-            return _file_system(url).cat_ranges(
-                [url] * len(ranges), list(starts), list(ends), on_error="raise"
-            )
+            return self._read_remote(url, ranges)
         descriptor = self._descriptor(path)
         return [os.pread(descriptor, end - start, start) for start, end in ranges]
+
+    def _read_remote(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        # The first range alone: a server without ranges sends the whole file for each.
+        parts = [ranges] if url in self._with_ranges else [ranges[:1], ranges[1:]]
+        found: list[bytes] = []
+        for part in filter(None, parts):
+            found += remotely(url, partial(_cat_ranges, url=url, ranges=part))
+            self._with_ranges.add(url)
+        return found
 
     def _descriptor(self, path: str) -> int:
         if path not in self._descriptors:
@@ -153,31 +160,42 @@ class OpenFiles:
             os.close(descriptor)
 
 
-def _file_system(url: str) -> fsspec.AbstractFileSystem:
-    try:
-        return fsspec.core.url_to_fs(url)[0]
-    except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"cannot read {url}: {error}. Besides local paths, files are read through fsspec, "
-            "which needs a package for each kind of storage (s3fs, gcsfs, aiohttp, ...)"
-        ) from error
+def _cat_ranges(
+    system: fsspec.AbstractFileSystem, *, url: str, ranges: Sequence[tuple[int, int]]
+) -> list[bytes]:
+    starts, ends = map(list, zip(*ranges, strict=True))
+    found = system.cat_ranges([url] * len(ranges), starts, ends, on_error="raise")
+    for piece, (start, end) in zip(found, ranges, strict=True):
+        if len(piece) > end - start:
+            raise ValueError(f"{host_of(url)} {NO_RANGES}")
+        if len(piece) < end - start:
+            raise ConnectionError(f"{host_of(url)} sent {len(piece)} of {end - start} bytes")
+    return found
 
 
 def nothing_at(place: str) -> FileNotFoundError:
     """Make the error for a place without data."""
     return FileNotFoundError(
-        f"no shards found at {place}; expected a folder of .tar files or of images, a .tar, .csv "
-        "or .parquet file, a glob or brace pattern, or a manifest .json"
+        f"no shards found at {without_secrets(place)}; expected a folder of .tar files or of "
+        "images, a .tar, .csv or .parquet file, a glob or brace pattern, or a manifest .json"
     )
+
+
+def _has_magic(url: str) -> bool:
+    """Tell whether a URL is a glob pattern; the question mark of a query is none."""
+    return glob.has_magic(without_secrets(url).replace("?...", ""))
 
 
 def _matches(pattern: str) -> list[str]:
     if is_remote(pattern):
-        system = _file_system(pattern)
-        if glob.has_magic(pattern):
-            return sorted(system.unstrip_protocol(str(path)) for path in system.glob(pattern))
-        if not system.exists(pattern):
-            raise nothing_at(f"{pattern}, which does not exist")
+        if _has_magic(pattern):
+            return remotely(
+                pattern, lambda s: sorted(s.unstrip_protocol(str(path)) for path in s.glob(pattern))
+            )
+        try:
+            remotely(pattern, lambda system: system.info(pattern))
+        except FileNotFoundError:
+            raise nothing_at(f"{pattern}, which does not exist") from None
         return [pattern]
     if os.path.exists(pattern):
         return [os.path.abspath(pattern)]

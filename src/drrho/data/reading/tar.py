@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from tarfile import BLOCKSIZE, TarInfo
 from typing import NamedTuple
 
-from drrho.data.reading.storage import Stream
+from drrho.data.reading.remote import Stream
 
 ZERO_BLOCK = bytes(BLOCKSIZE)
 MAX_CONTENT = 2**28  # bytes of one file; the largest image that is decoded has about as many
