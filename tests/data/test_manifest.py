@@ -7,6 +7,7 @@ import shutil
 import fsspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.data.tar_files import (
     UNUSABLE,
     pair,
@@ -160,7 +161,7 @@ def test_a_crash_between_its_two_files_leaves_the_old_manifest(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("drrho.data.manifest.write_json", crash)
+        patch.setattr("drrho.data.manifest.write_checked_json", crash)
         with pytest.raises(KeyboardInterrupt):
             Manifest(shards=manifest.shards[:1]).save(path)
     assert Manifest.load(path) == manifest
@@ -327,3 +328,69 @@ def test_real_sets_have_the_counts_of_their_description():
     eurosat = index_shards(real_data("classification/eurosat/train"))
     assert len(eurosat.usable_ids()) == 0
     assert len(eurosat.usable_ids(with_captions=False)) == 1000
+
+
+def test_a_changed_value_is_noticed_and_may_be_meant(tmp_path):
+    path = tmp_path / "manifest.json"
+    manifest = index_shards(write_flawed_set(tmp_path))
+    manifest.save(path)
+    text = path.read_text()
+    path.write_text(text.replace('"weight": 1.0', '"weight": 3.0', 1))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged \(it has changed since"):
+        Manifest.load(path)
+    document = json.loads(path.read_text())
+    del document["sha256"]
+    path.write_text(json.dumps(document))
+    assert Manifest.load(path).shards[0].weight == 3.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shards": {}}, "its shards must be a list"),
+        ({"shards": ["a.tar"]}, r"shards\[0\] must be an object"),
+        ({"url": 3}, r"shards\[0\]\.url must be a str, got 3"),
+        ({"num_samples": 5.0}, r"shards\[0\]\.num_samples must be a int, got 5\.0"),
+        ({"num_samples": -5}, "cannot be -5"),
+        ({"num_samples": 10**18}, r"has 15 rows, and its shards 10{15}"),
+        ({"weight": "1"}, r"shards\[0\]\.weight must be a float, got '1'"),
+        ({"weight": float("nan")}, "weight of shard .* must be positive"),
+        ({"unusable": [1]}, r"shards\[0\] must be an object with unusable rows"),
+        ({"unusable": {"x": "no image"}}, r"shards\[0\]\.unusable has 'x'"),
+        ({"unusable": {"1": None}}, r"shards\[0\]\.unusable has '1': None"),
+        ({"layout": "table"}, r"shards\[0\]\.layout must be an object"),
+        ({"modified": 7}, r"shards\[0\]\.modified must be a str, got 7"),
+        ({"more": 7}, r"shards\[0\] has no 'more'"),
+        ({"rows": "../manifest.rows"}, "its rows must be a file beside it"),
+        ({"rows": "/etc/passwd"}, "its rows must be a file beside it"),
+        ({"rows": 5}, "its rows must be a file beside it"),
+    ],
+)
+def test_values_of_other_types_are_named(tmp_path, changes, message):
+    path = tmp_path / "manifest.json"
+    index_shards(write_flawed_set(tmp_path)).save(path)
+    document = json.loads(path.read_text())
+    del document["sha256"]
+    for name, value in changes.items():
+        (document if name in document else document["shards"][0])[name] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"manifest\.json is damaged \(.*{message}"):
+        Manifest.load(path)
+
+
+def test_columns_of_rows_have_one_length_and_their_types(tmp_path):
+    path = tmp_path / "manifest.json"
+    manifest = index_shards(write_flawed_set(tmp_path))
+    manifest.save(path)
+    (rows,) = tmp_path.glob("manifest.rows-*")
+    columns = load_file(rows)
+    for change in ({"size": columns["size"].long()}, {"start": columns["start"][:-1]}):
+        save_file(columns | change, rows)
+        with pytest.raises(ValueError, match=r"damaged \(.*columns of other types or lengths"):
+            Manifest.load(path)
+    save_file({"start": columns["start"]}, rows)
+    with pytest.raises(ValueError, match=r"damaged \(.* has no "):
+        Manifest.load(path)
+    save_file(columns | {"size": columns["size"] + 2**30}, rows)
+    with pytest.raises(ValueError, match="the manifest of .* places a sample at bytes"):
+        OpenShards(Manifest.load(path)).read([0])

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -226,8 +227,22 @@ def _indexed(
         yield from (_index_one(*one) for one in wanted)
         return
     # Not forked: a remote file system has threads, which do not survive that.
-    with ProcessPoolExecutor(min(workers, len(wanted)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(workers, len(wanted)), mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         yield from pool.map(_index_one, *zip(*wanted, strict=True))
+
+
+def _end_with_parent() -> None:
+    """End this worker when the main process is gone, which its queue of work does not tell it."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shard:

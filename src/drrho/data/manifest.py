@@ -29,10 +29,12 @@ from drrho.runtime.files import (
     exclusive_file,
     parse_json,
     read_regular,
+    require_checksum,
     require_regular,
     write_atomically,
-    write_json,
+    write_checked_json,
 )
+from drrho.runtime.records import from_json
 
 FORMAT = "drrho manifest"
 VERSION = 2
@@ -115,6 +117,8 @@ class Shard:
     left_out: Bool[Tensor, " rows"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
+        if self.num_samples < 0:
+            raise ValueError(f"the samples of shard {self.url} cannot be {self.num_samples}")
         if outside := [row for row in self.unusable if not 0 <= row < self.num_samples]:
             raise ValueError(
                 f"shard {without_secrets(self.url)} has {self.num_samples} samples, but unusable "
@@ -251,7 +255,7 @@ class Manifest:
             rows_file = f"{path.stem}.rows-{hashed}"
             write_atomically(path.parent / rows_file, content)
         document = {"format": FORMAT, "version": VERSION, "rows": rows_file, "shards": shards}
-        write_json(path, document)
+        write_checked_json(path, document)
         for old in _unused_rows(path, keep=rows_file):
             old.unlink()
 
@@ -272,7 +276,8 @@ class Manifest:
     def _load(cls, path: str | Path) -> "Manifest":
         remedy = "run `drrho index` on the shards to write it, or index the items again"
         try:
-            document = parse_json(read_regular(path, most=MAX_JSON))
+            content = read_regular(path, most=MAX_JSON)
+            document = parse_json(content)
         except FileNotFoundError:
             raise FileNotFoundError(f"manifest {path} does not exist; {remedy}") from None
         except ValueError as error:
@@ -287,16 +292,22 @@ class Manifest:
         folder = Path(os.path.abspath(path)).parent
         rows_file = document.get("rows")
         try:
-            entries = document["shards"]
-            manifest = cls(shards=tuple(_parse_shard(entry, folder) for entry in entries))
+            entries = document.get("shards")
+            if not isinstance(entries, list):
+                raise ValueError(f"its shards must be a list, got {entries!r:.80}")
+            if rows_file is not None and not _is_bare_name(rows_file):
+                raise ValueError(f"its rows must be a file beside it, got {rows_file!r:.80}")
+            shards = (_parse_shard(entry, folder, number) for number, entry in enumerate(entries))
+            manifest = cls(shards=tuple(shards))
+            require_checksum(content, document)
             return manifest if rows_file is None else _with_spans(manifest, folder / rows_file)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"manifest {path} is incomplete: {folder}/{rows_file} is missing; it moves "
                 f"with the manifest; {remedy}"
             ) from error
-        except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"manifest {path} is damaged ({error!r}); {remedy}") from error
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"manifest {path} is damaged ({error}); {remedy}") from error
 
 
 def _unused_rows(path: Path, *, keep: str | None) -> list[Path]:
@@ -322,17 +333,36 @@ def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
     return entry
 
 
-def _parse_shard(entry: dict, folder: Path) -> Shard:
-    unusable = {int(row): str(reason) for row, reason in entry["unusable"].items()}
-    url = entry["url"] if "://" in entry["url"] else str(folder / entry["url"])
-    return Shard(**entry | {"url": url, "unusable": unusable})
+def _is_bare_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _parse_shard(entry: object, folder: Path, number: int) -> Shard:
+    where = f"shards[{number}]"
+    if not isinstance(entry, dict) or not isinstance(entry.get("unusable"), dict):
+        raise ValueError(f"{where} must be an object with unusable rows, got {entry!r:.80}")
+    unusable = {}
+    for row, reason in entry["unusable"].items():  # one by one as they may be millions
+        if not (row.isascii() and row.isdecimal() and isinstance(reason, str)):
+            raise ValueError(f"{where}.unusable has {row!r:.80}: {reason!r:.80}")
+        unusable[int(row)] = reason
+    shard = from_json(Shard, entry | {"unusable": {}}, where=where, strict=True)
+    url = shard.url if "://" in shard.url else str(folder / shard.url)
+    return replace(shard, url=url, unusable=unusable)
 
 
 def _with_spans(manifest: Manifest, path: Path) -> Manifest:
     """Map the file of rows into memory and give each shard its part, in order."""
     require_regular(path)  # or opening a pipe would wait for a writer
     with safe_open(path, framework="pt") as file:
+        if missing := set(Spans._fields) - set(file.keys()):
+            raise ValueError(f"{path} has no {missing.pop()}")
         spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
+    kinds = [(column.dtype, column.shape) for column in spans]
+    if kinds != [
+        (kind, (spans.start.numel(),)) for kind in (torch.int64, torch.int32, torch.int32)
+    ]:
+        raise ValueError(f"{path} has columns of other types or lengths")
     shards = manifest.shards
     in_files = [0 if shard.url.startswith(ITEMS) else shard.num_samples for shard in shards]
     if sum(in_files) != len(spans.start):

@@ -1,5 +1,6 @@
 """Files that are whole: a reader finds the old content or the new, never a part."""
 
+import hashlib
 import json
 import os
 import stat
@@ -15,6 +16,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 PARTIAL_SUFFIX = ".partial"
+CHECKSUM_NAME = "sha256"  # the last name in an object, over all that stands before
+CHECKSUM = b',\n "sha256": "%s"\n}\n'
 
 
 @contextmanager
@@ -51,6 +54,30 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain data as indented JSON, as `opened_atomically`."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data as `write_json`, with a checksum in the last line."""
+    body = json.dumps(content, indent=1).encode().removesuffix(b"\n}")
+    checksum = hashlib.sha256(body).hexdigest().encode()
+    write_atomically(path, body + CHECKSUM % checksum)
+
+
+def require_checksum(content: bytes, found: Any) -> None:
+    """Raise ValueError if JSON that has a checksum in its last line is not what was written.
+
+    Args:
+        content: the bytes of the file.
+        found: what they were parsed to.
+    """
+    checksum = found.get(CHECKSUM_NAME) if isinstance(found, dict) else None
+    if checksum is None:  # as in files of earlier versions
+        return
+    body = content.removesuffix(CHECKSUM % str(checksum).encode(errors="replace"))
+    if body == content or hashlib.sha256(body).hexdigest() != checksum:
+        raise ValueError(
+            f"it has changed since it was written; if that was meant, remove {CHECKSUM_NAME!r}"
+        )
 
 
 def require_regular(path: str | Path, *, most: int | None = None) -> os.stat_result:

@@ -7,6 +7,7 @@ dataclasses is told by its tag, the class attribute `method` or `kind`.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -177,7 +178,7 @@ def _from_object(kind: Any, content: Any, where: str, strict: bool) -> Any:
             for part in fields(kind)
             if (part.default, part.default_factory) != (MISSING, MISSING)
         }
-    hints, values = get_type_hints(kind), {}
+    hints, values = _type_hints(kind), {}
     for name in names:
         hint, value = hints[name], content.get(name)
         if name in content and not (strict and value is None and NoneType not in get_args(hint)):
@@ -188,6 +189,11 @@ def _from_object(kind: Any, content: Any, where: str, strict: bool) -> Any:
         if name not in names and value is not None and (name, value) != tag:
             raise ValueError(f"{where} has no {name!r}, which is {value!r} there")
     return kind(**values)
+
+
+@cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _require(holds: bool, content: Any, where: str, expected: str) -> Any:

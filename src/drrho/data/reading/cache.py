@@ -8,6 +8,7 @@ from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample
 from drrho.data.reading.sources import Layout, Rows, open_rows
 from drrho.data.reading.storage import OpenFiles, file_state
 from drrho.runtime.errors import without_secrets
+from drrho.runtime.records import from_json
 
 Decoded = TypeVar("Decoded")
 OPEN_FILES = 64
@@ -96,10 +97,19 @@ class OpenShards:
             if index not in self._checked:
                 _require_size(shard)
                 self._checked.add(index)
-            pieces = self._files.read(shard.url, [shard.spans.range(row) for row in rows])
+            ranges = [shard.spans.range(row) for row in rows]
+            if outside := [r for r in ranges if not 0 <= r[0] <= r[1] <= (shard.size or 0)]:
+                raise ValueError(
+                    f"the manifest of {without_secrets(shard.url)} places a sample at bytes "
+                    f"{outside[0]} of {shard.size}: it is damaged; {REMEDY}"
+                )
+            pieces = self._files.read(shard.url, ranges)
             return [parse_sample(c, row=row) for row, c in zip(rows, pieces, strict=True)]
         if index not in self._sources:
-            self._sources[index] = open_rows(shard.url, Layout(**shard.layout))
+            layout = from_json(
+                Layout, shard.layout, where=f"the layout of {shard.url}", strict=True
+            )
+            self._sources[index] = open_rows(shard.url, layout)
         source = self._sources[index]
         return [source[row] if row < source.num_rows else None for row in rows]
 
@@ -108,6 +118,6 @@ def _require_size(shard: Shard) -> None:
     size = file_state(shard.url).size
     if size != shard.size:
         raise ValueError(
-            f"shard {without_secrets(shard.url)} has {size:,} bytes, and had {shard.size:,} when "
+            f"shard {without_secrets(shard.url)} has {size:,} bytes, and had {shard.size} when "
             f"it was indexed; {REMEDY}"
         )

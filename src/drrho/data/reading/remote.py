@@ -92,10 +92,10 @@ def _file_system(url: str) -> fsspec.AbstractFileSystem:
     options: dict[str, Any] = {}
     try:
         if url.startswith(("http://", "https://")) and not conf.get("http"):
-            import aiohttp  # noqa: PLC0415  # an optional package
+            from fsspec.implementations import http  # noqa: PLC0415  # needs aiohttp
 
             connect, read = TIMEOUTS
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)
+            timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=read)
             options["client_kwargs"] = {"timeout": timeout}
         return fsspec.core.url_to_fs(url, **options)[0]
     except (ImportError, ValueError) as error:
