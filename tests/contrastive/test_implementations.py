@@ -23,6 +23,18 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize("impl", ["exact", "tiles"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_autocast_rounds_neither_the_loss_nor_its_gradient(name, impl):
+    """Also where the backward pass runs inside of it."""
+    config = CONFIGS[name]
+    expected = two_steps(config, impl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = two_steps(config, impl)
+    for ours, plain in zip(found, expected, strict=True):
+        assert torch.equal(ours, plain)
+
+
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
     """What the kernels find, where Triton was told to interpret before its import."""
@@ -55,6 +67,12 @@ def test_triton_is_the_exact_code(name, interpreted):
     exact = two_steps(CONFIGS[name], "exact", dtype=torch.float64)
     for ours, theirs in zip(interpreted[name], exact, strict=True):
         assert_close(ours.double(), theirs, rtol=1e-4, atol=5e-5 * theirs.abs().max().item())
+
+
+@needs_triton
+def test_autocast_rounds_nothing_in_triton(interpreted):
+    for ours, plain in zip(interpreted["under autocast"], interpreted["CLIP"], strict=True):
+        assert torch.equal(ours, plain)
 
 
 def objective(name="CLIP", **options):

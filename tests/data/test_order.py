@@ -1,5 +1,7 @@
 """The order of an epoch: complete, shuffled, within a window of shards, and a pure function."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,6 +72,18 @@ def test_samples_of_a_window_are_mixed_and_shards_change_company():
     assert {manifest.locate(sample_id)[0] for sample_id in order[:20].tolist()} == first_window
     others = epoch_order(manifest, seed=0, epoch=1, shuffle_window=3)
     assert {manifest.locate(sample_id)[0] for sample_id in others[:150].tolist()} != first_window
+
+
+@pytest.mark.parametrize(
+    ("weight", "visits"), [(0.29, 29), (0.57, 57), (1.15, 115), (0.994, 99), (0.996, 100)]
+)
+def test_a_weight_is_rounded_to_whole_visits(weight, visits):
+    """0.29 * 100 is 28.999999999999996 in binary."""
+    first, second = manifest_of([[True] * 100, [True] * 100]).shards
+    manifest = Manifest(shards=(replace(first, weight=weight), second))
+    order = epoch_order(manifest, seed=0, epoch=0, shuffle_window=2)
+    assert int((order < 100).sum()) == visits
+    assert steps_per_epoch(manifest, batch_size=1) == 100 + visits
 
 
 def test_an_epoch_has_as_many_steps_as_full_batches():

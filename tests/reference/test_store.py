@@ -151,6 +151,36 @@ def test_a_wrong_number_of_rows_is_an_error_that_names_the_shard(data, folder):
         ReferenceStore.open(folder, index_shards(data))
 
 
+@pytest.mark.parametrize("name", ["image", "text", "present"])
+@pytest.mark.parametrize("change", ["rows", "dimension", "fewer"])
+def test_every_shape_of_a_file_is_checked(data, folder, name, change):
+    path = folder / "b.safetensors"
+    tensor = safetensors.torch.load_file(path)[name]
+    wrong = {
+        "rows": torch.cat([tensor, tensor[:1]]),
+        "dimension": torch.cat([tensor, tensor], dim=-1),
+        "fewer": tensor[:1],
+    }[change]
+    rewrite(path, **{name: wrong})
+    with pytest.raises(ValueError, match=r"shard b\.tar, is damaged"):
+        ReferenceStore.open(folder, index_shards(data))
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_unit"), [(0.999, True), (1.001, True), (0.997, False), (1.003, False)]
+)
+@pytest.mark.parametrize("name", ["image", "text"])
+def test_a_norm_is_one_up_to_the_rounding_of_float16(data, folder, name, norm, is_unit):
+    stored = torch.zeros(2, DIM, dtype=torch.float16)
+    stored[:, 0] = norm
+    rewrite(folder / "b.safetensors", **{name: stored})
+    if is_unit:
+        ReferenceStore.open(folder, index_shards(data))
+    else:
+        with pytest.raises(ValueError, match=rf"{name} embeddings of shard b\.tar.* norm {norm}"):
+            ReferenceStore.open(folder, index_shards(data))
+
+
 @pytest.mark.parametrize("factor", [0.5, float("nan")])
 def test_rows_that_are_not_unit_are_an_error_that_names_the_shard(data, folder, factor):
     text = safetensors.torch.load_file(folder / "b.safetensors")["text"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from drrho.risk import ChiSquareBall, effective_sample_size
+from drrho.risk import ChiSquareBall, chi_square, effective_sample_size
 
 RADII = [0.0, 1e-12, 1e-3, 0.1, 0.5, 2.0]
 
@@ -110,6 +110,25 @@ def test_radius_beyond_reach_is_the_maximum_shared_by_ties():
     assert eta <= 4
     assert torch.equal(weights, torch.tensor([0.0, 0.5, 0.5, 0.0]))
     assert ChiSquareBall(radius=0.499)(losses).value < 4
+
+
+@pytest.mark.filterwarnings("ignore:radius .* is at least")
+@pytest.mark.parametrize("radius", [0.1, 1e5])
+def test_elimination_finds_its_samples_without_sorting_all(radius, monkeypatch):
+    """Also where the threshold is the largest loss, which nothing is above."""
+    sorted_sizes = []
+
+    def noted(samples, threshold):
+        sorted_sizes.append(samples.below.shape[-1])
+        return by_sorting(samples, threshold)
+
+    by_sorting = chi_square._by_sorting
+    monkeypatch.setattr(chi_square, "_by_sorting", noted)
+    losses = torch.randn(chi_square.FEWEST_FOR_ELIMINATION, dtype=torch.float64)
+    found = ChiSquareBall(radius=radius)(losses)
+    assert sorted_sizes == [len(losses) // chi_square.STRIDE]
+    monkeypatch.setattr(chi_square, "may_read_values", lambda _: False)
+    assert_close(found.weights, ChiSquareBall(radius=radius)(losses).weights, rtol=1e-9, atol=1e-12)
 
 
 def test_excess_losses_that_are_all_zero_have_uniform_weights():

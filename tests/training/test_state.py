@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from tests.processes import run
 from torch import nn
 
 from drrho.runtime import provenance
+from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.provenance import plain, versions
 from drrho.training.checkpoint import read_values, why_not_readable
 from drrho.training.optimizer import Optimizer, build_optimizer
 from drrho.training.state import TrainingState
+from drrho.training.tensor_files import read_tensors
 
 
-def state(folder, *, config=None, width=3, with_loss=True):
+def state(folder, *, config=None, width=3, with_loss=True, processes=None):
     model = nn.Linear(4, width)
     loss = nn.BatchNorm1d(2, affine=False) if with_loss else None
     return TrainingState(
@@ -24,6 +28,7 @@ def state(folder, *, config=None, width=3, with_loss=True):
         loss=loss,
         optimizer=build_optimizer(model, Optimizer(learning_rate=0.1)),
         config={"a": {"b": 1, "c": (1, 2)}, "data": {"workers": 4}} if config is None else config,
+        processes=processes or Processes(),
     )
 
 
@@ -31,6 +36,20 @@ def save(state):
     path = state.save(keep=1)
     state.wait_until_saved()
     return path
+
+
+def buffers_of_two(rank, folder):
+    """Save with statistics that differ between the processes; the file, and what each has."""
+    groups = dist.new_group(), dist.new_group()
+    saved = state(folder, processes=Processes(rank, 2, *groups))
+    saved.model.register_buffer("statistics", torch.full((2,), float(rank)))
+    path = save(saved)
+    return path, saved.model.statistics
+
+
+def test_buffers_are_given_from_the_first_process(tmp_path):
+    for path, own in run(buffers_of_two, tmp_path, world=2):
+        assert own.tolist() == read_tensors(path)["model.statistics"].tolist() == [0, 0]
 
 
 def test_nothing_to_resume(tmp_path):

@@ -222,10 +222,11 @@ def _by_sorting(samples: Samples, threshold: _Threshold) -> _Active:
     # Welford's increments: a prefix sum of squares would cancel against the squared mean.
     mean_before = pad(mean[..., :-1], (1, 0))
     increments = mass * (ordered - mean_before) * (ordered - mean)
-    variance = increments.cumsum(dim=-1).clamp_min(0) / divisor
+    variance = increments.cumsum(dim=-1) / divisor
     moments = _moments(cumulative, cumulative[..., -1:], mean, variance)
 
-    is_active = ordered > threshold(moments).clamp_max(-SMALLEST_GAP)
+    is_active = ordered > threshold(moments)
+    # None is above an eta that is the largest loss itself, nor above NaN.
     last = (is_active.sum(dim=-1, keepdim=True) - 1).clamp_min(0)
     smallest = ordered.gather(-1, last)
     return _restricted(samples, torch.where(samples.below >= smallest, samples.mass, 0.0))
