@@ -75,7 +75,7 @@ def test_a_wrong_value_of_a_checkpoint_is_an_error_with_its_place(run, plain_rec
     path = list_checkpoints(run / "checkpoints")[-1]
     whole = (path / VALUES_FILE).read_bytes()
     content = json.loads(whole)
-    del content["checksum"]
+    del content["sha256"]
     recipe = read_recipe(json.loads((run / "recipe.json").read_text()))
     try:
         for name in ("step", "samples_seen", "skipped", "seconds", "metrics", "best", "versions"):

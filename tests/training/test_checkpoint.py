@@ -300,7 +300,7 @@ def test_no_flipped_bit_of_the_values_is_read(tmp_path):
 def test_values_without_a_checksum_are_those_of_an_earlier_version(tmp_path):
     path = save(tmp_path, 5)
     content = json.loads((path / "checkpoint.json").read_text())
-    del content["checksum"]
+    del content["sha256"]
     (path / "checkpoint.json").write_text(json.dumps(content))
     assert read_values(path)["step"] == 5
 

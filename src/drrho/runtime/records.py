@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from drrho.runtime.files import parse_json, read_regular, write_json
+from drrho.runtime.files import parse_json, read_regular, require_checksum, write_json
 
 # The metadata of a field that is None by default, and then left out of the file.
 OPTIONAL = {"left_out_if_none": True}
@@ -91,13 +91,28 @@ def read_json_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, too large or nested too deep, or holds something else.
     """
+    return _read(path)[1]
+
+
+def read_checked(path: Path, kind: type[Record]) -> Record:
+    """Read a dataclass that `write_checked_json` wrote; raises as above, for other names too."""
+    text, content = _read(path)
     try:
-        content = parse_json(read_regular(path, most=MAX_JSON), strict=True)
+        require_checksum(text, content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return from_json(kind, content, where=str(path), strict=True)
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        text = read_regular(path, most=MAX_JSON)
+        content = parse_json(text, strict=True)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); it was damaged: {REMEDY}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object; it was damaged: {REMEDY}")
-    return content
+    return text, content
 
 
 def from_json(kind: Any, content: Any, *, where: str, strict: bool = False) -> Any:
