@@ -14,6 +14,9 @@ runs/comparison/scenes:
     drrho scenes validation --scenes.num-samples 500 --scenes.seed 2
     drrho scenes test --scenes.num-samples 1000 --scenes.seed 3
 
+DRRHO_METHODS, names with commas between them, takes some of the methods and the references that
+these name: `openclip,jest,jest_published`.
+
 Every method has three settings, learning rates, of which the validation set chooses one. The
 references learn from other pairs than the targets, the scenes' with right captions.
 """
@@ -130,6 +133,10 @@ methods = {
     ),
     "jest": replace(selected, selection=replace(top_k, selection="sample")),
     "jest_top_k": selected,
+    "jest_published": replace(
+        selected, selection=replace(top_k, selection="sample", score="published")
+    ),
+    "jest_top_k_published": replace(selected, selection=replace(top_k, score="published")),
     "rho_top_k": replace(selected, selection=replace(top_k, selection="rho_top_k")),
     "filter": replace(openclip, filtering=drrho.Filtering(kept_fraction=0.7, reference="stronger")),
     "distillation": taught(
@@ -147,12 +154,20 @@ if STUDY in ("scenes-30", "scenes-60"):
     ceiling = "openclip_right_captions"
     methods[ceiling] = replace(openclip, data=f"{SCENES}/train-0")
 
+references = {"stronger": stronger, "equal": equal, "weaker": weaker}
+gap = drrho.GapConfig(weak="weaker", ceiling=ceiling)
+if chosen := os.environ.get("DRRHO_METHODS"):
+    methods = {name: methods[name] for name in chosen.split(",")}
+    used = {method.reference for method in methods.values()}
+    references = {name: it for name, it in references.items() if name in used}
+    gap = None
+
 recipe = drrho.Comparison(
     output=f"runs/comparison/{STUDY}",
-    references={"stronger": stronger, "equal": equal, "weaker": weaker},
+    references=references,
     methods={name: settings(method) for name, method in methods.items()},
     test={"test": test} | transfer,
     seeds=seeds,
     tuning=drrho.TuningConfig(),
-    gap=drrho.GapConfig(weak="weaker", ceiling=ceiling),
+    gap=gap,
 )

@@ -6,10 +6,11 @@ from typing import get_args
 
 import pytest
 
-from drrho.contrastive.memory.temperature import AnyTemperature
+from drrho.contrastive.memory.temperature import AnyTemperature, Learned, PerSample
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
 from drrho.recipe.override import changed_kind, overridden
+from drrho.training.optimizer import ConstantRate, Cooldown, ThresholdDecay
 
 PAIRS = [
     pair
@@ -32,6 +33,51 @@ def test_an_explicit_value_is_kept_by_an_option_that_changes_the_class(plain_rec
     arguments = ["--objective.method", "drrho_clip", "--reference", "x"]
     found = overridden(recipe, arguments, source="x", description="")
     assert found.objective.epsilon == 1e-14
+
+
+def test_a_limit_that_was_taken_away_stays_away():
+    assert changed_kind(PerSample(maximum=None), Learned).maximum is None
+    assert changed_kind(PerSample(), Learned).maximum == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--training.optimizer.schedule.kind", "constant"], ("schedule", ConstantRate())),
+        (
+            [
+                *("--training.optimizer.schedule.steps", "2"),
+                *("--training.optimizer.schedule.kind", "cooldown"),
+            ],
+            ("schedule", Cooldown(steps=2)),
+        ),
+        (
+            [
+                *("--training.optimizer.temperature-schedule.kind", "threshold"),
+                *("--training.optimizer.temperature-schedule.threshold", "0.02"),
+            ],
+            ("temperature_schedule", ThresholdDecay(threshold=0.02)),
+        ),
+    ],
+)
+def test_a_class_may_be_chosen_where_the_recipe_has_another_or_none(
+    plain_recipe, arguments, expected
+):
+    found = overridden(plain_recipe, arguments, source="x", description="")
+    name, schedule = expected
+    assert getattr(found.training.optimizer, name) == schedule
+
+
+def test_a_part_without_classes_to_choose_from_is_added_in_the_file(plain_recipe):
+    with pytest.raises(ValueError, match="has selection = None"):
+        overridden(plain_recipe, ["--selection.batch-size", "2"], source="x", description="")
+    with pytest.raises(ValueError, match="must be one of cosine, constant, cooldown, got 'linear'"):
+        overridden(
+            plain_recipe,
+            ["--training.optimizer.schedule.kind", "linear"],
+            source="x",
+            description="",
+        )
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join(k.__name__ for k in pair))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from drrho.recipe.recipe import Recipe
-from drrho.runtime.records import tag_of
+from drrho.runtime.records import TAGS, tag_of
 
 Kind = TypeVar("Kind")
 # Given one, the recipe's other one goes.
@@ -20,8 +20,8 @@ def overridden(
     """Change fields of a recipe; `--help` among the arguments describes them, and exits.
 
     `--objective.method` and `--objective.temperature.kind` choose another class, which keeps what
-    the recipe sets of the fields that both have. Parts that the recipe leaves out (`selection`,
-    `objective.distillation`) have no fields to change; they are added in the file.
+    the recipe sets of the fields that both have. Other parts that the recipe leaves out
+    (`selection`, `objective.distillation`) have no fields to change; they are added in the file.
 
     Args:
         recipe: recipe to change.
@@ -35,19 +35,18 @@ def overridden(
     """
     default, left = recipe, list(arguments)
     for option in arguments:
+        name, tag = _split(option)
+        if tag in TAGS and (kinds := _kinds(default, name)):
+            value = _taken(left, option)
+            if value not in kinds:
+                raise ValueError(f"{option} must be one of {', '.join(kinds)}, got {value!r}")
+            default = _with(default, name, _of_kind(_part(default, name), kinds[value]))
+    for option in left:
         if option.startswith("--") and (part := _absent_part(default, option)):
             raise ValueError(
                 f"{option} has nothing to change: recipe {source} has {part} = None. Set {part} in "
                 "a recipe's file; the command line can change it then"
             )
-        name, tag = _split(option)
-        holder = default
-        for step in name.split(".") if name else ():
-            holder = getattr(holder, step, None)
-        found = tag_of(holder) if is_dataclass(holder) else None
-        if found is not None and found[0] == tag:
-            value = _taken(left, option)
-            default = _with(default, name, _of_kind(default, name, value, option))
     given = {".".join(_split(option)) for option in arguments}
     for name, other in ALTERNATIVES.items():
         if name in given and other not in given:
@@ -98,18 +97,26 @@ def _taken(arguments: list[str], option: str) -> str:
     return arguments.pop(place)
 
 
-def _of_kind(recipe: Recipe, name: str, value: str, option: str) -> Any:
-    """Convert a part of the recipe to the class of its union that has a tag."""
+def _part(recipe: Any, name: str) -> Any:
+    """Look up a part by its dotted name; None where the recipe has none."""
+    for step in name.split(".") if name else ():
+        recipe = getattr(recipe, step, None)
+    return recipe
+
+
+def _kinds(recipe: Recipe, name: str) -> dict[str, Any]:
+    """List the classes that a part may have by their tags; none unless it is a union of such."""
     above, _, own = name.rpartition(".")
-    owner: Any = recipe
-    for step in above.split(".") if above else ():
-        owner = getattr(owner, step)
-    members = filter(is_dataclass, get_args(get_type_hints(type(owner))[own]))
-    kinds = {tag[1]: kind for kind in members if (tag := tag_of(kind))}
-    if value not in kinds:
-        raise ValueError(f"{option} must be one of {', '.join(kinds)}, got {value!r}")
-    defaults = {part.name: _default(part) for part in fields(kinds[value])}
-    return _unchecked(kinds[value], defaults | _set_fields(getattr(owner, own), kinds[value]))
+    owner = _part(recipe, above)
+    hint = get_type_hints(type(owner)).get(own) if is_dataclass(owner) else None
+    members = filter(is_dataclass, get_args(hint))
+    return {tag[1]: kind for kind in members if (tag := tag_of(kind))}
+
+
+def _of_kind(config: Any, kind: Any) -> Any:
+    """Convert a part of the recipe, or None, to another class."""
+    defaults = {part.name: _default(part) for part in fields(kind)}
+    return _unchecked(kind, defaults | ({} if config is None else _set_fields(config, kind)))
 
 
 def _with(config: Any, name: str, value: Any) -> Any:

@@ -50,13 +50,13 @@ class Moving:
     Attributes:
         initial: tau at the start, in units of cosine similarity.
         minimum: smallest tau that learning may reach; CLIP's is 0.01.
-        maximum: largest tau that learning may reach; CLIP's is 1. None is without a limit.
+        maximum: largest tau that learning may reach; CLIP's is 1. None and infinity are no limit.
     """
 
     learned: ClassVar = True
     initial: float = 0.07
     minimum: float = CLIP_MINIMUM
-    maximum: float | None = None
+    maximum: float | None = math.inf
 
     def __post_init__(self):
         require_temperature("temperature.initial", self.initial)

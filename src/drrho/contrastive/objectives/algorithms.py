@@ -132,6 +132,8 @@ OTHER_TITLES: Mapping[str, str] = {
     "clip": "CLIP",
     "fastclip": "FastCLIP",
     "filter": "filter by similarity",
+    "jest_published": "JEST, published score",
+    "jest_top_k_published": "JEST top-k, published score",
     "fastclip_distillation": "FastCLIP + distillation",
     "drrho_clip_equal": "DRRho-CLIP, equal reference",
     "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
