@@ -91,7 +91,7 @@ class PerSample(Moving):
 
     Attributes:
         learning_rate: step size in units of cosine similarity, per nat with "momentum".
-        momentum: share of the old direction, in [0, 1): 1 - beta_u of the code of iSogCLR and LibAUC.
+        momentum: share of the old direction, in [0, 1); 1 - beta_u of iSogCLR's and LibAUC's code.
         rule: "momentum" moves by the averaged gradient, "adam" by the gradient over its root mean
             square, clipped to 5 nats, as the published code of FastCLIP does.
     """
