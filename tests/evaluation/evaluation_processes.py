@@ -50,8 +50,7 @@ def answers(processes, folder):
     return found
 
 
-def answers_of(rank, world, folder):
-    meeting = f"file://{folder}/rendezvous"
-    launch = Launch(rank=rank, size=world, local_rank=rank, meeting=meeting)
-    with joined(launch, device_type="cpu") as processes:
+def answers_of(rank, port, folder):
+    launch = Launch(rank=rank, size=2, local_rank=rank, meeting=f"tcp://127.0.0.1:{port}")
+    with joined(launch, device_type="cpu") as (processes, _):
         return answers(processes, Path(folder))

@@ -9,7 +9,7 @@ import torch
 from tests.data.tar_files import pair, picture, write_shard
 from tests.evaluation import evaluation_processes
 from tests.evaluation.task_folders import array, write_associations, write_faces
-from tests.processes import run
+from tests.processes import free_port, run
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
@@ -66,8 +66,9 @@ def test_two_processes_find_what_one_finds(sets, tmp_path):
     shutil.copytree(sets, folder)
     for name in ("wrong", "short"):
         alone[name] = alone[name].replace(str(sets), str(folder))
-    found = run(evaluation_processes.answers_of, 2, folder, world=2, group=False)
-    assert found == [alone, alone]
+    first = alone | {name: f"on process 1: {alone[name]}" for name in ("wrong", "short")}
+    found = run(evaluation_processes.answers_of, free_port(35_000), folder, world=2, group=False)
+    assert found == [first, alone]
     assert "0.tar, row 6: task 'wrong': the label 5" in alone["wrong"]
     assert "0.tar, row 11: 'race_binary' stands in column 3" in alone["short"]
     assert alone["faces"]["metrics"]["count_race:4_gender:1"] == 1

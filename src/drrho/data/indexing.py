@@ -11,7 +11,6 @@ from threading import Thread
 import torch
 
 from drrho.data.manifest import CURATED, REPEATED_KEY, FieldHash, Manifest, Shard, Spans
-from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
     CAPTIONS_EXTENSION,
@@ -23,6 +22,7 @@ from drrho.data.reading.shards import (
 from drrho.data.reading.sources import (
     DATASET_FILE,
     TABLE_SUFFIXES,
+    Layout,
     image_folders,
     open_rows,
 )

@@ -20,6 +20,7 @@ from drrho.models.two_tower import (
     weights_sha256,
     without_wrappers,
 )
+from drrho.runtime.files import require_regular
 from drrho.runtime.optional import import_optional
 from drrho.runtime.torchvision import import_torchvision
 
@@ -122,6 +123,8 @@ def _require_local_model(folder: Path) -> None:
             f"{OPEN_CLIP_FILE}, but {found}; was the download complete? open_clip does not read "
             "a .pt there: give it as pretrained of its architecture, or rename it to .pth"
         )
+    for file in weights:
+        require_regular(folder / file)
     if len(weights) > 1 and not WEIGHTS_NAMES.intersection(weights):
         raise ValueError(
             f"model 'local-dir:{folder}': which of {', '.join(weights)} are its weights cannot be "

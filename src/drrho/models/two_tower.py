@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from drrho.runtime.files import require_regular
+
 ImageTransform = Callable[[Image], Float[Tensor, "3 height width"]]
 # Prefixes anywhere in a name, by torch.compile, FSDP and checkpointing; and those of all names, by
 # DistributedDataParallel and Lightning.
@@ -60,6 +62,7 @@ def with_trained_weights(model: TwoTower, path: Path, *, builder: str) -> TwoTow
     Raises:
         ValueError: the weights do not fit.
     """
+    require_regular(path)
     try:
         weights = load_file(path)
         if weights.keys() != model.module.state_dict().keys():

@@ -7,7 +7,7 @@ here, because `tarfile` takes a damaged header, a hole of zeros or a second arch
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from tarfile import BLOCKSIZE, TarInfo
 from typing import NamedTuple
 
@@ -39,8 +39,13 @@ class TarFile(NamedTuple):
     end: int
 
 
-def tar_files(stream: Stream) -> Iterator[TarFile]:
+def tar_files(
+    stream: Stream, *, wanted: Callable[[str], bool] = lambda _name: True
+) -> Iterator[TarFile]:
     """Read the regular files of an uncompressed tar file, in order.
+
+    Args:
+        wanted: whether a file of this name is read; others have no content.
 
     Raises:
         ValueError: a header is damaged, a file is sparse, larger than `MAX_CONTENT` or reaches
@@ -55,7 +60,9 @@ def tar_files(stream: Stream) -> Iterator[TarFile]:
         if length is None:
             length = 0 if header.type in WITHOUT_CONTENT else header.size
         end = place + BLOCKSIZE + -(-length // BLOCKSIZE) * BLOCKSIZE
-        read = header.isreg() or header.type in (*EXTENSIONS, tarfile.XGLTYPE)
+        read = header.type in (*EXTENSIONS, tarfile.XGLTYPE)
+        if header.isreg():
+            read = wanted(header.name if name is None else name)
         _require_length(header, length, place, left=size - place - BLOCKSIZE, read=read)
         content = _read(stream, length, place + BLOCKSIZE) if read else b""
         start = place if start is None else start

@@ -13,7 +13,7 @@ from drrho.evaluation.evaluate import EvaluateConfig, named_encoder
 from drrho.evaluation.tasks.listing import read_task_list, task_folders
 from drrho.evaluation.tasks.scores import open_task_set, score_task
 from drrho.evaluation.tasks.task import ListedTask
-from drrho.runtime.files import write_atomically
+from drrho.runtime.files import parse_json, write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,10 @@ def _attempt(
     encoder: Encoder, task: ListedTask, *, data: Path, config: EvaluateConfig, place: str
 ) -> dict[str, Any] | TaskScore:
     """Score a task, or say why there is no score; the same on all processes."""
-    folders = task_folders(task, data)
+    try:
+        folders = task_folders(task, data)
+    except ValueError as error:
+        return TaskScore(task=task, problem=str(error), is_failure=True)
     folder = encoder.processes.on_first(
         lambda: next((folder for folder in folders if folder.is_dir()), None)
     )
@@ -120,8 +123,10 @@ class _Results:
         done = {}
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
-                line = json.loads(text)
-                key, _ = line["key"], line["metrics"]["main_metric"]
+                line = parse_json(text.encode())
+                key, value = line["key"], line["metrics"]["main_metric"]
+                if not isinstance(key, str) or not isinstance(value, float | int | None):
+                    raise ValueError(f"key {key!r:.80} and main_metric {value!r:.80}")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number} is no result of a task; remove it, or write elsewhere"

@@ -7,6 +7,7 @@ from typing import Any
 
 from drrho.evaluation.tasks.scores import KINDS
 from drrho.evaluation.tasks.task import ListedTask
+from drrho.evaluation.tasks.zero_shot_files import read_text
 
 DATACOMP = "datacomp"
 KEYS = {"name", "size", "main_metric", "folder", "suite", "group_by", "kind"}
@@ -21,6 +22,9 @@ def task_folders(task: ListedTask, data: Path) -> list[Path]:
     sets are called `wds_vtab-eurosat` or `wds_mscoco_captions`. Associations are no shards, and
     their folder is `winogavil`.
     """
+    for name in (task.key, task.folder or "."):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"task {task.key!r}: {name!r} leads out of {data}; data lie in it")
     if task.folder is not None:
         return [data / task.folder]
     whole, last = task.key.replace("/", "-"), task.key.rpartition("/")[2]
@@ -53,7 +57,7 @@ def read_task_list(source: str) -> tuple[ListedTask, ...]:
                 f"task list {source} does not exist; give a YAML file such as DataComp's "
                 f"tasklist.yml, or {DATACOMP!r} for its tasks"
             )
-        entries = _parse(path.read_text(encoding="utf-8"), source)
+        entries = _parse(read_text(path), source)
     return tuple(
         _task(key, known.get(key, {}) | entry, where=f"{source}, task {key!r}")
         for key, entry in entries.items()
@@ -64,21 +68,25 @@ def _parse(text: str, source: str) -> dict[str, dict]:
     import yaml  # noqa: PLC0415  for those who have a list
 
     try:
+        # Aliases can make a few lines stand for gigabytes; no list needs them.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError(f"task list {source} has aliases (*name); write what they stand for")
         entries = yaml.safe_load(text)
-        tree = yaml.compose(text)  # of two entries with one key `entries` has the last alone
-    except yaml.YAMLError as error:
+        # Of two entries with one key `entries` has the last alone.
+        tree = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"task list {source} is not YAML: {error}") from error
     if not isinstance(entries, dict) or not entries:
         raise ValueError(
             f"task list {source} must be an object of task key -> task, with at least one"
         )
     assert isinstance(tree, yaml.MappingNode)
-    keys = Counter(node.value for node, _ in tree.value)
+    keys = Counter(str(node.value) for node, _ in tree.value)
     if repeated := [key for key, count in keys.items() if count > 1]:
         raise ValueError(f"{source} has the task {repeated[0]!r} more than once")
     for key, entry in entries.items():
         if not isinstance(key, str) or not isinstance(entry, dict | None):
-            raise ValueError(f"{source}, task {key!r}: expected an object, got {entry!r}")
+            raise ValueError(f"{source}, task {key!r}: expected an object, got {entry!r:.200}")
     return {key: entry or {} for key, entry in entries.items()}
 
 

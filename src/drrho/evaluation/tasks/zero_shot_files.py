@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drrho.evaluation.metrics.zero_shot import PLACEHOLDER, ZeroShotTask
-from drrho.runtime.files import read_regular
+from drrho.runtime.files import parse_json, read_regular
 
 CLASS_NAMES_FILE = "classnames.txt"
 TYPE_FILE = "dataset_type.txt"
@@ -15,14 +15,15 @@ TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 # clip_benchmark writes the class name's place in a template as {c}.
 CLIP_BENCHMARK_PLACEHOLDER = "{c}"
 KEYS = {"class_names", "templates", "field"}
+MAX_TEXT = 2**24  # bytes of a file of names or prompts that are read
 
 
 def is_retrieval_folder(folder: Path) -> bool:
     """Tell whether clip_benchmark's `dataset_type.txt` says retrieval: each line is a caption."""
     path = folder / TYPE_FILE
-    if not path.is_file():
+    if not path.exists():
         return False
-    match path.read_text(encoding="utf-8").strip().lower():
+    match read_text(path).strip().lower():
         case "retrieval":
             return True
         case "classification":
@@ -131,9 +132,11 @@ def read_zero_shot_json(path: Path) -> tuple[ZeroShotTask, ...]:
         ValueError: names the file and the line or task that is wrong.
     """
     try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))
+        tasks = parse_json(read_regular(path, most=MAX_TEXT))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(tasks, dict) or not tasks:
         raise ValueError(f"{path}: expected an object of task name -> task, with at least one")
     return tuple(_task(name, entry, path=path) for name, entry in tasks.items())
@@ -161,16 +164,16 @@ def _task(name: str, entry: object, *, path: Path) -> ZeroShotTask:
     if not isinstance(entry, dict) or not KEYS - {"field"} <= entry.keys() <= KEYS:
         raise ValueError(
             f"{where}: expected an object with class_names, templates and perhaps field, got "
-            f"{sorted(entry) if isinstance(entry, dict) else entry!r}"
+            f"{sorted(entry) if isinstance(entry, dict) else repr(entry)[:200]}"
         )
     templates, names = entry["templates"], entry["class_names"]
     if not _is_list_of_texts(templates):
-        raise ValueError(f"{where}: templates must be a list of texts, got {templates!r}")
+        raise ValueError(f"{where}: templates must be a list of texts, got {templates!r:.200}")
     if not isinstance(names, list) or not all(
         isinstance(name, str) or (name and _is_list_of_texts(name)) for name in names
     ):
         raise ValueError(
-            f"{where}: class_names must be a list of texts, or of lists of texts, got {names!r}"
+            f"{where}: class_names must be a list of texts or of lists of them, got {names!r:.200}"
         )
     several = [[name] if isinstance(name, str) else name for name in names]
     field = entry.get("field", "cls")
@@ -192,10 +195,18 @@ def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def read_text(path: Path) -> str:
+    """Read a regular file of UTF-8; raises ValueError if it is none, or very large."""
+    try:
+        return read_regular(path, most=MAX_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); write it so") from error
+
+
 def _lines(path: Path) -> list[tuple[str, str]]:
     """Read the place, for messages, and the text of each line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing; it needs one entry a line"

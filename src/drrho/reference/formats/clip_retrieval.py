@@ -17,6 +17,7 @@ from tyro.conf import Positional
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.parquet import count_rows, read_columns
 from drrho.data.reading.shards import IMAGE_EXTENSIONS, RawSample, UnusableSample, decode_caption
+from drrho.reference.arrays import read_header
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
@@ -26,6 +27,7 @@ from drrho.reference.formats.source import (
     json_field,
     require_pair,
 )
+from drrho.runtime.files import require_regular
 
 IMAGE_SUFFIXES = {f".{extension}" for extension in (*IMAGE_EXTENSIONS, "bmp")}
 
@@ -108,6 +110,9 @@ def _file(folder: Path, path: Path) -> ArrayFile:
 
 def _map_arrays(image: Path, text: Path) -> ArrayPair:
     try:
+        for path in (image, text):
+            with path.open("rb") as file:
+                read_header(file, size=require_regular(path).st_size)
         return ArrayPair(
             *(np.load(path, mmap_mode="r", allow_pickle=False) for path in (image, text))
         )

@@ -10,13 +10,14 @@ import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from tyro.conf import Positional
 
 from drrho.data.manifest import Manifest
 from drrho.data.reading.parquet import count_rows, read_columns
+from drrho.reference.arrays import open_npz, read_header, read_npz
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
@@ -84,12 +85,12 @@ def _map_npz_array(path: Path, name: str) -> np.ndarray:
         ValueError: the file is damaged, has no such array, or one of Python objects.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_npz(path) as archive:
             info = archive.getinfo(f"{name}.npy")
+            if info.compress_type != zipfile.ZIP_STORED:
+                return read_npz(archive, name)
             with archive.open(info) as member:
-                if info.compress_type != zipfile.ZIP_STORED:
-                    return np.lib.format.read_array(member, allow_pickle=False)
-                shape, fortran, dtype = _read_header(member)
+                shape, fortran, dtype = read_header(member, size=info.file_size)
                 header_bytes = member.tell()
         with path.open("rb") as file:
             file.seek(info.header_offset)
@@ -98,19 +99,7 @@ def _map_npz_array(path: Path, name: str) -> np.ndarray:
         raise ValueError(f"{path} has no array {name!r}") from None
     except (zipfile.BadZipFile, struct.error, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch or write it again") from error
-    if dtype.hasobject:
-        raise ValueError(f"array {name!r} of {path} holds Python objects, which are not read")
     offset = info.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes + header_bytes
     return np.memmap(
         path, dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
     )
-
-
-def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    match np.lib.format.read_magic(member):
-        case (1, 0):
-            return np.lib.format.read_array_header_1_0(member)
-        case (2, 0):
-            return np.lib.format.read_array_header_2_0(member)
-        case version:
-            raise ValueError(f"its .npy version is {version}")

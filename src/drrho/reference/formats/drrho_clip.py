@@ -28,6 +28,7 @@ from tyro.conf import Positional
 
 from drrho.data.manifest import Manifest
 from drrho.data.reading.shards import RawSample
+from drrho.reference.arrays import plain_tensor
 from drrho.reference.formats.source import (
     ArrayFile,
     ArrayPair,
@@ -36,6 +37,7 @@ from drrho.reference.formats.source import (
     find_files,
     json_field,
 )
+from drrho.runtime.files import require_regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,14 @@ def _map_arrays(path: Path) -> ArrayPair:
 
 def _map_features(path: Path) -> Tensor:
     try:
+        require_regular(path)
         features = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        if isinstance(features, Tensor):
+            features = plain_tensor(features)
+    except (
+        *(RuntimeError, UnpicklingError, EOFError, ValueError, OverflowError),
+        *(KeyError, TypeError, AttributeError, IndexError),  # of a damaged pickle
+    ) as error:
         raise ValueError(
             f"{path} is no file that torch.save wrote of a tensor ({error}); cache it again"
         ) from error

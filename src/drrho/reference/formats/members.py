@@ -21,9 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import Tensor
@@ -33,8 +32,18 @@ from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import resolve_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.shards import RawSample
+from drrho.data.reading.tar import tar_files
+from drrho.reference.arrays import (
+    MAX_EXPANSION,
+    MAX_SMALL,
+    open_npz,
+    plain_tensor,
+    read_npz,
+    require_expansion,
+)
 from drrho.reference.formats.source import Source, json_field
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.files import require_regular
 
 SUFFIXES = (".npz", ".pth.gz")
 
@@ -182,19 +191,20 @@ class Members:
 
 def _members(path: Path) -> Iterator[Member]:
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                suffix = next((s for s in SUFFIXES if info.name.lower().endswith(s)), None)
-                if info.isfile() and suffix is not None:
+        require_regular(path)
+        with path.open("rb") as stream:
+            for file in tar_files(stream, wanted=lambda name: name.lower().endswith(SUFFIXES)):
+                suffix = next((s for s in SUFFIXES if file.name.lower().endswith(s)), None)
+                if suffix is not None:
+                    padded = -(-len(file.content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     yield Member(
-                        key=info.name[: -len(suffix)],
-                        name=info.name,
+                        key=file.name[: -len(suffix)],
+                        name=file.name,
                         tar=path,
-                        offset=info.offset_data,
-                        size=info.size,
+                        offset=file.end - padded,
+                        size=len(file.content),
                     )
-                tar.members = []  # type: ignore[reportAttributeAccessIssue] # or all are kept
-    except tarfile.TarError as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch it again") from error
 
 
@@ -202,19 +212,20 @@ def _decode(member: Member, take: Taken) -> tuple[Float32[Tensor, " dim"], Float
     """Decode the chosen embeddings of image and text."""
     where = f"{member.name} of {member.tar}"
     try:
-        content = member.content()
+        names = ("image_emb", take.text_array)
         if member.name.lower().endswith(".npz"):
-            arrays: Any = np.load(io.BytesIO(content), allow_pickle=False)
+            with open_npz(io.BytesIO(member.content())) as archive:
+                arrays = [torch.as_tensor(read_npz(archive, name)) for name in names]
         else:
-            arrays = torch.load(io.BytesIO(gzip.decompress(content)), weights_only=True)
-        image, text = (
-            torch.as_tensor(arrays[name]).float() for name in ("image_emb", take.text_array)
-        )
+            found = torch.load(io.BytesIO(_decompressed(member.content())), weights_only=True)
+            arrays = [found[name] for name in names]
+        image, text = (plain_tensor(array).float() for array in arrays)
     except KeyError:
         raise ValueError(f"{where} lacks image_emb or {take.text_array}") from None
     except (
         *(zipfile.BadZipFile, zlib.error, UnpicklingError),
-        *(ValueError, TypeError, OSError, EOFError, RuntimeError),
+        *(ValueError, TypeError, OSError, EOFError, RuntimeError, OverflowError),
+        *(AttributeError, IndexError),  # of a damaged pickle
     ) as error:
         raise ValueError(f"{where} cannot be read ({error}); fetch its tar file again") from error
     image = _row(image, take.image_row, f"image_emb of {where}")
@@ -227,6 +238,15 @@ def _decode(member: Member, take: Taken) -> tuple[Float32[Tensor, " dim"], Float
             f"{take.teacher_dims} are {sum(take.teacher_dims)} together"
         )
     return image.split(take.teacher_dims)[take.teacher], text.split(take.teacher_dims)[take.teacher]
+
+
+def _decompressed(content: bytes) -> bytes:
+    """Decompress gzip, but not what is a hundred times larger than its file."""
+    most = max(MAX_SMALL, MAX_EXPANSION * len(content))
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        found = file.read(most + 1)
+    require_expansion(len(found), len(content))
+    return found
 
 
 def _row(embeddings: Tensor, row: int, where: str) -> Float32[Tensor, " dim"]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from drrho.reference.arrays import open_npz, read_npz
 from drrho.reference.losses.store import references_in
 from drrho.reference.losses.summary import sample_losses
 
@@ -35,8 +36,7 @@ def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> Name
         )
     match path.suffix:
         case ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                table = {name: _column(path, name, arrays[name]) for name in arrays.files}
+            table = _from_npz(path)
         case ".csv":
             table = _from_csv(path)
         case _:
@@ -46,6 +46,15 @@ def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> Name
         raise ValueError(f"{source} must have one loss of every sample for each model: {lengths}")
     _require(source, needed, set(table))
     return table
+
+
+def _from_npz(path: Path) -> NamedLosses:
+    try:
+        with open_npz(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            return {name: _column(path, name, read_npz(archive, name)) for name in names}
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; write it again by np.savez") from error
 
 
 def _from_csv(path: Path) -> NamedLosses:
