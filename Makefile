@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest damage browser lint docs venv clean
+.PHONY: help demo test test-oldest damage kills browser lint docs venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-oldest: $(VENV)/installed-dev  ## run the tests of reading data with the ol
 
 damage: $(VENV)/installed-dev  ## an hour of random damage to every file that is read
 	DRRHO_DAMAGE_SECONDS=3600 $(BIN)/python -m pytest tests/test_damage.py
+
+kills: $(VENV)/installed-dev  ## kill every command again and again, in twenty minutes
+	$(BIN)/python benchmarks/kill_commands.py --kills 3
 
 browser:  ## Debian's Chromium, for the tests that look at pages; without it they are skipped
 	@command -v chromium > /dev/null || { \

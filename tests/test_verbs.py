@@ -40,8 +40,8 @@ def test_scores_curation_and_export(run, scenes, tmp_path):
     scores = drrho.evaluate(str(run.path), data=(test,), device="cpu")
     (found,) = scores.values()
     assert found["images"] == 12
-    curated = drrho.curate(str(run.path), output=str(tmp_path / "curated"), drop=(), device="cpu")
-    assert curated.manifest.is_file()
+    curated = drrho.curate(str(run.path), output=str(tmp_path / "curated"), keep=0.5, device="cpu")
+    assert curated.manifest is not None and curated.manifest.is_file()
     with pytest.raises(ValueError, match="none of open_clip's"):
         drrho.export(str(run.path), format="hugging-face", output=str(tmp_path / "hf"))
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -299,7 +300,7 @@ def test_no_flipped_bit_of_the_values_is_read(tmp_path):
 def test_values_without_a_checksum_are_those_of_an_earlier_version(tmp_path):
     path = save(tmp_path, 5)
     content = json.loads((path / "checkpoint.json").read_text())
-    del content["checksum"]
+    del content["sha256"]
     (path / "checkpoint.json").write_text(json.dumps(content))
     assert read_values(path)["step"] == 5
 
@@ -327,3 +328,45 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"^checkpoint .* not be written: no space left") as info:
         save(tmp_path, 1)
     assert "\n" not in str(info.value)
+
+
+def claims_more_than_there_is(metadata):
+    metadata.state_dict_metadata["weight"].size = torch.Size([10**12])
+
+
+def has_a_negative_size(metadata):
+    metadata.state_dict_metadata["weight"].size = torch.Size([-1000])
+
+
+def reads_another_folder(metadata):
+    for key, place in metadata.storage_data.items():
+        metadata.storage_data[key] = replace(place, relative_path="../step-00000004/__0_0.distcp")
+
+
+def has_no_sizes(metadata):
+    metadata.state_dict_metadata["weight"].size = "1000"
+
+
+def has_another_dtype(metadata):
+    metadata.state_dict_metadata["weight"].properties.dtype = "float32"
+
+
+def has_no_entries(metadata):
+    metadata.state_dict_metadata = None
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        *(claims_more_than_there_is, has_a_negative_size, reads_another_folder),
+        *(has_no_sizes, has_another_dtype, has_no_entries),
+    ],
+)
+def test_a_forged_index_of_tensors_is_refused(tmp_path, forge):
+    path = save(tmp_path, 5)
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    forge(metadata)
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    for read in (describe_tensors, read_tensors):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read(path)

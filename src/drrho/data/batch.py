@@ -54,6 +54,7 @@ class Examples:
 
     Attributes:
         sample_ids: ascending.
+        keys: name of each sample in its shard.
         images: output of the evaluation transform.
         captions: all captions of each sample, or the one of its view; empty if not asked for.
         metadata: `decode_metadata` of each sample; empty if not asked for.
@@ -61,6 +62,7 @@ class Examples:
     """
 
     sample_ids: Int64[Tensor, " batch"]
+    keys: list[str]
     images: Float32[Tensor, "batch channels height width"]
     captions: list[list[str]]
     metadata: list[dict]

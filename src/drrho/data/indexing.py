@@ -11,6 +11,7 @@ from threading import Thread
 import torch
 
 from drrho.data.manifest import CURATED, REPEATED_KEY, FieldHash, Manifest, Shard, Spans
+from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
     CAPTIONS_EXTENSION,
@@ -22,7 +23,6 @@ from drrho.data.reading.shards import (
 from drrho.data.reading.sources import (
     DATASET_FILE,
     TABLE_SUFFIXES,
-    Layout,
     image_folders,
     open_rows,
 )

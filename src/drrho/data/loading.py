@@ -245,30 +245,32 @@ class _EvaluationExamples(Dataset[Examples]):
     view: View | None
 
     def __getitem__(self, wanted: list[int]) -> Examples:
-        ids, images, captions, metadata, skipped = [], [], [], [], []
-        for sample_id, (pixels, texts, fields) in self.shards.readable(
+        ids, keys, images, captions, metadata, skipped = [], [], [], [], [], []
+        for sample_id, (key, pixels, texts, fields) in self.shards.readable(
             wanted, skipped, decode=self._decode
         ):
             ids.append(sample_id)
+            keys.append(key)
             images.append(pixels)
             captions.extend(texts)
             metadata.extend(fields)
         return Examples(
             sample_ids=torch.tensor(ids, dtype=torch.int64),
+            keys=keys,
             images=_stack(images),
             captions=captions,
             metadata=metadata,
             skipped=tuple(skipped),
         )
 
-    def _decode(self, sample: RawSample) -> tuple[Tensor, list[list[str]], list[dict]]:
-        """Decode the image, and captions and metadata into a list of one if they are asked for."""
+    def _decode(self, sample: RawSample) -> tuple[str, Tensor, list[list[str]], list[dict]]:
+        """Decode key, image, and captions and metadata into a list of one if they are asked for."""
         metadata = [decode_metadata(sample)] if "metadata" in self.parts else []
         captions = [decode_captions(sample)] if "caption" in self.parts else []
         if self.view is not None:
             captions = [[self.view.caption(texts, sample)] for texts in captions]
         pixels = transformed_view(self.transform, decode_image(sample), sample, view=self.view)
-        return pixels, captions, metadata
+        return sample.key, pixels, captions, metadata
 
 
 def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:

@@ -18,6 +18,7 @@ except ModuleNotFoundError:  # Windows
 PARTIAL_SUFFIX = ".partial"
 CHECKSUM_NAME = "sha256"  # the last name in an object, over all that stands before
 CHECKSUM = b',\n "sha256": "%s"\n}\n'
+MOST_LEVELS = 50
 
 
 @contextmanager
@@ -111,12 +112,51 @@ def read_regular(path: str | Path, *, most: int) -> bytes:
     return Path(path).read_bytes()
 
 
-def parse_json(content: bytes) -> Any:
-    """Parse JSON; raise ValueError for what is none, or nested too deeply."""
+def parse_json(content: bytes, *, strict: bool = False) -> Any:
+    """Parse JSON.
+
+    Args:
+        strict: whether what our own files never hold is an error too: a name twice in an object,
+            half a surrogate pair, and more than 50 levels.
+
+    Raises:
+        ValueError: the content is no JSON, or nested too deeply.
+    """
     try:
-        return json.loads(content)
+        if not strict:
+            return json.loads(content)
+        parsed = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    _require_plain(parsed)
+    return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r:.80} is there twice")
+    return found
+
+
+def _require_plain(content: Any) -> None:
+    """Require few levels, and texts that can be written."""
+    level = [content]
+    for _ in range(MOST_LEVELS):
+        for value in level:
+            if isinstance(value, str):
+                value.encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+        level = [
+            part
+            for value in level
+            if isinstance(value, list | dict)
+            for part in (value if isinstance(value, list) else (*value, *value.values()))
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
 
 
 def require_no_folder(argument: str, path: str) -> None:

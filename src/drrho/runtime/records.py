@@ -12,13 +12,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from drrho.runtime.files import parse_json, read_regular, write_json
+from drrho.runtime.files import parse_json, read_regular, require_checksum, write_json
 
 # The metadata of a field that is None by default, and then left out of the file.
 OPTIONAL = {"left_out_if_none": True}
-MAX_JSON = 2**28  # bytes of a file
+MAX_JSON = 2**24  # bytes of a file; in memory JSON takes up to twenty times as much
 FORMAT = "format"  # the name of the version number in every file
 TAGS = ("method", "kind")
+INTEGERS = range(-(2**63), 2**63)
+REMEDY = "restore the file from a backup, or write it again"
 Record = TypeVar("Record")
 
 
@@ -74,28 +76,43 @@ def read_versioned(path: Path, kind: Any) -> dict[str, Any]:
     """Read the JSON object of a record, of its version or an earlier one; raises as above."""
     content = read_json_object(path)
     version = content.get(FORMAT, 0)  # files without one are older
-    if not isinstance(version, int) or version > kind.version:
+    if type(version) is not int or not 0 <= version <= kind.version:
         raise ValueError(
-            f"{path} has format {version}, and this version of drrho reads up to {kind.version}; "
-            "install the version that wrote it, or a later one"
+            f"{path} has format {version!r:.80}, and this version of drrho reads up to "
+            f"{kind.version}; install the version that wrote it, or a later one"
         )
     return content
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object from a file that anybody may have written.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds something else.
+        ValueError: it is damaged, too large or nested too deep, or holds something else.
     """
+    return _read(path)[1]
+
+
+def read_checked(path: Path, kind: type[Record]) -> Record:
+    """Read a dataclass that `write_checked_json` wrote; raises as above, for other names too."""
+    text, content = _read(path)
     try:
-        content = parse_json(read_regular(path, most=MAX_JSON))
+        require_checksum(text, content)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); it was damaged") from error
+        raise ValueError(f"{path}: {error}") from error
+    return from_json(kind, content, where=str(path), strict=True)
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        text = read_regular(path, most=MAX_JSON)
+        content = parse_json(text, strict=True)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); it was damaged: {REMEDY}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; it was damaged")
-    return content
+        raise ValueError(f"{path} holds no JSON object; it was damaged: {REMEDY}")
+    return text, content
 
 
 def from_json(kind: Any, content: Any, *, where: str, strict: bool = False) -> Any:
@@ -119,13 +136,17 @@ def from_json(kind: Any, content: Any, *, where: str, strict: bool = False) -> A
         inner = _member(arguments, content, where)
         return content if inner is None else from_json(inner, content, where=where, strict=strict)
     if origin is Literal:
-        return _require(content in arguments, content, where, " or ".join(map(repr, arguments)))
+        holds = any(type(content) is type(it) and content == it for it in arguments)
+        return _require(holds, content, where, " or ".join(map(repr, arguments)))
     if is_dataclass(origin) or hasattr(origin, "_fields"):
         return _from_object(origin, content, where, strict)
     if issubclass(origin, Mapping):
         _require(isinstance(content, Mapping), content, where, "an object")
         key, value = arguments
-        return {key(k): from_json(value, v, where=f"{where}.{k}") for k, v in content.items()}
+        return {
+            _key(key, name, where): from_json(value, part, where=f"{where}.{name}")
+            for name, part in content.items()
+        }
     if origin is tuple:
         _require(isinstance(content, list | tuple), content, where, "a list")
         kinds = arguments[:1] * len(content) if arguments[1:] == (Ellipsis,) else arguments
@@ -161,7 +182,19 @@ def _fits(kind: Any, content: Any) -> bool:
         return isinstance(content, Mapping) and (tag is None or content.get(tag[0]) == tag[1])
     if origin is tuple:
         return isinstance(content, list)
-    return type(content) is origin or (origin is float and type(content) is int)
+    if type(content) is int:
+        return origin in (int, float) and content in INTEGERS
+    return type(content) is origin
+
+
+def _key(kind: type, name: str, where: str) -> Any:
+    """Convert the name of an entry to the type of a mapping's keys."""
+    try:
+        return kind(name)
+    except ValueError:
+        raise ValueError(
+            f"{where} must have keys of type {kind.__name__}, got {name!r:.80}; {REMEDY}"
+        ) from None
 
 
 def _from_object(kind: Any, content: Any, where: str, strict: bool) -> Any:
@@ -184,11 +217,16 @@ def _from_object(kind: Any, content: Any, where: str, strict: bool) -> Any:
         if name in content and not (strict and value is None and NoneType not in get_args(hint)):
             values[name] = from_json(hint, value, where=f"{where}.{name}", strict=strict)
         elif name not in has_default:
-            raise ValueError(f"{where} has no {name!r}; it was damaged, or is of something else")
+            raise ValueError(
+                f"{where} has no {name!r}; it was damaged, or is of something else: {REMEDY}"
+            )
     for name, value in content.items() if strict else ():
         if name not in names and value is not None and (name, value) != tag:
             raise ValueError(f"{where} has no {name!r}, which is {value!r} there")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 @cache
@@ -197,7 +235,8 @@ def _type_hints(kind: Any) -> dict[str, Any]:
 
 
 def _require(holds: bool, content: Any, where: str, expected: str) -> Any:
-    """Return the content, or raises ValueError."""
+    """Return the content, or raise ValueError."""
     if not holds:
-        raise ValueError(f"{where} must be {expected}, got {content!r:.80}")
+        got = "a number of many digits" if type(content) is int and content not in INTEGERS else ""
+        raise ValueError(f"{where} must be {expected}, got {got or f'{content!r:.80}'}; {REMEDY}")
     return content

@@ -4,8 +4,6 @@
 values, size and CRC-32 of all other files, and a checksum of both.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -23,8 +21,8 @@ from torch import Tensor
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
-from drrho.runtime.files import PARTIAL_SUFFIX, rename_folder, write_json
-from drrho.runtime.records import from_json, read_json_object
+from drrho.runtime.files import PARTIAL_SUFFIX, rename_folder, write_checked_json
+from drrho.runtime.records import read_checked
 
 FOLDER_NAME = re.compile(r"step-(\d{8,})")
 VALUES_FILE = "checkpoint.json"
@@ -41,7 +39,7 @@ class _Document:
 
     files: Mapping[str, tuple[int, int]]
     values: Mapping[str, Any]
-    checksum: str | None = None  # which earlier versions did not write
+    sha256: str | None = None  # which earlier versions did not write
 
 
 class CheckpointWriter:
@@ -128,13 +126,7 @@ class CheckpointWriter:
 def _finish(partial: Path, values: Mapping[str, Any]) -> None:
     """Write the values, and the checksums of all files."""
     files = {file.name: _size_and_checksum(file) for file in sorted(partial.iterdir())}
-    content = {"files": files, "values": values}
-    write_json(partial / VALUES_FILE, content | {"checksum": _checksum(content)})
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    write_checked_json(partial / VALUES_FILE, {"files": files, "values": values})
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -218,12 +210,7 @@ def read_values(path: Path) -> dict[str, Any]:
         CheckpointError: a file is missing, truncated or damaged.
     """
     try:
-        content = read_json_object(path / VALUES_FILE)
-        document = from_json(_Document, content, where=VALUES_FILE, strict=True)
-        if document.checksum is not None and document.checksum != _checksum(
-            {"files": content["files"], "values": content["values"]}
-        ):
-            raise OSError(f"the checksum of {VALUES_FILE} does not match")
+        document = read_checked(path / VALUES_FILE, _Document)
         for name, expected in document.files.items():
             if Path(name).name != name:
                 raise OSError(f"{VALUES_FILE} names the file {name!r}, which is not in the folder")

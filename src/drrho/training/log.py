@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from drrho.runtime.files import write_atomically
+from drrho.runtime.files import parse_json, require_regular, write_atomically
+from drrho.runtime.records import from_json
 
 FILE_NAME = "metrics.jsonl"
+LONGEST_ROW = 2**20  # bytes
+Row = Mapping[str, float | None]
 
 
 class MetricsLog:
@@ -128,20 +131,27 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
         ValueError: a line is no row.
     """
     path = folder / FILE_NAME
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    require_regular(path)
     rows: list[dict[str, float | None]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error}); repair or remove the line"
-            ) from error
-        if not isinstance(row, dict) or "step" not in row:
-            raise ValueError(f"{path}, line {number} is no row with a step; remove the line")
-        rows.append(row)
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), start=1):
+            where = f"{path}, line {number}"
+            try:
+                row = parse_json(line, strict=True)
+            except ValueError as error:
+                if not line.endswith(b"\n") and not file.read(1):
+                    break
+                raise ValueError(
+                    f"{where} is not JSON ({error}); repair or remove the line"
+                ) from error
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError(f"{where} is no row with a step; remove the line")
+            found = from_json(Row, row, where=where)
+            if type(step := row["step"]) is not int or step < 0:
+                raise ValueError(
+                    f"{where}.step must be a number of steps, got {step!r:.80}; remove the line"
+                )
+            rows.append(found)
     return rows
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
 from drrho.runtime.provenance import config_differences, differences, plain, versions
+from drrho.runtime.records import from_json
 from drrho.training.checkpoint import (
     CheckpointWriter,
     describe_tensor,
@@ -23,9 +25,38 @@ from drrho.training.optimizer import allocate_moments
 from drrho.training.schedules import Schedule
 
 FORMAT = 3
+MOMENTS = "optimizer."  # prefix of the names of a parameter's moments
+
+
 # Attributes that are saved beside the tensors.
 COUNTED = ("step", "samples_seen", "skipped", "skipped_steps", "seconds", "metrics", "best")
-MOMENTS = "optimizer."  # prefix of the names of a parameter's moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """Values of a checkpoint, as `TrainingState.save` writes them."""
+
+    format: int
+    versions: Mapping[str, str | None]
+    config: Mapping[str, Any]
+    scaler: Mapping[str, float] | None
+    step: int
+    samples_seen: int
+    skipped: Mapping[str, int]
+    skipped_steps: int
+    seconds: float
+    metrics: Mapping[str, float]
+    best: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            0,
+            step=self.step,
+            samples_seen=self.samples_seen,
+            skipped_steps=self.skipped_steps,
+            seconds=self.seconds,
+            **{f"skipped.{reason}": count for reason, count in self.skipped.items()},
+        )
 
 
 @dataclass(kw_only=True)
@@ -168,12 +199,15 @@ class TrainingState:
 
         path, values = found
         _require_format(values, path)
+        try:
+            read: _Saved = from_json(_Saved, values, where=str(path))
+            config = upgrade(read.config)
+        except ValueError as error:
+            raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
         saved = describe_tensors(path)
         differences = [
             f"config {line}"
-            for line in config_differences(
-                upgrade(values["config"]), plain(self.config), may_change=may_change
-            )
+            for line in config_differences(config, plain(self.config), may_change=may_change)
         ]
         # Checked before moments are allocated: they take twice the memory of the model.
         without = {name: kind for name, kind in saved.items() if not name.startswith(MOMENTS)}
@@ -183,10 +217,10 @@ class TrainingState:
         tensors = self._tensors()
         read_into({name: tensors[name] for name in saved}, path, self.processes)
         self._drop_moments_except(saved)
-        if self.scaler is not None:
-            self.scaler.load_state_dict(values["scaler"])
+        if self.scaler is not None and read.scaler is not None:
+            self.scaler.load_state_dict(dict(read.scaler))
         for name in COUNTED:
-            setattr(self, name, values[name])
+            setattr(self, name, getattr(read, name))
         self.skipped = Counter(self.skipped)
         return True
 
@@ -231,9 +265,11 @@ class TrainingState:
 
 def _require_format(values: Mapping[str, Any], path: Path) -> None:
     if values.get("format") != FORMAT:
+        found = values.get("versions")
+        written_by = found.get("drrho") if isinstance(found, Mapping) else "of some version"
         raise CheckpointError(
             f"checkpoint {path} has format {values.get('format')}, this version reads "
-            f"{FORMAT}; it was written by drrho {values.get('versions', {}).get('drrho')}"
+            f"{FORMAT}; it was written by drrho {written_by}"
         )
 
 

@@ -4,6 +4,7 @@ Every process writes its share, and any number of processes can read it. The imp
 so this module is imported only where tensors are written or read.
 """
 
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -118,13 +119,28 @@ class _IndexUnpickler(pickle.Unpickler):
 
 def _index(path: Path) -> dict[str, TensorStorageMetadata]:
     try:
-        entries = _TensorReader(path).read_metadata().state_dict_metadata
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, TypeError) as error:
+        metadata = _TensorReader(path).read_metadata()
+        _check_index(metadata, path)
+    except Exception as error:  # a damaged pickle raises anything
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    for name, entry in entries.items():
+    return metadata.state_dict_metadata  # pyright: ignore[reportReturnType]
+
+
+def _check_index(metadata: Metadata, path: Path) -> None:
+    """Raise ValueError unless all entries are tensors, in files of the folder that hold them."""
+    described = 0
+    for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"checkpoint {path} cannot be read: {name} is no tensor")
-    return entries  # pyright: ignore[reportReturnType]
+            raise ValueError(f"{name} is no tensor")
+        if any(size < 0 for size in entry.size):
+            raise ValueError(f"{name} has the shape {tuple(entry.size)}")
+        described += math.prod(entry.size) * entry.properties.dtype.itemsize
+    held = sum(file.stat().st_size for file in path.iterdir())
+    if described > held:
+        raise ValueError(f"its index describes {described:,} bytes, its files have {held:,}")
+    for place in metadata.storage_data.values():
+        if Path(place.relative_path).name != place.relative_path:
+            raise ValueError(f"its index names {place.relative_path!r}, which is not in the folder")
 
 
 def _cause(error: CheckpointException, rank: int) -> Exception:

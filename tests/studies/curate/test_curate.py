@@ -1,6 +1,7 @@
 """Ranking a data set's pairs, and training on what is left."""
 
 import csv
+import shutil
 from dataclasses import replace
 
 import pyarrow.parquet
@@ -9,24 +10,20 @@ import torch
 
 from drrho.cli import main
 from drrho.contrastive.objectives.global_risk import FastCLIP
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import index_shards, open_manifest
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.data.views import Views
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.recipe.folder import read_run
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.reader import open_reference
 from drrho.runtime.records import read_record
-from drrho.studies.curate import curate as curating
-from drrho.studies.curate.curate import (
-    CurateConfig,
-    CurationSummary,
-    Quality,
-    curate,
-    find_repeats,
-    label_pairs,
-)
+from drrho.studies.curate import scores as scoring
+from drrho.studies.curate.curate import CurateConfig, CurationSummary, curate, label_pairs
 from drrho.studies.curate.pair_quality import PairScores
+from drrho.studies.curate.scores import Quality, find_repeats
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +110,7 @@ def test_repetitions_are_found_across_tiles(reference, tmp_path, monkeypatch):
     store = open_reference(tmp_path / "r", manifest)
     expected = find_repeats(store, torch.arange(18), similarity=0.9995)
     assert expected[9:].tolist() == list(range(9))
-    monkeypatch.setattr(curating, "TILE", 4)
+    monkeypatch.setattr(scoring, "TILE", 4)
     again = find_repeats(store, torch.arange(18), similarity=0.9995)
     assert again.tolist() == expected.tolist()
 
@@ -138,18 +135,123 @@ def test_several_references_are_one(run, reference, tmp_path):
         of_views.open_reference(manifest)
 
 
+@pytest.fixture(scope="module")
+def with_held_out(run, scenes, reference, tmp_path_factory):
+    """A run whose recipe names held-out pairs and the reference's stored embeddings of them."""
+    folder = tmp_path_factory.mktemp("held_out")
+    precompute_reference(
+        PrecomputeConfig(
+            data=str(scenes / "test" / "manifest.json"),
+            model=f"run:{reference.parent / 'run'}",
+            output=str(folder / "stored"),
+            device="cpu",
+        )
+    )
+    recipe = read_run(run).recipe
+    evaluation = replace(recipe.evaluation, references=(str(folder / "stored"),))
+    train_recipe(replace(recipe, output=str(folder / "run"), evaluation=evaluation))
+    return folder
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_reference_too_weak_to_judge_ranks_only(given, run, with_held_out, scenes, capsys):
+    """The held-out pairs are those that the run's recipe names, or those that are given."""
+    held_out = ["--held-out", str(scenes / "test" / "manifest.json")]
+    held_out += ["--held-out-reference", str(with_held_out / "stored")]
+    arguments = ["curate", str(run), *held_out] if given else ["curate", f"{with_held_out / 'run'}"]
+    output = with_held_out / f"out-{given}"
+    assert main([*arguments, "--output", str(output), "--negatives", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert "too weak to call captions mismatched with a precision of 0.95" in printed
+    assert "among 12 held-out pairs" in printed
+    assert "No manifest was written" in printed
+    assert not (output / "manifest.json").exists()
+    summary = read_record(output / "summary.json", CurationSummary)
+    assert summary.judgement is not None and summary.judgement.held_out == 12
+    assert "mismatched" not in summary.labels
+    with (output / "pairs.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert first["key"] == "00000000"
+    assert first["caption"].startswith("a ")
+
+
+def test_without_held_out_pairs_nothing_is_called_mismatched(run, tmp_path, capsys):
+    output = str(tmp_path / "out")
+    assert main(["curate", str(run), "--output", output, "--negatives", "16"]) == 0
+    assert "No caption is called mismatched" in capsys.readouterr().out
+    arguments = ["curate", str(run), "--output", output, "--drop", "mismatched"]
+    assert main(arguments) == 1
+    assert "--held-out-reference" in capsys.readouterr().err
+
+
+def test_held_out_embeddings_of_another_reference_are_refused(run, scenes, tmp_path):
+    precompute_reference(
+        PrecomputeConfig(
+            data=str(scenes / "test" / "manifest.json"),
+            model=f"run:{run}",
+            output=str(tmp_path / "other"),
+            device="cpu",
+        )
+    )
+    held_out = {"held_out": str(scenes / "test" / "manifest.json"), "device": "cpu"}
+    config = CurateConfig(run=str(run), output=str(tmp_path / "out"), **held_out)
+    with pytest.raises(ValueError, match="needs held_out_reference"):
+        curate(config)
+    with pytest.raises(ValueError, match="is of another reference"):
+        curate(replace(config, held_out_reference=(str(tmp_path / "other"),)))
+
+
+def test_pairs_that_are_not_finite_are_counted_and_not_ranked(run, tmp_path, monkeypatch, capsys):
+    encode = EmbeddingModel.encode_pairs
+
+    def encode_pairs(self, images, captions):
+        pairs = encode(self, images, captions)
+        pairs.image[0] = torch.nan
+        return pairs
+
+    monkeypatch.setattr(EmbeddingModel, "encode_pairs", encode_pairs)
+    arguments = ["curate", str(run), "--output", str(tmp_path), "--drop", "redundant"]
+    assert main([*arguments, "--batch-size", "8", "--negatives", "30"]) == 0
+    assert "6 pairs are not ranked: their embeddings are not finite" in capsys.readouterr().out
+    with (tmp_path / "pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 34
+    assert not any("nan" in value for row in rows for value in row.values())
+    kept = set(open_manifest(tmp_path / "manifest.json").usable_ids().tolist())
+    assert kept <= {int(row["sample_id"]) for row in rows}
+
+
+def test_no_manifest_but_curation_s_own_is_replaced(run, scenes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(scenes / "train", data)
+    before = (data / "manifest.json").read_bytes()
+    config = CurateConfig(
+        run=str(run), output=str(data), data=str(data / "manifest.json"), keep=0.5, device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"manifest.json is what is curated; name another folder"):
+        curate(config)
+    with pytest.raises(ValueError, match="is no earlier curation's"):
+        curate(replace(config, data=None))
+    assert (data / "manifest.json").read_bytes() == before
+    twice = replace(config, output=str(tmp_path / "out"), negatives=16)
+    assert curate(twice).manifest == curate(twice).manifest
+
+
 def test_labels_come_in_their_order():
     quality = Quality(
         torch.arange(4),
+        [("key", "caption")] * 4,
         PairScores(
             similarity=torch.zeros(4, 2),
             loss=torch.tensor([[0.0, 0.0, x] for x in (1.0, 1.0, -1.0, 1.0)]),
             rank=torch.tensor([-0.1, -5.0, -5.0, -5.0]),
             chance_rank=torch.zeros(4),
         ),
+        PairEmbeddings(torch.zeros(2, 4), torch.zeros(2, 4)),
+        0,
     )
-    repeats = torch.tensor([-1, 0, -1, -1])
-    assert label_pairs(quality, repeats, share=0.25) == [
+    repeats, mismatched = torch.tensor([-1, 0, -1, -1]), torch.tensor([True, False, False, False])
+    assert label_pairs(quality, repeats, mismatched) == [
         "mismatched",
         "redundant",
         "learned",
@@ -164,10 +266,15 @@ def test_what_cannot_be_done_is_refused(plain_recipe, run, tmp_path, capsys):
     with pytest.raises(ValueError, match="no pair would be left"):
         curate(
             CurateConfig(
-                run=str(run), output=str(tmp_path), mismatched_share=1.0, negatives=8, device="cpu"
+                run=str(run),
+                output=str(tmp_path),
+                mismatched_share=1.0,
+                drop=("mismatched",),
+                negatives=8,
+                device="cpu",
             )
         )
     with pytest.raises(ValueError, match="keep must be between"):
         CurateConfig(run="r", output="o", keep=2.0)
     with pytest.raises(ValueError, match="no effect with duplicate_similarity"):
-        CurateConfig(run="r", output="o", duplicate_similarity=None)
+        CurateConfig(run="r", output="o", drop=("redundant",), duplicate_similarity=None)

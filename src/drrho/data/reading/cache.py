@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from drrho.data.manifest import Manifest, Shard
+from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample
-from drrho.data.reading.sources import Layout, Rows, open_rows
+from drrho.data.reading.sources import Rows, open_rows
 from drrho.data.reading.storage import OpenFiles, file_state
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.records import from_json

@@ -23,9 +23,9 @@ def read_columns(path: str | Path, names: list[str], *, remedy: str = "") -> lis
     require_columns(path, names, file.schema_arrow.names, remedy=remedy)
     try:
         table = file.read(columns=names)
-    except _import("pyarrow").ArrowException as error:
+        return [table.column(name).to_pylist() for name in names]
+    except (_import("pyarrow").ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
-    return [table.column(name).to_pylist() for name in names]
 
 
 def require_columns(

@@ -2,7 +2,6 @@
 datasets on disk.
 """
 
-import csv
 import json
 import os
 from bisect import bisect_right
@@ -10,8 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from drrho.data.reading.cells import parse_cells, read_image
+from drrho.data.reading.delimited import read_delimited
+from drrho.data.reading.layout import Layout
 from drrho.data.reading.parquet import read_columns, require_columns
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
@@ -19,8 +21,6 @@ from drrho.data.reading.shards import (
     IMAGE_EXTENSIONS,
     RawSample,
 )
-from drrho.data.reading.tar import MAX_CONTENT
-from drrho.runtime.files import read_regular, require_regular
 from drrho.runtime.optional import import_optional
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -28,25 +28,6 @@ DATASET_FILE = "dataset_info.json"
 REMEDY = "; say which hold images and captions: --image-column NAME --caption-column NAME"
 # Key, encoded image or why there is none, captions, metadata.
 Row = tuple[str, bytes | str, list[str], dict]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Mapping from the rows of a source to samples.
-
-    Attributes:
-        kind: "table" is a csv, tsv or parquet file, "folder" one of images with captions beside
-            them, "dataset" what Hugging Face's `save_to_disk` wrote.
-        image: column of the image, a path or (in a parquet file or dataset) its bytes; only of
-            tables and datasets. Of a dataset's list of images each is a sample.
-        caption: column of the caption, or of a list of several.
-        root: folder that paths of images are relative to; None is the table's own.
-    """
-
-    kind: Literal["table", "folder", "dataset"]
-    image: str | None = None
-    caption: str | None = None
-    root: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +90,7 @@ def _folder_rows(folder: str) -> Rows:
             if caption.is_file()
             else []
         )
-        return path.stem, _read_image(path), text, {"folder": path.parent.name}
+        return path.stem, read_image(path), text, {"folder": path.parent.name}
 
     return Rows(len(names), read)
 
@@ -117,28 +98,14 @@ def _folder_rows(folder: str) -> Rows:
 def _table_rows(url: str, layout: Layout) -> Rows:
     assert layout.image is not None
     wanted = [layout.image] + ([] if layout.caption is None else [layout.caption])
-    if url.endswith(".parquet"):
-        columns = read_columns(url, wanted, remedy=REMEDY)
-    else:
-        columns = _read_csv(url, wanted)
+    columns = read_columns if url.endswith(".parquet") else read_delimited
+    cells = columns(url, wanted, remedy=REMEDY)
     root = Path(url).parent if layout.root is None else Path(layout.root)
 
     def read(row: int) -> Row:
-        image, *captions = (column[row] for column in columns)
-        return str(row), _image_of(image, root), _captions_of(captions), {}
+        return str(row), *parse_cells([column[row] for column in cells], layout, row, url, root), {}
 
-    return Rows(len(columns[0]), read)
-
-
-def _read_csv(url: str, wanted: list[str]) -> list[list[Any]]:
-    delimiter = "\t" if url.endswith(".tsv") else ","
-    # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
-    require_regular(url)
-    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        require_columns(url, wanted, list(reader.fieldnames or ()), remedy=REMEDY)
-        rows = [[row[name] for name in wanted] for row in reader]
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in wanted]
+    return Rows(len(cells[0]), read)
 
 
 def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
@@ -169,7 +136,10 @@ def list_lengths(url: str, name: str) -> list[int]:
 
 def _open_dataset(url: str) -> Any:
     datasets = import_optional("datasets", user="datasets on disk", extra="tables")
-    dataset = datasets.load_from_disk(url)
+    try:
+        dataset = datasets.load_from_disk(url)
+    except Exception as error:  # of Arrow, JSON, fsspec and its own
+        raise ValueError(f"{url} cannot be read as a dataset ({error})") from error
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(f"{url} holds several splits; give the folder of one: {list(dataset)}")
     return dataset
@@ -185,14 +155,14 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
 
     def read(sample: int) -> Row:
         row = sample if ends is None else bisect_right(ends, sample)
-        cells = dataset[row]
-        image, *captions = (cells[name][0] for name in wanted)
+        found = dataset[row]
+        image, *captions = (found[name][0] for name in wanted)
         key = str(row)
         if ends is not None:  # each image of the list is a sample, with the captions of the row
             place = sample - (ends[row - 1] if row > 0 else 0)
             key, image = f"{row}-{place}", image[place]
-        captions = _captions_of([caption.as_py() for caption in captions])
-        return key, _image_of(image.as_py(), Path(url)), captions, {}
+        cells = [cell.as_py() for cell in (image, *captions)]
+        return key, *parse_cells(cells, layout, row, url, Path(url)), {}
 
     return Rows(len(dataset) if ends is None else sum(lengths or ()), read)
 
@@ -205,40 +175,6 @@ def _lengths(column: Any) -> list[int] | None:
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return None
     return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
-
-
-def _image_of(cell: Any, root: Path) -> bytes | str:
-    """Return the encoded image of a cell, or why there is none.
-
-    A cell is a path, bytes, or Hugging Face's dictionary of both.
-    """
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    match cell:
-        case None | "" | b"":
-            return "no image"
-        case bytes():
-            return cell
-        case str():
-            return _read_image(root / cell)
-    return f"no image: its cell is a {type(cell).__name__}, not a path or bytes"
-
-
-def _read_image(path: Path) -> bytes | str:
-    """Read an image file; return why there is none if it cannot be read."""
-    try:
-        return read_regular(path, most=MAX_CONTENT)
-    except FileNotFoundError:
-        return "no image: its file does not exist"
-    except (OSError, ValueError):  # ValueError: no regular file, too large, or no path at all
-        return "no image: its file cannot be read"
-
-
-def _captions_of(cells: list[Any]) -> list[str]:
-    found: list[str] = []
-    for cell in cells:
-        found += [cell] if isinstance(cell, str) else [c for c in cell or () if c is not None]
-    return found
 
 
 def _is_image(name: str) -> bool:

@@ -7,60 +7,70 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 from tyro.conf import Positional
 
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.indexing import open_manifest
-from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import CURATED, Manifest
 from drrho.encoding.encoder import EmbeddingModel
-from drrho.encoding.pairs import embed_pairs
 from drrho.models.build import load_model
 from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.pairs import drawn_ids
-from drrho.reference.reader import Reference
-from drrho.runtime.files import write_atomically
+from drrho.reference.reader import Reference, open_reference
+from drrho.runtime.files import exclusive, write_atomically
 from drrho.runtime.launch import Device, resolve_device
-from drrho.runtime.progress import Progress
 from drrho.runtime.records import write_record
-from drrho.studies.curate.pair_quality import (
-    PairScores,
-    mismatched_share,
-    nearest_earlier,
-    pair_scores,
-)
+from drrho.studies.curate.pair_quality import mismatched_share
+from drrho.studies.curate.scores import Quality, Reading, find_repeats, finite_pairs, score_pairs
+from drrho.studies.curate.threshold import Judgement, held_out_ranks, judge
 
 Label = Literal["mismatched", "redundant", "learned", "learnable"]
 Dropped = Literal["mismatched", "redundant", "learned"]
-TILE = 1024
-SUMMARY_FILE = "summary.json"
+PRECISION = 0.95
+TABLE_NAME, SUMMARY_FILE, MANIFEST_FILE = "pairs", "summary.json", "manifest.json"
 COLUMNS = (
-    *("sample_id", "shard", "row", "label"),
+    *("sample_id", "shard", "row", "key", "caption", "label"),
     *("mismatched_rank", "learnable_rank", "repeats"),
     *("target_similarity", "reference_similarity"),
     *("target_loss", "reference_loss", "excess_loss", "log_rank"),
+)
+NO_HELD_OUT = (
+    "How precisely wrong captions are told is measured on held-out pairs whose captions are right: "
+    "give them as --held-out, with the reference's stored embeddings of them as "
+    "--held-out-reference (a run that names both in its recipe, evaluation.data and "
+    "evaluation.references, needs neither), or say --mismatched-share."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurateConfig:
-    """Rank the pairs of a data set: mismatched, redundant, learned, learnable; drop some of them.
+    """Rank the pairs of a data set: mismatched, redundant, learned, learnable; drop some if asked.
 
     Attributes:
         run: folder of a finished run that was trained with a reference.
-        output: folder for the table of pairs, `summary.json` and the filtered `manifest.json`.
+        output: folder for the table of pairs and `summary.json`, and with `drop` or `keep` for the
+            filtered `manifest.json`.
         data: data set to rank: a manifest, or what `drrho index` takes; by default the run's.
         reference: folder of stored embeddings of the data set; by default the run's.
+        held_out: pairs like those of the data set whose captions are right: a manifest, or what
+            `drrho index` takes. They say how precisely wrong captions are told. By default the
+            run's evaluation data.
+        held_out_reference: folders of the reference's stored embeddings of the held-out pairs; by
+            default those of the run's evaluation.references that are of the same reference.
+        precision: share of the captions called mismatched that have to be wrong; where the
+            held-out pairs cannot show it, none is called so.
+        mismatched_share: share of pairs to call mismatched, those that rank lowest, whatever the
+            precision; None goes by the precision.
         drop: labels of the pairs that the filtered manifest leaves out.
-        keep: share of the remaining pairs to keep, those with the largest excess loss; None keeps
-            all.
-        mismatched_share: share of mismatched pairs in the data set; None estimates it.
+        keep: share of the remaining pairs that the filtered manifest keeps, those with the largest
+            excess loss; None keeps all.
         duplicate_similarity: smallest cosine of images and of captions, by the reference, at which
             a pair repeats an earlier one; None skips the search for duplicates, which compares
             every pair with every other.
@@ -77,9 +87,12 @@ class CurateConfig:
     output: str
     data: str | None = None
     reference: str | None = None
-    drop: tuple[Dropped, ...] = ("mismatched", "redundant")
-    keep: float | None = None
+    held_out: str | None = None
+    held_out_reference: tuple[str, ...] = ()
+    precision: float = PRECISION
     mismatched_share: float | None = None
+    drop: tuple[Dropped, ...] = ()
+    keep: float | None = None
     duplicate_similarity: float | None = 0.99
     negatives: int = 1024
     format: Literal["csv", "parquet"] = "csv"
@@ -94,8 +107,16 @@ class CurateConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if not 0 < self.precision < 1:
+            raise ValueError(f"precision must lie between 0 and 1, got {self.precision}")
         if self.keep == 0:
             raise ValueError("keep = 0 would leave no pair")
+        by_precision = self.held_out, self.held_out_reference, self.precision
+        if self.mismatched_share is not None and by_precision != (None, (), PRECISION):
+            raise ValueError(
+                "held_out, held_out_reference and precision have no effect with mismatched_share; "
+                "leave them out"
+            )
         if self.negatives < 2 or self.batch_size < 2:
             raise ValueError(
                 f"negatives and batch_size must be at least 2, got {self.negatives} and "
@@ -107,22 +128,26 @@ class CurateConfig:
             )
 
 
-class Quality(NamedTuple):
-    """Scores of the readable pairs with embeddings of the reference, in the order of their ids."""
-
-    sample_ids: Int64[Tensor, " pairs"]
-    scores: PairScores
-
-    @property
-    def excess_loss(self) -> Float[Tensor, " pairs"]:
-        return self.scores.loss[:, 2]
-
-
 @dataclass(frozen=True, kw_only=True)
 class CurationSummary:
-    """Contents of `summary.json`; `labels` and `left_out` count pairs by label and by reason."""
+    """Contents of `summary.json`.
 
-    version: ClassVar = 1
+    Attributes:
+        pairs: number of pairs in the data set.
+        labels: label -> number of pairs.
+        mismatched_share: share of the ranked pairs that are called mismatched.
+        kept: number of pairs that are not left out.
+        left_out: reason -> number of pairs; none where no manifest is written.
+        run: folder of the run.
+        reference: identity of the stored embeddings.
+        seed: random seed of the negatives.
+        judgement: how well mismatched captions are told; None without held-out pairs.
+        wrong_at_most: share of wrong captions, estimated from above: what the reference does not
+            know counts as wrong.
+        not_finite: number of pairs with embeddings that are not finite, which are not ranked.
+    """
+
+    version: ClassVar = 2
     pairs: int
     labels: Mapping[str, int]
     mismatched_share: float
@@ -131,23 +156,28 @@ class CurationSummary:
     run: str
     reference: Mapping[str, Any]
     seed: int
+    judgement: Judgement | None = None
+    wrong_at_most: float | None = None
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curation:
-    """The written files, and the summary of their contents."""
+    """The written files, and the summary; `manifest` is None where none was asked for."""
 
     table: Path
-    manifest: Path
+    manifest: Path | None
     summary: CurationSummary
 
 
 def curate(config: CurateConfig) -> Curation:
-    """Ranks all pairs, and writes the table, the summary and the filtered manifest.
+    """Ranks all pairs, writes the table and the summary and, if asked, the filtered manifest.
 
     Raises:
         FileNotFoundError: there is no run or no finished model, or a shard is missing.
-        ValueError: run, data and reference do not fit each other, or no pair would be left.
+        ValueError: run, data and reference do not fit each other, the output would replace what is
+            not curation's, or no pair would be left.
+        BlockingIOError: another process writes to the output.
         ModuleNotFoundError: a parquet file is asked for, and pyarrow is not installed.
     """
     run = read_run(Path(config.run).expanduser())
@@ -157,120 +187,128 @@ def curate(config: CurateConfig) -> Curation:
         )
     if config.format == "parquet":
         _pyarrow()  # before the work, not after it
-    manifest = open_manifest(run.recipe.data if config.data is None else config.data)
+    output = Path(config.output).expanduser()
+    source = run.recipe.data if config.data is None else config.data
+    _require_own(output, source, config)
+    with exclusive(output):
+        return _curated(run, source, output, config)
+
+
+def _require_own(output: Path, source: str, config: CurateConfig) -> None:
+    """Raises ValueError where a file that is not an earlier curation's would be replaced."""
+    table, manifest = output / f"{TABLE_NAME}.{config.format}", output / MANIFEST_FILE
+    curated = (output / SUMMARY_FILE).is_file()
+    for path in (table, manifest):
+        if path.exists() and (Path(source).expanduser().resolve() == path.resolve()):
+            raise ValueError(f"{path} is what is curated; name another folder as output")
+    if manifest.exists() and not curated:
+        raise ValueError(
+            f"{manifest} is no earlier curation's, and would be replaced; name another folder as "
+            "output"
+        )
+
+
+def _curated(run: RunFolder, source: str, output: Path, config: CurateConfig) -> Curation:
+    manifest = open_manifest(source)
     store = run.open_reference(manifest, config.reference)
     assert store is not None
+    held_out = None
+    if config.mismatched_share is None:
+        held_out = _held_out(run, store, config)
+        if held_out is None and "mismatched" in config.drop:
+            raise ValueError(f"drop = 'mismatched' needs to know which captions are. {NO_HELD_OUT}")
     with trusting(everything=config.trust):
         model = load_model(run.path / "model")
     encoder = EmbeddingModel.frozen(model, device=resolve_device(config.device))
-    quality = score_pairs(encoder, manifest, store, run=run, config=config)
+    generator = torch.Generator().manual_seed(config.seed)
+    quality = score_pairs(
+        encoder,
+        manifest,
+        store,
+        drawn=drawn_ids(manifest, store, count=config.negatives, generator=generator),
+        temperature=run.temperature_at(run.step),
+        reading=Reading(config.batch_size, config.workers),
+    )
     repeats = torch.full_like(quality.sample_ids, -1)
     if config.duplicate_similarity is not None:
         repeats = find_repeats(store, quality.sample_ids, similarity=config.duplicate_similarity)
-    share = config.mismatched_share
-    if share is None:
-        share = mismatched_share(quality.scores.rank, quality.scores.chance_rank)
-    labels = label_pairs(quality, repeats, share=share)
+    mismatched, judgement = _mismatched(quality, held_out, config)
+    labels = label_pairs(quality, repeats, mismatched)
     kept = _kept(quality, labels, config)
-    output = Path(config.output).expanduser()
-    table = output / f"pairs.{config.format}"
+    table = output / f"{TABLE_NAME}.{config.format}"
     _write_table(table, _rows(manifest, quality, repeats, labels))
-    reasons = _reasons(manifest, quality, labels, kept)
-    filtered = output / "manifest.json"
-    manifest.without(reasons).save(filtered)
+    filters = bool(config.drop) or config.keep is not None
+    reasons = _reasons(manifest, quality, labels, kept) if filters else {}
     summary = CurationSummary(
         pairs=manifest.num_samples,
         labels=dict(Counter(labels)),
-        mismatched_share=share,
-        kept=int(kept.sum()),
+        mismatched_share=float(mismatched.double().mean()),
+        kept=int(kept.sum()) if filters else len(manifest.usable_ids()),
         left_out=dict(Counter(reasons.values())),
         run=str(run.path),
         reference=store.identity,
         seed=config.seed,
+        judgement=judgement,
+        wrong_at_most=mismatched_share(quality.scores.rank, quality.scores.chance_rank),
+        not_finite=quality.num_not_finite,
     )
-    write_record(output / SUMMARY_FILE, summary)
-    return Curation(table=table, manifest=filtered, summary=summary)
+    write_record(output / SUMMARY_FILE, summary)  # first: it says whose the manifest is
+    if filters:
+        manifest.without(reasons).save(output / MANIFEST_FILE)
+    return Curation(
+        table=table, manifest=output / MANIFEST_FILE if filters else None, summary=summary
+    )
 
 
-def score_pairs(
-    encoder: EmbeddingModel,
-    manifest: Manifest,
-    store: Reference,
-    *,
-    run: RunFolder,
-    config: CurateConfig,
-) -> Quality:
-    """Scores every pair against the same negatives, in one pass; see `pair_scores`."""
+def _held_out(run: RunFolder, store: Reference, config: CurateConfig) -> PairEmbeddings | None:
+    """The reference's embeddings of held-out pairs; None if there are none."""
+    data = run.recipe.evaluation.data if config.held_out is None else config.held_out
+    if data is None:
+        return None
+    manifest, folders = open_manifest(data), config.held_out_reference
+    if not folders:
+        own = run.recipe.evaluation.references if data == run.recipe.evaluation.data else ()
+        found = {folder: open_reference(folder, manifest) for folder in own}
+        folders = [name for name, held in found.items() if held.identity == store.identity][:1]
+        if not folders and config.held_out is not None:
+            raise ValueError(f"held_out = {data!r} needs held_out_reference: its stored embeddings")
+        if not folders:
+            return None
+    weights = store.weights if len(folders) > 1 else None
+    held = open_reference(folders, manifest, weights=weights)
+    if held.identity != store.identity:
+        raise ValueError(
+            f"held_out_reference = {folders} is of another reference than the data set's: "
+            f"{held.identity}, not {store.identity}"
+        )
+    rows = held.gather(manifest.usable_ids())
+    pairs = rows.pairs.take(rows.present)
+    return pairs.take(finite_pairs(pairs))
+
+
+def _mismatched(
+    quality: Quality, held_out: PairEmbeddings | None, config: CurateConfig
+) -> tuple[Bool[Tensor, " pairs"], Judgement | None]:
+    ranks = quality.scores.rank
+    if config.mismatched_share is not None:
+        return _places(ranks) <= round(config.mismatched_share * len(ranks)), None
+    if held_out is None:
+        return torch.zeros_like(ranks, dtype=torch.bool), None
     generator = torch.Generator().manual_seed(config.seed)
-    drawn = drawn_ids(manifest, store, count=config.negatives, generator=generator)
-    others = embed_pairs(
-        encoder, manifest, drawn, batch_size=config.batch_size, description="negatives"
-    )
-    negatives = (others.target, store.gather(others.sample_ids).pairs)
-    batches = evaluation_batches(
-        manifest,
-        encoder.transform,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        parts=("caption",),
-    )
-    sample_ids, parts = [], []
-    with Progress("pairs", total=manifest.num_samples, unit="pairs") as progress:
-        for batch in batches:
-            progress.advance(len(batch.sample_ids))
-            present = store.gather(batch.sample_ids).present
-            if not present.any():
-                continue
-            ids = batch.sample_ids[present]
-            scores = pair_scores(
-                encoder.encode_pairs(batch.images, batch.first_captions).take(present),
-                store.gather(ids).pairs,
-                negatives=negatives,
-                same=ids[:, None] == others.sample_ids,
-                temperature=run.temperature_at(run.step),
-            )
-            sample_ids.append(ids)
-            parts.append(scores)
-    if not parts:
-        raise ValueError("no pair could be read that the reference has embeddings of")
-    scores = PairScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return Quality(torch.cat(sample_ids), scores)
+    known = held_out_ranks(held_out, quality.negatives, generator=generator)
+    judgement = judge(ranks, known, precision=config.precision)
+    threshold = torch.inf if judgement.threshold is None else judgement.threshold
+    return ranks >= threshold, judgement
 
 
-def find_repeats(
-    store: Reference, sample_ids: Int64[Tensor, " pairs"], *, similarity: float
-) -> Int64[Tensor, " pairs"]:
-    """Finds the first earlier pair that each pair repeats, or -1; all against all, in tiles."""
-    found = torch.full_like(sample_ids, -1)
-    starts = range(0, len(sample_ids), TILE)
-    with Progress("repetitions", total=len(starts), unit="tiles of rows") as progress:
-        for top in starts:
-            ids = sample_ids[top : top + TILE]
-            pairs = store.gather(ids).pairs
-            for left in range(0, top + 1, TILE):
-                earlier_ids = sample_ids[left : left + TILE]
-                earlier = store.gather(earlier_ids).pairs
-                place = nearest_earlier(pairs, earlier, similarity=similarity)
-                # On the diagonal the first that is alike is the pair itself if none before it is.
-                new = (place >= 0) & (earlier_ids[place.clamp_min(0)] < ids)
-                new &= found[top : top + TILE] < 0
-                found[top : top + TILE][new] = earlier_ids[place[new]]
-            progress.advance(1)
-    return found
-
-
-def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: float) -> list[Label]:
+def label_pairs(
+    quality: Quality, repeats: Int64[Tensor, " pairs"], mismatched: Bool[Tensor, " pairs"]
+) -> list[Label]:
     """Labels each pair by the first that fits of mismatched, redundant, learned, learnable.
 
-    The `share` of the pairs that rank lowest is mismatched; learned is what the target does at
-    least as well as the reference.
+    Learned is what the target does at least as well as the reference.
     """
-    ranks = _ranks(quality.scores.rank)
-    columns = (
-        (ranks <= round(share * len(ranks))).tolist(),
-        repeats.tolist(),
-        quality.excess_loss.tolist(),
-    )
+    columns = mismatched.tolist(), repeats.tolist(), quality.excess_loss.tolist()
 
     def label(is_mismatched: bool, repeated: int, excess: float) -> Label:
         if is_mismatched:
@@ -285,7 +323,7 @@ def label_pairs(quality: Quality, repeats: Int64[Tensor, " pairs"], *, share: fl
 def _kept(quality: Quality, labels: list[Label], config: CurateConfig) -> Tensor:
     kept = torch.tensor([label not in config.drop for label in labels])
     if config.keep is not None:
-        ranks = _ranks(quality.excess_loss.where(kept, -torch.inf))
+        ranks = _places(quality.excess_loss.where(kept, -torch.inf))
         kept = ranks <= round(config.keep * int(kept.sum()))
     if not kept.any():
         raise ValueError("no pair would be left; drop less, or keep more")
@@ -314,23 +352,24 @@ def _rows(
     scores = quality.scores
     columns = (
         quality.sample_ids.tolist(),
+        quality.texts,
         labels,
-        _ranks(scores.rank).tolist(),
-        _ranks(quality.excess_loss).tolist(),
+        _places(scores.rank).tolist(),
+        _places(quality.excess_loss).tolist(),
         repeats.tolist(),
         torch.cat([scores.similarity, scores.loss, scores.rank[:, None]], dim=1).tolist(),
     )
     rows = []
-    for sample_id, label, *ranks, repeated, numbers in zip(*columns, strict=True):
+    for sample_id, texts, label, *ranks, repeated, numbers in zip(*columns, strict=True):
         shard, row = manifest.locate(sample_id)
-        place = (sample_id, Path(manifest.shards[shard].url).name, row)
+        place = (sample_id, Path(manifest.shards[shard].url).name, row, *texts)
         rounded = (round(number, 6) for number in numbers)
         rows.append((*place, label, *ranks, repeated if repeated >= 0 else None, *rounded))
     return rows
 
 
-def _ranks(values: Tensor) -> Int64[Tensor, " pairs"]:
-    """Ranks from 1, that of the largest value."""
+def _places(values: Tensor) -> Int64[Tensor, " pairs"]:
+    """Places in the order of falling values, from 1."""
     order = values.argsort(descending=True, stable=True)
     return torch.empty_like(order).scatter(0, order, torch.arange(1, len(order) + 1))
 
@@ -360,11 +399,21 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def run_curate(config: CurateConfig) -> str:
-    """Rank the pairs of a data set, and leave some out of its manifest."""
+    """Rank the pairs of a data set, and leave some out of its manifest if asked."""
     found = curate(config)
-    labels = found.summary.labels
-    return (
-        f"{found.table}: {in_brackets(labels).strip(' ()')}\n"
-        f"{found.manifest}: {found.summary.kept:,} of {found.summary.pairs:,} pairs kept; "
-        f"train on it with --data {found.manifest}"
-    )
+    summary = found.summary
+    lines = [f"{found.table}: {in_brackets(summary.labels).strip(' ()')}"]
+    if summary.not_finite:
+        lines.append(
+            f"{summary.not_finite:,} pairs are not ranked: their embeddings are not finite"
+        )
+    if config.mismatched_share is None:
+        lines.append(str(summary.judgement or f"No caption is called mismatched. {NO_HELD_OUT}"))
+    if found.manifest is None:
+        lines.append("No manifest was written; --drop or --keep leave pairs out of one.")
+    else:
+        lines.append(
+            f"{found.manifest}: {summary.kept:,} of {summary.pairs:,} pairs kept; train on it with "
+            f"--data {found.manifest}"
+        )
+    return "\n".join(lines)

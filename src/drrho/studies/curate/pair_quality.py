@@ -75,11 +75,21 @@ def pair_scores(
     )
 
 
-def mismatched_share(rank: Float[Tensor, " pairs"], chance_rank: Float[Tensor, " pairs"]) -> float:
-    """The share of pairs whose caption belongs to another image, estimated.
+@torch.no_grad()
+def match_ranks(pairs: PairEmbeddings, negatives: PairEmbeddings) -> Float[Tensor, " pairs"]:
+    """The `rank` of `PairScores` of pairs that are none of the negatives."""
+    own = _dots(pairs.image, pairs.text)[:, None]
+    to_texts = pairs.image.float() @ negatives.text.float().T
+    to_images = pairs.text.float() @ negatives.image.float().T
+    same = torch.zeros_like(to_texts, dtype=torch.bool)
+    return torch.stack([_log_rank(x - own, same) for x in (to_texts, to_images)]).mean(dim=0)
 
-    Of mismatched pairs half rank below the median of pairs made by chance, and of matching ones
-    next to none: `#{rank > median} / (n / 2)`.
+
+def mismatched_share(rank: Float[Tensor, " pairs"], chance_rank: Float[Tensor, " pairs"]) -> float:
+    """The share of pairs whose caption belongs to another image, estimated from above.
+
+    Half of the mismatched pairs rank below the median of pairs made by chance, and none of the
+    matching ones that the reference understands: `#{rank > median} / (n / 2)`.
 
     Raises:
         ValueError: there are no pairs.

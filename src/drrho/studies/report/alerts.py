@@ -1,7 +1,7 @@
 """Alerts: numbers of a run that are beyond a threshold."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ THRESHOLDS = {
     "solved": 0.98,  # its reciprocal rank on training pairs at which little is left to steer by
     "left_out": 0.01,  # share of the samples that were skipped
     "fell": 0.9,  # the last evaluation as a share of the best
-    "tail": 0.1,  # share of the log's rows, the newest, that means are taken over
 }
+TAIL = 0.1  # share of the log's rows, the newest, that means are taken over
+Limits = Mapping[str, float]
 FLOOR_EXCESS = 1.02  # a learned temperature within this factor of its minimum is at it
 FEWEST_JUDGED = 256  # pairs on which a reference's rank says that it knows them
 
@@ -53,16 +54,24 @@ class Alert(NamedTuple):
     remedy: str
 
 
-def find_alerts(run: RunFolder, *, reference: ReferenceCheck | None = None) -> list[Alert]:
-    """Finds all alerts of a run and of what is known of its reference, the gravest kinds first."""
+def find_alerts(
+    run: RunFolder,
+    *,
+    reference: ReferenceCheck | None = None,
+    thresholds: Limits = THRESHOLDS,
+) -> list[Alert]:
+    """Finds all alerts of a run and of what is known of its reference, the gravest kinds first.
+
+    Thresholds are those of `THRESHOLDS`, some of them changed.
+    """
     rows, results, num_negatives = run.rows, run.results, run.recipe.trained_batch_size - 1
     found = [
         _not_finite(rows, results),
-        _contaminated(reference),
+        _contaminated(reference, thresholds),
         _unreachable(run.recipe.objective, rows, num_negatives),
         *(_beyond(metric, rows, num_negatives) for metric in METRICS),
-        _fell(rows),
-        _left_out(results),
+        _fell(rows, thresholds),
+        _left_out(results, thresholds),
     ]
     return [alert for alert in found if alert is not None]
 
@@ -75,7 +84,7 @@ def logged(rows: Sequence[Row], metric: str) -> list[float]:
 def recent(rows: Sequence[Row], metric: str) -> float | None:
     """Mean of a metric over the newest tenth of the rows that have it; None if none does."""
     values = logged(rows, metric)
-    newest = values[-max(1, math.ceil(THRESHOLDS["tail"] * len(values))) :]
+    newest = values[-max(1, math.ceil(TAIL * len(values))) :]
     return sum(newest) / len(newest) if newest else None
 
 
@@ -111,14 +120,14 @@ def _unreachable(objective: Objective, rows: Sequence[Row], num_negatives: int) 
     )
 
 
-def _contaminated(reference: ReferenceCheck | None) -> Alert | None:
+def _contaminated(reference: ReferenceCheck | None, limits: Limits) -> Alert | None:
     if reference is None:
         return None
     found = []
     if reference.common_shards:
         found.append(f"{reference.common_shards} of the shards were also trained on by it")
     on_train = f"its mean reciprocal rank is {reference.train:.3f} on {reference.num_pairs:,} "
-    memorised, solved = THRESHOLDS["memorised"], THRESHOLDS["solved"]
+    memorised, solved = limits["memorised"], limits["solved"]
     if reference.held_out is not None and reference.interval is not None:
         better, (low, high) = reference.train - reference.held_out, reference.interval
         if better >= memorised and low > 0:
@@ -155,26 +164,26 @@ def _not_finite(rows: Sequence[Row], results: RunResults | None) -> Alert | None
     )
 
 
-def _left_out(results: RunResults | None) -> Alert | None:
+def _left_out(results: RunResults | None, limits: Limits) -> Alert | None:
     total = 0 if results is None else sum(results.skipped.values())
-    if results is None or total <= THRESHOLDS["left_out"] * (total + results.samples_seen):
+    if results is None or total <= limits["left_out"] * (total + results.samples_seen):
         return None
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in results.skipped.items())
     return Alert(
         "samples left out",
         f"{total / (total + results.samples_seen):.1%} of the samples were left out ({reasons}); "
-        f"alert above {THRESHOLDS['left_out']:.0%}.",
+        f"alert above {limits['left_out']:.0%}.",
         "See `drrho index` and `drrho reference verify` for what is wrong with them.",
     )
 
 
-def _fell(rows: Sequence[Row]) -> Alert | None:
+def _fell(rows: Sequence[Row], limits: Limits) -> Alert | None:
     values = logged(rows, "evaluation/mrr")
-    if not values or values[-1] >= THRESHOLDS["fell"] * max(values):
+    if not values or values[-1] >= limits["fell"] * max(values):
         return None
     return Alert(
         "quality fell",
-        f"The last evaluation, {values[-1]:.3f}, is below {THRESHOLDS['fell']:.0%} of the best, "
+        f"The last evaluation, {values[-1]:.3f}, is below {limits['fell']:.0%} of the best, "
         f"{max(values):.3f}.",
         'Train for fewer steps, or keep the best: training.keep_best="evaluation/mrr".',
     )

@@ -18,7 +18,7 @@ from drrho.recipe.folder import RunFolder
 from drrho.runtime.records import to_json
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import DIRECTIONS, differences_in_words, score_table
-from drrho.studies.report.alerts import THRESHOLDS, Alert
+from drrho.studies.report.alerts import TAIL, THRESHOLDS, Alert
 from drrho.studies.report.charts import draw_histogram, draw_panels, draw_scaling
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.summary import summarise_run
@@ -89,6 +89,7 @@ def render(report: Report) -> str:
         summaries=[summarise_run(run.name, run.folder) for run in report.runs],
         alerts=[(run.name, alert) for run in report.runs for alert in run.alerts],
         thresholds=THRESHOLDS,
+        tail=TAIL,
         limits=[metric.limit for metric in METRICS if metric.limit is not None],
         charts=draw_panels(rows),
         comparisons={

@@ -1,0 +1,23 @@
+"""Mapping from the rows of a table, folder or dataset to samples."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Mapping from the rows of a source to samples.
+
+    Attributes:
+        kind: "table" is a csv, tsv or parquet file, "folder" one of images with captions beside
+            them, "dataset" what Hugging Face's `save_to_disk` wrote.
+        image: column of the image, a path or (in a parquet file or dataset) its bytes; only of
+            tables and datasets. Of a dataset's list of images each is a sample.
+        caption: column of the caption, or of a list of several.
+        root: folder that paths of images are relative to; None is the table's own.
+    """
+
+    kind: Literal["table", "folder", "dataset"]
+    image: str | None = None
+    caption: str | None = None
+    root: str | None = None
