@@ -4,6 +4,7 @@ import json
 import os
 import random
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -276,3 +277,15 @@ def test_a_store_keeps_a_bounded_number_of_files_open(folder, monkeypatch):
     assert not opened
     for name, expected in truth.items():
         assert all(map(torch.equal, content(folder, name), expected))
+
+
+def test_signatures_of_urls_are_in_no_name_and_no_message(folder):
+    url = "https://user:word@host/a.tar?signature=secret"
+    shard = replace(MANIFEST.shards[0], url=url)
+    (entry,) = entries_of([shard])
+    assert (entry.shard, entry.file) == ("a.tar", "a.safetensors")
+    other = replace(shard, content_sha256="0", keys_sha256="0")
+    card = REFERENCE_CARDS.load(folder / "reference")
+    with pytest.raises(ValueError, match=r"no embeddings of shard https://.*host/a\.tar") as info:
+        REFERENCE_CARDS.files(card, folder / "reference").find(other)
+    assert not any(secret in str(info.value) for secret in ("word", "secret"))

@@ -33,6 +33,7 @@ from drrho.evaluation.tasks.zero_shot_files import (
     shards_of_test,
 )
 from drrho.runtime.distributed import equal_partition
+from drrho.runtime.errors import without_secrets
 
 ZERO_SHOT_FILE = "zero_shot.json"
 
@@ -156,7 +157,8 @@ class EmbeddedSet:
                 except ValueError as error:
                     shard, row = self.evaluation_set.manifest.locate(sample_id)
                     url = self.evaluation_set.manifest.shards[shard].url
-                    raise ValueError(f"{url}, row {row}: {error}") from error
+                    where = f"{without_secrets(url)}, row {row}"
+                    raise ValueError(f"{where}: {error}") from error
             return numbers
 
         processes = self.encoder.processes

@@ -21,6 +21,7 @@ from torch import Tensor
 from drrho.data.manifest import Shard
 from drrho.reference.blocks import CheckedTensor, checksums_of
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import (
     parse_json,
     read_regular,
@@ -71,14 +72,14 @@ def entries_of(
         found: the entries that the folder has already.
     """
     shards = tuple(shards)
-    files = [f"{Path(shard.url).stem}.safetensors" for shard in shards]
+    files = [f"{Path(_name_of(shard)).stem}.safetensors" for shard in shards]
     if not _distinct(files, found):
         files = [f"{number:05d}-{file}" for number, file in enumerate(files, start=len(found))]
     if not _distinct(files, found):
         raise ValueError(f"files of two shards would have one name, of {files}; rename the shards")
     return tuple(
         ShardEntry(
-            shard=Path(shard.url).name,
+            shard=_name_of(shard),
             file=file,
             num_samples=shard.num_samples,
             keys_sha256=shard.keys_sha256,
@@ -86,6 +87,11 @@ def entries_of(
         )
         for shard, file in zip(shards, files, strict=True)
     )
+
+
+def _name_of(shard: Shard) -> str:
+    """Return the file name of a shard's path or URL, without the query, which may be signed."""
+    return Path(shard.url.partition("?")[0] if "://" in shard.url else shard.url).name
 
 
 def _entry(content: Mapping[str, Any]) -> ShardEntry:
@@ -238,8 +244,9 @@ class ShardFiles:
 
     def _why_unknown(self, shard: Shard) -> str:
         """Explain why no file fits a shard, by the one of the same name if there is one."""
+        shown = without_secrets(shard.url)
         for entry in self.entries:
-            if entry.shard != Path(shard.url).name:
+            if entry.shard != _name_of(shard):
                 continue
             if entry.num_samples != shard.num_samples:
                 what = f"{entry.num_samples} samples, the shard has {shard.num_samples}"
@@ -248,12 +255,12 @@ class ShardFiles:
             else:
                 what = "the same keys but other contents"
             return (
-                f"the {self.noun} in {self.folder} do not fit shard {shard.url}: they are of "
+                f"the {self.noun} in {self.folder} do not fit shard {shown}: they are of "
                 f"{what}; {self.remedy}"
             )
         known = ", ".join(entry.shard for entry in self.entries[:3])
         return (
-            f"{self.folder} holds no {self.noun} of shard {shard.url}; it holds those of "
+            f"{self.folder} holds no {self.noun} of shard {shown}; it holds those of "
             f"{len(self.entries)} shards: {known}, ...; {self.remedy}"
         )
 

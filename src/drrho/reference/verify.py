@@ -22,6 +22,7 @@ from drrho.reference.store import (
     identity_differences,
     load_shard,
 )
+from drrho.runtime.errors import without_secrets
 
 Rows = Float32[Tensor, "rows dim"]
 Vector = Float32[Tensor, " dim"]
@@ -90,7 +91,7 @@ def verify(
         except (ValueError, FileNotFoundError) as error:
             found.faults.append(str(error))
         else:
-            _check_rows(embeddings, shard.url, found)
+            _check_rows(embeddings, without_secrets(shard.url), found)
             stored.append(embeddings.present.nonzero().squeeze(1) + manifest.offsets[index])
     if encoder is None:
         return found
