@@ -1,16 +1,19 @@
 """Commands that write manifests: `drrho index` and `drrho mix`."""
 
+import glob
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from drrho.data.indexing import Columns, index_shards, resolve_shards
-from drrho.data.manifest import Manifest
+from drrho.data.manifest import Manifest, Shard
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import exclusive_file
 
 
@@ -28,6 +31,8 @@ class IndexConfig:
         caption_column: column of a table or dataset with the captions, or with lists of captions.
         images: folder that image paths in a table are relative to; by default the table's own
             folder.
+        skip_bad_shards: leave out shards that cannot be read; by default they are an error, and
+            what was read of the others is kept for the next time.
     """
 
     data: Positional[str] = field(kw_only=False)
@@ -36,6 +41,7 @@ class IndexConfig:
     image_column: str = "image"
     caption_column: str = "caption"
     images: str | None = None
+    skip_bad_shards: bool = False
 
     def __post_init__(self):
         if self.output is not None:
@@ -65,11 +71,31 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
         image=config.image_column, caption=config.caption_column, images=config.images
     )
     with exclusive_file(path):
+        partial = path.with_name(f".{path.stem}.partial.json")
         manifest = index_shards(
-            config.data, known=_known(path), workers=config.workers, columns=columns
+            config.data,
+            known=_known(path, partial),
+            workers=config.workers,
+            columns=columns,
+            skip_bad=config.skip_bad_shards,
+            keep=lambda read: read.save(partial),
         )
+        _require_usable(manifest, config.data)
         manifest.save(path)
+        for file in path.parent.glob(f"{glob.escape(partial.stem)}.*"):
+            file.unlink()
     return manifest, path
+
+
+def _require_usable(manifest: Manifest, data: str) -> None:
+    """Raise ValueError unless a sample has an image; one without a caption may have a label."""
+    if len(manifest.usable_ids(with_captions=False)) == 0:
+        reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
+        raise ValueError(
+            f"none of the {manifest.num_samples:,} samples of {without_secrets(data)} is "
+            f"usable{in_brackets(reasons)}; in a tar file the image of a sample is called KEY.jpg, "
+            ".jpeg, .png or .webp and its caption KEY.txt, where KEY has no dot"
+        )
 
 
 def _require_json(output: str) -> None:
@@ -77,12 +103,13 @@ def _require_json(output: str) -> None:
         raise ValueError(f"output must be a .json file, got {output}")
 
 
-def _known(path: Path) -> Manifest | None:
-    """Load the manifest that is to be replaced, if this version can read it."""
-    try:
-        return Manifest.load(path)
-    except (FileNotFoundError, ValueError):
-        return None
+def _known(*paths: Path) -> Manifest:
+    """Collect the shards of the manifests that are to be replaced and that can be read."""
+    shards: dict[str, Shard] = {}
+    for path in paths:
+        with suppress(FileNotFoundError, ValueError):
+            shards |= {shard.url: shard for shard in Manifest.load(path).shards}
+    return Manifest(shards=tuple(shards.values()))
 
 
 @dataclass(frozen=True, kw_only=True)

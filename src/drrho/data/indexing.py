@@ -1,7 +1,8 @@
 """Reading shards into a manifest: which tar files there are, what each holds, and its hashes."""
 
 import os
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context, parent_process
@@ -60,6 +61,8 @@ def index_shards(
     known: Manifest | None = None,
     workers: int = 0,
     columns: Columns | None = None,
+    skip_bad: bool = False,
+    keep: Callable[[Manifest], None] | None = None,
 ) -> Manifest:
     """Read every shard that `source` names (see `resolve_shards`) once, from end to end.
 
@@ -67,30 +70,53 @@ def index_shards(
         known: an index made before; a shard in it is not read again if its file still has the
             same size and time of change.
         workers: processes that read; 0 reads in this one.
+        skip_bad: leaves out shards that cannot be read, with a warning that lists them.
+        keep: called with what was read if the work ends with an error or an interruption.
 
     Raises:
         FileNotFoundError: no shard is there.
-        ValueError: a shard is damaged or named twice, or there is no sample in any.
+        ValueError: a shard is damaged or named twice, or there is no sample in any. All damaged
+            shards are listed, after the others were read.
     """
     urls = resolve_shards(source)
     columns = Columns() if columns is None else columns
     layouts = {url: _layout(url, columns) for url in urls}
-    states = {url: None if os.path.isdir(url) else file_state(url) for url in urls}
+    states: dict[str, FileState | None] = {}
+    faults: dict[str, Exception] = {}
+    for url in urls:
+        try:
+            states[url] = None if os.path.isdir(url) else file_state(url)
+        except (ValueError, OSError) as error:
+            faults[url] = error
     found = {
         url: shard
         for url, shard in _unchanged(known, states).items()
         if shard.layout == _plain(layouts[url])
     }
-    missing = [url for url in urls if url not in found]
-    with Progress(
-        "index", total=len(urls), unit="shards", initial=len(urls) - len(missing)
-    ) as progress:
-        unusable = sum(len(shard.unusable) for shard in found.values())
-        for shard in _indexed([(u, layouts[u], states[u]) for u in missing], workers=workers):
-            found[shard.url] = shard
-            unusable += len(shard.unusable)
-            progress.advance(1, unusable=unusable)
-    manifest = Manifest(shards=tuple(found[url] for url in urls))
+    missing = [url for url in urls if url not in found and url not in faults]
+    complete = False
+    try:
+        with Progress(
+            "index", total=len(urls), unit="shards", initial=len(urls) - len(missing)
+        ) as progress:
+            unusable = sum(len(shard.unusable) for shard in found.values())
+            wanted = [(url, layouts[url], states[url]) for url in missing]
+            for url, one in zip(missing, _indexed(wanted, workers=workers), strict=True):
+                if isinstance(one, Shard):
+                    found[url] = one
+                    unusable += len(one.unusable)
+                else:
+                    faults[url] = one
+                progress.advance(1, unusable=unusable)
+        if faults and (not skip_bad or not found):
+            raise _combined(faults, num_shards=len(urls), kept=keep is not None)
+        complete = True
+    finally:
+        if not complete and keep is not None and found:
+            keep(Manifest(shards=tuple(found.values())))
+    if faults:
+        warnings.warn(f"left out: {'; '.join(map(str, faults.values()))}", stacklevel=2)
+    manifest = Manifest(shards=tuple(found[url] for url in urls if url in found))
     if manifest.num_samples == 0:
         raise ValueError(
             f"{without_secrets(str(source))} holds no sample: its {len(urls)} shards are empty"
@@ -221,8 +247,8 @@ def _not_curated(unusable: dict[int, str]) -> dict[int, str]:
 
 def _indexed(
     wanted: list[tuple[str, Layout | None, FileState | None]], *, workers: int
-) -> Iterator[Shard]:
-    """Yield the index entry of each shard, in order."""
+) -> Iterator[Shard | Exception]:
+    """Yield the index entry of each shard, in order, or the error of one that cannot be read."""
     if workers == 0 or len(wanted) < 2:
         yield from (_index_one(*one) for one in wanted)
         return
@@ -245,12 +271,34 @@ def _end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shard:
-    if layout is None:
-        return summarise_shard(url, read_shard(url), state=state)
-    rows = open_rows(url, layout)
-    samples = (rows[row] for row in range(rows.num_rows))
-    return summarise_shard(url, samples, layout=layout, state=state)
+def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shard | Exception:
+    try:
+        if layout is None:
+            return summarise_shard(url, read_shard(url), state=state)
+        rows = open_rows(url, layout)
+        samples = (rows[row] for row in range(rows.num_rows))
+        return summarise_shard(url, samples, layout=layout, state=state)
+    except (ValueError, OSError) as error:
+        return _plain_error(error)
+
+
+def _plain_error(error: Exception) -> Exception:
+    """Return an error of a kind that every process can receive."""
+    kinds = (FileNotFoundError, ConnectionError, OSError, ValueError)
+    return next(kind for kind in kinds if isinstance(error, kind))(str(error))
+
+
+def _combined(faults: dict[str, Exception], *, num_shards: int, kept: bool) -> Exception:
+    """Make one error of those of all shards that cannot be read."""
+    errors = [_plain_error(error) for error in faults.values()]
+    if num_shards == 1:
+        return errors[0]
+    kind = type(errors[0]) if len(set(map(type, errors))) == 1 else ValueError
+    remedy = "; what was read of the others is kept for the next `drrho index`" if kept else ""
+    return kind(
+        f"{len(errors):,} of {num_shards:,} shards cannot be read: {'; '.join(map(str, errors))}"
+        f"{remedy}; mend them, or leave them out with `drrho index --skip-bad-shards`"
+    )
 
 
 def open_manifest_together(source: str, processes: Processes) -> Manifest:

@@ -21,6 +21,10 @@ from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import parse_json
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+# What images are called that are not read, or that have a dot in their key.
+LIKE_IMAGES = frozenset(
+    [*IMAGE_EXTENSIONS, "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl", "svg"]
+)
 CAPTION_EXTENSION = "txt"
 CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
 META_FILE = re.compile(r"__[^/]*__($|/)")  # about the shard, not part of a sample
@@ -137,7 +141,7 @@ def find_fault(sample: RawSample) -> str | None:
     """Say why the sample is no image-caption pair, without decoding it; None if it is one."""
     content = image_bytes(sample)
     if content is None:
-        return sample.no_image
+        return _missing_image(sample)
     if not content.strip(b"\0"):  # zeros are what a download with holes has
         return "empty image"
     try:
@@ -147,11 +151,17 @@ def find_fault(sample: RawSample) -> str | None:
     return None
 
 
+def _missing_image(sample: RawSample) -> str:
+    """Say why a sample has no image, with the files of it that look like one."""
+    others = [e for e in sorted(sample.fields) if e.rpartition(".")[2] in LIKE_IMAGES]
+    return f"{sample.no_image}, but .{', .'.join(others[:3])}" if others else sample.no_image
+
+
 def decode_image(sample: RawSample) -> Image.Image:
     """Decode the image of a sample, as `decode_image_bytes`; UnusableSample if there is none."""
     content = image_bytes(sample)
     if content is None:
-        raise UnusableSample(sample.no_image)
+        raise UnusableSample(_missing_image(sample))
     return decode_image_bytes(content)
 
 

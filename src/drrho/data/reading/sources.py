@@ -74,9 +74,22 @@ def open_rows(url: str, layout: Layout) -> Rows:
 
 
 def image_folders(folder: str) -> list[str]:
-    """List the folders in a folder, itself included, that hold images, sorted."""
-    found = [path for path, _, names in os.walk(folder) if any(map(_is_image, names))]
-    return sorted(os.path.abspath(path) for path in found)
+    """List the folders in a folder, itself included, that hold images, sorted.
+
+    Links to folders are followed, each folder is taken once, and hidden ones are left out, such as
+    `.ipynb_checkpoints`.
+    """
+    found: dict[str, str] = {}
+    for follow in (False, True):  # a folder that is there in two ways has its own name
+        walked: set[str] = set()
+        for path, folders, names in os.walk(folder, followlinks=follow):
+            place = os.path.realpath(path)
+            known = place in walked  # by a link to a folder above it
+            folders[:] = [] if known else sorted(n for n in folders if not n.startswith("."))
+            walked.add(place)
+            if any(map(_is_image, names)):
+                found.setdefault(place, os.path.abspath(path))
+    return sorted(found.values())
 
 
 def _folder_rows(folder: str) -> Rows:
@@ -178,4 +191,6 @@ def _lengths(column: Any) -> list[int] | None:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
+    return not name.startswith(".") and name.lower().endswith(
+        tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+    )

@@ -1,0 +1,107 @@
+"""What an index does with shards that cannot be read, and which folders it takes."""
+
+import pytest
+from tests.data.tar_files import pair, picture, write_files, write_shard
+
+from drrho.cli import main
+from drrho.data import indexing
+from drrho.data.index import IndexConfig, write_manifest
+from drrho.data.indexing import index_shards
+from drrho.data.manifest import Manifest
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the shards that are read."""
+    read = []
+    original = indexing.read_shard
+    monkeypatch.setattr(indexing, "read_shard", lambda u: read.append(u[-5:]) or original(u))
+    return read
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five shards, of which two are cut."""
+    for number in range(5):
+        path = write_shard(tmp_path / f"{number}.tar", [pair(number)])
+        if number in (1, 3):
+            path.write_bytes(path.read_bytes()[:700])
+    return tmp_path
+
+
+def test_all_bad_shards_are_listed_and_the_good_ones_kept(folder, read):
+    with pytest.raises(ValueError, match="2 of 5 shards cannot be read") as caught:
+        write_manifest(IndexConfig(data=str(folder)))
+    for part in ("1.tar cannot be read", "3.tar cannot be read", "--skip-bad-shards", "is kept"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "manifest.json").exists()
+    assert len(read) == 5
+    read.clear()
+    for number in (1, 3):
+        write_shard(folder / f"{number}.tar", [pair(number)])
+    manifest, _ = write_manifest(IndexConfig(data=str(folder)))
+    assert read == ["1.tar", "3.tar"]
+    assert manifest == index_shards(folder)
+    assert not list(folder.glob(".*")), "what was kept is removed at the end"
+
+
+def test_bad_shards_are_left_out_if_asked_for(folder):
+    with pytest.warns(UserWarning, match=r"left out: .*1\.tar cannot be read.*3\.tar cannot be"):
+        manifest, path = write_manifest(IndexConfig(data=str(folder), skip_bad_shards=True))
+    assert [shard.url[-5:] for shard in manifest.shards] == ["0.tar", "2.tar", "4.tar"]
+    assert Manifest.load(path) == manifest
+
+
+def test_what_was_read_before_an_interruption_is_kept(folder, read, monkeypatch):
+    for number in (1, 3):
+        (folder / f"{number}.tar").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "read_shard", stopping_at("4.tar", indexing.read_shard))
+        with pytest.raises(KeyboardInterrupt):
+            write_manifest(IndexConfig(data=str(folder)))
+    read.clear()
+    write_manifest(IndexConfig(data=str(folder)))
+    assert read == ["4.tar"]
+
+
+def stopping_at(name, original):
+    def read(url):
+        if url.endswith(name):
+            raise KeyboardInterrupt
+        return original(url)
+
+    return read
+
+
+def test_links_to_folders_are_followed_and_hidden_folders_left_out(tmp_path):
+    for name in ("set/cat", "set/.ipynb_checkpoints", "set/cat/.thumbnails", "elsewhere/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.jpg").write_bytes(picture(0))
+    (tmp_path / "set" / "cat" / "._a.jpg").write_bytes(b"of another system")
+    (tmp_path / "set" / "dog").symlink_to(tmp_path / "elsewhere" / "dog")
+    (tmp_path / "set" / "cat" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "again").symlink_to(tmp_path / "set" / "cat")
+    manifest = index_shards(tmp_path / "set")
+    assert [shard.url for shard in manifest.shards] == [
+        str(tmp_path / "set" / name) for name in ("cat", "dog")
+    ]
+    assert manifest.num_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["img0.v2.jpg", "img0.v2.txt"], "1 no image, but .v2.jpg"),
+        (["0.0.jpg", "0.1.jpg", "0.txt"], "1 no image, but .0.jpg, .1.jpg"),
+        (["0.gif", "0.txt", "1.tiff"], "1 no image, but .gif, 1 no image, but .tiff"),
+        (["0.txt"], "1 no image"),
+    ],
+)
+def test_where_nothing_is_usable_it_fails_and_says_what_there_is(tmp_path, capsys, files, said):
+    write_files(tmp_path / "a.tar", [(name, b"content") for name in files])
+    assert main(["index", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert f"is usable ({said})" in message
+    assert "KEY.jpg" in message
+    assert not (tmp_path / "manifest.json").exists()
