@@ -1,12 +1,23 @@
 """What an index does with shards that cannot be read, and which folders it takes."""
 
+import json
+
 import pytest
-from tests.data.tar_files import pair, picture, write_files, write_shard
+from PIL import Image
+from tests.data.tar_files import (
+    encoded,
+    pair,
+    picture,
+    to_tensor,
+    write_files,
+    write_shard,
+)
 
 from drrho.cli import main
 from drrho.data import indexing
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.indexing import index_shards
+from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
 
 
@@ -105,3 +116,43 @@ def test_where_nothing_is_usable_it_fails_and_says_what_there_is(tmp_path, capsy
     assert f"is usable ({said})" in message
     assert "KEY.jpg" in message
     assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("extension", ["v2.jpg", "gif", "0.JPG"])
+def test_images_and_captions_of_other_names_are_named(tmp_path, extension):
+    grey = encoded(Image.new("RGB", (32, 32), (4, 4, 4)), "GIF")
+    files = [
+        *(("a." + extension, grey), ("a.1.jpg", picture(9)), ("a.json", b'{"caption": "one"}')),
+        *(("b." + extension, picture(1)), ("b.json", b'{"caption": ["two", "zwei"]}')),
+        *(("c." + extension, picture(2)), ("c.json", b'{"caption": 5}'), ("c.txt", b"no")),
+        *(("d.jpg", picture(3)), ("d.json", b'{"caption": "four"}')),
+    ]
+    write_files(tmp_path / "a.tar", files)
+    config = IndexConfig(data=str(tmp_path), image_extension=extension, caption_field="caption")
+    manifest, path = write_manifest(config)
+    assert manifest.shards[0].unusable == {2: "no caption", 3: "no image"}
+    (batch,) = evaluation_batches(Manifest.load(path), to_tensor, batch_size=4, parts=("caption",))
+    assert batch.captions == [["one"], ["two", "zwei"]]
+    assert write_manifest(config)[0] == manifest
+    assert index_shards(tmp_path).shards[0].contents != manifest.shards[0].contents
+
+
+def test_an_option_of_tar_files_without_one_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text("image,caption\n0.jpg,a\n")
+    with pytest.raises(ValueError, match="image_extension and caption_field have no effect"):
+        write_manifest(IndexConfig(data=str(tmp_path), caption_field="caption"))
+
+
+def test_names_of_tables_have_any_case_and_other_files_are_no_damaged_tar_files(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(picture(0))
+    (tmp_path / "X.CSV").write_text("image,caption\n0.jpg,a\n")
+    assert len(index_shards(tmp_path).usable_ids()) == 1
+    lines = [{"image": "0.jpg", "caption": ["a", "b"]}, {"image": "0.jpg"}, [], None]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n{\n")
+    broken = dict.fromkeys((2, 3, 4), "the line is no JSON object")
+    assert index_shards(path).shards[0].unusable == {1: "no caption"} | broken
+    for name in ("x.txt", "x.tar.gz", "x.zip", "x.JPG"):
+        (tmp_path / name).write_bytes(b"other")
+        with pytest.raises(ValueError, match=rf"{name} is neither a tar file nor a table"):
+            index_shards(tmp_path / name)

@@ -31,6 +31,10 @@ class IndexConfig:
         caption_column: column of a table or dataset with the captions, or with lists of captions.
         images: folder that image paths in a table are relative to; by default the table's own
             folder.
+        image_extension: of tar files, what images are called behind their key, such as `v2.jpg`;
+            by default jpg, jpeg, png or webp.
+        caption_field: of tar files, the field of a sample's json file that has its caption or a
+            list of several; by default captions are in txt files.
         skip_bad_shards: leave out shards that cannot be read; by default they are an error, and
             what was read of the others is kept for the next time.
     """
@@ -41,6 +45,8 @@ class IndexConfig:
     image_column: str = "image"
     caption_column: str = "caption"
     images: str | None = None
+    image_extension: str | None = None
+    caption_field: str | None = None
     skip_bad_shards: bool = False
 
     def __post_init__(self):
@@ -68,7 +74,11 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
     columns = Columns(
-        image=config.image_column, caption=config.caption_column, images=config.images
+        image=config.image_column,
+        caption=config.caption_column,
+        images=config.images,
+        image_extension=config.image_extension,
+        caption_field=config.caption_field,
     )
     with exclusive_file(path):
         partial = path.with_name(f".{path.stem}.partial.json")
@@ -94,7 +104,8 @@ def _require_usable(manifest: Manifest, data: str) -> None:
         raise ValueError(
             f"none of the {manifest.num_samples:,} samples of {without_secrets(data)} is "
             f"usable{in_brackets(reasons)}; in a tar file the image of a sample is called KEY.jpg, "
-            ".jpeg, .png or .webp and its caption KEY.txt, where KEY has no dot"
+            ".jpeg, .png or .webp, where KEY has no dot, and its caption KEY.txt; if they are "
+            "called otherwise, name them: --image-extension v2.jpg, --caption-field caption"
         )
 
 

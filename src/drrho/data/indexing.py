@@ -20,9 +20,11 @@ from drrho.data.reading.shards import (
     find_fault,
     image_bytes,
     read_shard,
+    renamed,
 )
 from drrho.data.reading.sources import (
     DATASET_FILE,
+    OTHER_SUFFIXES,
     TABLE_SUFFIXES,
     image_folders,
     open_rows,
@@ -35,17 +37,23 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns of a table or dataset.
+    """Names of the columns of a table or dataset, and of what a tar file calls otherwise.
 
     Attributes:
         image: column of the image.
         caption: column of the caption, or of a list of several; None where there are none.
         images: folder that paths of images are relative to; None is the table's own.
+        image_extension: of tar files, what images are called behind their key; None is jpg, jpeg,
+            png or webp.
+        caption_field: of tar files, the field of a sample's json file that has its caption or a
+            list of several; None takes txt files.
     """
 
     image: str = "image"
     caption: str | None = "caption"
     images: str | None = None
+    image_extension: str | None = None
+    caption_field: str | None = None
 
 
 def open_manifest(source: str | Path) -> Manifest:
@@ -81,6 +89,12 @@ def index_shards(
     urls = resolve_shards(source)
     columns = Columns() if columns is None else columns
     layouts = {url: _layout(url, columns) for url in urls}
+    of_tars = columns.image_extension is not None or columns.caption_field is not None
+    if of_tars and not any(map(_is_tar, layouts.values())):
+        raise ValueError(
+            "image_extension and caption_field have no effect where there is no tar file; take "
+            "image_column and caption_column"
+        )
     states: dict[str, FileState | None] = {}
     faults: dict[str, Exception] = {}
     for url in urls:
@@ -172,7 +186,7 @@ def summarise_shard(
         content.add(sample.fields.get(CAPTION_EXTENSION))
         if CAPTIONS_EXTENSION in sample.fields:
             content.add(sample.fields[CAPTIONS_EXTENSION])
-        if layout is None and sample.key in seen:
+        if _is_tar(layout) and sample.key in seen:
             unusable[sample.row] = REPEATED_KEY
         elif reason := find_fault(sample):
             unusable[sample.row] = reason
@@ -214,10 +228,26 @@ def _layout(url: str, columns: Columns) -> Layout | None:
         return Layout(kind="dataset", **fields)
     if os.path.isdir(url):
         return Layout(kind="folder")
-    if url.endswith(TABLE_SUFFIXES):
+    if url.lower().endswith(TABLE_SUFFIXES):
         root = None if columns.images is None else os.path.abspath(columns.images)
         return Layout(kind="table", root=root, **fields)
-    return None
+    if url.lower().endswith(OTHER_SUFFIXES):
+        raise ValueError(
+            f"{url} is neither a tar file nor a table ({', '.join(TABLE_SUFFIXES)}); shards are "
+            "uncompressed tar files"
+        )
+    if (columns.image_extension, columns.caption_field) == (None, None):
+        return None
+    extension = columns.image_extension
+    return Layout(
+        kind="tar",
+        image=None if extension is None else extension.lower().removeprefix("."),
+        caption=columns.caption_field,
+    )
+
+
+def _is_tar(layout: Layout | None) -> bool:
+    return layout is None or layout.kind == "tar"
 
 
 def _plain(layout: Layout | None) -> dict[str, str | None] | None:
@@ -236,7 +266,8 @@ def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> d
         shard.url: replace(shard, unusable=_not_curated(shard.unusable), weight=1.0)
         for shard in known.shards
         # The images that a table names may have changed without it.
-        if shard.layout is None and shard.modified is not None and shard.size is not None
+        if shard.layout is None or shard.layout.get("kind") == "tar"
+        if shard.modified is not None and shard.size is not None
         if states.get(shard.url) == FileState(shard.size, shard.modified)
     }
 
@@ -275,6 +306,9 @@ def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shar
     try:
         if layout is None:
             return summarise_shard(url, read_shard(url), state=state)
+        if layout.kind == "tar":
+            samples = (renamed(sample, layout) for sample in read_shard(url))
+            return summarise_shard(url, samples, layout=layout, state=state)
         rows = open_rows(url, layout)
         samples = (rows[row] for row in range(rows.num_rows))
         return summarise_shard(url, samples, layout=layout, state=state)

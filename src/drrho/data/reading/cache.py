@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.layout import Layout
-from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample
+from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample, renamed
 from drrho.data.reading.sources import Rows, open_rows
 from drrho.data.reading.storage import OpenFiles, file_state
 from drrho.runtime.errors import without_secrets
@@ -94,7 +94,11 @@ class OpenShards:
     def _read(self, index: int, rows: Sequence[int]) -> list[RawSample | None]:
         shard = self._manifest.shards[index]
         assert shard.spans is not None
-        if shard.layout is None:
+        layout = None
+        if shard.layout is not None:
+            where = f"the layout of {without_secrets(shard.url)}"
+            layout = from_json(Layout, shard.layout, where=where, strict=True)
+        if layout is None or layout.kind == "tar":
             if index not in self._checked:
                 _require_size(shard)
                 self._checked.add(index)
@@ -105,11 +109,11 @@ class OpenShards:
                     f"{outside[0]} of {shard.size}: it is damaged; {REMEDY}"
                 )
             pieces = self._files.read(shard.url, ranges)
-            return [parse_sample(c, row=row) for row, c in zip(rows, pieces, strict=True)]
+            found = [parse_sample(c, row=row) for row, c in zip(rows, pieces, strict=True)]
+            if layout is None:
+                return found
+            return [None if sample is None else renamed(sample, layout) for sample in found]
         if index not in self._sources:
-            layout = from_json(
-                Layout, shard.layout, where=f"the layout of {shard.url}", strict=True
-            )
             self._sources[index] = open_rows(shard.url, layout)
         source = self._sources[index]
         return [source[row] if row < source.num_rows else None for row in rows]

@@ -1,4 +1,4 @@
-"""Columns of csv and tsv files: rows that are not what their header says are never guessed at."""
+"""Columns of csv, tsv and jsonl files: rows that are not like the others are never guessed at."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 from drrho.data.reading.cells import Unreadable
 from drrho.data.reading.parquet import require_columns
-from drrho.runtime.files import require_regular
+from drrho.runtime.files import parse_json, require_regular
 
 Fields = list[str]
 
@@ -22,17 +22,44 @@ def read_delimited(url: str, names: list[str], *, remedy: str = "") -> list[list
     Raises:
         ValueError: it is no regular file, lacks a column, or a quote is not closed.
     """
-    require_regular(url)
-    # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
-    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        text = file.read()
-    header, *rows = (_tsv_rows(url, text) if url.endswith(".tsv") else _rows(url, text)) or [[]]
+    text = _read_text(url)
+    header, *rows = (
+        _tsv_rows(url, text) if url.lower().endswith(".tsv") else _rows(url, text)
+    ) or [[]]
     require_columns(url, names, header, remedy=remedy)
     if repeated := [name for name in names if header.count(name) > 1]:
         raise ValueError(f"{url} has several columns called {repeated[0]!r}; rename all but one")
     places = [header.index(name) for name in names]
     cells = [_cells(row, places, len(header)) for row in rows]
     return [list(column) for column in zip(*cells, strict=True)] if cells else [[] for _ in names]
+
+
+def read_json_lines(url: str, names: list[str], *, remedy: str = "") -> list[list[Any]]:
+    """Read columns of a file with a JSON object in each line; a name that a line lacks is None.
+
+    Raises:
+        ValueError: it is no regular file, or no line has one of the columns.
+    """
+    rows: list[dict[str, Any] | None] = []
+    for line in _read_text(url).split("\n"):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line.encode())
+        except ValueError:
+            row = None
+        rows.append(row if isinstance(row, dict) else None)
+    present = dict.fromkeys(name for row in rows if row is not None for name in row)
+    require_columns(url, names, list(present), remedy=remedy)
+    unreadable = Unreadable("the line is no JSON object")
+    return [[unreadable if row is None else row.get(name) for row in rows] for name in names]
+
+
+def _read_text(url: str) -> str:
+    require_regular(url)
+    # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
+    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        return file.read()
 
 
 def _cells(row: Fields, places: list[int], num_fields: int) -> list[str]:

@@ -9,15 +9,17 @@ class Layout:
     """Mapping from the rows of a source to samples.
 
     Attributes:
-        kind: "table" is a csv, tsv or parquet file, "folder" one of images with captions beside
-            them, "dataset" what Hugging Face's `save_to_disk` wrote.
-        image: column of the image, a path or (in a parquet file or dataset) its bytes; only of
-            tables and datasets. Of a dataset's list of images each is a sample.
-        caption: column of the caption, or of a list of several.
+        kind: "tar" is a tar file with names of its own, "table" a csv, tsv, jsonl or parquet file,
+            "folder" one of images with captions beside them, "dataset" what Hugging Face's
+            `save_to_disk` wrote.
+        image: column of the image, a path or (in a parquet file or dataset) its bytes; of a
+            dataset's list of images each is a sample. Of a tar file the extension of the image.
+        caption: column of the caption, or of a list of several. Of a tar file the field of its json
+            files.
         root: folder that paths of images are relative to; None is the table's own.
     """
 
-    kind: Literal["table", "folder", "dataset"]
+    kind: Literal["tar", "table", "folder", "dataset"]
     image: str | None = None
     caption: str | None = None
     root: str | None = None

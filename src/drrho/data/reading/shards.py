@@ -1,11 +1,12 @@
 """WebDataset shards: the samples of a tar file in order, and how their fields are decoded."""
 
 import io
+import json
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from drrho.data.manifest import EMPTY_CAPTION, NO_CAPTION, UNDECODABLE_CAPTION
 from drrho.data.reading.images import UnusableSample, decode_image_bytes
+from drrho.data.reading.layout import Layout
 from drrho.data.reading.remote import Stream
 from drrho.data.reading.storage import open_file
 from drrho.data.reading.tar import ZERO_BLOCK, tar_files
@@ -149,6 +151,39 @@ def find_fault(sample: RawSample) -> str | None:
     except UnusableSample as unusable:
         return unusable.reason
     return None
+
+
+def renamed(sample: RawSample, layout: Layout) -> RawSample:
+    """Call the image and the caption of a sample in a tar file what others call them."""
+    fields = dict(sample.fields)
+    if layout.image is not None:
+        image = fields.get(layout.image)
+        fields = {name: content for name, content in fields.items() if name not in IMAGE_EXTENSIONS}
+        if image is not None:
+            fields[IMAGE_EXTENSIONS[0]] = image
+    if layout.caption is not None:
+        fields.pop(CAPTION_EXTENSION, None)
+        fields.pop(CAPTIONS_EXTENSION, None)
+        with suppress(UnusableSample):
+            fields |= caption_fields(_texts_in_json(sample, layout.caption))
+    return replace(sample, fields=fields)
+
+
+def _texts_in_json(sample: RawSample, field: str) -> list[str]:
+    found = decode_metadata(replace(sample, fields={"json": sample.fields.get("json", b"{}")}))
+    texts = found.get(field)
+    texts = texts if isinstance(texts, list) else [texts]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def caption_fields(captions: list[str]) -> dict[str, bytes]:
+    """Encode captions as the files that a sample in a tar file has."""
+    fields: dict[str, bytes] = {}
+    if captions:
+        fields[CAPTION_EXTENSION] = captions[0].encode(errors="surrogateescape")
+    if len(captions) > 1:
+        fields[CAPTIONS_EXTENSION] = json.dumps(captions).encode()
+    return fields
 
 
 def _missing_image(sample: RawSample) -> str:

@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from drrho.data.reading.cells import parse_cells, read_image
-from drrho.data.reading.delimited import read_delimited
+from drrho.data.reading.delimited import read_delimited, read_json_lines
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.parquet import read_columns, require_columns
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
-    CAPTIONS_EXTENSION,
     IMAGE_EXTENSIONS,
     RawSample,
+    caption_fields,
 )
 from drrho.runtime.optional import import_optional
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+# What is clearly no tar file, and would be called a damaged one.
+OTHER_SUFFIXES = (
+    *(".json", ".txt", ".md", ".xlsx", ".arrow", ".feather", ".npy", ".npz", ".pt", ".safetensors"),
+    *(".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"),
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".mp4"),
+)
 DATASET_FILE = "dataset_info.json"
 REMEDY = "; say which hold images and captions: --image-column NAME --caption-column NAME"
 # Key, encoded image or why there is none, captions, metadata.
@@ -43,13 +49,9 @@ class Rows:
 
     def __getitem__(self, row: int) -> RawSample:
         key, image, captions, metadata = self.read(row)
-        fields: dict[str, bytes] = {}
+        fields = caption_fields(captions)
         if isinstance(image, bytes):
             fields[IMAGE_EXTENSIONS[0]] = image
-        if captions:
-            fields[CAPTION_EXTENSION] = captions[0].encode(errors="surrogateescape")
-        if len(captions) > 1:
-            fields[CAPTIONS_EXTENSION] = json.dumps(captions).encode()
         if metadata:
             fields["json"] = json.dumps(metadata).encode()
         no_image = "no image" if isinstance(image, bytes) else image
@@ -71,6 +73,8 @@ def open_rows(url: str, layout: Layout) -> Rows:
             return _folder_rows(url)
         case "dataset":
             return _dataset_rows(url, layout)
+        case "tar":
+            raise ValueError(f"{url} is a tar file, which is read sample by sample")
 
 
 def image_folders(folder: str) -> list[str]:
@@ -111,8 +115,10 @@ def _folder_rows(folder: str) -> Rows:
 def _table_rows(url: str, layout: Layout) -> Rows:
     assert layout.image is not None
     wanted = [layout.image] + ([] if layout.caption is None else [layout.caption])
-    columns = read_columns if url.endswith(".parquet") else read_delimited
-    cells = columns(url, wanted, remedy=REMEDY)
+    readers = {".parquet": read_columns, ".jsonl": read_json_lines}
+    cells = readers.get(os.path.splitext(url)[1].lower(), read_delimited)(
+        url, wanted, remedy=REMEDY
+    )
     root = Path(url).parent if layout.root is None else Path(layout.root)
 
     def read(row: int) -> Row:

@@ -102,8 +102,9 @@ def list_folder(folder: str, suffix: str) -> list[str] | None:
         folder = os.path.expanduser(folder)
         if not os.path.isdir(folder):
             return None
-        pattern = os.path.join(glob.escape(folder), f"*{suffix}")
-        return sorted(os.path.abspath(path) for path in glob.glob(pattern))
+        names = (name for name in os.listdir(folder) if not name.startswith("."))
+        found = (name for name in names if name.lower().endswith(suffix))
+        return sorted(os.path.abspath(os.path.join(folder, name)) for name in found)
     # Of a file on a web server, `isdir` would read the whole to look for links in it.
     if _has_magic(folder) or "{" in folder or urlsplit(folder).path.endswith(suffix):
         return None
