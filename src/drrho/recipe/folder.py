@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from drrho.data.manifest import Manifest
+from drrho.data.indexing import open_manifest
+from drrho.data.manifest import ITEMS, Manifest
+from drrho.data.reading.storage import local_path
 from drrho.models.build import build_recorded_model, load_model
+from drrho.models.program import require_trusted
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.document import (
     RECIPE_FILE,
@@ -18,6 +21,7 @@ from drrho.recipe.document import (
 from drrho.recipe.export import load_checkpoint_model
 from drrho.recipe.recipe import Recipe
 from drrho.reference.reader import Reference, open_reference
+from drrho.runtime.errors import without_secrets
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
 
@@ -44,6 +48,25 @@ class RunFolder:
     def step(self) -> int:
         """Last step in the log."""
         return int(self.rows[-1]["step"] or 0) if self.rows else 0
+
+    def open_data(self, given: str | None = None) -> Manifest:
+        """Open the data set that is given, or the one that the run's recipe names.
+
+        Raises:
+            FileNotFoundError, ValueError: as `open_manifest`; or the recipe, or the manifest that
+                it names, is of data at a URL, and the folder is not trusted.
+        """
+        if given is not None:
+            return open_manifest(given)
+        self._require_local(self.recipe.data)
+        manifest = open_manifest(self.recipe.data)
+        for shard in manifest.shards:
+            self._require_local(shard.url)
+        return manifest
+
+    def _require_local(self, place: str) -> None:
+        if not place.startswith(ITEMS) and local_path(place) is None:
+            require_trusted(str(self.path), f"data at {without_secrets(place)}")
 
     def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
         """Open the embeddings that steered the run, or those in another folder; None if none did.

@@ -191,7 +191,7 @@ def curate(config: CurateConfig) -> Curation:
     source = run.recipe.data if config.data is None else config.data
     _require_own(output, source, config)
     with exclusive(output):
-        return _curated(run, source, output, config)
+        return _curated(run, output, config)
 
 
 def _require_own(output: Path, source: str, config: CurateConfig) -> None:
@@ -208,8 +208,9 @@ def _require_own(output: Path, source: str, config: CurateConfig) -> None:
         )
 
 
-def _curated(run: RunFolder, source: str, output: Path, config: CurateConfig) -> Curation:
-    manifest = open_manifest(source)
+def _curated(run: RunFolder, output: Path, config: CurateConfig) -> Curation:
+    with trusting(everything=config.trust):
+        manifest = run.open_data(config.data)
     store = run.open_reference(manifest, config.reference)
     assert store is not None
     held_out = None

@@ -145,7 +145,7 @@ def _reported(
         missing.append("it is not finished; what is shown is of the steps so far.")
     if run.path in with_galleries:
         try:
-            manifest = open_manifest(run.recipe.data if config.data is None else config.data)
+            manifest = run.open_data(config.data)
             store = run.open_reference(manifest, config.reference)
             found = make_gallery(run, manifest, store, config=config.gallery, device=device)
         except PART_ERRORS as error:
@@ -233,8 +233,8 @@ def _common_shards(manifest: Manifest, model: str) -> int | None:
     if not model.startswith("run:"):
         return None
     try:
-        recipe = read_run(Path(model.removeprefix("run:")).expanduser()).recipe
-        own = {shard.contents for shard in open_manifest(recipe.data).shards}
+        run = read_run(Path(model.removeprefix("run:")).expanduser())
+        own = {shard.contents for shard in run.open_data().shards}
     except PART_ERRORS:
         return None
     return sum(shard.contents in own for shard in manifest.shards)
