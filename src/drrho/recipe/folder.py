@@ -49,8 +49,11 @@ class RunFolder:
         """Last step in the log."""
         return int(self.rows[-1]["step"] or 0) if self.rows else 0
 
-    def open_data(self, given: str | None = None) -> Manifest:
-        """Open the data set that is given, or the one that the run's recipe names.
+    def open_data(self, given: str | None = None, *, named: str | None = None) -> Manifest:
+        """Open the data set that the user gave, or one that the run's recipe names.
+
+        Args:
+            named: a data set in the recipe; by default that of the training.
 
         Raises:
             FileNotFoundError, ValueError: as `open_manifest`; or the recipe, or the manifest that
@@ -58,8 +61,9 @@ class RunFolder:
         """
         if given is not None:
             return open_manifest(given)
-        self._require_local(self.recipe.data)
-        manifest = open_manifest(self.recipe.data)
+        place = self.recipe.data if named is None else named
+        self._require_local(place)
+        manifest = open_manifest(place)
         for shard in manifest.shards:
             self._require_local(shard.url)
         return manifest

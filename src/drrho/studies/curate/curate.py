@@ -15,7 +15,6 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.data.indexing import open_manifest
 from drrho.data.manifest import CURATED, Manifest
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.models.build import load_model
@@ -190,7 +189,7 @@ def curate(config: CurateConfig) -> Curation:
     output = Path(config.output).expanduser()
     source = run.recipe.data if config.data is None else config.data
     _require_own(output, source, config)
-    with exclusive(output):
+    with exclusive(output), trusting(everything=config.trust):
         return _curated(run, output, config)
 
 
@@ -209,8 +208,7 @@ def _require_own(output: Path, source: str, config: CurateConfig) -> None:
 
 
 def _curated(run: RunFolder, output: Path, config: CurateConfig) -> Curation:
-    with trusting(everything=config.trust):
-        manifest = run.open_data(config.data)
+    manifest = run.open_data(config.data)
     store = run.open_reference(manifest, config.reference)
     assert store is not None
     held_out = None
@@ -218,8 +216,7 @@ def _curated(run: RunFolder, output: Path, config: CurateConfig) -> Curation:
         held_out = _held_out(run, store, config)
         if held_out is None and "mismatched" in config.drop:
             raise ValueError(f"drop = 'mismatched' needs to know which captions are. {NO_HELD_OUT}")
-    with trusting(everything=config.trust):
-        model = load_model(run.path / "model")
+    model = load_model(run.path / "model")
     encoder = EmbeddingModel.frozen(model, device=resolve_device(config.device))
     generator = torch.Generator().manual_seed(config.seed)
     quality = score_pairs(
@@ -266,7 +263,8 @@ def _held_out(run: RunFolder, store: Reference, config: CurateConfig) -> PairEmb
     data = run.recipe.evaluation.data if config.held_out is None else config.held_out
     if data is None:
         return None
-    manifest, folders = open_manifest(data), config.held_out_reference
+    manifest = run.open_data(config.held_out, named=data)
+    folders = config.held_out_reference
     if not folders:
         own = run.recipe.evaluation.references if data == run.recipe.evaluation.data else ()
         found = {folder: open_reference(folder, manifest) for folder in own}
