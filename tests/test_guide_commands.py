@@ -47,7 +47,7 @@ SMALLER = {
     "reference precompute": ("--batch-size", "8", "--device", "cpu"),
     "evaluate": ("--device", "cpu"),
 }
-LAST_CHECKPOINT = ("step-00001000", "step-00000002")
+STAND_INS = {"step-00001000": "step-00000002", "MODEL_OF_THE_REFERENCE": "run:runs/other"}
 NOT_RUN = {
     # Hours; its recipe is read by tests/studies, its results are the committed ones here.
     ("drrho", "compare"),
@@ -69,7 +69,10 @@ def commands(page):
         for line in block.replace("\\\n", " ").splitlines():
             found = re.match(r"(?:torchrun .*?-m |srun .*?)?(drrho .*)$", line.strip())
             if found:
-                yield shlex.split(found[1].replace(*LAST_CHECKPOINT), comments=True)
+                command = found[1]
+                for name, stand_in in STAND_INS.items():
+                    command = command.replace(name, stand_in)
+                yield shlex.split(command, comments=True)
 
 
 def own_shards(folder):
@@ -155,9 +158,14 @@ def workspace(stand_ins, tmp_path_factory):
     plain = replace(recipe, objective=drrho.CLIP(), reference=None, model=TINY)
     for run in ("other", "weak"):
         drrho.train(replace(plain, seed=3, output=f"runs/{run}"))
-    for data, store in (("train.json", "reference"), ("held_out.json", "stored_embeddings")):
+    for data, store in (
+        ("train.json", "reference"),
+        ("val.json", "reference-val"),
+        ("held_out.json", "stored_embeddings"),
+    ):
         drrho.precompute_reference(data=data, model="run:runs/other", output=store, device="cpu")
-    drrho.train(replace(recipe, output="runs/mine"))
+    held_out = drrho.Evaluation(data="val.json", references=("reference-val",))
+    drrho.train(replace(recipe, output="runs/mine", evaluation=held_out))
     drrho.compare(
         drrho.Comparison(
             output="runs/demo",
