@@ -14,7 +14,7 @@ from drrho.data.manifest import Manifest, Shard
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.errors import without_secrets
-from drrho.runtime.files import exclusive_file
+from drrho.runtime.files import exclusive_file, expand_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class IndexConfig:
     skip_bad_shards: bool = False
 
     def __post_init__(self):
+        expand_paths(self, "data", "images")
         if self.output is not None:
             _require_json(self.output)
         require_at_least(0, workers=self.workers)
@@ -138,6 +139,7 @@ class MixConfig:
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        expand_paths(self, "manifests")
         if self.weights is not None and len(self.weights) != len(self.manifests):
             raise ValueError(
                 f"weights must be as many as manifests, {len(self.manifests)}, got {self.weights}"

@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from drrho.data.reading.shards import write_sample
 from drrho.runtime.checks import require_at_least
-from drrho.runtime.files import opened_atomically, write_json
+from drrho.runtime.files import expand_paths, opened_atomically, write_json
 from drrho.runtime.progress import Progress
 
 IMAGE_SIZE = 64  # pixels
@@ -358,6 +358,9 @@ class DrawConfig:
 
     folder: Positional[str]
     scenes: ScenesConfig
+
+    def __post_init__(self) -> None:
+        expand_paths(self, outputs=("folder",))
 
 
 def run_scenes(config: DrawConfig) -> str:

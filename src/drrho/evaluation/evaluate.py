@@ -23,7 +23,7 @@ from drrho.evaluation.tasks.zero_shot_files import require_templates
 from drrho.models.build import build_model, find_model
 from drrho.models.program import trusting
 from drrho.models.two_tower import TwoTower
-from drrho.runtime.files import require_no_folder
+from drrho.runtime.files import expand_paths, require_no_folder
 from drrho.runtime.launch import Device, together
 
 
@@ -111,6 +111,7 @@ class EvaluateConfig:
     trust: bool = False
 
     def __post_init__(self):
+        expand_paths(self, "run", "data")
         if not self.data:
             raise ValueError("data must name at least one set")
         if self.output is not None:  # before hours of scoring

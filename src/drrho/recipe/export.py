@@ -11,6 +11,7 @@ from drrho.models.export import export_hugging_face, export_open_clip
 from drrho.models.program import trusting
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.document import read_recipe, read_recipe_file
+from drrho.runtime.files import expand_paths
 from drrho.training.checkpoint import read_values
 
 PREFIX = "model."
@@ -36,6 +37,9 @@ class ExportConfig:
     output: str
     checkpoint: str | None = None
     trust: bool = False
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "run", "checkpoint")
 
 
 def export_model(config: ExportConfig) -> Path:

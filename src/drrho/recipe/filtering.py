@@ -15,6 +15,7 @@ from drrho.data.manifest import Manifest
 from drrho.reference.reader import Reference
 from drrho.runtime.checks import require_finite
 from drrho.runtime.distributed import Processes
+from drrho.runtime.files import expand_paths
 from drrho.runtime.progress import Progress
 
 
@@ -37,6 +38,7 @@ class Filtering:
     reference: str | None = None
 
     def __post_init__(self):
+        expand_paths(self, "reference", outputs=())
         if (self.kept_fraction is None) == (self.threshold is None):
             raise ValueError(
                 "filtering takes one of kept_fraction and threshold, got "

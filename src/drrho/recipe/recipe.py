@@ -15,6 +15,7 @@ from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
 from drrho.reference.reader import check_weights
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.files import expand_paths
 from drrho.runtime.launch import Device
 from drrho.training.config import Training
 from drrho.training.parallel import Parallel
@@ -42,6 +43,7 @@ class Evaluation:
     references: tuple[str, ...] = ()
 
     def __post_init__(self):
+        expand_paths(self, "data", "references", outputs=())
         if self.references and self.data is None:
             raise ValueError(
                 f"evaluation.references = {self.references} has no effect without evaluation.data"
@@ -110,6 +112,7 @@ class Recipe:
     device: Device = "auto"
 
     def __post_init__(self):
+        expand_paths(self, "data", "reference", "teachers")
         if not isinstance(self.objective, Objective):
             raise TypeError(
                 "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "
@@ -260,7 +263,7 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be run, or defines no `recipe` of this kind.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [p.name for p in folder.glob("*.py")])

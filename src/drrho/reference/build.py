@@ -23,7 +23,7 @@ from drrho.reference.reader import view_folder
 from drrho.reference.store import REFERENCE_CARDS
 from drrho.reference.verify import Verification, verify
 from drrho.runtime.distributed import Processes
-from drrho.runtime.files import exclusive
+from drrho.runtime.files import exclusive, expand_paths
 from drrho.runtime.launch import Device, require_shared, resolve_device, together
 
 
@@ -67,6 +67,7 @@ class PrecomputeConfig:
     trust: bool = False
 
     def __post_init__(self):
+        expand_paths(self, "data")
         Model(name=self.model, pretrained=self.pretrained).require_trained()
         self.chosen_views()
 
@@ -90,6 +91,9 @@ class LossesConfig:
     """
 
     folder: Positional[str]
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "folder", outputs=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,7 @@ class VerifyConfig:
     trust: bool = False
 
     def __post_init__(self):
+        expand_paths(self, "folder", "data", outputs=())
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
         if self.model is None and self.pretrained is not None:

@@ -137,7 +137,7 @@ def open_reference(
     weights = [1 / len(folders)] * len(folders) if weights is None else weights
     check_weights(folders, weights)
     manifest = data if isinstance(data, Manifest) else open_manifest(data)
-    stores = [_open_views(Path(folder), manifest, views) for folder in folders]
+    stores = [_open_views(Path(folder).expanduser(), manifest, views) for folder in folders]
     return Reference(stores, tuple(weights), views)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ PARTIAL_SUFFIX = ".partial"
 CHECKSUM_NAME = "sha256"  # the last name in an object, over all that stands before
 CHECKSUM = b',\n "sha256": "%s"\n}\n'
 MOST_LEVELS = 50
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a scheme of one letter would be a drive
 
 
 @contextmanager
@@ -157,6 +159,37 @@ def _require_plain(content: Any) -> None:
         if not level:
             return
     raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
+
+
+def expand_paths(config: object, *names: str, outputs: tuple[str, ...] = ("output",)) -> None:
+    """Expand `~` in the paths of a frozen configuration, and require outputs on this machine.
+
+    Every configuration of a command calls this first in `__post_init__`, so that a path means the
+    same to all commands. Other values than texts stay as they are.
+
+    Raises:
+        ValueError: an output is a URL or empty, or `~NAME` is the home of nobody.
+    """
+    for name in (*names, *outputs):
+        value = getattr(config, name)
+        several = isinstance(value, tuple)
+        paths = [
+            _expanded(path, name, is_output=name in outputs) if isinstance(path, str) else path
+            for path in (value if several else (value,))
+        ]
+        object.__setattr__(config, name, tuple(paths) if several else paths[0])
+
+
+def _expanded(path: str, name: str, *, is_output: bool) -> str:
+    if is_output and (not path or "\0" in path or URL.match(path)):
+        raise ValueError(
+            f"{name} = {path!r} must be a path on this machine, where what is written can be "
+            "claimed and replaced at once; write there, and copy it afterwards"
+        )
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path and not os.path.lexists(path):
+        raise ValueError(f"{name} = {path!r} begins with the home of nobody; write the path out")
+    return expanded
 
 
 def require_no_folder(argument: str, path: str) -> None:

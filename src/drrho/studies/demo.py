@@ -11,6 +11,7 @@ from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Evaluation, Recipe
+from drrho.runtime.files import expand_paths
 from drrho.studies.compare.compare import compare, comparison_report
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.spec import Comparison
@@ -43,6 +44,9 @@ class DemoConfig:
     steps: int = 200
     batch_size: int = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        expand_paths(self)
 
 
 def demo(config: DemoConfig) -> Results:

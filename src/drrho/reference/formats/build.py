@@ -13,7 +13,7 @@ from drrho.reference.formats.drrho_clip import DRRhoClip
 from drrho.reference.formats.importing import import_embeddings
 from drrho.reference.formats.members import Members
 from drrho.reference.precompute import PrecomputeReport
-from drrho.runtime.files import exclusive
+from drrho.runtime.files import exclusive, expand_paths
 
 # A new format is a module with a dataclass of its options, and a line here.
 Format = (
@@ -40,6 +40,9 @@ class ImportConfig:
     data: str
     output: str
     model: str
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "data")
 
 
 def import_reference(config: ImportConfig) -> PrecomputeReport:

@@ -12,7 +12,7 @@ from drrho.data.indexing import open_manifest
 from drrho.data.subset import split_at_random
 from drrho.models.program import trusting
 from drrho.recipe.recipe import load_recipe
-from drrho.runtime.files import exclusive, write_atomically
+from drrho.runtime.files import exclusive, expand_paths, write_atomically
 from drrho.runtime.launch import require_one_process
 from drrho.studies.compare.collect import comparison_results
 from drrho.studies.compare.curves import Row
@@ -186,6 +186,9 @@ class CompareCommand(CompareConfig):
     """
 
     recipe: Positional[str]
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "recipe")
 
 
 def run_compare(config: CompareCommand) -> tuple[str, int]:

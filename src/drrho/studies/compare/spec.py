@@ -11,6 +11,7 @@ from drrho.data.views import Views
 from drrho.models.build import Model
 from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe
+from drrho.runtime.files import expand_paths
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -97,6 +98,7 @@ class Comparison:
     gap: GapConfig | None = None
 
     def __post_init__(self, recipe: Recipe | None):
+        expand_paths(self, "test")
         if isinstance(self.methods, Mapping) != (recipe is None):
             raise ValueError(
                 "give methods as name -> recipe, or their names and the recipe for all"

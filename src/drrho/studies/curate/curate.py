@@ -23,7 +23,7 @@ from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference, open_reference
-from drrho.runtime.files import exclusive, write_atomically
+from drrho.runtime.files import exclusive, expand_paths, write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.records import write_record
 from drrho.studies.curate.pair_quality import mismatched_share
@@ -102,6 +102,7 @@ class CurateConfig:
     trust: bool = False
 
     def __post_init__(self):
+        expand_paths(self, "run", "data", "reference")
         for name in ("keep", "mismatched_share", "duplicate_similarity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -20,7 +20,7 @@ from drrho.models.program import trusting
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import with_steps
 from drrho.reference.losses.table import read_loss_table
-from drrho.runtime.files import write_atomically
+from drrho.runtime.files import expand_paths, write_atomically
 from drrho.runtime.launch import require_one_process, resolve_device
 from drrho.runtime.records import write_record
 from drrho.studies.probe.contamination import Contamination, contamination
@@ -76,6 +76,9 @@ class LossesProbeConfig:
     output: str | None = None
     resamples: int = 400
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "losses", "pilots", "reference", "train_losses")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +309,9 @@ class ProbeCommand(ProbeConfig):
     """
 
     recipe: Positional[str]
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "held_out", "data", "recipe")
 
 
 def run_probe(config: ProbeCommand) -> str:

@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from drrho.plotting.png import draw_png
 from drrho.plotting.table import markdown_table
+from drrho.runtime.files import expand_paths
 from drrho.studies.compare.curves import Row, curve_chart
 from drrho.training.log import read_metrics
 from drrho.training.metrics import VARIANCE, Metric
@@ -72,6 +73,9 @@ class VarianceConfig:
 
     runs: Positional[tuple[str, ...]]
     output: str = "variance.png"
+
+    def __post_init__(self) -> None:
+        expand_paths(self, "runs")
 
 
 def run_variance(config: VarianceConfig) -> str:

@@ -25,7 +25,7 @@ from drrho.recipe.folder import RunFolder, find_runs, read_run
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
 from drrho.runtime.errors import CheckpointError
-from drrho.runtime.files import require_no_folder, write_atomically
+from drrho.runtime.files import expand_paths, require_no_folder, write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.records import read_record
 from drrho.studies.compare.results import find_results
@@ -71,6 +71,7 @@ class ReportConfig:
     trust: bool = False
 
     def __post_init__(self):
+        expand_paths(self, "runs", "reference", "data")
         if not self.runs:
             raise ValueError("report needs at least one run")
         require_no_folder("output", self.output)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.files import expand_paths
 from drrho.studies.scaling.efficiency import SampleRatio, Scores
 from drrho.studies.scaling.laws import Interval, PointRule, PowerLaw
 
@@ -41,6 +42,7 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self):
+        expand_paths(self, "results")
         if any(not 0 < error <= 1 for error in self.at):
             raise ValueError(f"at must be errors, fractions in (0, 1], got {self.at}")
         require_at_least(100, resamples=self.resamples)
@@ -70,6 +72,7 @@ class EfficiencyConfig:
     seed: int = 0
 
     def __post_init__(self):
+        expand_paths(self, "results")
         if self.method == self.baseline:
             raise ValueError(f"method and baseline are both {self.method!r}")
         require_at_least(100, resamples=self.resamples)
