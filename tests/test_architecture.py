@@ -25,6 +25,7 @@ ON_REQUEST = {"datasets", "pyarrow", "transformers", "wandb"}
 # A module that needs more than its room, and may be imported only by rooms that bring it.
 NEEDS_EXTRA = {
     "runtime/progress.py": "clip",
+    "runtime/locks.py": "clip",
     "plotting/png.py": "report",
     "plotting/axes.py": "report",
     "plotting/svg.py": "report",

@@ -54,6 +54,8 @@ HELP = ("--help", "-h", "help")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     warnings.formatwarning = _one_line
+    # Charts go to files. What a notebook that started this wants need not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
     if {"RANK", "SLURM_PROCID"} & os.environ.keys():
         # Where a process dies, the others say so in one line, and torch's C++ in a hundred.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

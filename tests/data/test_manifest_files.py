@@ -10,7 +10,7 @@ from tests.data.tar_files import pair, write_shard
 from drrho.data.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.data.indexing import index_shards
 from drrho.data.manifest import CURATED, Manifest
-from drrho.runtime.files import exclusive_file
+from drrho.runtime.locks import exclusive_file
 
 
 def manifests_of(tmp_path):

@@ -34,7 +34,8 @@ from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.store import ReferenceStore
 from drrho.runtime.errors import CheckpointError
-from drrho.runtime.files import exclusive, write_atomically
+from drrho.runtime.files import write_atomically
+from drrho.runtime.locks import exclusive
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
 from drrho.training.schedules import constant

@@ -14,7 +14,8 @@ from drrho.data.manifest import Manifest, Shard
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.errors import without_secrets
-from drrho.runtime.files import exclusive_file, expand_paths
+from drrho.runtime.files import expand_paths
+from drrho.runtime.locks import exclusive_file
 
 
 @dataclass(frozen=True, kw_only=True)

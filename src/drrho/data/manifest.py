@@ -26,7 +26,6 @@ from torch import Tensor
 
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import (
-    exclusive_file,
     parse_json,
     read_regular,
     require_checksum,
@@ -34,6 +33,7 @@ from drrho.runtime.files import (
     write_atomically,
     write_checked_json,
 )
+from drrho.runtime.locks import exclusive_file
 from drrho.runtime.records import from_json
 
 FORMAT = "drrho manifest"

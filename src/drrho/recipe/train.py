@@ -43,8 +43,9 @@ from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
-from drrho.runtime.files import exclusive, write_json
+from drrho.runtime.files import write_json
 from drrho.runtime.launch import is_follower, require_shared, together
+from drrho.runtime.locks import exclusive
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json

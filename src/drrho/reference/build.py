@@ -23,8 +23,9 @@ from drrho.reference.reader import view_folder
 from drrho.reference.store import REFERENCE_CARDS
 from drrho.reference.verify import Verification, verify
 from drrho.runtime.distributed import Processes
-from drrho.runtime.files import exclusive, expand_paths
+from drrho.runtime.files import expand_paths
 from drrho.runtime.launch import Device, require_shared, resolve_device, together
+from drrho.runtime.locks import exclusive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None
+from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
 CHECKSUM_NAME = "sha256"  # the last name in an object, over all that stands before
@@ -207,72 +202,6 @@ def rename_folder(folder: Path, name: Path) -> None:
     _sync_folder(folder)
     os.replace(folder, name)
     _sync_folder(name.parent)
-
-
-@contextmanager
-def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Claim a folder for this process, so that no other works in it.
-
-    The operating system ends the claim with the process, however it dies; on Windows there is none.
-    The claim is an flock. On NFS Linux passes it on to the server, so that it holds between
-    machines, unless the file system is mounted with `nolock` or `local_lock`: then it holds
-    between the processes of one machine.
-
-    Args:
-        folder: made if need be.
-        wait: for the process that works there, for as long as it takes.
-
-    Raises:
-        BlockingIOError: another process works there, and this one is not to wait.
-        NotADirectoryError: a file has the folder's name, or that of one above it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(
-            f"{folder} is to be a folder, and there is a file of that name or above; choose "
-            "another name"
-        ) from None
-    if fcntl is None:
-        yield
-        return
-    with (folder / ".lock").open("a") as lock:
-        _lock(lock, f"{folder}; wait for it, or use another folder", wait=wait)
-        yield
-
-
-@contextmanager
-def exclusive_file(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Claim the name of a file for this process while it is written, as `exclusive` a folder.
-
-    The lock is a hidden file beside it, which is removed at the end.
-
-    Raises:
-        BlockingIOError: another process writes the file, and this one is not to wait.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    name = path.with_name(f".{path.name}.lock")
-    while True:
-        with name.open("a") as lock:
-            _lock(lock, f"{path}; wait for it, or use another name", wait=wait)
-            if not (name.exists() and os.path.samestat(os.fstat(lock.fileno()), name.stat())):
-                continue  # the process that had it before has removed it
-            try:
-                yield
-            finally:
-                name.unlink(missing_ok=True)
-            return
-
-
-def _lock(file: IO[str], where: str, *, wait: bool) -> None:
-    assert fcntl is not None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BlockingIOError(f"another process is at work in {where}") from error
 
 
 def _sync_folder(folder: Path) -> None:

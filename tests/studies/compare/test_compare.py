@@ -14,7 +14,7 @@ from drrho.data.views import Views
 from drrho.models.build import Model
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
-from drrho.runtime.files import exclusive
+from drrho.runtime.locks import exclusive
 from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
 from drrho.studies.compare.spec import Comparison, GapConfig, Part, Stored, TuningConfig
 from drrho.training.config import Training

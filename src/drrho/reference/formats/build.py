@@ -13,7 +13,8 @@ from drrho.reference.formats.drrho_clip import DRRhoClip
 from drrho.reference.formats.importing import import_embeddings
 from drrho.reference.formats.members import Members
 from drrho.reference.precompute import PrecomputeReport
-from drrho.runtime.files import exclusive, expand_paths
+from drrho.runtime.files import expand_paths
+from drrho.runtime.locks import exclusive
 
 # A new format is a module with a dataclass of its options, and a line here.
 Format = (

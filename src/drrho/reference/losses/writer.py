@@ -24,7 +24,7 @@ from drrho.reference.losses.store import (
 )
 from drrho.reference.rows import locate
 from drrho.reference.shard_files import ShardFiles, entries_of
-from drrho.runtime.files import exclusive
+from drrho.runtime.locks import exclusive
 
 SECONDS_BETWEEN_FLUSHES = 30.0  # about what a killed process loses at most
 FLUSHING_SHARE = 0.1  # of the time, at most, where a flush takes long

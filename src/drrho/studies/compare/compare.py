@@ -12,8 +12,9 @@ from drrho.data.indexing import open_manifest
 from drrho.data.subset import split_at_random
 from drrho.models.program import trusting
 from drrho.recipe.recipe import load_recipe
-from drrho.runtime.files import exclusive, expand_paths, write_atomically
+from drrho.runtime.files import expand_paths, write_atomically
 from drrho.runtime.launch import require_one_process
+from drrho.runtime.locks import exclusive
 from drrho.studies.compare.collect import comparison_results
 from drrho.studies.compare.curves import Row
 from drrho.studies.compare.plots import draw_costs, draw_curves, draw_differences

@@ -18,7 +18,8 @@ from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.runtime.errors import NotFiniteError
-from drrho.runtime.files import exclusive, write_json
+from drrho.runtime.files import write_json
+from drrho.runtime.locks import exclusive
 from drrho.runtime.provenance import config_differences
 from drrho.runtime.records import from_json, read_json_object, to_json
 from drrho.studies.compare.results import PrecomputeCost
