@@ -24,8 +24,8 @@ from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference, open_reference
 from drrho.runtime.files import expand_paths, write_atomically
-from drrho.runtime.locks import exclusive
 from drrho.runtime.launch import Device, resolve_device
+from drrho.runtime.locks import exclusive
 from drrho.runtime.records import write_record
 from drrho.studies.curate.pair_quality import mismatched_share
 from drrho.studies.curate.scores import Quality, Reading, find_repeats, finite_pairs, score_pairs
