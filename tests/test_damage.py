@@ -11,6 +11,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,8 +161,12 @@ READERS = {
     ),
     **{
         f"table.{kind}": Reader(index_and_read(f"table.{kind}"), (f"tables/table.{kind}",))
-        for kind in ("csv", "tsv", "parquet")
+        for kind in ("csv", "tsv", "jsonl", "parquet")
     },
+    "folder": Reader(
+        lambda folder: samples_of(index_shards(folder / "pictures")), ("pictures/*/*",)
+    ),
+    "dataset": Reader(index_and_read("set"), ("tables/set/*",)),
     "reference": Reader(
         stored_pairs, ("embeddings/*.json", "embeddings/*.safetensors"), exact=True
     ),
@@ -227,6 +232,13 @@ def write_tables(folder):
     (folder / "table.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in named))
     table = pa.Table.from_pylist(named)
     pq.write_table(table, folder / "table.parquet")
+    datasets.disable_progress_bars()
+    pictures = [(folder / name).read_bytes() for name, _ in rows]
+    datasets.Dataset(table.set_column(0, "image", [pictures])).save_to_disk(folder / "set")
+    for kind in ("png", "jpg", "webp"):
+        (folder.parent / "pictures" / kind).mkdir(parents=True)
+        Image.new("RGB", (9, 9), (90, 0, 0)).save(folder.parent / "pictures" / kind / f"a.{kind}")
+        (folder.parent / "pictures" / kind / "a.txt").write_text("red")
 
 
 def write_studies(folder):

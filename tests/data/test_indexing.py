@@ -156,3 +156,10 @@ def test_names_of_tables_have_any_case_and_other_files_are_no_damaged_tar_files(
         (tmp_path / name).write_bytes(b"other")
         with pytest.raises(ValueError, match=rf"{name} is neither a tar file nor a table"):
             index_shards(tmp_path / name)
+
+
+def test_data_for_labels_are_not_called_unusable(tmp_path, capsys):
+    write_files(tmp_path / "a.tar", [("0.jpg", picture(0)), ("0.cls", b"1"), ("1.cls", b"2")])
+    assert main(["index", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 samples in 1 shards, 1 unusable (1 no image); none has a caption: for labels" in said

@@ -10,7 +10,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from drrho.data.indexing import Columns, index_shards, resolve_shards
-from drrho.data.manifest import Manifest, Shard
+from drrho.data.manifest import CAPTION_FAULTS, Manifest, Shard
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.errors import without_secrets
@@ -174,7 +174,11 @@ def run_index(config: IndexConfig) -> str:
     """Index shards into a manifest: counts, key hashes and sample ids."""
     manifest, path = write_manifest(config)
     reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
-    return f"{path}: {_size(manifest)}, {reasons.total():,} unusable{in_brackets(reasons)}"
+    note = ""
+    if len(manifest.usable_ids()) == 0:
+        note = "; none has a caption: for labels only (json files may have them: --caption-field)"
+        reasons = Counter({why: n for why, n in reasons.items() if why not in CAPTION_FAULTS})
+    return f"{path}: {_size(manifest)}, {reasons.total():,} unusable{in_brackets(reasons)}{note}"
 
 
 def run_mix(config: MixConfig) -> str:

@@ -157,6 +157,9 @@ def _open_dataset(url: str) -> Any:
     datasets = import_optional("datasets", user="datasets on disk", extra="tables")
     try:
         dataset = datasets.load_from_disk(url)
+        if isinstance(dataset, datasets.Dataset):
+            # Arrow believes the offsets in its files, and would read outside them.
+            dataset.data.validate(full=True)
     except Exception as error:  # of Arrow, JSON, fsspec and its own
         raise ValueError(f"{url} cannot be read as a dataset ({error})") from error
     if not isinstance(dataset, datasets.Dataset):
