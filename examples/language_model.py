@@ -227,7 +227,7 @@ def train(
             arguments,
             train_dataset=rows,
             risk=method.risk(setting.strength),
-            reference=COLUMN if method.excess else None,
+            reference=COLUMN if method.excess else "none",
             unit=method.unit,
         )
         trainer.remove_callback(transformers.PrinterCallback)

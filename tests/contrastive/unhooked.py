@@ -4,7 +4,13 @@ import pytest
 import torch
 
 import drrho
+from drrho.contrastive import exact
+from drrho.contrastive.objectives import distillation, siglip
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
+from drrho.contrastive.objectives.objective import ContrastiveObjective
+from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles import log_sums
+from drrho.integrations.pairs import SteeredPairs
 from drrho.recipe.published import named_recipe
 
 
@@ -41,3 +47,68 @@ def test_an_objective_is_one_of_five(wrong):
 def test_a_risk_is_made_before_it_is_used(wrong):
     with pytest.raises(TypeError, match="risk must be a risk such as CVaR"):
         drrho.DRRhoLoss(wrong)
+
+
+def unit(rows=4, dim=3):
+    draws = torch.randn(2, rows, dim, generator=torch.Generator().manual_seed(0))
+    return PairEmbeddings(*torch.nn.functional.normalize(draws, dim=-1))
+
+
+@pytest.mark.parametrize("config", [drrho.CLIP(), drrho.SigLIP(), drrho.FastCLIP()])
+def test_embeddings_of_another_length_are_an_error(config):
+    pairs = unit()
+    objective = ContrastiveObjective(config, num_samples=None)
+    objective(pairs)
+    with pytest.raises(ValueError, match="target text embeddings must have unit length, got 3 to"):
+        objective(PairEmbeddings(pairs.image, 3 * pairs.text))
+
+
+def test_reference_and_teachers_have_unit_length_too():
+    pairs, longer = unit(), PairEmbeddings(*(2 * e for e in unit()))
+    with pytest.raises(ValueError, match="reference image embeddings must have unit length"):
+        ContrastiveObjective(drrho.DRRhoCLIP(), num_samples=None)(pairs, longer)
+    distillation = drrho.Distillation(teacher_temperatures=(0.1,))
+    with pytest.raises(ValueError, match="teacher 0 image embeddings must have unit length"):
+        ContrastiveObjective(distillation, num_samples=None)(pairs, teachers=[longer])
+
+
+@pytest.mark.parametrize("wrong", [14.0, 0.0, -0.1, float("nan")])
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_temperature_is_no_logit_scale_and_positive(wrong, kind):
+    loss = GlobalContrastiveLoss(None, epsilon=1e-4)
+    options = {"sample_ids": None, "gamma": 1.0}
+    expected = loss(unit(), temperature=torch.tensor(0.07), **options)
+    assert loss(unit(), temperature=0.07, **options) == expected
+    with pytest.raises(ValueError, match=r"temperature (= 14\.0: .*logit scale|must be positive)"):
+        loss(unit(), temperature=kind(wrong), **options)
+
+
+def test_every_loss_takes_a_temperature_as_a_number():
+    pairs, tau, bias = unit(), torch.tensor(0.1), torch.tensor(-1.0)
+    teachers = [distillation.Teacher(pairs, 0.2)]
+    for function, options in (
+        (exact.log_gap_means, {}),
+        (exact.clip_loss, {}),
+        (exact.global_contrastive_risk, {"epsilon": 1e-4}),
+        (log_sums.tiled_log_gap_means, {}),
+        (siglip.siglip_anchor_losses, {"bias": bias}),
+        (siglip.tiled_siglip_anchor_losses, {"bias": bias}),
+        (distillation.distillation_anchor_losses, {"teachers": teachers}),
+        (distillation.tiled_distillation_anchor_losses, {"teachers": teachers}),
+    ):
+        expected = function(pairs, temperature=tau, **options)
+        assert torch.equal(function(pairs, temperature=0.1, **options), expected)
+        with pytest.raises(ValueError, match="logit scale"):
+            function(pairs, temperature=14, **options)
+
+
+@pytest.mark.parametrize("wrong", ["reference", 3, unit().image, tuple(unit())])
+def test_what_is_no_reference_is_refused_where_a_host_is_prepared(wrong):
+    with pytest.raises(TypeError, match=r"stored embeddings, as drrho.open_reference\(folder"):
+        SteeredPairs(drrho.DRRhoCLIP(), num_samples=4, reference=wrong)
+    with pytest.raises(ValueError, match="reference image embeddings must have unit length"):
+        SteeredPairs(
+            drrho.DRRhoCLIP(),
+            num_samples=4,
+            reference=PairEmbeddings(*(2 * e for e in unit())),
+        )

@@ -1,7 +1,9 @@
 """The Trainer with a steered loss: the gradient of one batch, whatever the batch is cut into."""
 
 import copy
+import functools
 import gc
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from torch.testing import assert_close
 
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
+from drrho.integrations.live_reference import AdaptersOff
 from drrho.risk import KL, CVaR, Mean
 from drrho.steering import LearnedDual, LossTable, MovingAverage
 
@@ -82,7 +85,7 @@ def arguments(folder, **options):
 
 
 def steered(folder, model=None, *, options=None, **steering):
-    steering = {"risk": CVAR, "train_dataset": sentences()} | steering
+    steering = {"risk": CVAR, "train_dataset": sentences(), "reference": "none"} | steering
     args = arguments(folder, **(options or {}))
     return SteeredTrainer(language_model(1) if model is None else model, args, **steering)
 
@@ -265,6 +268,7 @@ def test_both_passes_draw_the_same_dropout(tmp_path):
         language_model(1, dropout=0.3),
         arguments(tmp_path, **options),
         risk=KL,
+        reference="none",
         train_dataset=sentences(),
     )
     trainer.seen = []
@@ -280,7 +284,8 @@ def test_both_passes_draw_the_same_dropout(tmp_path):
 
 
 def test_a_batch_in_one_piece_needs_one_pass(tmp_path):
-    trainer = Watched(language_model(1), arguments(tmp_path), risk=KL, train_dataset=sentences())
+    options = {"risk": KL, "reference": "none", "train_dataset": sentences()}
+    trainer = Watched(language_model(1), arguments(tmp_path), **options)
     trainer.seen = []
     trainer.train()
     assert len(trainer.seen) == 4
@@ -460,3 +465,91 @@ def test_what_training_refuses(tmp_path):
     torch.nn.init.constant_(broken.model.embed_tokens.weight, torch.nan)
     with pytest.raises(ValueError, match="losses are not finite|not finite at"):
         steered(tmp_path, broken).train()
+
+
+def test_a_forgotten_reference_is_an_error_and_none_is_asked_for_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r'needs a reference.*plain losses pass "none"'):
+        steered(tmp_path, reference=None)
+    assert steered(tmp_path, reference="none").own_column is None
+
+
+class Wrapped(torch.nn.Module):
+    """A model within another, as PEFT wraps it: no PreTrainedModel, but it gives logits."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, **inputs):
+        return self.base(**inputs)
+
+
+@pytest.mark.parametrize("kind", ["model", "wrapped", "function", "tensor"])
+def test_whatever_gives_logits_is_a_reference(tmp_path, kind):
+    """The same one each time; a module is held still."""
+    frozen = language_model(2)
+    reference = {
+        "model": frozen,
+        "wrapped": Wrapped(frozen),
+        "function": functools.partial(frozen),
+        "tensor": lambda input_ids, **_: frozen(input_ids).logits,
+    }[kind]
+    expected = trained(steered(tmp_path, reference=language_model(2)))
+    assert_same(trained(steered(tmp_path, reference=reference)), expected)
+    assert kind in ("function", "tensor") or not any(p.requires_grad for p in frozen.parameters())
+
+
+class WithAdapter(torch.nn.Module):
+    """A model with trained numbers beside its frozen base, as PEFT has them."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.config = base.config
+        self.adapter = torch.nn.Parameter(torch.randn(VOCABULARY))
+        self.is_on = True
+
+    @contextmanager
+    def disable_adapter(self):
+        self.is_on = False
+        yield
+        self.is_on = True
+
+    def forward(self, input_ids, labels=None, **options):
+        assert self.is_on or not self.training
+        output = self.base(input_ids, **options)
+        return {"logits": output.logits + self.is_on * self.adapter}
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_the_base_with_adapters_off_is_a_reference(tmp_path, cut):
+    options = {"gradient_accumulation_steps": cut, "max_steps": 2}
+    ends = []
+    for reference in (AdaptersOff, lambda model: language_model(2)):
+        torch.manual_seed(7)
+        model = WithAdapter(language_model(2))
+        ends.append(trained(steered(tmp_path, model, options=options, reference=reference(model))))
+        assert model.training
+        assert model.adapter.requires_grad
+    assert_same(*ends)
+    assert not torch.equal(ends[0]["adapter"], WithAdapter(language_model(2)).adapter)
+
+
+def test_a_reference_that_is_part_of_the_model_is_an_error(tmp_path):
+    model = WithAdapter(language_model(1))
+    model.base.lm_head.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"shares 1 trained parameter.*base.lm_head.weight.*Adap"):
+        steered(tmp_path, model, reference=model.base)
+    assert model.base.lm_head.weight.requires_grad
+    with pytest.raises(ValueError, match="trained parameters"):
+        steered(tmp_path, model, reference=Wrapped(model))
+    with pytest.raises(TypeError, match="AdaptersOff needs a model with `disable_adapter`"):
+        AdaptersOff(language_model(1))
+
+
+def test_a_column_that_the_data_lack_is_an_error_before_training(tmp_path):
+    class Table(list):
+        column_names = ["input_ids", "labels"]  # noqa: RUF012
+
+    with pytest.raises(ValueError, match=r"no column 'stored', the reference, only input_ids, l"):
+        steered(tmp_path, reference="stored", train_dataset=Table(sentences()))

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from drrho.contrastive.memory.temperature import Learned
 from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 
@@ -161,3 +161,57 @@ def test_what_it_refuses(tmp_path):
         contrastive(tmp_path, WithoutEmbeddings()).train()
     with pytest.raises(ValueError, match="no column 'place'"):
         contrastive(tmp_path, id_column="place").train()
+
+
+class Wrapped(torch.nn.Module):
+    """A dual encoder within another module, as torch.compile and PEFT hold it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_model = base
+
+    def forward(self, pixel_values, input_ids):
+        return self.base_model(pixel_values=pixel_values, input_ids=input_ids)
+
+
+@pytest.mark.parametrize("objective", [DRRHO, DRRhoCLIP(temperature=Learned(), rho=0.5)])
+def test_a_wrapped_model_trains_as_the_model(tmp_path, objective):
+    ends = []
+    for wrap in (lambda model: model, Wrapped):
+        model = dual_encoder()
+        contrastive(tmp_path, wrap(model), objective=objective, options={"max_steps": 2}).train()
+        ends.append(model.state_dict())
+    assert_close(*ends, rtol=0, atol=0)
+
+
+def test_a_frozen_logit_scale_is_no_learned_temperature(tmp_path):
+    model = dual_encoder()
+    model.logit_scale.requires_grad_(False)
+    contrastive(tmp_path, Wrapped(model))
+    learned = DRRhoCLIP(temperature=Learned(), rho=0.5)
+    with pytest.raises(ValueError, match=r"`logit_scale`, which is frozen.*requires_grad_\(True\)"):
+        contrastive(tmp_path, Wrapped(model), objective=learned)
+    with pytest.raises(ValueError, match="several parameters `logit_scale`: 0.logit_scale, 1"):
+        contrastive(tmp_path, torch.nn.ModuleList([dual_encoder(), dual_encoder()]))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(ROWS)
+
+
+def test_data_without_a_length_need_their_number(tmp_path):
+    with pytest.raises(ValueError, match="num_samples is needed.* train_dataset is Stream"):
+        contrastive(tmp_path, train_dataset=Stream())
+    with pytest.raises(ValueError, match="train_dataset is None"):
+        contrastive(tmp_path, train_dataset=None)
+    contrastive(tmp_path, train_dataset=Stream(), num_samples=N, options={"max_steps": 1}).train()
+
+
+def test_ids_that_count_from_one_are_an_error_that_says_so(tmp_path):
+    from_one = [row | {"sample_id": row["sample_id"] + 1} for row in ROWS]
+    for reference, objective in ((REFERENCE, DRRHO), (None, FastCLIP(temperature=0.1))):
+        with pytest.raises(IndexError, match=r"num_samples - 1 = 15; got .* to 16\. Subtract 1"):
+            contrastive(
+                tmp_path, train_dataset=from_one, reference=reference, objective=objective
+            ).train()

@@ -7,7 +7,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, GlobalContrastiveLoss  # noqa: E402
+from drrho.contrastive.objectives.clip import CLIP  # noqa: E402
+from drrho.contrastive.objectives.global_risk import (  # noqa: E402
+    DRRhoCLIP,
+    GlobalContrastiveLoss,
+    recommended_gamma_min,
+)
 from drrho.contrastive.pairs import PairEmbeddings  # noqa: E402
 from drrho.integrations.lightning import Steering  # noqa: E402
 from drrho.integrations.pairs import whole_state  # noqa: E402
@@ -123,3 +128,33 @@ def test_what_it_refuses(tmp_path):
         trained(tmp_path, epochs=1, accumulate_grad_batches=2)
     with pytest.raises(RuntimeError, match="when the Trainer sets up"):
         _ = TinyModule().steering.pairs
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Data without a length, for as long as they are asked for."""
+
+    def __iter__(self):
+        while True:
+            yield from DATA
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [CLIP(temperature=0.1), DRRHO, DRRhoCLIP(temperature=0.1)],
+    ids=lambda it: it.method,
+)
+def test_data_without_a_length_take_max_steps(tmp_path, objective):
+    model = TinyModule()
+    reference = REFERENCE if objective.needs_reference else None
+    model.steering = Steering(objective, num_samples=N, reference=reference)
+    trainer = lightning.Trainer(max_steps=5, **options(tmp_path))
+    trainer.fit(model, DataLoader(Stream(), 8))
+    assert trainer.global_step == 5
+    if objective == DRRhoCLIP(temperature=0.1):  # five steps of 8 of 16 samples: 2.5 epochs
+        assert model.steering._gamma(4) == pytest.approx(recommended_gamma_min(2.5))
+
+
+def test_the_length_of_a_training_without_end_is_asked_for(tmp_path):
+    trainer = lightning.Trainer(max_epochs=-1, **options(tmp_path))
+    with pytest.raises(ValueError, match="schedule of gamma needs the length .* max_steps"):
+        trainer.fit(TinyModule(), DataLoader(DATA, 8))

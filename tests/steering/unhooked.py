@@ -4,6 +4,7 @@ our own errors, which users see, can; and which cannot be compiled."""
 import pytest
 import torch
 
+from drrho.integrations.live_reference import check_live_reference
 from drrho.risk import KL, CVaR, Mean
 from drrho.steering import (
     BatchEstimator,
@@ -21,6 +22,14 @@ def test_what_is_not_of_the_losses_shape_is_refused(name):
         DRRhoLoss(Mean())(losses, **{name: other})
 
 
+def test_the_mean_of_the_losses_cannot_be_steered():
+    with pytest.raises(ValueError, match='losses is one number, .* with reduction="none"'):
+        DRRhoLoss(CVaR(fraction=0.5))(torch.tensor(0.3), torch.tensor(0.1))
+    one = torch.tensor([2.0], requires_grad=True)
+    DRRhoLoss(CVaR(fraction=0.5))(one).loss.backward()
+    assert one.grad == 1
+
+
 def test_losses_that_are_no_numbers_with_a_gradient_are_refused():
     with pytest.raises(TypeError, match="losses must be floating point, got torch.int64"):
         DRRhoLoss(Mean())(torch.arange(3))
@@ -35,13 +44,6 @@ def test_an_unknown_option_is_named(option):
 def test_labels_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"labels have shape \(2, 4\), logits \(2, 5, 7\)"):
         token_losses(torch.rand(2, 5, 7), torch.zeros(2, 4, dtype=torch.int64))
-
-
-def test_a_single_number_is_one_sample():
-    loss = torch.tensor(2.0, requires_grad=True)
-    result = DRRhoLoss(CVaR(fraction=0.5))(loss)
-    result.loss.backward()
-    assert loss.grad == 1
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,9 @@ def test_loss_compiles_into_one_graph(estimator):
             result.loss.backward()
             gradients.append(attached.grad)
         torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("wrong", [3, torch.zeros(2), {"logits": 1}, torch.nn.Linear])
+def test_a_live_reference_can_be_called(wrong):
+    with pytest.raises(TypeError, match="reference must be a model, a function that gives logits"):
+        check_live_reference(wrong, torch.nn.Linear(1, 1))

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from drrho.contrastive.memory.temperature import Tau, as_tau
 from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs, pair_partition
 from drrho.contrastive.tiles.log_sums import log_sums
 from drrho.contrastive.tiles.strip import Anchors, Strip, anchor_temperatures, make_strip
@@ -17,7 +17,7 @@ def contrastive_diagnostics(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
     epsilon: float,
     pairs: Partition | None = None,
 ) -> dict[str, Tensor]:
@@ -49,7 +49,8 @@ def contrastive_diagnostics(
         metrics = _moments("loss", plain, pairs)
         if reference is not None:
             metrics |= _moments("excess_loss", strip, pairs)
-        tau = anchor_temperatures(temperature, pairs, dtype=strip.dtype)
+        tau = as_tau(temperature, target.image)
+        tau = anchor_temperatures(tau, pairs, dtype=strip.dtype)
         return metrics | _weights(strip, tau, pairs, epsilon=epsilon)
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drrho.contrastive.memory.temperature import Tau, as_tau
 from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs
 from drrho.runtime.checks import require_at_least
 
@@ -38,7 +39,7 @@ def log_gap_means(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
 ) -> Float[Tensor, "2 batch"]:
     """Compute `log g`, `g_i = 1/(B-1) sum_{j != i} exp((x_ij - x_ii) / tau)`, of each anchor.
 
@@ -48,7 +49,7 @@ def log_gap_means(
     Args:
         target: unit embeddings (B, d) of the model in training.
         reference: unit embeddings (B, d_ref) of the frozen reference, of any dimension.
-        temperature: tau in units of cosine similarity, positive; a scalar, or of a shape that
+        temperature: tau in units of cosine similarity, positive; a number, or of a shape that
             expands to (2, B): one for each anchor.
 
     Raises:
@@ -57,6 +58,7 @@ def log_gap_means(
     similarities = pair_similarities(target, reference)
     num_pairs = len(similarities)
     positives = torch.eye(num_pairs, dtype=torch.bool, device=similarities.device)
+    temperature = as_tau(temperature, similarities)
     of_anchors = temperature.to(similarities.dtype).expand(2, num_pairs)
     log_sums = [
         ((x - x.diagonal()[:, None]) / tau[:, None])
@@ -85,7 +87,7 @@ def global_contrastive_risk(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, ""],
+    temperature: Tau,
     epsilon: float,
     rho: float = 0.0,
 ) -> Float[Tensor, ""]:
@@ -109,7 +111,7 @@ def global_contrastive_risk(
     return temperature * (rho + log_anchor_losses(log_means, epsilon).mean())
 
 
-def clip_loss(target: PairEmbeddings, *, temperature: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+def clip_loss(target: PairEmbeddings, *, temperature: Tau) -> Float[Tensor, ""]:
     """Compute CLIP's symmetric cross-entropy over the batch (InfoNCE), in nats."""
     log_means = log_gap_means(target, temperature=temperature)
     return clip_anchor_losses(log_means, num_pairs=len(target.image)).mean()

@@ -2,10 +2,13 @@
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from drrho.runtime.distributed import Partition, ProcessGroup, partition
+
+UNIT_TOLERANCE = 0.02
 
 
 class PairEmbeddings(NamedTuple):
@@ -37,6 +40,23 @@ def check_pairs(target: PairEmbeddings, reference: PairEmbeddings | None) -> Non
             "image, text and reference embeddings must have one row for each pair, got "
             f"{len(target.image)} of the target and {len(reference.image)} of the reference"
         )
+
+
+def check_unit_length(name: str, pairs: PairEmbeddings) -> None:
+    """Raise ValueError unless embeddings have unit length, up to the rounding of bfloat16.
+
+    On a GPU this waits for the device.
+    """
+    for side, embeddings in zip(("image", "text"), pairs, strict=True):
+        lengths = torch.linalg.vector_norm(embeddings.detach().float(), dim=1)
+        wrong = (lengths - 1).abs() > UNIT_TOLERANCE  # not of nan, which the loss shows
+        if wrong.any():
+            found = lengths[wrong]
+            raise ValueError(
+                f"{name} {side} embeddings must have unit length, got {found.min():.3g} to "
+                f"{found.max():.3g}; divide them by their norms, or take one of drrho.CLIPLoss, "
+                "drrho.DRRhoCLIPLoss and its siblings, which do"
+            )
 
 
 def check_negatives(num_pairs: int) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
+from drrho.integrations.live_reference import WITHOUT, call_live, check_live_reference, hold_still
 from drrho.integrations.trainer import TrainerWithState
 from drrho.risk import RiskMeasure
 from drrho.runtime.checks import require_choice
@@ -48,9 +49,11 @@ class SteeredTrainer(TrainerWithState):
         model: causal: its output has `logits`, of a position about the next token.
         args: the Trainer's.
         risk: see `drrho.risk`. `CVaR` of token losses is Rho-1's selection.
-        reference: a frozen model with the model's tokenizer; or the name of a column of
-            `train_dataset` with the losses that `reference_token_losses` computed once; or None,
-            which is ordinary distributionally robust optimisation.
+        reference: a model with the model's tokenizer, which is frozen here, or any function that
+            takes a batch's columns by name and gives logits (`AdaptersOff(model)` for the base of
+            a model with adapters); or the name of a column of `train_dataset` with the losses that
+            `reference_token_losses` computed once; or "none", which is ordinary distributionally
+            robust optimisation.
         estimator: of the data set's risk from batches; None is `BatchEstimator()`.
         unit: what the adversary weighs: tokens, or whole sequences by their mean token loss, each
             with its number of tokens as base measure.
@@ -61,9 +64,11 @@ class SteeredTrainer(TrainerWithState):
     them: the one would replace the loss, the other the model but not the estimator's state.
 
     Raises:
-        ValueError: an option of the Trainer would have no effect, or the model is not causal. In
-            training: the reference has another vocabulary, a batch lacks labels or the column, or
-            a loss is not finite.
+        TypeError: the reference is none of these.
+        ValueError: there is no reference, or it shares trained parameters with the model; an
+            option of the Trainer would have no effect, or the model is not causal. In training:
+            the reference has another vocabulary, a batch lacks labels or the column, or a loss is
+            not finite.
 
     Source: Lin et al., "Rho-1: not all tokens are what you need", 2024, for steering by tokens.
     """
@@ -79,7 +84,7 @@ class SteeredTrainer(TrainerWithState):
         args: TrainingArguments,
         *,
         risk: RiskMeasure,
-        reference: PreTrainedModel | str | None = None,
+        reference: Callable[..., Any] | str | None = None,
         estimator: Estimator | None = None,
         unit: Unit = "token",
         nonfinite: OfNonfinite = "raise",
@@ -95,6 +100,7 @@ class SteeredTrainer(TrainerWithState):
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         _refuse_options(model, args, reference, estimator, unit)
+        _check_reference(reference, model, train_dataset)
         super().__init__(
             model,
             args,
@@ -118,14 +124,17 @@ class SteeredTrainer(TrainerWithState):
         self.steering = DRRhoLoss(risk, estimator, nonfinite=nonfinite, missing=missing)
         self.steering.to(args.device)
         self.state_name = f"state of the estimator {type(self.steering.estimator).__name__}"
-        self.reference: PreTrainedModel | None = None
-        match reference:
-            case str():
+        self.reference: Callable[..., Any] | None = None
+        if isinstance(reference, str):
+            if reference != WITHOUT:
                 self.own_column = reference
                 self.data_collator = _CollatorWithLosses(self.data_collator, column=reference)
-            case PreTrainedModel():
-                self.reference = reference.requires_grad_(False).eval()
-                if reference.device != args.device:  # a quantised model cannot be moved
+        elif reference is not None:
+            self.reference = reference
+            hold_still(reference)
+            if isinstance(reference, nn.Module):
+                devices = {parameter.device for parameter in reference.parameters()}
+                if devices - {args.device}:  # a quantised model cannot be moved
                     self._move_model_to_device(reference, args.device)
         self.unit = unit
         self._micro_batches: list[Batch] = []
@@ -250,7 +259,7 @@ class SteeredTrainer(TrainerWithState):
     ) -> Float[Tensor, "batch predicted"]:
         assert self.reference is not None
         with torch.no_grad(), self.accelerator.autocast():
-            logits = _logits(self.reference(**inputs, use_cache=False), "the reference")
+            logits = _logits(call_live(self.reference, inputs), "the reference")
         if logits.shape[-1] != vocabulary:
             raise ValueError(
                 f"the reference has a vocabulary of {logits.shape[-1]} tokens, the model of "
@@ -339,7 +348,27 @@ class _CollatorWithLosses:
         return {**batch, self.column: losses}
 
 
+def _check_reference(reference: object, model: nn.Module, train_dataset: Any) -> None:
+    """Raise TypeError or ValueError unless this can be a reference of the model."""
+    if reference is None:
+        raise ValueError(
+            "SteeredTrainer needs a reference: a model, a function that gives logits, or the name "
+            f'of a column with stored losses. For a risk of the plain losses pass "{WITHOUT}"'
+        )
+    if not isinstance(reference, str):
+        check_live_reference(reference, model)
+        return
+    columns = getattr(train_dataset, "column_names", None)
+    if reference != WITHOUT and isinstance(columns, list) and reference not in columns:
+        raise ValueError(
+            f"train_dataset has no column {reference!r}, the reference, only {', '.join(columns)}; "
+            "add it with reference_token_losses"
+        )
+
+
 def _logits(outputs: Any, whose: str) -> Float[Tensor, "batch length vocabulary"]:
+    if isinstance(outputs, Tensor):
+        return outputs
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if logits is None:
         raise ValueError(
@@ -377,7 +406,7 @@ def _sums(losses: Losses, weights: Float[Tensor, "*shape"]) -> Float64[Tensor, "
 def _refuse_options(
     model: nn.Module,
     args: TrainingArguments,
-    reference: PreTrainedModel | str | None,
+    reference: object,
     estimator: Estimator | None,
     unit: str,
 ) -> None:

@@ -16,7 +16,13 @@ from transformers import TrainingArguments
 
 from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.integrations.pairs import MAX_LOG_SCALE, EmbeddingStore, SteeredPairs, logit_scale
+from drrho.integrations.pairs import (
+    MAX_LOG_SCALE,
+    EmbeddingStore,
+    SteeredPairs,
+    check_steering,
+    logit_scale,
+)
 from drrho.integrations.trainer import TrainerWithState
 from drrho.training.schedules import Schedule
 
@@ -76,7 +82,16 @@ class ContrastiveTrainer(TrainerWithState):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
     ) -> None:
         _refuse_options(args)
-        logit_scale(model)  # an error where there is none
+        scale = logit_scale(model)  # an error where there is none
+        if objective.temperature.learned and not scale.requires_grad:
+            raise ValueError(
+                "a learned temperature is the model's `logit_scale`, which is frozen (PEFT "
+                "freezes whatever is no adapter): call logit_scale(model).requires_grad_(True), of "
+                "drrho.integrations.pairs, or take a constant temperature"
+            )
+        if num_samples is None:
+            num_samples = _number_of(train_dataset)
+        check_steering(objective, num_samples=num_samples, reference=reference)
         super().__init__(
             model,
             args,
@@ -88,8 +103,6 @@ class ContrastiveTrainer(TrainerWithState):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        if num_samples is None:
-            num_samples = len(train_dataset)
         self.num_samples = num_samples
         self.own_column = self.id_column = id_column
         self.steering = SteeredPairs(objective, num_samples=num_samples, reference=reference)
@@ -157,6 +170,17 @@ class ContrastiveTrainer(TrainerWithState):
             pairs = steps * self.args.train_batch_size * self.args.world_size
             self._gamma = self.steering.gamma_schedule(steps=steps, epochs=pairs / self.num_samples)
         return self._gamma
+
+
+def _number_of(train_dataset: Any) -> int:
+    try:
+        return len(train_dataset)
+    except TypeError:
+        kind = "None" if train_dataset is None else type(train_dataset).__name__
+        raise ValueError(
+            f"num_samples is needed, the size of the data set: train_dataset is {kind}, which "
+            "has no length"
+        ) from None
 
 
 def _embeddings(outputs: Any) -> PairEmbeddings:

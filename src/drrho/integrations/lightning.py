@@ -10,6 +10,7 @@ def configure_callbacks(self):
 return [self.steering]
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, whole_state
-from drrho.training.schedules import Schedule
+from drrho.integrations.pairs import EmbeddingStore, SteeredPairs, check_steering, whole_state
+from drrho.training.schedules import Schedule, constant
 
 
 class Steering(Callback):
@@ -39,6 +40,7 @@ class Steering(Callback):
         num_samples: int,
         reference: EmbeddingStore | PairEmbeddings | None = None,
     ) -> None:
+        check_steering(objective, num_samples=num_samples, reference=reference)
         self._make = partial(SteeredPairs, objective, num_samples=num_samples, reference=reference)
         self._pairs: SteeredPairs | None = None
         self._gamma: Schedule | None = None
@@ -67,13 +69,25 @@ class Steering(Callback):
     ) -> Float[Tensor, ""]:
         """Compute the loss of a training step, as `SteeredPairs`; logs gamma."""
         if self._gamma is None:
-            steps = int(module.trainer.estimated_stepping_batches)
-            epochs = steps / max(1, int(module.trainer.num_training_batches))
-            self._gamma = self.pairs.gamma_schedule(steps=steps, epochs=epochs)
+            self._gamma = self._gamma_of_run(module.trainer, len(target.image))
         gamma = self._gamma(module.trainer.global_step)
         if self.pairs.objective.estimator is not None:
             module.log("gamma", gamma)
         return self.pairs(target, sample_ids=sample_ids, logit_scale=logit_scale, gamma=gamma)
+
+    def _gamma_of_run(self, trainer: Trainer, num_pairs: int) -> Schedule:
+        if self.pairs.objective.estimator is None:
+            return constant(1.0)
+        steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "the schedule of gamma needs the length of the training: give the Trainer "
+                "max_steps, or max_epochs with data that have a length"
+            )
+        # Data without a length: by the pairs of a step.
+        per_epoch = self.pairs.num_samples / (num_pairs * trainer.world_size)
+        epochs = steps / (per_epoch if math.isinf(batches) else max(1, int(batches)))
+        return self.pairs.gamma_schedule(steps=int(steps), epochs=epochs)
 
     def setup(self, _trainer: Trainer, _module: LightningModule, stage: str) -> None:
         if self._pairs is None and stage == "fit":

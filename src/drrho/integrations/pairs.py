@@ -10,9 +10,11 @@ from drrho.contrastive.memory.temperature import CLIP_MINIMUM, Learned, PerSampl
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.global_risk import AnchorAverages, GlobalRisk
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
-from drrho.contrastive.pairs import PairEmbeddings
-from drrho.runtime.checks import require_positive
+from drrho.contrastive.pairs import PairEmbeddings, check_pairs, check_unit_length
+from drrho.runtime.checks import require_at_least, require_positive
 from drrho.training.schedules import Schedule, averaging_rate, constant
+
+ROWS_CHECKED = 10_000  # rows of a reference whose length is looked at
 
 MAX_LOG_SCALE = math.log(1 / CLIP_MINIMUM)
 
@@ -52,6 +54,7 @@ class SteeredPairs(nn.Module):
 
     Raises:
         ValueError: the config has what a host cannot give, or the reference does not fit it.
+        TypeError: the reference is neither a store nor embeddings.
 
     Source: docs/mathematics.md, "DRRho-CLIP".
     """
@@ -64,20 +67,11 @@ class SteeredPairs(nn.Module):
         reference: EmbeddingStore | PairEmbeddings | None = None,
     ) -> None:
         super().__init__()
-        _require_fit(config)
-        if config.needs_reference != (reference is not None):
-            raise ValueError(
-                "reference is for DRRhoCLIP, which needs one, and for no other objective; got "
-                f"{'none' if reference is None else 'one'} for {config.method!r}"
-            )
-        if isinstance(reference, PairEmbeddings) and len(reference.image) != num_samples:
-            raise ValueError(
-                f"reference must have a row for each of the {num_samples} samples, got "
-                f"{len(reference.image)}"
-            )
+        check_steering(config, num_samples=num_samples, reference=reference)
         self.objective = ContrastiveObjective(config, num_samples=num_samples)
         if config.temperature.learned:
             self.objective.register_module("temperature", _HostTemperature())
+        self.num_samples = num_samples
         self._reference = reference
 
     @property
@@ -102,12 +96,14 @@ class SteeredPairs(nn.Module):
 
         Raises:
             ValueError: numbers of rows differ, or fewer than two pairs have a reference.
+            IndexError: an id outside the data set (of ids on a GPU, a device assertion).
         """
         if len(sample_ids) != len(target.image):
             raise ValueError(
                 f"sample_ids must be one for each pair, got {len(sample_ids)} for "
                 f"{len(target.image)} pairs"
             )
+        self._check_ids(sample_ids)
         reference = self._reference
         if isinstance(reference, PairEmbeddings):
             rows = reference.take(sample_ids.to(reference.image.device))
@@ -147,6 +143,18 @@ class SteeredPairs(nn.Module):
         if self._memory is not None and averages is not None:
             self._memory.log_u.update(sample_ids, averages, lambda _, earlier: earlier)
 
+    def _check_ids(self, sample_ids: Tensor) -> None:
+        """Raise IndexError for an id outside the data set, where looking costs nothing."""
+        if sample_ids.device.type != "cpu" or len(sample_ids) == 0:
+            return
+        least, most = int(sample_ids.min()), int(sample_ids.max())
+        if not 0 <= least <= most < self.num_samples:
+            raise IndexError(
+                "sample ids are places in the data set, from 0 to num_samples - 1 = "
+                f"{self.num_samples - 1}; got {least} to {most}. Subtract 1 from ids that count "
+                "from 1"
+            )
+
     @property
     def _memory(self) -> AnchorAverages | None:
         estimator = self.objective.estimator
@@ -180,14 +188,53 @@ def set_logit_scale(model: nn.Module, temperature: float) -> None:
 
 
 def logit_scale(model: nn.Module) -> nn.Parameter:
-    """Return the model's parameter `logit_scale`, the logarithm of 1 / tau, or raise ValueError."""
-    parameter = dict(model.named_parameters(recurse=False)).get("logit_scale")
-    if parameter is None:
+    """Return the model's parameter `logit_scale`, the logarithm of 1 / tau.
+
+    It may lie within wrappers, such as those of PEFT and torch.compile.
+
+    Raises:
+        ValueError: the model has none, or several.
+    """
+    found = {n: p for n, p in model.named_parameters() if n.split(".")[-1] == "logit_scale"}
+    if not found:
         raise ValueError(
             f"{type(model).__name__} has no parameter `logit_scale`; take a dual encoder, like "
             "open_clip's CLIP or transformers' CLIPModel"
         )
-    return parameter
+    if len(found) > 1:
+        raise ValueError(
+            f"{type(model).__name__} has several parameters `logit_scale`: {', '.join(found)}; "
+            "train one dual encoder"
+        )
+    return next(iter(found.values()))
+
+
+def check_steering(config: Objective, *, num_samples: int, reference: object) -> None:
+    """Raise unless these can steer a host; see `SteeredPairs`."""
+    _require_fit(config)
+    require_at_least(1, num_samples=num_samples)
+    if config.needs_reference != (reference is not None):
+        raise ValueError(
+            "reference is for DRRhoCLIP, which needs one, and for no other objective; got "
+            f"{'none' if reference is None else 'one'} for {config.method!r}"
+        )
+    if isinstance(reference, PairEmbeddings):
+        if len(reference.image) != num_samples:
+            raise ValueError(
+                f"reference must have a row for each of the {num_samples} samples, got "
+                f"{len(reference.image)}"
+            )
+        check_pairs(reference, None)
+        rows = slice(None, None, max(1, num_samples // ROWS_CHECKED))
+        check_unit_length("reference", reference.take(rows))
+    elif reference is not None and (
+        isinstance(reference, Tensor) or not isinstance(reference, EmbeddingStore)
+    ):  # a tensor has a `gather` as well
+        raise TypeError(
+            "reference must be stored embeddings, as drrho.open_reference(folder, manifest) gives "
+            "them, or PairEmbeddings with a row for each sample, got "
+            f"{type(reference).__name__}"
+        )
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -292,6 +292,11 @@ def _table(batch: Losses) -> Float64[Tensor, "n 6"]:
     losses = batch.losses.detach()
     if not losses.is_floating_point():
         raise TypeError(f"losses must be floating point, got {losses.dtype}")
+    if losses.ndim == 0:
+        raise ValueError(
+            "losses is one number, a mean, which cannot be steered; pass the loss of every sample, "
+            'as loss functions give it with reduction="none"'
+        )
     for name, other in batch._asdict().items():
         if other is not None and other.shape != losses.shape:
             raise ValueError(

@@ -27,6 +27,18 @@ def require_temperature(name: str, value: float) -> None:
         )
 
 
+Tau = Float[Tensor, "..."] | float
+
+
+def as_tau(temperature: Tau, like: Tensor) -> Float[Tensor, "..."]:
+    """Make a temperature that is given as a number a tensor, beside embeddings."""
+    if isinstance(temperature, Tensor):
+        return temperature
+    require_temperature("temperature", temperature)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    return torch.tensor(temperature, dtype=wide, device=like.device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Constant:
     """A temperature that stays what it is.

@@ -13,6 +13,8 @@ from drrho.contrastive.exact import clip_anchor_losses, pair_similarities
 from drrho.contrastive.memory.temperature import (
     DEFAULT_TEMPERATURE,
     OneTemperatureOrFloat,
+    Tau,
+    as_tau,
     as_temperature,
     require_temperature,
 )
@@ -107,7 +109,7 @@ class Teacher(NamedTuple):
 
 
 def distillation_anchor_losses(
-    target: PairEmbeddings, teachers: Sequence[Teacher], *, temperature: Float[Tensor, "..."]
+    target: PairEmbeddings, teachers: Sequence[Teacher], *, temperature: Tau
 ) -> Float[Tensor, "2 batch"]:
     """Cross-entropy of the target's matching probabilities under the teachers', of each anchor.
 
@@ -131,6 +133,7 @@ def distillation_anchor_losses(
     """
     _check_teachers(target, teachers)
     similarities = pair_similarities(target)
+    temperature = as_tau(temperature, similarities)
     of_anchors = temperature.to(similarities.dtype).expand(2, len(similarities))
     with torch.no_grad():
         logits = [
@@ -148,7 +151,7 @@ def tiled_distillation_anchor_losses(
     target: PairEmbeddings,
     teachers: Sequence[Teacher],
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
     pairs: Partition | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "2 batch"]:
@@ -161,6 +164,7 @@ def tiled_distillation_anchor_losses(
     """
     _check_teachers(target, teachers)
     pairs = pair_partition(target) if pairs is None else pairs
+    temperature = as_tau(temperature, target.image)
     log_means = log_gap_means(target, temperature=temperature, pairs=pairs, impl=impl)
     expected = _ExpectedGaps.apply(*target, tuple(teachers), pairs)
     assert isinstance(expected, Tensor)

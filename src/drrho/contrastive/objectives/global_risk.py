@@ -13,10 +13,13 @@ from drrho.contrastive.memory.temperature import (
     DEFAULT_TEMPERATURE,
     AnyTemperatureOrFloat,
     Learned,
+    Tau,
+    as_tau,
     as_temperature,
+    require_temperature,
 )
 from drrho.contrastive.objectives.distillation import DistillationTerm, count_teachers
-from drrho.contrastive.pairs import PairEmbeddings, pair_partition
+from drrho.contrastive.pairs import PairEmbeddings, check_unit_length, pair_partition
 from drrho.contrastive.tiles.implementation import (
     Implementation,
     check_implementation,
@@ -242,7 +245,7 @@ class GlobalContrastiveLoss(nn.Module):
         target: PairEmbeddings,
         reference: PairEmbeddings | None = None,
         *,
-        temperature: Float[Tensor, "..."],
+        temperature: Tau,
         sample_ids: Int[Tensor, " batch"] | SampleBatch | None,
         gamma: float,
         pairs: Partition | None = None,
@@ -258,9 +261,36 @@ class GlobalContrastiveLoss(nn.Module):
 
         Raises:
             ValueError: gamma outside (0, 1], sample_ids missing for a gamma below 1, or given to a
-                loss without memory.
+                loss without memory; a temperature outside (0, 1], or embeddings that have not
+                unit length.
             IndexError: as `SampleTable.locate`.
         """
+        temperature = as_tau(temperature, target.image)
+        for value in temperature.detach().aminmax():
+            require_temperature("temperature", value.item())
+        check_unit_length("target", target)
+        if reference is not None:
+            check_unit_length("reference", reference)
+        return self.estimate(
+            target,
+            reference,
+            temperature=temperature,
+            sample_ids=sample_ids,
+            gamma=gamma,
+            pairs=pairs,
+        )
+
+    def estimate(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None,
+        *,
+        temperature: Float[Tensor, "..."],
+        sample_ids: Int[Tensor, " batch"] | SampleBatch | None,
+        gamma: float,
+        pairs: Partition | None,
+    ) -> Float[Tensor, ""]:
+        """Compute `forward` of embeddings and temperatures that have been checked."""
         pairs = pair_partition(target, group=self.group) if pairs is None else pairs
         if isinstance(sample_ids, Tensor):
             sample_ids = self.locate(sample_ids.to(target.image.device), pairs)

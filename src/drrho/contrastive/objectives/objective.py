@@ -35,7 +35,7 @@ from drrho.contrastive.objectives.siglip import (
     siglip_anchor_losses,
     tiled_siglip_anchor_losses,
 )
-from drrho.contrastive.pairs import PairEmbeddings, pair_partition
+from drrho.contrastive.pairs import PairEmbeddings, check_unit_length, pair_partition
 from drrho.contrastive.tiles.implementation import (
     Implementation,
     check_implementation,
@@ -111,7 +111,7 @@ class ContrastiveObjective(nn.Module):
                 group=group,
                 impl=impl,
             )
-        self._checked_radius = False
+        self._checked_radius = self._checked_lengths = False
 
     def forward(
         self,
@@ -138,9 +138,10 @@ class ContrastiveObjective(nn.Module):
 
         Raises:
             ValueError: reference, teachers or sample_ids are missing, or have no effect on the
-                objective.
+                objective; or embeddings have not unit length.
         """
         self._require_models(reference, teachers)
+        self._check_lengths(target, reference, teachers)
         pairs = pair_partition(target, group=self.group)
         check_processes(self.impl, pairs)
         self._check_radius(pairs)
@@ -182,7 +183,7 @@ class ContrastiveObjective(nn.Module):
                 losses = tiled_siglip_anchor_losses(target, temperature=tau, bias=bias, pairs=pairs)
             return pairs.mean(losses)
         if self.estimator is not None:
-            return self.estimator(
+            return self.estimator.estimate(
                 target, reference, temperature=tau, sample_ids=batch, gamma=gamma, pairs=pairs
             )
         if isinstance(self.config, Distillation):
@@ -255,6 +256,22 @@ class ContrastiveObjective(nn.Module):
                 f"the objective has temperatures of {self.config.num_teachers} teachers, "
                 f"got embeddings of {len(teachers)}"
             )
+
+    def _check_lengths(
+        self,
+        target: PairEmbeddings,
+        reference: PairEmbeddings | None,
+        teachers: Sequence[PairEmbeddings],
+    ) -> None:
+        """Look at the lengths of embeddings: on a GPU, which is waited for, at the first's only."""
+        if torch.compiler.is_compiling() or (self._checked_lengths and target.image.is_cuda):
+            return
+        check_unit_length("target", target)
+        if reference is not None:
+            check_unit_length("reference", reference)
+        for number, teacher in enumerate(teachers):
+            check_unit_length(f"teacher {number}", teacher)
+        self._checked_lengths = True
 
     def _check_radius(self, pairs: Partition) -> None:
         if self._checked_radius:

@@ -14,6 +14,8 @@ from drrho.contrastive.memory.temperature import (
     DEFAULT_TEMPERATURE,
     Learned,
     OneTemperatureOrFloat,
+    Tau,
+    as_tau,
     as_temperature,
 )
 from drrho.contrastive.objectives.distillation import DistillationTerm, count_teachers
@@ -52,7 +54,7 @@ class SigLIP:
 
 
 def siglip_anchor_losses(
-    target: PairEmbeddings, *, temperature: Float[Tensor, ""], bias: Float[Tensor, ""]
+    target: PairEmbeddings, *, temperature: Tau, bias: Float[Tensor, ""]
 ) -> Float[Tensor, " batch"]:
     """`-sum_j log sigmoid(y_ij (S_ij / tau + b))` of each image i, y_ij = 1 if i = j and else -1.
 
@@ -69,7 +71,7 @@ def siglip_anchor_losses(
 
     Source: docs/mathematics.md, "SigLIP"; Zhai et al., arXiv 2303.15343.
     """
-    z = pair_similarities(target) / temperature + bias
+    z = pair_similarities(target) / as_tau(temperature, target.image) + bias
     signs = 2 * torch.eye(len(z), dtype=z.dtype, device=z.device) - 1
     return softplus(-signs * z).sum(dim=1)
 
@@ -77,7 +79,7 @@ def siglip_anchor_losses(
 def tiled_siglip_anchor_losses(
     target: PairEmbeddings,
     *,
-    temperature: Float[Tensor, ""],
+    temperature: Tau,
     bias: Float[Tensor, ""],
     pairs: Partition | None = None,
 ) -> Float[Tensor, " batch"]:
@@ -87,6 +89,7 @@ def tiled_siglip_anchor_losses(
     """
     check_pairs(target, None)
     pairs = pair_partition(target) if pairs is None else pairs
+    temperature = as_tau(temperature, target.image)
     result = _TiledSiglip.apply(*target, temperature, bias, pairs)
     assert isinstance(result, Tensor)
     return result

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from drrho.contrastive import exact
+from drrho.contrastive.memory.temperature import Tau
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
 from drrho.runtime.checks import require_choice
@@ -38,7 +39,7 @@ def log_gap_means(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
     pairs: Partition | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "2 batch"]:

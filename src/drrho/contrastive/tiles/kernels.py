@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from drrho.contrastive.memory.temperature import Tau
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import triton
 from drrho.contrastive.tiles.log_sums import Gradient, Passes, log_gap_means_in_passes
@@ -32,7 +33,7 @@ def fused_log_gap_means(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
     pairs: Partition | None = None,
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors: `tiled_log_gap_means` for CUDA.

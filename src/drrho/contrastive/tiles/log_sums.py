@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from drrho.contrastive.memory.temperature import Tau, as_tau
 from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs, pair_partition
 from drrho.contrastive.tiles.strip import (
     Anchors,
@@ -29,7 +30,7 @@ def tiled_log_gap_means(
     target: PairEmbeddings,
     reference: PairEmbeddings | None = None,
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
     pairs: Partition | None = None,
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors: `log_gap_means`, with the pairs of all processes.
@@ -85,7 +86,7 @@ def log_gap_means_in_passes(
     target: PairEmbeddings,
     reference: PairEmbeddings | None,
     *,
-    temperature: Float[Tensor, "..."],
+    temperature: Tau,
     pairs: Partition | None,
 ) -> Float[Tensor, "2 batch"]:
     """Compute `tiled_log_gap_means` by the given passes, with its collectives and its autograd."""
@@ -93,6 +94,7 @@ def log_gap_means_in_passes(
     pairs = pair_partition(target) if pairs is None else pairs
     check_negatives(pairs.num_rows)
     images, texts = (None, None) if reference is None else reference
+    temperature = as_tau(temperature, target.image)
     of_anchors = temperature.expand(2, len(target.image))
     anchors = anchor_temperatures(temperature, pairs, dtype=wide_dtype(target.image))
     result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, anchors, pairs)
