@@ -207,15 +207,16 @@ class _Training:
                 config=recipe.selection, module=model.module, loss=loss, seed=recipe.seed
             )
         towers: nn.Module = Towers(model.module)
-        if self.processes.size > 1 and recipe.parallel == "replicated":
-            towers = replicate(towers, self.device)
+        placeholder = None if self.processes.size == 1 else self._placeholder(model)
+        if placeholder is not None and recipe.parallel == "replicated":
+            towers = replicate(towers, self.device, inputs=placeholder)
         return ContrastiveStep(
             towers=towers,
             loss=loss,
             gamma=gamma_schedule(recipe, epochs=epochs),
             micro_batch_size=recipe.micro_batch_size,
             selector=selector,
-            placeholder=None if self.processes.size == 1 else self._placeholder(model),
+            placeholder=placeholder,
         )
 
     def _placeholder(self, model: TwoTower) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Parallel and memory-saving training: DDP, FSDP2, gradient checkpointing, compilation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+
+from drrho.runtime.randomness import preserved_generators
 
 Parallel = Literal["replicated", "sharded"]
 
@@ -77,11 +79,43 @@ def shard(module: nn.Module, *, methods: tuple[str, ...]) -> None:
         register_fsdp_forward_method(module, method)
 
 
-def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a module in DistributedDataParallel: a whole model per process, averaged gradients."""
+def replicate(
+    module: nn.Module, device: torch.device, *, inputs: Sequence[Tensor]
+) -> DistributedDataParallel:
+    """Wrap a module in DistributedDataParallel: a whole model per process, averaged gradients.
+
+    DistributedDataParallel would wait for the gradients of parameters that no backward pass reaches
+    (a mask token, the bias of another loss). They are left out, and stay as one process leaves
+    them.
+
+    Args:
+        module: module on its device.
+        device: of this process.
+        inputs: arguments of one forward pass, which show what a backward pass reaches.
+    """
+    unreached = unreached_parameters(module, inputs)
+    # It asks for a parameter of the module itself by either name.
+    names = [*unreached, *(f".{name}" for name in unreached)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
     return DistributedDataParallel(
         module, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True
     )
+
+
+def unreached_parameters(module: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
+    """Name the trainable parameters that the gradient of a module's outputs does not reach.
+
+    Gradients, buffers and random states are left as they were.
+    """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    # Blocks that are compiled would be compiled for these inputs too.
+    with preserved_generators(), torch.compiler.set_stance("force_eager"):
+        outputs = torch.stack([output.float().sum() for output in module(*inputs)])
+        found = torch.autograd.grad(outputs.sum(), list(trained.values()), allow_unused=True)
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+    return [name for name, gradient in zip(trained, found, strict=True) if gradient is None]
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
