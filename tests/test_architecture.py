@@ -208,6 +208,23 @@ def test_imports_are_absolute():
     )
 
 
+def test_text_is_utf_8_whatever_the_locale():
+    def opens_text(node):
+        mode = [it.value for it in node.args[1:2] if isinstance(it, ast.Constant)]
+        name = ast.unparse(node.func)
+        text = name.endswith((".read_text", ".write_text")) or (
+            name == "open" and "b" not in str(mode or "r")
+        )
+        return text and not any(it.arg == "encoding" for it in node.keywords)
+
+    assert_none(
+        (path, f"line {node.lineno} needs encoding=")
+        for path in MODULES
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.Call) and opens_text(node)
+    )
+
+
 def test_modules_are_short():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert_none(

@@ -257,7 +257,7 @@ def write_scenes(folder: Path, config: ScenesConfig) -> list[Path]:
     num_shards = math.ceil(config.num_samples / config.samples_per_shard)
     paths = [folder / f"scenes-{shard:04d}.tar" for shard in range(num_shards)]
     marker = folder / "scenes.json"
-    if marker.is_file() and json.loads(marker.read_text()) == asdict(config):
+    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == asdict(config):
         return paths
     others = set(folder.glob("*.tar")) - set(paths)
     if marker.is_file() or others:

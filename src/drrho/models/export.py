@@ -140,5 +140,5 @@ def _tokenizer(config: dict[str, Any], transformers: Any) -> Any:
         lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
         (Path(folder) / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings))
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         return transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)

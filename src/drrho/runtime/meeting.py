@@ -277,7 +277,7 @@ def _place() -> str:
 def _is_alive(pid: int) -> bool:
     """Whether a process of this machine runs; a zombie does not."""
     with suppress(OSError):  # where there is no /proc
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

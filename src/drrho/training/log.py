@@ -117,7 +117,11 @@ def _wandb_run(folder: Path, project: str) -> Any:
     if not path.is_file():
         write_atomically(path, uuid.uuid4().hex.encode())
     return wandb.init(
-        project=project, name=folder.name, dir=str(folder), id=path.read_text(), resume="allow"
+        project=project,
+        name=folder.name,
+        dir=str(folder),
+        id=path.read_text(encoding="utf-8"),
+        resume="allow",
     )
 
 

@@ -47,7 +47,7 @@ def read_task_list(source: str) -> tuple[ListedTask, ...]:
         ValueError: the file is no such list; names it and the task.
     """
     own_list = resources.files("drrho.evaluation").joinpath("datacomp.yml")
-    known = _parse(own_list.read_text(), DATACOMP)
+    known = _parse(own_list.read_text(encoding="utf-8"), DATACOMP)
     if source == DATACOMP:
         entries = known
     else:

@@ -212,5 +212,5 @@ def run_comparison(comparison: Comparison, config: CompareConfig) -> tuple[str, 
 
 def comparison_report(output: str) -> str:
     """The tables of a finished comparison, and where its other files are."""
-    written = (Path(output) / "results.md").read_text()
+    written = (Path(output) / "results.md").read_text(encoding="utf-8")
     return f"\n{written}\nThe numbers are in {output}/results.json, the plots beside it."
