@@ -38,7 +38,6 @@ from drrho.runtime.records import from_json
 
 FORMAT = "drrho manifest"
 VERSION = 2
-LOAD_ATTEMPTS = 20
 HEAD_BYTES = 4096  # of a manifest: the name of its rows stands in front of the shards
 MAX_JSON = 2**30  # bytes of the file: unusable rows take about 25 each
 ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
@@ -267,10 +266,13 @@ class Manifest:
             FileNotFoundError: there is no such file, or that of its rows is missing.
             ValueError: it is no manifest, or one of another version.
         """
-        for _ in range(LOAD_ATTEMPTS - 1):
-            with suppress(FileNotFoundError):  # its rows, if it was replaced while it was read
+        while True:
+            before = _version(path)
+            try:
                 return cls._load(path)
-        return cls._load(path)
+            except FileNotFoundError:
+                if _version(path) == before:  # else its rows went when it was replaced
+                    raise
 
     @classmethod
     def _load(cls, path: str | Path) -> "Manifest":
@@ -331,6 +333,14 @@ def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
     if "://" not in shard.url and Path(shard.url).is_relative_to(folder):
         entry["url"] = Path(shard.url).relative_to(folder).as_posix()
     return entry
+
+
+def _version(path: str | Path) -> tuple[int, int] | None:
+    """Return what differs between a file and the one that replaces it; None if there is none."""
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _is_bare_name(name: object) -> bool:

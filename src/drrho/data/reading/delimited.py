@@ -9,6 +9,7 @@ from drrho.data.reading.cells import Unreadable
 from drrho.data.reading.parquet import require_columns
 from drrho.runtime.files import parse_json, require_regular
 
+MAX_BYTES = 2**32  # of a file, which is read whole
 Fields = list[str]
 
 
@@ -56,7 +57,7 @@ def read_json_lines(url: str, names: list[str], *, remedy: str = "") -> list[lis
 
 
 def _read_text(url: str) -> str:
-    require_regular(url)
+    require_regular(url, most=MAX_BYTES)
     # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
     with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return file.read()

@@ -17,7 +17,7 @@ MAX_ELONGATION = 500  # of the longer side over the shorter, which a transform e
 # Decoding may take this much memory, or so many times the size of the file if that is more.
 MAX_BYTES, MAX_EXPANSION = 5 * MAX_PIXELS, 200
 # Bytes that decoders take for a pixel beside the result.
-DECODER_BYTES = {"WEBP": 12, "AVIF": 6}
+DECODER_BYTES = {"WEBP": 12, "AVIF": 6, "TIFF": 8}
 PROGRESSIVE_BYTES = 6  # libjpeg keeps all coefficients
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # others have 4
 STRIP_PIXELS = 2**20  # transparency is resolved in strips, which take a few copies each
