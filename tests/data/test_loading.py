@@ -402,3 +402,27 @@ def test_a_sample_on_which_the_transform_fails_is_counted(manifest, error):
     assert dict(s for batch in batches for s in batch.skipped) == BROKEN | {4: reason}
     with pytest.raises(NothingReadable, match="the transform failed"):
         list(evaluation_batches(manifest, lambda image: image.absent, batch_size=3))
+
+
+def killed_in_a_worker(image):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_lost_is_said_in_a_sentence(manifest):
+    with pytest.raises(OSError, match="a worker process .* was killed, .* lower loading.workers"):
+        next(train(manifest, transform=killed_in_a_worker, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("unable to write to file </torch_1>: No space left on device (28)", "/dev/shm"),
+        ("DataLoader worker (pid 1) is killed by signal: Bus error. It is ...", "/dev/shm"),
+        ("DataLoader worker (pid(s) 1, 2) exited unexpectedly", "was killed"),
+        ("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback ...", None),
+        ("a bug", None),
+    ],
+)
+def test_errors_of_lost_workers_are_told_from_others(message, sentence):
+    found = loading._loss_of_worker(message)
+    assert found is None if sentence is None else sentence in found

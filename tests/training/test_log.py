@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,8 @@ import pytest
 from drrho.training.log import MetricsLog, read_metrics
 
 
-def write(folder, steps, *, start_step=0, value=1.0):
-    with MetricsLog(folder, start_step=start_step) as log:
+def write(folder, steps, *, start_step=0, value=1.0, wandb_project=None):
+    with MetricsLog(folder, start_step=start_step, wandb_project=wandb_project) as log:
         for step in steps:
             log.write({"loss": value, "val/mrr": 0.5}, step=step, samples=8 * step, seconds=0.1)
 
@@ -64,6 +65,42 @@ def test_wandb_that_is_not_installed_is_an_error_that_says_how(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ModuleNotFoundError, match="wandb_project = 'p' needs wandb: pip install"):
         MetricsLog(tmp_path, start_step=0, wandb_project="p")
+
+
+def raising(*_, **__):
+    raise RuntimeError("no network\nand a trace")
+
+
+def test_wandb_without_a_key_or_a_network_does_not_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=raising))
+    with pytest.warns(UserWarning, match=r"Weights & Biases \(no network\).*WANDB_MODE=offline"):
+        write(tmp_path, [2, 4], wandb_project="p")
+    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
+
+
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_wandb_that_fails_later_does_not_end_the_run(tmp_path, monkeypatch, method):
+    run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    setattr(run, method, raising)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    with pytest.warns(UserWarning, match="Weights & Biases .no network.; training") as warned:
+        write(tmp_path, [2, 4], wandb_project="p")
+    assert len(warned) == 1
+    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
+
+
+def test_a_full_disk_ends_the_log_and_not_the_run(tmp_path):
+    with MetricsLog(tmp_path, start_step=0) as log:
+        log.write({"loss": 1.0}, step=1, samples=8, seconds=0.1)
+        assert log._file is not None
+        log._file.close()
+        log._file = full = open("/dev/full", "w")  # noqa: SIM115
+        with pytest.warns(UserWarning, match="no longer go to metrics.jsonl .*No space left"):
+            log.write({"loss": 1.0}, step=2, samples=8, seconds=0.1)
+        log.write({"loss": 1.0}, step=3, samples=8, seconds=0.1)
+    with suppress(OSError):
+        full.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -307,7 +307,7 @@ def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
     if workers > 0:
         # Before the function that multiprocessing registered: it ends workers, and waits for them.
         atexit.register(setattr, exiting, "value", True)
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         sampler=plan,
         batch_size=None,  # an item is a batch already
@@ -316,6 +316,41 @@ def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
         generator=torch.Generator(),  # or it would draw from the global one
         worker_init_fn=partial(_outlive_signals, exiting),
     )
+    return loader if workers == 0 else _from_workers(loader)
+
+
+def _from_workers(loader: Iterable) -> Iterator:
+    """Yield what workers load; where one of them was lost, say so in a sentence.
+
+    Raises:
+        OSError: a worker was killed, or the shared memory for batches is full.
+    """
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if (sentence := _loss_of_worker(str(error))) is None:
+                raise
+            raise OSError(sentence) from error
+        yield batch
+
+
+def _loss_of_worker(message: str) -> str | None:
+    """Explain an error that torch raises for a worker that is gone; None for other errors."""
+    if any(sign in message for sign in ("shared memory", "Bus error", "No space left", "shm")):
+        return (
+            "the shared memory (/dev/shm) in which worker processes hand over batches is full; "
+            "enlarge it (docker run --shm-size=8g), or lower loading.workers or loading.batch_size"
+        )
+    if "DataLoader worker" in message and "Traceback" not in message:
+        return (
+            "a worker process that loads data was killed, most often for memory; lower "
+            "loading.workers, or give the job more memory"
+        )
+    return None
 
 
 def _outlive_signals(exiting: c_bool, _worker: int) -> None:

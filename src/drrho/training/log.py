@@ -4,7 +4,7 @@ import json
 import math
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from drrho.runtime.records import from_json
 
 FILE_NAME = "metrics.jsonl"
 LONGEST_ROW = 2**20  # bytes
+WANDB_SECONDS = 30.0  # until a server counts as unreachable
 Row = Mapping[str, float | None]
 
 
@@ -21,7 +22,8 @@ class MetricsLog:
 
     A row is one flat object: `step`, `samples`, `seconds`, then name: value. A value that is not
     finite is written as null. Each row reaches the operating system before `write` returns, so it
-    survives the process.
+    survives the process. A place that fails (full disk, no network) is left out from then on, with
+    a warning: training goes on.
 
     Args:
         folder: folder of the run, created if it does not exist.
@@ -53,6 +55,7 @@ class MetricsLog:
         path = folder / FILE_NAME
         _keep_rows_before(start_step, path)
         self._file = path.open("a", encoding="utf-8")
+        self._failed: set[str] = set()
         try:
             # TensorBoard is optional, and slow to import for those who only read rows.
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
@@ -86,27 +89,51 @@ class MetricsLog:
         if self._file is None:
             return
         row |= {name: v if math.isfinite(v) else None for name, v in metrics.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in metrics.items():
-                self._events.add_scalar(name, value, global_step=step)
-            self._events.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(metrics) | {"samples": samples, "seconds": seconds}, step=step)
+        file, events, wandb = self._file, self._events, self._wandb
+        self._try(
+            FILE_NAME, lambda: (file.write(f"{json.dumps(row, allow_nan=False)}\n"), file.flush())
+        )
+        if events is not None:
+            self._try("TensorBoard", lambda: _add(events, metrics, step=step))
+        if wandb is not None:
+            values = dict(metrics) | {"samples": samples, "seconds": seconds}
+            self._try("Weights & Biases", lambda: wandb.log(values, step=step))
 
     def close(self) -> None:
-        """Close the files, and ends the run of Weights & Biases."""
+        """Close the files, and end the run of Weights & Biases."""
         if self._file is not None:
-            self._file.close()
+            self._try(FILE_NAME, self._file.close)
         if self._events is not None:
-            self._events.close()
+            self._try("TensorBoard", self._events.close)
         if self._wandb is not None:
-            self._wandb.finish()
+            self._try("Weights & Biases", self._wandb.finish)
+
+    def _try(self, place: str, act: Callable[[], object]) -> None:
+        """Write to a place, unless it has failed before; a failure is a warning."""
+        if place in self._failed:
+            return
+        try:
+            act()
+        except Exception as error:  # of other programs, in any kind
+            self._failed.add(place)
+            reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"metrics no longer go to {place} ({reason}); training goes on without",
+                stacklevel=4,
+            )
+
+
+def _add(events: Any, metrics: Mapping[str, float], *, step: int) -> None:
+    for name, value in metrics.items():
+        events.add_scalar(name, value, global_step=step)
+    events.flush()
 
 
 def _wandb_run(folder: Path, project: str) -> Any:
-    """Open the folder's run of Weights & Biases, the same whenever training continues there."""
+    """Open the folder's run of Weights & Biases, the same whenever training continues there.
+
+    Without a key or a network there is none, and a warning.
+    """
     try:
         import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  optional
     except ModuleNotFoundError as error:
@@ -116,13 +143,23 @@ def _wandb_run(folder: Path, project: str) -> Any:
     path = folder / "wandb-id"
     if not path.is_file():
         write_atomically(path, uuid.uuid4().hex.encode())
-    return wandb.init(
-        project=project,
-        name=folder.name,
-        dir=str(folder),
-        id=path.read_text(encoding="utf-8"),
-        resume="allow",
-    )
+    try:
+        return wandb.init(
+            project=project,
+            name=folder.name,
+            dir=str(folder),
+            id=path.read_text(encoding="utf-8"),
+            resume="allow",
+            settings={"init_timeout": WANDB_SECONDS},
+        )
+    except Exception as error:  # of another program, in any kind
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"metrics do not go to Weights & Biases ({reason}); training goes on without. Log in "
+            "with `wandb login`, or set WANDB_MODE=offline where there is no network",
+            stacklevel=3,
+        )
+        return None
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
