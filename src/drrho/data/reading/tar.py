@@ -55,7 +55,7 @@ def tar_files(
     size = stream.tell()
     stream.seek(0)
     place, start, name, length = 0, None, None, None
-    while (block := _read(stream, BLOCKSIZE, place)) != ZERO_BLOCK:
+    while (block := _read(stream, BLOCKSIZE)) != ZERO_BLOCK:
         header = _header(block, place)
         if length is None:
             length = 0 if header.type in WITHOUT_CONTENT else header.size
@@ -64,7 +64,7 @@ def tar_files(
         if header.isreg():
             read = wanted(header.name if name is None else name)
         _require_length(header, length, place, left=size - place - BLOCKSIZE, read=read)
-        content = _read(stream, length, place + BLOCKSIZE) if read else b""
+        content = _read(stream, length) if read else b""
         start = place if start is None else start
         length = None
         if header.type in EXTENSIONS:
@@ -84,11 +84,12 @@ def tar_files(
     _require_only_zeros(stream, place, size)
 
 
-def _read(stream: Stream, length: int, place: int) -> bytes:
+def _read(stream: Stream, length: int) -> bytes:
     content = stream.read(length)
     if len(content) < length:
+        stream.seek(0, os.SEEK_END)
         raise ValueError(
-            f"it ends at byte {place + len(content):,}, within a file or before the zero blocks "
+            f"it ends at byte {stream.tell():,}, within a file or before the zero blocks "
             "that close an archive"
         )
     return content
