@@ -64,7 +64,7 @@ TESTS: dict[str, Sequence[str]] = {
     "contrastive/objectives/*.py": [
         CONTRASTIVE + it
         for it in ("objective.py", "estimator.py", "golden.py", "golden_fastclip.py", "losses.py",
-                   "implementations.py", "loss_distributed.py")
+                   "sample_table.py", "implementations.py", "loss_distributed.py")
     ] + ["tests/contrastive/unhooked.py"],
     "contrastive/pairs.py": [CONTRASTIVE + it for it in ("risk.py", "tiles.py", "jest.py")],
     "contrastive/selection/*.py": [

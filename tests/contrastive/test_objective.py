@@ -253,6 +253,14 @@ def test_a_reference_must_be_there_exactly_when_it_is_used(target, reference):
         plain(target, sample_ids=IDS, gamma=1.0, teachers=[reference])
 
 
+@pytest.mark.parametrize("config", EVERY_METHOD.values(), ids=EVERY_METHOD)
+def test_a_config_says_what_its_objective_has(config):
+    objective = ContrastiveObjective(config, num_samples=5)
+    assert config.has_averages == (objective.estimator is not None)
+    assert config.needs_reference == isinstance(config, DRRhoCLIP)
+    assert config.temperature.learned != isinstance(config.temperature, Constant)
+
+
 def test_recommended_gamma_min_shrinks_with_the_epochs():
     assert recommended_gamma_min(1) == recommended_gamma_min(7) == 1.0
     assert 0.3 < recommended_gamma_min(30) < 0.4

@@ -21,6 +21,7 @@ from drrho.risk import (
 from drrho.steering import (
     BatchEstimator,
     DRRhoLoss,
+    LearnedDual,
     Losses,
     LossTable,
     MovingAverage,
@@ -224,3 +225,8 @@ def test_steering_learns_what_the_reference_knows_in_spite_of_wrong_labels():
 
     steered, without = train(reference_losses), train(None)
     assert steered < 0.1 * without
+
+
+def test_estimators_average_over_about_ten_batches_unless_told_otherwise():
+    assert MovingAverage().rate == LearnedDual().rate == 0.1
+    assert not MovingAverage().normalise
