@@ -499,6 +499,22 @@ def test_whatever_gives_logits_is_a_reference(tmp_path, kind):
     assert kind in ("function", "tensor") or not any(p.requires_grad for p in frozen.parameters())
 
 
+@pytest.mark.parametrize("kind", ["wrapped", "function", "named", "adapters off"])
+def test_losses_of_whatever_gives_logits_can_be_stored(kind):
+    frozen = language_model(2, dropout=0.3).train()
+    reference = {
+        "wrapped": Wrapped(frozen),
+        "function": functools.partial(frozen.eval()),
+        "named": lambda input_ids: frozen.eval()(input_ids).logits,
+        "adapters off": AdaptersOff(WithAdapter(frozen)),
+    }[kind]
+    rows = [row | ({"other": 1} if kind == "named" else {}) for row in sentences(6)]
+    expected = reference_token_losses(language_model(2), sentences(6), batch_size=4)
+    found = reference_token_losses(reference, rows, batch_size=4)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(torch.from_numpy(ours), torch.from_numpy(theirs))
+
+
 class WithAdapter(torch.nn.Module):
     """A model with trained numbers beside its frozen base, as PEFT has them."""
 

@@ -5,7 +5,6 @@ trainer = SteeredTrainer(
 )
 """
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -16,7 +15,14 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments, default_data_collator
 
-from drrho.integrations.live_reference import WITHOUT, call_live, check_live_reference, hold_still
+from drrho.integrations.live_reference import (
+    WITHOUT,
+    call_live,
+    check_live_reference,
+    evaluating,
+    hold_still,
+    takes,
+)
 from drrho.integrations.trainer import TrainerWithState
 from drrho.risk import RiskMeasure
 from drrho.runtime.checks import require_choice
@@ -280,7 +286,7 @@ class SteeredTrainer(TrainerWithState):
 
 
 def reference_token_losses(
-    reference: PreTrainedModel,
+    reference: Callable[..., Any],
     examples: Sequence[Mapping[str, Any]],
     *,
     data_collator: Collator = default_data_collator,
@@ -293,6 +299,7 @@ def reference_token_losses(
         trainer = SteeredTrainer(..., train_dataset=dataset, reference="reference_losses")
 
     Args:
+        reference: a model, or a function that gives logits, as for `SteeredTrainer`.
         examples: tokenised, the data set as the Trainer gets it. Columns that are no argument
             of the reference are left aside.
         data_collator: the Trainer's. Its labels say which tokens count.
@@ -302,22 +309,20 @@ def reference_token_losses(
         their order. Batches may be padded to other lengths, on the right side only: padding on
         the left makes a row's first token count.
     """
-    columns = {*inspect.signature(reference.forward).parameters, "labels"}
-    was_training = reference.training
-    reference.eval()
     column: list[np.ndarray] = []
-    for start in range(0, len(examples), batch_size):
-        rows = [examples[row] for row in range(start, min(start + batch_size, len(examples)))]
-        batch = dict(
-            data_collator([{n: v for n, v in row.items() if n in columns} for row in rows])
-        )
-        batch = {name: value.to(reference.device) for name, value in batch.items()}
-        labels = batch.pop("labels")
-        with torch.no_grad():
-            logits = _logits(reference(**batch, use_cache=False), "the reference")
-        losses, mask = token_losses(logits, labels)
-        column += [row[kept].numpy() for row, kept in zip(losses.cpu(), mask.cpu(), strict=True)]
-    reference.train(was_training)
+    with torch.no_grad(), evaluating(reference) as device:
+        for start in range(0, len(examples), batch_size):
+            rows = [examples[row] for row in range(start, min(start + batch_size, len(examples)))]
+            known = [
+                {n: v for n, v in row.items() if n == "labels" or takes(reference, n)}
+                for row in rows
+            ]
+            batch = {name: value.to(device) for name, value in data_collator(known).items()}
+            labels = batch.pop("labels")
+            logits = _logits(call_live(reference, batch), "the reference")
+            losses, mask = token_losses(logits, labels)
+            kept = zip(losses.cpu(), mask.cpu(), strict=True)
+            column += [row[counts].numpy() for row, counts in kept]
     return column
 
 

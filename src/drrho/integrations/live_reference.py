@@ -1,6 +1,8 @@
 """Live references: models and functions that give a reference's logits beside the training."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,6 +88,36 @@ def call_live(reference: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     if hasattr(getattr(reference, "config", None), "use_cache"):
         inputs = {**inputs, "use_cache": False}
     return reference(**inputs)
+
+
+def takes(reference: Callable[..., Any], column: str) -> bool:
+    """Whether a reference has an argument for a column of the data."""
+    if isinstance(reference, AdaptersOff):
+        reference = reference.model
+    called = reference.forward if isinstance(reference, nn.Module) else reference
+    arguments = inspect.signature(called).parameters
+    # What takes anything and names nothing passes it on.
+    passes_on = any(it.kind is inspect.Parameter.VAR_KEYWORD for it in arguments.values())
+    return column in arguments or (passes_on and "input_ids" not in arguments)
+
+
+@contextmanager
+def evaluating(reference: Callable[..., Any]) -> Iterator[torch.device]:
+    """Put a reference that is a module into evaluation mode for a while; gives its device."""
+    if not isinstance(reference, nn.Module):
+        model = reference.model if isinstance(reference, AdaptersOff) else nn.Module()
+        yield _device(model)
+        return
+    was_training = reference.training
+    reference.eval()
+    try:
+        yield _device(reference)
+    finally:
+        reference.train(was_training)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((it.device for it in module.parameters()), torch.device("cpu"))
 
 
 def _memory(parameter: Tensor) -> int:

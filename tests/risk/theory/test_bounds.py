@@ -52,3 +52,18 @@ def test_errors_name_the_argument(changed, message):
 def test_slack_is_refused_for_negative_numbers():
     with pytest.raises(ValueError, match="radius.*-1"):
         chi_square_slack(radius=-1.0, loss_range=1.0)
+
+
+def test_the_constants_are_those_of_the_document():
+    """Worked out by hand for N = 10, n = 200, M = 2, delta = 0.05: t = log 800 = 6.684612."""
+    limits = bound()
+    assert limits.confidence == pytest.approx(6.684612, abs=1e-6)
+    assert limits.adversary.radius == pytest.approx(6.684612 / 199, abs=1e-8)
+    assert limits.certificate(0.1) == pytest.approx(0.1 + 17 * 2 * 6.684612 / (6 * 199), abs=1e-6)
+    assert limits.certificate(0.1) == pytest.approx(0.290349, abs=1e-6)
+    # 0.1 + 2 * sqrt(2 * 6.684612 * 0.5 / 200) + 31 * 2 * 6.684612 / (6 * 199)
+    assert limits.oracle(0.1, 0.5) == pytest.approx(0.812747, abs=1e-6)
+
+
+def test_one_model_is_a_class():
+    assert bound(num_models=1).confidence == pytest.approx(4.382027, abs=1e-6)
