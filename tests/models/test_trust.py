@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from tests.test_old_files import FIXTURES
 
 from drrho import load
 from drrho.cli import main
+from drrho.data.manifest import Manifest
+from drrho.data.reading import storage
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.build import Model, build_model, build_recorded_model, load_model
 from drrho.models.hugging_face import import_transformers
@@ -211,3 +215,24 @@ def test_commands_on_a_received_run_run_no_program(run, capsys):
     assert main(["report", "trained/steered", "--trust"]) == 0
     assert (run / "was-run").exists()
     assert "say --trust" not in (run / "report.html").read_text()
+
+
+def test_urls_that_a_received_file_names_are_not_fetched(run, monkeypatch, capsys):
+    fetched = []
+    monkeypatch.setattr(storage, "open_file", fetched.append)
+    recipe = run / "trained" / "steered" / "recipe.json"
+    content = json.loads(recipe.read_text())
+    for data in ("https://user:word@host/train.json", "received.json"):
+        recipe.write_text(json.dumps(content | {"data": data}))
+        manifest = Manifest.load(Path("train/manifest.json"))
+        shards = [replace(it, url="https://user:word@host/x.tar") for it in manifest.shards[:1]]
+        Manifest(shards=tuple(shards)).save(Path("received.json"))
+        assert main(["report", "trained/steered"]) == 0
+        page = (run / "report.html").read_text()
+        assert "asks for fetching https://host/" in page
+        assert "word" not in page
+        assert main(["curate", "trained/steered", "--output", "curated"]) == 1
+        error = capsys.readouterr().err
+        assert "asks for fetching https://host/" in error
+        assert "word" not in error
+    assert not fetched
