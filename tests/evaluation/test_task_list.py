@@ -72,3 +72,21 @@ def test_what_is_wrong_in_a_list_is_named(tmp_path, content, message):
 def test_missing_list_is_named():
     with pytest.raises(FileNotFoundError, match="tsk.yml does not exist.*'datacomp'"):
         read_task_list("tsk.yml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: {folder: ../x}", r"task 'a': '\.\./x' leads out of"),
+        ("a: {folder: /etc}", "'/etc' leads out of"),
+        ("../../a: {}", r"'\.\./\.\./a' leads out of"),
+        ("a: &x {size: 1}\nb: *x", "has aliases"),
+        ("a: " + "[" * 5000, "is not YAML"),
+    ],
+)
+def test_a_list_leads_nowhere_and_stands_for_no_more_than_it_says(content, message, tmp_path):
+    path = tmp_path / "list.yml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        for task in read_task_list(str(path)):
+            task_folders(task, tmp_path)

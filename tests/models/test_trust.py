@@ -229,10 +229,10 @@ def test_urls_that_a_received_file_names_are_not_fetched(run, monkeypatch, capsy
         Manifest(shards=tuple(shards)).save(Path("received.json"))
         assert main(["report", "trained/steered"]) == 0
         page = (run / "report.html").read_text()
-        assert "asks for fetching https://host/" in page
+        assert "asks for data at https://host/" in page
         assert "word" not in page
         assert main(["curate", "trained/steered", "--output", "curated"]) == 1
         error = capsys.readouterr().err
-        assert "asks for fetching https://host/" in error
+        assert "asks for data at https://host/" in error
         assert "word" not in error
     assert not fetched

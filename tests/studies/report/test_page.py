@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from drrho.runtime.records import read_record
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.tables import differences_in_words
 from drrho.studies.report.charts import draw_panels, draw_scaling
-from drrho.studies.report.page import Report, compared_tables, factor, render
+from drrho.studies.report.page import Report, ReportedRun, compared_tables, factor, render
 from drrho.studies.report.summary import summarise_run
 from drrho.studies.scaling.results import ScalingResults
 from drrho.training.config import Training
@@ -142,6 +143,17 @@ def test_a_scaling_law_is_drawn_where_there_is_one(tmp_path):
 def test_a_report_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one run"):
         render(Report(title="t", runs=(), comparisons={}, scaling={}, version="0"))
+
+
+def test_what_files_say_is_text_on_the_page(tmp_path):
+    evil = "<script>alert(1)</script>"
+    recipe = replace(RECIPE, data=f"https://user:word@host/{evil}", reference=evil)
+    own = RunFolder(path=Path(evil), recipe=recipe, rows=ROWS, results=None)
+    run = ReportedRun(name=evil, folder=own, gallery=None, alerts=(), missing=[evil])
+    page = render(Report(title=evil, runs=[run], comparisons={}, scaling={}, version=evil))
+    assert evil not in page
+    assert page.count("&lt;script&gt;alert(1)") >= 3
+    assert "word" not in page
 
 
 def test_weights_read_as_factors():

@@ -8,13 +8,14 @@ tables for those who cannot see charts. The script only filters the galleries.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from drrho.plotting.palette import COLOURS, places
 from drrho.recipe.folder import RunFolder
+from drrho.runtime.errors import without_secrets
 from drrho.runtime.records import to_json
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import DIRECTIONS, differences_in_words, score_table
@@ -79,7 +80,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = to_json
+    environment.filters["plain"] = lambda recipe: _without_secrets(to_json(recipe))
     rows = {run.name: run.folder.rows for run in report.runs}
     galleries = [run.gallery for run in report.runs if run.gallery is not None]
     return environment.get_template("page.html").render(
@@ -137,3 +138,15 @@ def _pictures(galleries: Sequence[Gallery]) -> Markup:
     }
     # In a script element nothing is escaped but what would end it.
     return Markup(json.dumps(pictures).replace("<", "\\u003c"))
+
+
+def _without_secrets(value: Any) -> Any:
+    """Remove passwords and queries from the URLs in plain data."""
+    match value:
+        case str():
+            return without_secrets(value)
+        case dict():
+            return {name: _without_secrets(content) for name, content in value.items()}
+        case list():
+            return [_without_secrets(content) for content in value]
+    return value
