@@ -370,3 +370,12 @@ def test_a_forged_index_of_tensors_is_refused(tmp_path, forge):
     for read in (describe_tensors, read_tensors):
         with pytest.raises(CheckpointError, match="cannot be read"):
             read(path)
+
+
+def test_the_loss_of_another_process_is_no_full_disk(tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+
+    monkeypatch.setattr("drrho.training.tensor_files.write_tensors", lost)
+    with pytest.raises(RuntimeError, match="^.*Connection closed by peer$"):
+        save(tmp_path, 1)

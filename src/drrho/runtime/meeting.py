@@ -179,14 +179,15 @@ class Meeting:
             self.store.set(f"reason/{self.rank}", first_line(error)[:2000])
 
     def reason(self) -> str | None:
-        """Find the error that another process left at its end."""
-        if not self.address.served_by_launcher and not self._may_live(0):
-            return None
-        with suppress(RuntimeError):
-            for rank in self.others:
-                if self.store.check([f"reason/{rank}"]):
-                    return f"process {rank} failed: {self.store.get(f'reason/{rank}').decode()}"
-        return None
+        """Find why another process ended: the error that it left, or its death."""
+        if self.address.served_by_launcher or self._may_live(0):
+            with suppress(RuntimeError):
+                for rank in self.others:
+                    if self.store.check([f"reason/{rank}"]):
+                        reason = self.store.get(f"reason/{rank}").decode()
+                        return f"process {rank} failed: {reason}"
+        dead = next((rank for rank in self.others if not self._may_live(rank)), None)
+        return None if dead is None else f"process {dead} has died"
 
     def _may_live(self, rank: int) -> bool:
         """Whether a process runs, or is on another machine, where nobody can tell."""

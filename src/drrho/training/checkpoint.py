@@ -30,6 +30,8 @@ SAVED_DTYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "complex128", "complex64"}
     | {"int64", "int32", "int16", "int8", "uint8", "bool"}
 )
+# Words of torch's errors, of no class of their own, where it cannot write a file.
+OF_A_FILE = ("unexpected pos", "enforce fail", "StreamWriter", "file write failed")
 REPLACED_SUFFIX = ".replaced"  # of a checkpoint while another of its step takes its place
 
 
@@ -118,8 +120,8 @@ class CheckpointWriter:
                 _put_in_place(partial, path)
                 _delete_superseded(self._folder, path, keep=keep)
         except (OSError, RuntimeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            if not isinstance(error, OSError) and not any(it in str(error) for it in OF_A_FILE):
+                raise  # of another process, which was lost
             raise OSError(_failure(error, path, tensors)) from error
 
 
