@@ -109,7 +109,7 @@ COMPARISON = (
     + """
 plain = dataclasses.replace(
     recipe,
-    output="",
+    output="runs/mine",
     model=drrho.Model(name="small", small=drrho.SmallConfig(embed_dim=8, image_width=2)),
     objective=drrho.CLIP(),
     reference=None,
