@@ -185,9 +185,13 @@ def test_f_clip_with_distillation():
     )
 
 
+@pytest.mark.parametrize("times_temperature", [True, False])
 @pytest.mark.parametrize("published", [0.3, 1.0])
-def test_a_converted_distillation_weight_gives_the_published_gradient(published):
-    """Up to the factor 2B / (B - 1) of the whole, which the published loss has."""
+def test_a_converted_distillation_weight_gives_the_published_gradient(published, times_temperature):
+    """Up to the factor 2B / (B - 1) of the whole, which the published loss has.
+
+    Without --multiply_tau there both terms are without tau.
+    """
     official = Official(1e-4)
     official.step(20.0, reference=REFERENCE)
     scale = torch.tensor(20.0, dtype=torch.float64)
@@ -196,10 +200,13 @@ def test_a_converted_distillation_weight_gives_the_published_gradient(published)
     expected = [
         g + d for g, d in zip(official.gradients, torch.autograd.grad(term, sides), strict=True)
     ]
+    if not times_temperature:
+        expected = [scale * gradient for gradient in expected]
     weight = converted_weight(published, batch_size=B)
     config = DRRhoCLIP(
         temperature=1 / 20.0,
         epsilon=1e-4 / PER_MEAN,
+        times_temperature=times_temperature,
         distillation=DistillationTerm(teacher_temperatures=(0.01,), weight=weight),
     )
     objective = ContrastiveObjective(config, num_samples=NUM_SAMPLES).double()

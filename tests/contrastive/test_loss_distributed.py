@@ -22,11 +22,14 @@ from drrho.contrastive.pairs import PairEmbeddings
 from tests.processes import run
 
 NUM_PAIRS, NUM_SAMPLES, NUM_STEPS = 14, 21, 3
-SHARES = {1: [14], 2: [5, 9], 4: [4, 0, 7, 3]}
+SHARES = {1: [14], 2: [5, 9], 4: [4, 0, 9, 1]}
 CONFIGS = {
     "clip": CLIP(temperature=Learned()),
     "siglip": SigLIP(temperature=Learned(initial=0.1)),
     "isogclr": FastCLIP(temperature=PerSample(), rho=0.5, gamma_min=0.6, gamma_schedule="constant"),
+    "fastclip v2": FastCLIP(
+        temperature=PerSample(rule="adam"), rho=0.5, times_temperature=False, gamma_min=0.6
+    ),
     "drrho, per direction": DRRhoCLIP(temperature=Learned(per_direction=True), rho=0.5),
     "drrho, per sample, and teachers": DRRhoCLIP(
         temperature=PerSample(),

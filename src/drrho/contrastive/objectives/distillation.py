@@ -44,8 +44,9 @@ class DistillationTerm(Teachers):
     """Teachers' matching probabilities, imitated beside another objective.
 
     Attributes:
-        weight: factor of the distillation loss. Objectives in units of cosine similarity (FastCLIP,
-            DRRho-CLIP) are given it times tau, so that the weight means the same beside each.
+        weight: factor of the distillation loss. Objectives in units of cosine similarity (FastCLIP
+            and DRRho-CLIP with `times_temperature`) are given it times tau, so that the weight
+            means the same beside each.
     """
 
     weight: float = 1.0

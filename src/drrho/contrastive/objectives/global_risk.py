@@ -278,9 +278,10 @@ class GlobalContrastiveLoss(nn.Module):
             sample_ids=sample_ids,
             gamma=gamma,
             pairs=pairs,
+            of_each_anchor=temperature.shape[1:] > (1,),
         )
 
-    def estimate(
+    def estimate(  # noqa: PLR0913 - one for each thing that the loss is of
         self,
         target: PairEmbeddings,
         reference: PairEmbeddings | None,
@@ -289,14 +290,19 @@ class GlobalContrastiveLoss(nn.Module):
         sample_ids: Int[Tensor, " batch"] | SampleBatch | None,
         gamma: float,
         pairs: Partition | None,
+        of_each_anchor: bool,
     ) -> Float[Tensor, ""]:
-        """Compute `forward` of embeddings and temperatures that have been checked."""
+        """Compute `forward` of embeddings and temperatures that have been checked.
+
+        Whether a temperature is of each anchor its shape does not tell where a process has one
+        pair.
+        """
         pairs = pair_partition(target, group=self.group) if pairs is None else pairs
         if isinstance(sample_ids, Tensor):
             sample_ids = self.locate(sample_ids.to(target.image.device), pairs)
         tau = temperature.detach()
         own_tau = temperature - tau  # 0, with the temperature's gradient
-        of_each_anchor = not self.times_temperature and temperature.shape[1:] > (1,)
+        of_each_anchor = of_each_anchor and not self.times_temperature
         log_means = log_gap_means(
             target,
             reference,

@@ -184,7 +184,13 @@ class ContrastiveObjective(nn.Module):
             return pairs.mean(losses)
         if self.estimator is not None:
             return self.estimator.estimate(
-                target, reference, temperature=tau, sample_ids=batch, gamma=gamma, pairs=pairs
+                target,
+                reference,
+                temperature=tau,
+                sample_ids=batch,
+                gamma=gamma,
+                pairs=pairs,
+                of_each_anchor=isinstance(self.temperature, SampleTemperatures),
             )
         if isinstance(self.config, Distillation):
             return None
@@ -209,7 +215,7 @@ class ContrastiveObjective(nn.Module):
                 target, frozen, temperature=tau, pairs=pairs, impl=self.impl
             )
         weight: float | Tensor = config.weight
-        if self.estimator is not None:
+        if self.estimator is not None and self.estimator.times_temperature:
             weight = weight * tau.detach()
         return pairs.mean(weight * losses)
 
