@@ -215,6 +215,7 @@ def test_an_option_without_effect_cannot_be_written(objective, options):
             {"gamma_decay_epochs": 3, "gamma_min": 0.5, "gamma_schedule": "constant"},
             "gamma_decay_epochs = 3 has no effect",
         ),
+        (FastCLIP, {"gamma_decay_epochs": 3, "gamma_min": 1.0}, "gamma_decay_epochs = 3 has no"),
         (
             FastCLIP,
             {"temperature": Learned(), "rho": 1.0, "times_temperature": False},

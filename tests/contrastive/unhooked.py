@@ -5,6 +5,7 @@ import torch
 
 import drrho
 from drrho.contrastive import exact
+from drrho.contrastive.memory.temperature import PerSample
 from drrho.contrastive.objectives import distillation, siglip
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
 from drrho.contrastive.objectives.objective import ContrastiveObjective
@@ -22,6 +23,18 @@ def test_an_unknown_algorithm_is_told_the_known_ones():
 def test_an_unknown_implementation_is_told_the_known_ones():
     with pytest.raises(ValueError, match="impl must be one of auto, exact, tiles, triton, got 'c'"):
         GlobalContrastiveLoss(5, epsilon=1e-4, impl="c")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: PerSample(rule="Adam"), "temperature.rule"),  # pyright: ignore[reportArgumentType]
+        (lambda: drrho.FastCLIP(gamma_schedule="no"), "objective.gamma_schedule"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_an_unknown_rule_or_schedule_is_told_the_known_ones(make, field):
+    with pytest.raises(ValueError, match=f"{field} must be one of"):
+        make()
 
 
 @pytest.mark.parametrize("ids", [[0, 1], torch.tensor([0.0, 1.0]), torch.tensor([True, False])])

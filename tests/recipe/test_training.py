@@ -243,6 +243,9 @@ TEACHER = DistillationTerm(teacher_temperatures=(0.07,))
         SigLIP(temperature=Learned(initial=0.1)),
         FastCLIP(gamma_min=0.8, gamma_schedule="constant"),
         FastCLIP(temperature=PerSample(), rho=1.0, gamma_min=0.8, gamma_schedule="constant"),
+        FastCLIP(
+            temperature=PerSample(rule="adam"), rho=1.0, times_temperature=False, gamma_min=0.8
+        ),
         CLIP(temperature=Learned(per_direction=True)),
         Distillation(teacher_temperatures=TEACHER.teacher_temperatures),
         DRRhoCLIP(reference_scale=0.5, distillation=TEACHER),

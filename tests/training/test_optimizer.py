@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from drrho.training.config import Training
 from drrho.training.optimizer import (
     ConstantRate,
     Cooldown,
@@ -134,9 +135,14 @@ def test_a_temperature_of_its_own_schedule():
         (Cooldown(steps=2, minimum=0.2), "minimum = 0.2 of a cooldown schedule"),
     ],
 )
-def test_schedules_that_do_not_fit_the_run_are_errors(decay, message):
+def test_schedules_that_do_not_fit_the_run_are_errors_before_anything_is_written(decay, message):
+    config = replace(CONFIG, warmup_steps=2, schedule=decay)
     with pytest.raises(ValueError, match=message):
-        learning_rate_schedule(replace(CONFIG, warmup_steps=2, schedule=decay), steps=10)
+        learning_rate_schedule(config, steps=10)
+    with pytest.raises(ValueError, match=message):
+        Training(steps=10, optimizer=config)
+    with pytest.raises(ValueError, match=message):
+        Training(steps=10, optimizer=replace(CONFIG, warmup_steps=2, temperature_schedule=decay))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ from typing import Literal
 import torch
 
 from drrho.runtime.checks import require_at_least, require_positive
-from drrho.training.optimizer import Optimizer
+from drrho.training.optimizer import (
+    Optimizer,
+    learning_rate_schedule,
+    temperature_rate_schedule,
+)
 
 Precision = Literal["float32", "bfloat16", "float16"]
 NotFinite = Literal["stop", "skip"]
@@ -66,11 +70,16 @@ class Training:
             evaluate_every=self.evaluate_every,
         )
         require_positive(max_grad_norm=self.max_grad_norm)
-        if self.steps is not None and self.optimizer.warmup_steps > self.steps:
+        if self.steps is None:
+            return
+        if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than the run "
                 f"of steps = {self.steps}"
             )
+        # They raise ValueError where they do not fit the run.
+        learning_rate_schedule(self.optimizer, steps=self.steps)
+        temperature_rate_schedule(self.optimizer, steps=self.steps, temperature=float)
 
     @property
     def num_steps(self) -> int:

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from drrho.contrastive.memory.sample_table import SampleBatch, SampleTable
-from drrho.runtime.checks import require_positive
+from drrho.runtime.checks import require_choice, require_positive
 from drrho.runtime.distributed import ProcessGroup
 
 CLIP_MINIMUM, CLIP_MAXIMUM = 0.01, 1.0  # CLIP's logit scale stops at 100 and at 1
+Rule = Literal["momentum", "adam"]
 ADAM_CLIP, ADAM_SQUARES, ADAM_EPSILON = 5.0, 0.999, 1e-8  # of the published code of FastCLIP
 
 
@@ -111,10 +112,11 @@ class PerSample(Moving):
     kind: ClassVar = "per_sample"
     learning_rate: float = 0.01
     momentum: float = 0.9
-    rule: Literal["momentum", "adam"] = "momentum"
+    rule: Rule = "momentum"
 
     def __post_init__(self):
         super().__post_init__()
+        require_choice("temperature.rule", self.rule, Rule)
         require_positive(**{"temperature.learning_rate": self.learning_rate})
         if not 0 <= self.momentum < 1:
             raise ValueError(f"temperature.momentum must be in [0, 1), got {self.momentum}")
@@ -201,7 +203,9 @@ class SampleTemperatures(nn.Module):
     Source: Qiu et al., "Not all semantics are created equal: contrastive self-supervised learning
     with automatic temperature individualization" (iSogCLR), 2023; docs/mathematics.md,
     "Temperature". "adam": `FastCLIPLossIndividual` of the repository Optimization-AI/fast_clip,
-    whose 0.9 is `momentum` here, and which counts epochs where this counts visits.
+    whose 0.9 is `momentum` here, and which counts epochs where this counts visits. 0.999 and 1e-8
+    are those of its script, which trains a ResNet-50; it takes them from AdamW's options, whose
+    defaults for a ViT are 0.98 and 1e-6.
     """
 
     def __init__(self, config: PerSample, *, num_samples: int, group: ProcessGroup | None = None):

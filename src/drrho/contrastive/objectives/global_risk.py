@@ -25,7 +25,7 @@ from drrho.contrastive.tiles.implementation import (
     check_implementation,
     log_gap_means,
 )
-from drrho.runtime.checks import require_at_least, require_positive, require_share
+from drrho.runtime.checks import require_at_least, require_choice, require_positive, require_share
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 GammaSchedule = Literal["cosine", "constant"]
@@ -95,11 +95,14 @@ class GlobalRisk:
                 "log(batch size - 1) to be reached"
             )
         require_share(**{"objective.gamma_min": self.gamma_min})
+        require_choice("objective.gamma_schedule", self.gamma_schedule, GammaSchedule)
         require_positive(**{"objective.gamma_decay_epochs": self.gamma_decay_epochs})
-        if self.gamma_decay_epochs is not None and self.gamma_schedule == "constant":
+        if self.gamma_decay_epochs is not None and (
+            self.gamma_schedule == "constant" or self.gamma_min == 1
+        ):
             raise ValueError(
                 f"objective.gamma_decay_epochs = {self.gamma_decay_epochs} has no effect with "
-                "gamma_schedule = 'constant'; leave it out"
+                "gamma_schedule = 'constant' or gamma_min = 1; leave it out"
             )
         if self.gamma_schedule == "constant" and self.gamma_min is None:
             raise ValueError(
