@@ -4,10 +4,10 @@
     DRRHO_DATA=... .venv/bin/python benchmarks/curate.py --sets emoji-pictograms openstax-figures
 
 On scenes the demonstration's reference and its DRRho-CLIP run judge new scenes, which neither has
-seen. On a real set a small reference is trained on one half of the training shards, and judges the
-other half. A share of the captions belongs to another image, and `curate` is told neither which nor
-how many: it has held-out pairs (the demonstration's, or the set's `val`) and its defaults. Writes
-results.json and results.md into docs/results/curation.
+seen. On a real set a small reference is trained on some training shards and judges others; still
+others are held out. A share of the captions belongs to another image, and `curate` is told neither
+which nor how many: it has held-out pairs and its defaults. Writes results.json and results.md into
+docs/results/curation.
 """
 
 import csv
@@ -33,10 +33,10 @@ from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.provenance import versions
 from drrho.studies.curate.curate import CurateConfig, Curation, curate
 
-# The shards that the reference is trained on, and those that it judges.
-HALVES = {
-    "emoji-pictograms": ("0000..0004", "0005..0009"),
-    "openstax-figures": ("0000..0002", "0003..0004"),
+# The shards that the reference is trained on, that it judges, and that are held out.
+SHARDS = {
+    "emoji-pictograms": ("{0000..0007}", "0008", "0009"),
+    "openstax-figures": ("{0000..0002}", "0003", "0004"),
 }
 
 
@@ -95,14 +95,13 @@ def on_scenes(config: Config, folder: str, *, rate: float, seed: int) -> dict[st
 def on_real_pairs(
     config: Config, name: str, folder: str, *, rate: float, seed: int
 ) -> dict[str, object]:
-    """The other half of a real set, with captions exchanged within a share of it."""
+    """Some shards of a real set, with captions exchanged within a share of the pairs."""
     data = f"{os.environ.get('DRRHO_DATA', '../shared/data')}/{name}"
-    own, judged = (f"{data}/train-{{{shards}}}.tar" for shards in HALVES[name])
+    own, judged, held_out = (f"{data}/train-{shards}.tar" for shards in SHARDS[name])
     reference = trained_reference(config, name, own, f"{data}/val-0000.tar")
     wrong = write_exchanged(judged, Path(folder) / "data", rate=rate, seed=seed)
     _, path = write_manifest(IndexConfig(data=f"{folder}/data"))
     embeddings = stored(reference, str(path), f"{folder}/reference")
-    held_out = f"{data}/val-0000.tar"
     evaluation = drrho.Evaluation(
         data=held_out, references=(stored(reference, held_out, f"{folder}/held-out"),)
     )

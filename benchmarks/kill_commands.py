@@ -74,8 +74,9 @@ COMMANDS = (
     "curate run --output out --drop redundant",
     "report run --output out/report.html --gallery.pairs 32",
 )
-# Keys whose values are times, places or the machine's.
-VOLATILE = ("seconds", "time", "elapsed", "samples_per_second", "memory", "hostname")
+# Keys whose values are times or the machine's, and checksums over them.
+VOLATILE = ("seconds", "time", "memory", "modified", "changed")
+CHECKSUMS = ("checksum", "sha256", "files")
 ONLY_THERE = {".png", ".html", ".md", ".lock"}
 
 
@@ -130,21 +131,25 @@ def compared(whole: Path, cut: Path) -> list[str]:
     """The files under `out` that only one of them has, or whose contents differ."""
     ours, theirs = ({p.relative_to(f): p for p in files_of(f)} for f in (whole, cut))
     different = sorted(ours.keys() ^ theirs.keys())
-    different += [n for n in ours if n in theirs and content(ours[n]) != content(theirs[n])]
+    both = [name for name in ours if name in theirs]
+    different += [n for n in both if content(ours[n], whole) != content(theirs[n], cut)]
     return [str(name) for name in different]
 
 
 def files_of(folder: Path) -> list[Path]:
     found = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    # A lock and the parts of an interrupted write say nothing of the result.
-    return [p for p in found if "claims" not in p.parts and not p.name.startswith((".", "~"))]
+    # Locks and logs of every start are no result, nor is what an interrupted write left behind.
+    left = {"claims", "tensorboard"}
+    return [p for p in found if not left & set(p.parts) and not p.name.startswith(".")]
 
 
-def content(path: Path) -> Any:
+def content(path: Path, folder: Path) -> Any:
+    """What has to be the same of a file, wherever the folder of the work is."""
     if path.suffix in ONLY_THERE:
         return None
     if path.suffix in {".json", ".jsonl"}:
-        lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        text = path.read_text().replace(str(folder), "FOLDER")
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
         return [stable(json.loads(line)) for line in lines]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -154,7 +159,7 @@ def stable(value: Any) -> Any:
         return {
             name: stable(inner)
             for name, inner in value.items()
-            if not any(word in name for word in VOLATILE)
+            if name not in CHECKSUMS and not any(word in name for word in VOLATILE)
         }
     return [stable(inner) for inner in value] if isinstance(value, list) else value
 

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import os
 import re
+import select
 import sys
 import traceback
 import warnings
@@ -52,7 +53,11 @@ HELP = ("--help", "-h", "help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status."""
+    """Runs one command; returns the exit status.
+
+    It is 0, 2 where the command line cannot be understood (an unknown command, option or value), or
+    1 where the command fails. An interruption that can be continued has its own.
+    """
     warnings.formatwarning = _one_line
     # Charts go to files. What a notebook that started this wants need not be installed here.
     os.environ["MPLBACKEND"] = "agg"
@@ -60,6 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Where a process dies, the others say so in one line, and torch's C++ in a hundred.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = _called(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # As in `drrho recipes | head`: nobody reads the rest. Python flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    return status
+
+
+def _called(given: list[str]) -> int:
     if given == ["--version"]:
         print(__version__)
         return 0
@@ -71,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _user_errors() as error:
         from drrho.runtime.launch import end_with_groups  # noqa: PLC0415  # imports torch
 
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise  # of the help, which tyro prints
         return end_with_groups(_reported(error))
     # It imports torch, which the command has imported by now.
     from drrho.runtime.launch import is_follower  # noqa: PLC0415
@@ -78,6 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not is_follower():
         print(text)
     return status
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(name: str, arguments: list[str]) -> tuple[str, int]:
@@ -183,6 +212,10 @@ def _reported(error: Exception) -> int:
         traceback.print_exc()
     message = without_secrets(str(error))
     print(f"drrho: {'error: ' if status is None else ''}{message}", file=sys.stderr)
+    from drrho.runtime.errors import UsageError  # noqa: PLC0415  # imports torch
+
+    if isinstance(error, UsageError):
+        return 2
     return 1 if status is None else status
 
 

@@ -332,7 +332,7 @@ def test_short_names_are_those_of_a_recipes_fields(workplace, monkeypatch, capsy
     ],
 )
 def test_an_option_is_given_once(workplace, options, capsys):
-    assert main(["train", "recipe.py", *options]) == 1
+    assert main(["train", "recipe.py", *options]) == 2
     assert "both set --training.optimizer.learning-rate" in capsys.readouterr().err
 
 

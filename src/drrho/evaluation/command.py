@@ -32,7 +32,11 @@ def _task_table(scores: list[TaskScore]) -> str:
     rows += [[name, "", f"{value:.4f}"] for name, value in averages(scores).items()]
     problems = [score for score in scores if score.problem is not None]
     lines = [markdown_table(["task", "main metric", "score"], rows)] if rows else []
-    lines += [f"{score.task.name}: {score.problem}" for score in problems]
+    absent = [score.task.name for score in problems if not score.is_failure]
+    if absent:
+        lines.append(f"{len(absent)} of {len(scores)} tasks have no data here: {', '.join(absent)}")
+        lines.append(f"(the first: {next(s.problem for s in problems if not s.is_failure)})")
+    lines += [f"{score.task.name}: {score.problem}" for score in problems if score.is_failure]
     if not rows or any(score.is_failure for score in problems):
         raise ValueError("not every task could be evaluated\n\n" + "\n".join(lines))
     return "\n".join(lines)

@@ -186,6 +186,11 @@ def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> 
     known = open_clip.list_models()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+        if Path(name).is_dir():
+            raise ValueError(
+                f"model {name!r} is a folder; name what it holds: a run 'run:{name}', a model of "
+                f"open_clip 'local-dir:{name}', or of Hugging Face 'transformers:{name}'"
+            )
         raise ValueError(
             f"model {name!r} is neither 'small' nor an architecture of open_clip "
             f"{open_clip.__version__}, 'local-dir:PATH', 'hf-hub:OWNER/NAME', "

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import tyro
@@ -15,8 +15,10 @@ from drrho.recipe.plan import plan_run
 from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
+from drrho.runtime.errors import UsageError
 
 DRY_RUN, TRUST, SCALE = "--dry-run", "--trust", "--scale."
+HELP = ("--help", "--")
 # Short names of the options that are typed most.
 ALIASES = {
     "--batch-size": "--loading.batch-size",
@@ -61,7 +63,7 @@ def run_train(arguments: list[str]) -> str | tuple[str, int]:
         usage = "usage: drrho train FILE.py|NAME ...; --help after it lists what it takes"
         return f"{usage}\n\n{_list_of_recipes()}", 0 if {"--help", "-h"} & set(arguments) else 2
     source, *options = arguments
-    recipe = _recipe(source, [it for it in options if it not in (DRY_RUN, TRUST)])
+    recipe = recipe_of(source, [it for it in options if it not in (DRY_RUN, TRUST)])
     with trusting(everything=TRUST in options):
         return plan_run(recipe) if DRY_RUN in options else _trained(recipe)
 
@@ -85,41 +87,61 @@ def _trained(recipe: Recipe) -> str:
     )
 
 
-def _recipe(source: str, arguments: list[str]) -> Recipe:
+def recipe_of(source: str, arguments: list[str]) -> Recipe:
     """Build the recipe of a file (`.py`, or a file that exists) or of a name, with fields changed.
 
     `--scale.batch-size` and its like change a published recipe with all that follows from them,
     and come first.
+
+    Raises:
+        UsageError: there is no such recipe, or an option does not make sense.
+        FileNotFoundError, ValueError: the file does not exist, or defines no recipe.
     """
     if source in ALGORITHMS and not Path(source).is_file():
         of_scale, others = _of_scale(_in_full(arguments, ALIASES_OF_PUBLISHED))
         prog = f"drrho train {source}"
         options = tyro.cli(ScaleOptions, args=of_scale, prog=prog)
         recipe, aliases = named_recipe(source, options.scale), ALIASES_OF_PUBLISHED
-        return overridden(recipe, others, source=source, description=_described(aliases))
+        return _changed(recipe, others, source=source, aliases=aliases)
     if not source.endswith(".py") and not Path(source).exists():
         near = difflib.get_close_matches(source, list(ALGORITHMS))
-        raise ValueError(
+        raise UsageError(
             f"{source!r} is neither a Python file nor a published recipe"
             + (f"; near it: {near}" if near else "")
             + ". `drrho recipes` lists them"
         )
     recipe, options = load_recipe(source, Recipe), _in_full(arguments, ALIASES)
-    return overridden(recipe, options, source=source, description=_described(ALIASES))
+    return _changed(recipe, options, source=source, aliases=ALIASES)
+
+
+def _changed(
+    recipe: Recipe, arguments: list[str], *, source: str, aliases: Mapping[str, str]
+) -> Recipe:
+    try:
+        return overridden(recipe, arguments, source=source, description=_described(aliases))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _in_full(arguments: list[str], aliases: Mapping[str, str]) -> list[str]:
     """Replace short names of options by full ones.
 
     Raises:
-        ValueError: an option is given twice, perhaps under both of its names.
+        UsageError: an option is given twice, perhaps under both of its names, or is misspelt.
     """
     found, given = [], {}
+    own = {f"--{part.name.replace('_', '-')}" for part in fields(Recipe)}
     for argument in arguments:
         name, equals, value = argument.partition("=")
         option = aliases.get(name, name)
+        plain = f"--{name.removeprefix('--').removeprefix('no-').replace('_', '-')}"
+        is_short = name.startswith("--") and "." not in name and name not in HELP
+        if is_short and plain not in {*aliases, *own}:
+            near = difflib.get_close_matches(name, [*aliases, *own], n=1)
+            remedy = f"did you mean {near[0]}?" if near else "--help lists what there is"
+            raise UsageError(f"{name} is no option; {remedy}")
         if option in given:
-            raise ValueError(f"{given[option]} and {name} both set {option}; give one of them")
+            raise UsageError(f"{given[option]} and {name} both set {option}; give one of them")
         if option.startswith("--"):
             given[option] = name
         found.append(f"{option}{equals}{value}")

@@ -174,7 +174,8 @@ class Recipe:
             )
         if self.reference is not None and not self.needs_reference:
             raise ValueError(
-                f"reference = {self.reference!r} has no effect on {method}; leave it out"
+                f"reference = {self.reference!r} has no effect on {method}; leave it out "
+                "(on the command line: --reference None)"
             )
         if len(set(self.references)) < len(self.references) or self.reference == ():
             raise ValueError(f"reference must name different folders, got {self.reference!r}")

@@ -31,6 +31,10 @@ class ProcessFailed(RuntimeError):
     """Error: one of several processes cannot go on."""
 
 
+class UsageError(ValueError):
+    """Error: the command line cannot be understood."""
+
+
 # What a user can usually mend, said in one line by the command line.
 USER_ERRORS = (
     *(ValueError, OSError, ModuleNotFoundError),

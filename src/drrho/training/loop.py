@@ -162,7 +162,7 @@ def _loop(
             waited, logged_at = 0.0, state.seconds
         if saved:
             state.save(keep=config.keep_checkpoints)
-        progress.advance(1, samples=state.samples_seen, **_shown(state.metrics))
+        progress.advance(1, **_shown(state))
 
 
 def _log_and_evaluate(
@@ -289,9 +289,12 @@ def _metrics(
     }
 
 
-def _shown(metrics: Mapping[str, float]) -> dict[str, float]:
+def _shown(state: TrainingState) -> dict[str, float]:
     """Choose the values of the progress line, which keeps the last ones between logged steps."""
-    return {label: metrics[name] for name, label in SHOWN.items() if name in metrics}
+    # Samples are counted at logged steps; before the first there is no number of them.
+    samples = {"samples": state.samples_seen} if state.samples_seen else {}
+    metrics = state.metrics
+    return samples | {label: metrics[name] for name, label in SHOWN.items() if name in metrics}
 
 
 def _report_skipped(state: TrainingState) -> None:

@@ -264,6 +264,21 @@ class Comparison:
         for method in self.methods:
             for recipe in self.settings(method):
                 _require_known(recipe, names, whose=f"method {method!r}")
+        self._require_used(names)
+
+    def _require_used(self, names: list[str]) -> None:
+        """Raises ValueError for a reference that neither a method nor a used reference reads."""
+        recipes = [recipe for method in self.methods for recipe in self.settings(method)]
+        used = {name for recipe in recipes for name in references_of(recipe)}
+        for name in reversed(names):  # a reference reads those that stand before it
+            reference = self.references[name]
+            if name in used and isinstance(reference, Recipe):
+                used |= set(references_of(reference))
+        if unused := [name for name in names if name not in used]:
+            raise ValueError(
+                f"no method reads the reference {unused[0]!r}, which would not be computed; give "
+                "it to a method, or leave it out"
+            )
 
     def _check_test_sets(self) -> None:
         sources = {

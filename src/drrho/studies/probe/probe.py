@@ -17,7 +17,8 @@ from drrho.data.manifest import Manifest
 from drrho.data.subset import split_at_random
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.models.program import trusting
-from drrho.recipe.recipe import Recipe, load_recipe
+from drrho.recipe.command import recipe_of
+from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import with_steps
 from drrho.reference.losses.table import read_loss_table
 from drrho.runtime.files import expand_paths, write_atomically
@@ -305,7 +306,8 @@ class ProbeCommand(ProbeConfig):
     `drrho probe losses` ranks by stored losses instead.
 
     Attributes:
-        recipe: Python file that defines `recipe = Recipe(...)`.
+        recipe: Python file that defines `recipe = Recipe(...)`, or the name of a published recipe,
+            with its published size.
     """
 
     recipe: Positional[str]
@@ -317,7 +319,7 @@ class ProbeCommand(ProbeConfig):
 def run_probe(config: ProbeCommand) -> str:
     """Rank references for a recipe before training with any of them."""
     require_one_process("drrho probe")
-    results = probe_recipe(load_recipe(config.recipe, Recipe), config)
+    results = probe_recipe(recipe_of(config.recipe, []), config)
     return f"{results}\n\n{config.output}/probe.json has all numbers, probe.png the picture."
 
 
