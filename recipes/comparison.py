@@ -80,7 +80,7 @@ def settings(recipe: drrho.Recipe) -> tuple[drrho.Recipe, ...]:
 
 
 openclip = drrho.Recipe(
-    output="",
+    output=f"runs/comparison/{STUDY}/target",  # each run has its own
     data=train,
     loading=drrho.Loading(batch_size=BATCH_SIZE),
     model=small(8, 64),

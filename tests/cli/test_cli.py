@@ -336,6 +336,81 @@ def test_an_option_is_given_once(workplace, options, capsys):
     assert "both set --training.optimizer.learning-rate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["trian"], 2),
+        (["train", "recipies"], 2),
+        (["train", "recipe.py", "--bach-size", "8"], 2),
+        (["train", "recipe.py", "--selection.batch-size", "4"], 2),
+        (["train", "recipe.py", "--objective.method", "clip"], 2),
+        (["train", "recipe.py", "--training.steps", "many"], 2),
+        (["curate", "run", "--output", "out", "--keep", "2"], 2),
+        (["train", "nowhere.py"], 1),
+        (["train", "recipe.py", "--data", "nowhere"], 1),
+        (["report", "nowhere"], 1),
+    ],
+)
+def test_2_says_that_the_command_line_is_wrong_and_1_that_the_command_failed(
+    workplace, arguments, status
+):
+    try:
+        found = main(arguments)
+    except SystemExit as stop:  # tyro's own
+        found = stop.code
+    assert found == status
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--bach-size", "--batch-size"), ("--worker", "--workers"), ("--ouput=x", "--output")],
+)
+def test_a_misspelt_option_is_told_its_name(workplace, capsys, typed, meant):
+    assert main(["train", "recipe.py", typed, "8"]) == 2
+    name = typed.partition("=")[0]
+    assert f"{name} is no option; did you mean {meant}?" in capsys.readouterr().err
+
+
+def test_a_recipe_s_reference_can_be_left_out_where_the_method_reads_none(
+    workplace, plain_recipe, capsys
+):
+    arguments = ["train", "recipe.py", "--objective.method", "clip", "--dry-run"]
+    arguments += ["--data", plain_recipe.data]
+    with pytest.raises(SystemExit) as stop:  # tyro reports what it could not build, and exits
+        main(arguments)
+    assert stop.value.code == 2
+    flat = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "leave it out (on the command line: --reference None)" in flat
+    assert main([*arguments, "--reference", "None"]) == 0
+
+
+def test_a_folder_as_a_model_is_told_its_prefix(workplace, plain_recipe, capsys):
+    Path("a-run").mkdir()
+    arguments = [
+        "--data",
+        plain_recipe.data,
+        "--model",
+        "a-run",
+        "--pretrained",
+        "y",
+        "--output",
+        "out",
+    ]
+    assert main(["reference", "precompute", *arguments, "--output", "out"]) == 1
+    assert "'run:a-run'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["--help"], ["train", "--help"]])
+def test_nobody_who_stops_reading_gets_a_traceback(arguments):
+    command = [sys.executable, "-m", "drrho", *arguments]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
 def test_every_recipe_of_the_repository_loads():
     paths = sorted((ROOT / "recipes").glob("*.py"))
     assert paths

@@ -201,6 +201,12 @@ def test_a_test_set_is_not_what_was_trained_on(comparison):
         replace(comparison, test=comparison.methods["clip"].data)
 
 
+def test_a_reference_that_no_method_reads_is_refused(comparison):
+    other = next(iter(comparison.references.values()))
+    with pytest.raises(ValueError, match="no method reads the reference 'unread'"):
+        replace(comparison, references={**comparison.references, "unread": other})
+
+
 def test_a_missing_test_set_is_said_before_anything_is_trained(comparison, tmp_path):
     lost = replace(comparison, output=str(tmp_path / "out"), test={"a": "gone.json"})
     with pytest.raises(FileNotFoundError, match=r"manifest gone\.json does not exist"):
