@@ -41,7 +41,7 @@ TESTS: dict[str, Sequence[str]] = {
     "risk/*.py": ["tests/risk", "tests/risk/unhooked.py"],
     "steering/accumulation.py": ["tests/steering/test_accumulation.py"],
     "steering/selection.py": ["tests/steering/test_selection.py", "tests/steering/unhooked.py"],
-    "steering/tokens.py": ["tests/steering/test_tokens.py"],
+    "steering/tokens.py": ["tests/steering/test_tokens.py", "tests/steering/unhooked.py"],
     "steering/*.py": [  # the slow ones last
         f"tests/steering/test_{it}.py" for it in ("loss", "contract", "distributed", "bias")
     ] + ["tests/steering/unhooked.py"],
@@ -331,13 +331,11 @@ def main() -> int:
             name, module = shown(mutant), (copy / SOURCE / mutant.module).read_bytes()
             contents = hashlib.sha256(module).hexdigest()
             found = earlier.get(name)
-            if found is None or found["contents"] != contents or (
-                options.again and found["result"] == "survived"
-            ):  # fmt: skip
-                if not mutant.module.startswith(options.only):
-                    continue
-                if time.monotonic() - start > options.stop_after:
-                    break
+            if found is not None and found["contents"] != contents:
+                found = None
+            again = options.again and found is not None and found["result"] == "survived"
+            late = time.monotonic() - start > options.stop_after
+            if (found is None or again) and not late and mutant.module.startswith(options.only):
                 if str(tests) not in passing:
                     same = replace(mutant, after=mutant.before)
                     if run(same, tests, copy, seconds=options.seconds) != "survived":
@@ -348,6 +346,8 @@ def main() -> int:
                 with kept.open("a") as file:
                     file.write(json.dumps(found) + "\n")
                 print(f"{number}/{len(drawn)} {result}: {name}", file=sys.stderr, flush=True)
+            if found is None:
+                continue
             results[name] = found["result"]
     unexplained = write_table(results, sampled=len(drawn), seed=options.seed, of=len(everything))
     print(f"{unexplained} survivors without a reason", file=sys.stderr)

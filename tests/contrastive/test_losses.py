@@ -183,3 +183,17 @@ def test_a_gpu_is_not_waited_for():
     with pytest.raises(ValueError, match="in an earlier batch, target text embeddings"):
         loss(image, text)
     assert loss(image, text).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("loss", "config"),
+    [
+        (drrho.DRRhoCLIPLoss, drrho.DRRhoCLIP()),
+        (drrho.FastCLIPLoss, drrho.FastCLIP()),
+        (drrho.CLIPLoss, drrho.CLIP()),
+        (drrho.SigLIPLoss, drrho.SigLIP(temperature=0.1)),
+        (lambda: drrho.DistillationLoss([0.2]), drrho.Distillation(teacher_temperatures=(0.2,))),
+    ],
+)
+def test_the_defaults_of_a_loss_are_those_of_its_objective(loss, config):
+    assert loss().objective.config == config

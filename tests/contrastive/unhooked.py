@@ -125,3 +125,12 @@ def test_what_is_no_reference_is_refused_where_a_host_is_prepared(wrong):
             num_samples=4,
             reference=PairEmbeddings(*(2 * e for e in unit())),
         )
+
+
+def test_shapes_and_types_of_plain_tensors_are_checked():
+    pairs, loss = unit(), drrho.FastCLIPLoss(10)
+    with pytest.raises(ValueError, match=r"one for each of the 4 pairs, got shape \(3,\)"):
+        loss(*pairs, sample_ids=torch.arange(3), gamma=0.5)
+    for wrong in (pairs.image[0], pairs.image.long()):
+        with pytest.raises(ValueError, match=r"image embeddings must be \(pairs, dimension\) of a"):
+            drrho.CLIPLoss()(wrong, pairs.text)
