@@ -79,7 +79,7 @@ def take_step(
     """Take one optimiser step: forward, backward, clip, update; then `state` counts it.
 
     The record's values stay on the device, and nothing waits for it, unless steps that are not
-    finite are to be skipped.
+    finite are to be skipped or the temperature's learning rate depends on it (`ThresholdDecay`).
 
     Returns:
         The objective's result, and the record of what has to be finite: the loss, the 2-norm of
