@@ -12,7 +12,8 @@ from drrho.cli import main
 from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.models.build import Model, build_model
 from drrho.recipe.filtering import Filtering
-from drrho.recipe.plan import activation_bytes, plan_run, sizes_of
+from drrho.recipe.plan import activation_bytes, describe_objective, plan_run, sizes_of
+from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.train import train_recipe
 
 
@@ -40,6 +41,19 @@ def test_a_plan_says_what_the_run_does_and_writes_nothing(steered_recipe, refere
     (tmp_path / "results.json").rename(tmp_path / "run" / "results.json")
     with pytest.raises(ValueError, match="holds a run of another recipe"):
         plan_run(replace(recipe, seed=5))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fastclip_v0", "temperature learned 0.07, without the factor tau"),
+        ("fastclip_v3", "temperature learned 0.07, rho 11.0"),
+        ("jest", "64 of 320 pairs by JEST on excess, score and draws as published"),
+    ],
+)
+def test_variants_of_an_objective_are_told_apart(name, words):
+    recipe = named_recipe(name, Scale(batch_size=64, samples_seen=6400))
+    assert describe_objective(recipe).endswith(words)
 
 
 def test_what_a_run_would_fail_on_is_found(plain_recipe, steered_recipe, tmp_path):

@@ -205,14 +205,16 @@ def describe_objective(recipe: Recipe) -> str:
     per_direction = isinstance(tau, Learned) and tau.per_direction
     kind = "per direction" if per_direction else tau.kind.replace("_", " ")
     words = f"{LOSSES[objective.method]}, temperature {kind} {tau.initial}"
-    if isinstance(objective, FastCLIP | DRRhoCLIP) and objective.rho is not None:
-        words += f", rho {objective.rho}"
+    if isinstance(objective, FastCLIP | DRRhoCLIP):
+        words += "" if objective.rho is None else f", rho {objective.rho}"
+        words += "" if objective.times_temperature else ", without the factor tau"
     if not isinstance(objective, Distillation) and (term := objective.distillation) is not None:
         words += f"; plus {term.weight} times distillation from {objective.num_teachers} teachers"
     if (selection := recipe.selection) is not None:
         words += (
             f"; {selection.batch_size:,} of {recipe.loading.batch_size:,} pairs by "
             f"{SELECTIONS[selection.selection]} on {selection.kind}"
+            + (", score and draws as published" if selection.score == "published" else "")
         )
     return words
 
