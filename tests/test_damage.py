@@ -49,10 +49,6 @@ from tests.damage import Reader, budget, check, damages
 
 FIXTURES = Path(__file__).parent / "fixtures" / "baseline"
 EXAMPLES = 25  # damages of each reader in an ordinary run
-# Readers with a known fault that is not mended yet.
-AWAITED = {
-    *("checkpoint", "run"),
-}
 
 
 def manifest_of(folder):
@@ -277,8 +273,6 @@ def write_foreign(folder):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_an_error_of_ours_or_read_right(valid, name):
-    if name in AWAITED and not budget():
-        pytest.skip("a known fault of this reader is not mended yet")
     reader = READERS[name]
     paths = [path for pattern in reader.files for path in sorted(valid.glob(pattern))]
     assert paths, reader.files
