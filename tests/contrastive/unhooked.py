@@ -37,6 +37,11 @@ def test_an_unknown_rule_or_schedule_is_told_the_known_ones(make, field):
         make()
 
 
+def test_the_models_rate_does_not_wait_for_a_temperature():
+    with pytest.raises(TypeError, match="schedule must be CosineDecay.*got ThresholdDecay"):
+        drrho.Optimizer(schedule=drrho.ThresholdDecay())  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("ids", [[0, 1], torch.tensor([0.0, 1.0]), torch.tensor([True, False])])
 def test_sample_ids_are_whole_numbers(ids):
     loss = drrho.FastCLIPLoss(10)

@@ -1,5 +1,6 @@
 """A recipe's part as another class of its union: what was given stays, defaults do not."""
 
+import math
 from dataclasses import MISSING, fields, is_dataclass, replace
 from itertools import permutations
 from typing import get_args
@@ -36,7 +37,7 @@ def test_an_explicit_value_is_kept_by_an_option_that_changes_the_class(plain_rec
 
 
 def test_a_limit_that_was_taken_away_stays_away():
-    assert changed_kind(PerSample(maximum=None), Learned).maximum is None
+    assert changed_kind(PerSample(maximum=None), Learned).maximum == math.inf
     assert changed_kind(PerSample(), Learned).maximum == 1.0
 
 

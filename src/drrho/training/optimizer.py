@@ -128,6 +128,11 @@ class Optimizer:
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
         require_at_least(0, warmup_steps=self.warmup_steps)
+        if not isinstance(self.schedule, RateDecay):
+            raise TypeError(
+                "schedule must be CosineDecay, ConstantRate or Cooldown, got "
+                f"{type(self.schedule).__name__}"
+            )
 
 
 def learning_rate_schedule(config: Optimizer, *, steps: int) -> Schedule:

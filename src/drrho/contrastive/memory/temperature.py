@@ -78,6 +78,8 @@ class Moving:
                 "temperature.minimum must be positive and at most temperature.initial = "
                 f"{self.initial}, got {self.minimum}"
             )
+        if self.maximum is None:  # as a file has infinity; not the default's object, so it is kept
+            object.__setattr__(self, "maximum", float("inf"))  # where another class has a limit
         if self.maximum is not None and not self.initial <= self.maximum:
             raise ValueError(
                 f"temperature.maximum must be at least temperature.initial = {self.initial}, got "
@@ -171,8 +173,7 @@ class Temperature(nn.Module):
         if isinstance(config, Learned):
             shape = (2, 1) if config.per_direction else ()
             self.log_temperature = nn.Parameter(torch.full(shape, math.log(config.initial)))
-            maximum = math.inf if config.maximum is None else config.maximum
-            self._log_range = math.log(config.minimum), math.log(maximum)
+            self._log_range = math.log(config.minimum), math.log(config.maximum or math.inf)
         else:
             self.register_buffer("log_temperature", torch.full((), math.log(config.initial)))
 
