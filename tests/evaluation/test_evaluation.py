@@ -102,8 +102,8 @@ def test_a_task_list_is_done_once_and_goes_on(tasks, reference, capsys):
     arguments = ["--tasks", "tasks.yml", "--data", "data", "--output", "results.jsonl"]
     assert main(["evaluate", run, *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "vtab/nowhere: missing: no folder data/wds_vtab-nowhere_test" in printed
-    assert "WinoGAViL: missing: no folder data/winogavil" in printed
+    assert "2 of 4 tasks have no data here: vtab/nowhere, WinoGAViL" in printed
+    assert "(the first: missing: no folder data/wds_vtab-nowhere_test" in printed
     assert "VTAB, 1 of 2 tasks" in printed
     assert "average, 2 of 4 tasks" in printed
     lines = [json.loads(line) for line in (tasks / "results.jsonl").read_text().splitlines()]

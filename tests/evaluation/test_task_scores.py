@@ -231,7 +231,8 @@ def test_a_list_with_all_kinds(reference, tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr().out
         cells = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
         assert ["", "UTKFace", "none", "done", ""] in cells
-        assert "FairFace: missing: no folder" in printed
+        assert "1 of 3 tasks have no data here: FairFace" in printed
+        assert "(the first: missing: no folder" in printed
         assert "average, 1 of 1 tasks" in printed
         assert "retrieval, 1 of 1 tasks" in printed
     lines = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]

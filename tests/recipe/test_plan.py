@@ -143,6 +143,6 @@ def test_the_command(plain_recipe, reference, tmp_path, capsys, monkeypatch):
     assert f"{twice[0]} and {twice[1]}: 16 dimensions" in capsys.readouterr().out
     assert main([*command, "--reference", "nowhere"]) == 1
     assert "nowhere" in capsys.readouterr().err
-    assert main(["train", "drrho_clap", "--dry-run"]) == 1
+    assert main(["train", "drrho_clap", "--dry-run"]) == 2
     assert "near it: ['drrho_clip'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

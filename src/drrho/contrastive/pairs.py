@@ -42,14 +42,19 @@ def check_pairs(target: PairEmbeddings, reference: PairEmbeddings | None) -> Non
         )
 
 
-def check_unit_length(name: str, pairs: PairEmbeddings) -> None:
+def check_unit_length(name: str, pairs: PairEmbeddings, *, or_absent: bool = False) -> None:
     """Raise ValueError unless embeddings have unit length, up to the rounding of bfloat16.
 
     On a GPU this waits for the device.
+
+    Args:
+        or_absent: whether a row may be zero, as that of a pair without embeddings is.
     """
     for side, embeddings in zip(("image", "text"), pairs, strict=True):
         lengths = torch.linalg.vector_norm(embeddings.detach().float(), dim=1)
         wrong = (lengths - 1).abs() > UNIT_TOLERANCE  # not of nan, which the loss shows
+        if or_absent:
+            wrong &= lengths != 0
         if wrong.any():
             found = lengths[wrong]
             raise ValueError(

@@ -32,10 +32,10 @@ class IndexConfig:
         caption_column: column of a table or dataset with the captions, or with lists of captions.
         images: folder that image paths in a table are relative to; by default the table's own
             folder.
-        image_extension: of tar files, what images are called behind their key, such as `v2.jpg`;
-            by default jpg, jpeg, png or webp.
-        caption_field: of tar files, the field of a sample's json file that has its caption or a
-            list of several; by default captions are in txt files.
+        image_extension: extension of the images in tar files, all that is behind the key, such as
+            `v2.jpg`; by default jpg, jpeg, png or webp.
+        caption_field: field of the json files in tar files that has a sample's caption or a list of
+            several; by default captions are in txt files.
         skip_bad_shards: leave out shards that cannot be read; by default they are an error, and
             what was read of the others is kept for the next time.
     """

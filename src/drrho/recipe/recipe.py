@@ -112,7 +112,9 @@ class Recipe:
     device: Device = "auto"
 
     def __post_init__(self):
-        expand_paths(self, "data", "reference", "teachers")
+        # A method of a comparison may leave its output to the comparison.
+        output = ("output",) if self.output else ()
+        expand_paths(self, "data", "reference", "teachers", outputs=output)
         if not isinstance(self.objective, Objective):
             raise TypeError(
                 "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "

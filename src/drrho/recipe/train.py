@@ -75,10 +75,12 @@ def train_recipe(recipe: Recipe) -> RunResults:
     Under torchrun or `srun` all processes call this and train together.
 
     Raises:
-        ValueError: the folder holds a run of another recipe, or the data, the reference or
-            the recipe do not fit each other. Found before the first step.
+        ValueError: there is no output, the folder holds a run of another recipe, or the data, the
+            reference or the recipe do not fit each other. Found before the first step.
         ProcessFailed: with several processes, this one failed or lost another.
     """
+    if not recipe.output:
+        raise ValueError("output = '' names no folder to train in; give one, such as runs/mine")
     with together(recipe.device, recipe) as (processes, device):
         return _train_or_return(recipe, processes, device=device)
 

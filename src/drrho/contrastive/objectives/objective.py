@@ -274,9 +274,9 @@ class ContrastiveObjective(nn.Module):
             return
         check_unit_length("target", target)
         if reference is not None:
-            check_unit_length("reference", reference)
+            check_unit_length("reference", reference, or_absent=True)
         for number, teacher in enumerate(teachers):
-            check_unit_length(f"teacher {number}", teacher)
+            check_unit_length(f"teacher {number}", teacher, or_absent=True)
         self._checked_lengths = True
 
     def _check_radius(self, pairs: Partition) -> None:
