@@ -362,7 +362,7 @@ def test_the_published_form_draws_what_the_formula_draws_with_equal_noise(select
 
 def test_published_draws_of_eight_are_as_frequent_as_they_should_be():
     """Every set of 2 and then 1 of 8 candidates, against its exact probability."""
-    num_pairs, num_draws = 8, 3000
+    num_pairs, num_draws = 8, 1500
     learner, reference = (
         m._replace(temperature=t)
         for m, t in zip(models("softmax", num_pairs), (0.8, 0.5), strict=True)

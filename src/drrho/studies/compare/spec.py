@@ -98,7 +98,8 @@ class Comparison:
     gap: GapConfig | None = None
 
     def __post_init__(self, recipe: Recipe | None):
-        expand_paths(self, "test")
+        output = ("output",) if self.output else ()  # none given takes the recipe's
+        expand_paths(self, "test", outputs=output)
         if isinstance(self.methods, Mapping) != (recipe is None):
             raise ValueError(
                 "give methods as name -> recipe, or their names and the recipe for all"
