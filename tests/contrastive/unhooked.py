@@ -88,6 +88,10 @@ def test_reference_and_teachers_have_unit_length_too():
     distillation = drrho.Distillation(teacher_temperatures=(0.1,))
     with pytest.raises(ValueError, match="teacher 0 image embeddings must have unit length"):
         ContrastiveObjective(distillation, num_samples=None)(pairs, teachers=[longer])
+    absent = PairEmbeddings(*(e * torch.tensor([[1.0], [1.0], [1.0], [0.0]]) for e in pairs))
+    with pytest.raises(ValueError, match="teacher 0 image embeddings must have unit length, got 0"):
+        ContrastiveObjective(distillation, num_samples=None)(pairs, teachers=[absent])
+    ContrastiveObjective(drrho.DRRhoCLIP(), num_samples=None)(pairs, absent)  # its plain loss
 
 
 @pytest.mark.parametrize("wrong", [14.0, 0.0, -0.1, float("nan")])

@@ -226,7 +226,7 @@ def check_steering(config: Objective, *, num_samples: int, reference: object) ->
             )
         check_pairs(reference, None)
         rows = slice(None, None, max(1, num_samples // ROWS_CHECKED))
-        check_unit_length("reference", reference.take(rows), or_absent=True)
+        check_unit_length("reference", reference.take(rows))
     elif reference is not None and (
         isinstance(reference, Tensor) or not isinstance(reference, EmbeddingStore)
     ):  # a tensor has a `gather` as well

@@ -112,9 +112,8 @@ class Recipe:
     device: Device = "auto"
 
     def __post_init__(self):
-        # A method of a comparison may leave its output to the comparison.
-        output = ("output",) if self.output else ()
-        expand_paths(self, "data", "reference", "teachers", outputs=output)
+        # A method of a comparison leaves its output to the comparison.
+        expand_paths(self, "data", "reference", "teachers", may_be_empty=True)
         if not isinstance(self.objective, Objective):
             raise TypeError(
                 "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "

@@ -156,20 +156,30 @@ def _require_plain(content: Any) -> None:
     raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
 
 
-def expand_paths(config: object, *names: str, outputs: tuple[str, ...] = ("output",)) -> None:
+def expand_paths(
+    config: object,
+    *names: str,
+    outputs: tuple[str, ...] = ("output",),
+    may_be_empty: bool = False,
+) -> None:
     """Expand `~` in the paths of a frozen configuration, and require outputs on this machine.
 
     Every configuration of a command calls this first in `__post_init__`, so that a path means the
     same to all commands. Other values than texts stay as they are.
 
+    Args:
+        may_be_empty: whether an output may be left to another configuration.
+
     Raises:
-        ValueError: an output is a URL or empty, or `~NAME` is the home of nobody.
+        ValueError: an output is a URL, or empty and may not be, or `~NAME` is the home of nobody.
     """
     for name in (*names, *outputs):
         value = getattr(config, name)
         several = isinstance(value, tuple)
         paths = [
-            _expanded(path, name, is_output=name in outputs) if isinstance(path, str) else path
+            _expanded(path, name, is_output=name in outputs and not (may_be_empty and path == ""))
+            if isinstance(path, str)
+            else path
             for path in (value if several else (value,))
         ]
         object.__setattr__(config, name, tuple(paths) if several else paths[0])

@@ -78,9 +78,11 @@ class Moving:
                 "temperature.minimum must be positive and at most temperature.initial = "
                 f"{self.initial}, got {self.minimum}"
             )
-        if self.maximum is None:  # as a file has infinity; not the default's object, so it is kept
-            object.__setattr__(self, "maximum", float("inf"))  # where another class has a limit
-        if self.maximum is not None and not self.initial <= self.maximum:
+        # A file has null for infinity. An object of its own, which is not the default's, is kept
+        # where the class is changed to one with a limit.
+        maximum = float("inf") if self.maximum is None else self.maximum
+        object.__setattr__(self, "maximum", maximum)
+        if not self.initial <= maximum:
             raise ValueError(
                 f"temperature.maximum must be at least temperature.initial = {self.initial}, got "
                 f"{self.maximum}"

@@ -273,7 +273,7 @@ class GlobalContrastiveLoss(nn.Module):
             require_temperature("temperature", value.item())
         check_unit_length("target", target)
         if reference is not None:
-            check_unit_length("reference", reference, or_absent=True)
+            check_unit_length("reference", reference)
         return self.estimate(
             target,
             reference,

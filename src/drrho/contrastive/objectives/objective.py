@@ -128,7 +128,8 @@ class ContrastiveObjective(nn.Module):
         Args:
             target: unit embeddings (B, d) of the model in training; of this process's pairs, as
                 all that follows.
-            reference: those of the reference; for `DRRhoCLIP`, and for nothing else.
+            reference: those of the reference; for `DRRhoCLIP`, and for nothing else. A row of zeros
+                is a pair without them, which keeps its plain loss.
             sample_ids: position of each pair in the data set; None where nothing is remembered of
                 them: with gamma 1 and one temperature for all.
             gamma: weight of this batch in the averages of `FastCLIP` and `DRRhoCLIP`, in (0, 1].
@@ -276,7 +277,7 @@ class ContrastiveObjective(nn.Module):
         if reference is not None:
             check_unit_length("reference", reference, or_absent=True)
         for number, teacher in enumerate(teachers):
-            check_unit_length(f"teacher {number}", teacher, or_absent=True)
+            check_unit_length(f"teacher {number}", teacher)
         self._checked_lengths = True
 
     def _check_radius(self, pairs: Partition) -> None:

@@ -98,8 +98,7 @@ class Comparison:
     gap: GapConfig | None = None
 
     def __post_init__(self, recipe: Recipe | None):
-        output = ("output",) if self.output else ()  # none given takes the recipe's
-        expand_paths(self, "test", outputs=output)
+        expand_paths(self, "test", may_be_empty=True)  # none given takes the recipe's
         if isinstance(self.methods, Mapping) != (recipe is None):
             raise ValueError(
                 "give methods as name -> recipe, or their names and the recipe for all"
