@@ -45,7 +45,9 @@ lint: $(VENV)/installed-dev  ## check style, format and types
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 
 docs: $(VENV)/installed-dev  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/write_tables.py --check
+	$(BIN)/python tools/fetch_katex.py
+	$(BIN)/zensical build --clean --strict
 
 venv: $(VENV)/installed-dev  ## install everything that development needs
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import write_tables
+
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -100,3 +102,24 @@ def test_code_of_the_guides_runs(guide, tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(compile(block, guide.name, "exec"), names)
+
+
+def test_tables_of_the_pages_are_those_of_their_files():
+    """As `python tools/write_tables.py` writes them, so that a page is whole wherever it is read."""
+    assert len(write_tables.pages()) >= 5
+    stale = [
+        str(page.relative_to(ROOT))
+        for page in write_tables.pages()
+        if write_tables.with_tables(page) != page.read_text("utf-8")
+    ]
+    assert not stale, f"run python tools/write_tables.py: {', '.join(stale)}"
+
+
+def test_a_table_that_is_not_closed_or_has_no_file_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: benchmarks/sizing.md -->\n| old |\n", "utf-8")
+    with pytest.raises(ValueError, match="not closed"):
+        write_tables.with_tables(page)
+    page.write_text("<!-- table: no/such.md -->\n<!-- end of the table -->\n", "utf-8")
+    with pytest.raises(FileNotFoundError):
+        write_tables.with_tables(page)

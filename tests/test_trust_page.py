@@ -27,6 +27,6 @@ def test_every_threat_names_a_test_that_exists():
 
 
 def test_the_page_is_found():
-    assert "guides/trust.md" in (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert "guides/trust.md" in (ROOT / "zensical.toml").read_text("utf-8")
     for name in ("README.md", "CONTRIBUTING.md"):
         assert "docs/guides/trust.md" in (ROOT / name).read_text("utf-8")

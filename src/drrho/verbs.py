@@ -172,8 +172,8 @@ def import_reference(config: ImportConfig) -> PrecomputeReport:
 def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """Scores a model by retrieval where data have captions, by classes where they have classes.
 
-    >>> scores = drrho.evaluate("runs/mine", data=("test",))
-    >>> scores["test"]["mrr"]
+    >>> scores = drrho.evaluate("runs/mine", data=("test",))["test"]
+    >>> scores["mrr"]
 
     Returns:
         Set -> metric -> value; with `tasks`, the main metric of each task that was scored.
