@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from tools import write_tables
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +104,7 @@ def test_code_of_the_guides_runs(guide, tmp_path, monkeypatch):
 
 
 def test_tables_of_the_pages_are_those_of_their_files():
-    """As `python tools/write_tables.py` writes them, so that a page is whole wherever it is read."""
+    """As `python tools/write_tables.py` writes them: a page is whole wherever it is read."""
     assert len(write_tables.pages()) >= 5
     stale = [
         str(page.relative_to(ROOT))
