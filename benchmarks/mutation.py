@@ -4,10 +4,11 @@
     python benchmarks/mutation.py --again           # runs those that survived once more
 
 A mutant is a copy of the package in which one comparison, number, sign, condition or statement is
-another. The tests of its module alone are run on it. Results are kept in `.cache/mutation.jsonl`,
-by the mutant and the contents of its module, so that a later run repeats nothing. The table of
-survivors, `benchmarks/mutation.md`, keeps the reason that somebody has written beside each; the
-command ends with 1 while a survivor has none.
+another. The tests of its module alone are run on it, the fastest first. Verdicts are kept in
+`benchmarks/mutation.json`, with the test that failed, by the mutant and the text of its function:
+several sittings add up, and a function that is changed is tried again. The table of survivors,
+`benchmarks/mutation.md`, keeps the reason that somebody has written beside each; the command ends
+with 1 while a survivor has none.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,6 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "benchmarks" / "mutation.md"
+VERDICTS = ROOT / "benchmarks" / "mutation.json"
 SOURCE = Path("src", "drrho")
 CONTRASTIVE = "tests/contrastive/test_"
 # Which tests are a module's own; the first pattern that fits decides. Files named unhooked.py run
@@ -42,46 +45,46 @@ TESTS: dict[str, Sequence[str]] = {
     "steering/accumulation.py": ["tests/steering/test_accumulation.py"],
     "steering/selection.py": ["tests/steering/test_selection.py", "tests/steering/unhooked.py"],
     "steering/tokens.py": ["tests/steering/test_tokens.py", "tests/steering/unhooked.py"],
-    "steering/*.py": [  # the slow ones last
-        f"tests/steering/test_{it}.py" for it in ("loss", "contract", "distributed", "bias")
+    "steering/*.py": [
+        f"tests/steering/test_{it}.py" for it in ("loss", "distributed", "contract", "bias")
     ] + ["tests/steering/unhooked.py"],
     "contrastive/accumulation.py": [CONTRASTIVE + "accumulation.py"],
-    "contrastive/diagnostics.py": [CONTRASTIVE + it for it in ("objective.py", "risk.py")],
-    "contrastive/exact.py": [CONTRASTIVE + it for it in ("risk.py", "golden.py", "siglip.py")],
+    "contrastive/diagnostics.py": [CONTRASTIVE + it for it in ("risk.py", "objective.py")],
+    "contrastive/exact.py": [CONTRASTIVE + it for it in ("golden.py", "siglip.py", "risk.py")],
     "contrastive/losses.py": [CONTRASTIVE + "losses.py", "tests/contrastive/unhooked.py"],
     "contrastive/memory/sample_table.py": [
         CONTRASTIVE + it for it in ("sample_table.py", "estimator.py", "loss_distributed.py")
     ],
     "contrastive/memory/temperature.py": [
-        CONTRASTIVE + it for it in ("objective.py", "golden_fastclip.py", "loss_distributed.py")
+        CONTRASTIVE + it for it in ("golden_fastclip.py", "objective.py", "loss_distributed.py")
     ],
     "contrastive/objectives/distillation.py": [
-        CONTRASTIVE + it for it in ("distillation.py", "objective.py", "tiles_distributed.py")
+        CONTRASTIVE + it for it in ("distillation.py", "tiles_distributed.py", "objective.py")
     ],
     "contrastive/objectives/siglip.py": [
-        CONTRASTIVE + it for it in ("siglip.py", "objective.py", "tiles_distributed.py")
+        CONTRASTIVE + it for it in ("siglip.py", "tiles_distributed.py", "objective.py")
     ],
     "contrastive/objectives/*.py": [
         CONTRASTIVE + it
-        for it in ("objective.py", "estimator.py", "golden.py", "golden_fastclip.py", "losses.py",
-                   "sample_table.py", "implementations.py", "loss_distributed.py")
+        for it in ("golden.py", "golden_fastclip.py", "losses.py", "sample_table.py",
+                   "estimator.py", "implementations.py", "objective.py", "loss_distributed.py")
     ] + ["tests/contrastive/unhooked.py"],
-    "contrastive/pairs.py": [CONTRASTIVE + it for it in ("risk.py", "tiles.py", "jest.py")],
+    "contrastive/pairs.py": [CONTRASTIVE + it for it in ("tiles.py", "risk.py", "jest.py")],
     "contrastive/selection/*.py": [
-        CONTRASTIVE + it for it in ("jest.py", "rho.py", "jest_distributed.py")
+        CONTRASTIVE + it for it in ("rho.py", "jest_distributed.py", "jest.py")
     ],
     "contrastive/tiles/kernels.py": [CONTRASTIVE + "kernels.py"],
     "contrastive/tiles/*.py": [
         CONTRASTIVE + it
-        for it in ("tiles.py", "implementations.py", "distillation.py", "tiles_distributed.py")
+        for it in ("distillation.py", "tiles.py", "tiles_distributed.py", "implementations.py")
     ],
     "data/order.py": ["tests/data/test_order.py"],
     "reference/store.py": ["tests/reference/test_store.py"],
     "reference/shard_files.py": ["tests/reference/test_store.py", "tests/reference/test_losses.py"],
     "training/state.py": ["tests/training/test_state.py", "tests/training/test_resume.py"],
     "runtime/distributed.py": [
-        "tests/runtime", "tests/contrastive/test_sample_table.py",
-        "tests/contrastive/test_tiles_distributed.py", "tests/training/test_state.py",
+        "tests/runtime/test_distributed.py", "tests/contrastive/test_tiles_distributed.py",
+        "tests/training/test_state.py", "tests/contrastive/test_sample_table.py", "tests/runtime",
     ],
 }  # fmt: skip
 COMPARISONS = {
@@ -101,6 +104,7 @@ class Mutant:
         place: the function or class that the change is in, and its number there.
         before, after: source text.
         start, end: offsets of the text in the module.
+        around: source text of the function that the change is in, or of the statement.
     """
 
     module: str
@@ -109,6 +113,7 @@ class Mutant:
     after: str
     start: int
     end: int
+    around: str
 
     @property
     def key(self) -> str:
@@ -125,9 +130,11 @@ def mutants_of(source: str, module: str) -> Iterator[Mutant]:
         lines.append(lines[-1] + len(line.encode()))
     raw, numbers = source.encode(), dict[tuple[str, str, str], int]()
 
-    def visit(node: ast.AST, place: str) -> Iterator[Mutant]:
+    def visit(node: ast.AST, place: str, around: ast.AST | None) -> Iterator[Mutant]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             place = f"{place}.{node.name}".lstrip(".")
+        if not isinstance(around, ast.FunctionDef) and isinstance(node, ast.stmt):
+            around = node
         for changed in _changes(node):
             # Positions are in bytes of UTF-8, and the text is cut in characters.
             start, end = (
@@ -141,11 +148,13 @@ def mutants_of(source: str, module: str) -> Iterator[Mutant]:
             same = (place, " ".join(before.split()), after)
             numbers[same] = numbers.get(same, 0) + 1
             number = f" ({numbers[same]})" if numbers[same] > 1 else ""
-            yield Mutant(module, f"{place or 'module'}{number}", before, after, start, end)
+            place_there = f"{place or 'module'}{number}"
+            text = ast.unparse(around or node)
+            yield Mutant(module, place_there, before, after, start, end, text)
         for child in _children(node):
-            yield from visit(child, place)
+            yield from visit(child, place, around)
 
-    yield from visit(ast.parse(source), "")
+    yield from visit(ast.parse(source), "", None)
 
 
 def _children(node: ast.AST) -> Iterator[ast.AST]:
@@ -199,8 +208,42 @@ def _fits(module: Path, pattern: str) -> bool:
     return str(module) == pattern or (name == "*.py" and str(module).startswith(f"{folder}/"))
 
 
-def run(mutant: Mutant, tests: Sequence[str], copy: Path, *, seconds: float) -> str:
-    """Run a module's tests on a mutant: "killed", "survived" or "too slow", which is a kill."""
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests said to a mutant.
+
+    Attributes:
+        mutant: its name.
+        around: hash of the text of its function.
+        result: "killed", "survived" or "too slow", which is a kill.
+        test: the test that failed; empty if none did.
+        seconds: time that it took.
+    """
+
+    mutant: str
+    around: str
+    result: str
+    test: str = ""
+    seconds: float = 0.0
+
+
+def read_verdicts(path: Path = VERDICTS) -> dict[str, Verdict]:
+    """Read the verdicts of earlier sittings, by mutant."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return {row["mutant"]: Verdict(**row) for row in rows}
+
+
+def write_verdicts(verdicts: dict[str, Verdict], path: Path = VERDICTS) -> None:
+    """Write all verdicts, a line each, so that those of two sittings can be merged."""
+    rows = [json.dumps(vars(verdicts[name])) for name in sorted(verdicts)]
+    new = path.with_suffix(".new")
+    new.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    new.replace(path)
+
+
+def run(mutant: Mutant, tests: Sequence[str], copy: Path, *, seconds: float) -> Verdict:
+    """Run a module's tests on a mutant."""
+    start = time.monotonic()
     path = copy / SOURCE / mutant.module
     original = path.read_text()
     hooked = [it for it in tests if not it.endswith("unhooked.py")]
@@ -212,7 +255,12 @@ def run(mutant: Mutant, tests: Sequence[str], copy: Path, *, seconds: float) -> 
             status = _pytest(["--noconftest", *unhooked], copy, seconds=seconds)
     finally:
         path.write_text(original)
-    return {0: "survived", None: "too slow"}.get(status, "killed")
+    failed = re.findall(
+        r"^(?:FAILED|ERROR) (\S+)", (copy / "output").read_text("utf-8", "replace"), re.M
+    )
+    result = {0: "survived", None: "too slow"}.get(status, "killed")
+    taken = round(time.monotonic() - start, 1)
+    return Verdict(shown(mutant), hashed(mutant), result, failed[0] if failed else "", taken)
 
 
 def _pytest(arguments: Sequence[str], copy: Path, *, seconds: float) -> int | None:
@@ -293,6 +341,11 @@ def shown(mutant: Mutant) -> str:
     return " ".join(mutant.key.split()).replace("|", "or").replace("`", "'")
 
 
+def hashed(mutant: Mutant) -> str:
+    """The hash of the text around a mutant, by which a verdict is known to be of today's code."""
+    return hashlib.sha256(mutant.around.encode()).hexdigest()[:16]
+
+
 def _draw(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
@@ -311,10 +364,7 @@ def main() -> int:
     # By a hash of their names: changes elsewhere in the package leave the draw as it is.
     drawn = sorted(everything, key=lambda it: _draw(f"{options.seed} {shown(it[0])}"))
     drawn = drawn[: options.mutants]
-    kept = ROOT / ".cache" / "mutation.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    lines = kept.read_text().splitlines() if kept.exists() else []
-    earlier = {it["mutant"]: it for it in map(json.loads, lines)}
+    verdicts = read_verdicts()
     results: dict[str, str] = {}
     start = time.monotonic()
     for name in PRELOADED:
@@ -328,27 +378,24 @@ def main() -> int:
         os.environ |= {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
         passing: set[str] = set()
         for number, (mutant, tests) in enumerate(drawn, start=1):
-            name, module = shown(mutant), (copy / SOURCE / mutant.module).read_bytes()
-            contents = hashlib.sha256(module).hexdigest()
-            found = earlier.get(name)
-            if found is not None and found["contents"] != contents:
+            name = shown(mutant)
+            found = verdicts.get(name)
+            if found is not None and found.around != hashed(mutant):
                 found = None
-            again = options.again and found is not None and found["result"] == "survived"
+            again = options.again and found is not None and found.result == "survived"
             late = time.monotonic() - start > options.stop_after
             if (found is None or again) and not late and mutant.module.startswith(options.only):
                 if str(tests) not in passing:
                     same = replace(mutant, after=mutant.before)
-                    if run(same, tests, copy, seconds=options.seconds) != "survived":
+                    if run(same, tests, copy, seconds=options.seconds).result != "survived":
                         parser.error(f"the package as it is fails {', '.join(tests)}")
                     passing.add(str(tests))
-                result = run(mutant, tests, copy, seconds=options.seconds)
-                found = {"mutant": name, "contents": contents, "result": result}
-                with kept.open("a") as file:
-                    file.write(json.dumps(found) + "\n")
-                print(f"{number}/{len(drawn)} {result}: {name}", file=sys.stderr, flush=True)
-            if found is None:
-                continue
-            results[name] = found["result"]
+                found = run(mutant, tests, copy, seconds=options.seconds)
+                verdicts[name] = found
+                write_verdicts(verdicts)
+                print(f"{number}/{len(drawn)} {found.result}: {name}", file=sys.stderr, flush=True)
+            if found is not None:
+                results[name] = found.result
     unexplained = write_table(results, sampled=len(drawn), seed=options.seed, of=len(everything))
     print(f"{unexplained} survivors without a reason", file=sys.stderr)
     return 1 if unexplained else 0

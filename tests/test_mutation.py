@@ -76,6 +76,24 @@ def test_reasons_are_kept(tmp_path, monkeypatch):
     assert "2 of them were run: 1 failed a test" in table.read_text()
 
 
+def test_verdicts_of_several_sittings_add_up_and_belong_to_the_text_of_the_function(tmp_path):
+    def first(source):
+        return next(it for it in MUTATION["mutants_of"](source, "a.py") if it.before == "x - 7")
+
+    path = tmp_path / "mutation.json"
+    for name in ("b", "a"):
+        verdict = MUTATION["Verdict"](name, "hash", "killed", "tests/test_a.py::test_it", 1.5)
+        known = MUTATION["read_verdicts"](path)
+        MUTATION["write_verdicts"](known | {name: verdict}, path)
+    assert list(MUTATION["read_verdicts"](path)) == ["a", "b"]
+    assert MUTATION["read_verdicts"](path)["b"] == MUTATION["Verdict"](
+        **vars(verdict) | {"mutant": "b"}
+    )
+    hashed, mutant = MUTATION["hashed"], first(SOURCE)
+    assert hashed(first(SOURCE.replace("LIMIT = 2.5", "LIMIT = 3.5"))) == hashed(mutant)
+    assert hashed(first(SOURCE.replace("x += 1", "x += 2"))) != hashed(mutant)
+
+
 @pytest.mark.parametrize(
     ("module", "fits"),
     [("risk/kl.py", True), ("risk/theory/laws.py", True), ("steering/kl.py", False)],
