@@ -32,16 +32,23 @@ TABLE = ROOT / "benchmarks" / "mutation.md"
 VERDICTS = ROOT / "benchmarks" / "mutation.json"
 SOURCE = Path("src", "drrho")
 CONTRASTIVE = "tests/contrastive/test_"
+
+
+def _of_risk(*first: str) -> list[str]:
+    """All tests of risks; pytest runs those of a file that is named first once."""
+    return [*(f"tests/risk/test_{name}.py" for name in first), "tests/risk"]
+
+
 # Which tests are a module's own; the first pattern that fits decides. Files named unhooked.py run
 # without the suite's import hook, after the others.
 TESTS: dict[str, Sequence[str]] = {
     "risk/theory/*.py": ["tests/risk/theory"],
-    "risk/chi_square.py": ["tests/risk", "-k", "ChiSquare or chi_square"],
-    "risk/cvar.py": ["tests/risk", "-k", "CVaR or cvar"],
-    "risk/kl.py": ["tests/risk", "-k", "KL or kl"],
-    "risk/kl_ball.py": ["tests/risk", "-k", "KLBall or kl"],
-    "risk/kl_cvar.py": ["tests/risk", "-k", "KLCVaR or kl"],
-    "risk/*.py": ["tests/risk", "tests/risk/unhooked.py"],
+    "risk/chi_square.py": [*_of_risk("chi_square", "reach"), "-k", "ChiSquare or chi_square"],
+    "risk/cvar.py": [*_of_risk("cvar"), "-k", "CVaR or cvar"],
+    "risk/kl.py": [*_of_risk("kl"), "-k", "KL or kl"],
+    "risk/kl_ball.py": [*_of_risk("kl", "reach"), "-k", "KLBall or kl"],
+    "risk/kl_cvar.py": [*_of_risk("kl", "cvar"), "-k", "KLCVaR or kl"],
+    "risk/*.py": [*_of_risk("excess", "duality", "result"), "tests/risk/unhooked.py"],
     "steering/accumulation.py": ["tests/steering/test_accumulation.py"],
     "steering/selection.py": ["tests/steering/test_selection.py", "tests/steering/unhooked.py"],
     "steering/tokens.py": ["tests/steering/test_tokens.py", "tests/steering/unhooked.py"],
@@ -92,7 +99,11 @@ COMPARISONS = {
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
 }  # fmt: skip
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
-PRELOADED = ("torch", "torch.distributed.tensor", "jaxtyping", "beartype", "safetensors.torch")
+# Imported once, before the forks that run the tests.
+PRELOADED = (
+    *("torch", "torch.distributed.tensor", "jaxtyping", "beartype", "safetensors.torch"),
+    *("numpy", "hypothesis", "hypothesis.strategies", "tyro", "PIL.Image", "pytest", "scipy.stats"),
+)
 
 
 @dataclass(frozen=True)
@@ -246,6 +257,9 @@ def run(mutant: Mutant, tests: Sequence[str], copy: Path, *, seconds: float) -> 
     start = time.monotonic()
     path = copy / SOURCE / mutant.module
     original = path.read_text()
+    # Same size and second as the file before: its bytecode would be taken for the mutant's.
+    for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+        compiled.unlink()
     hooked = [it for it in tests if not it.endswith("unhooked.py")]
     unhooked = [it for it in tests if it.endswith("unhooked.py")]
     path.write_text(mutant.of(original))
@@ -276,7 +290,7 @@ def _pytest(arguments: Sequence[str], copy: Path, *, seconds: float) -> int | No
 
         status = 1
         try:
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+            options = ["-x", "-rfE", "-p", "no:cacheprovider", "-p", "no:xdist"]
             options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
             status = int(pytest.main([*options, *arguments]))
         except BaseException:
@@ -373,9 +387,7 @@ def main() -> int:
         copy = Path(folder)
         shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
         os.chdir(ROOT)
-        # Same size and second as the file before: its bytecode would be taken for the mutant's.
-        sys.dont_write_bytecode = True
-        os.environ |= {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ["PYTHONPATH"] = str(copy / "src")
         passing: set[str] = set()
         for number, (mutant, tests) in enumerate(drawn, start=1):
             name = shown(mutant)
@@ -387,9 +399,12 @@ def main() -> int:
             if (found is None or again) and not late and mutant.module.startswith(options.only):
                 if str(tests) not in passing:
                     same = replace(mutant, after=mutant.before)
+                    sys.dont_write_bytecode = False
                     if run(same, tests, copy, seconds=options.seconds).result != "survived":
                         parser.error(f"the package as it is fails {', '.join(tests)}")
                     passing.add(str(tests))
+                sys.dont_write_bytecode = True  # nor do the processes that tests start
+                os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
                 found = run(mutant, tests, copy, seconds=options.seconds)
                 verdicts[name] = found
                 write_verdicts(verdicts)

@@ -53,8 +53,8 @@ class Run:
 
     Attributes:
         path: folder of the run.
-        trust: whether the program that the folder names may run; true for what `train` returns,
-            whose recipe named it.
+        trust: whether the program that the folder names may run, and the URLs and repositories
+            that it names be fetched; true for what `train` returns, whose recipe named them.
     """
 
     path: Path
@@ -65,8 +65,16 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that was trained."""
-        return read_run(self.path).recipe
+        """The recipe that was trained.
+
+        Raises:
+            ValueError: it names a program, a repository or data at a URL, which whoever trains by
+                it would run or fetch, and the folder is not trusted.
+        """
+        run = read_run(self.path)
+        with trusting(everything=self.trust):
+            run.require_trusted_recipe()
+        return run.recipe
 
     @cached_property
     def model(self) -> EmbeddingModel:
@@ -117,11 +125,15 @@ def _as_field(kind: Any, value: Any) -> Any:
     return tuple(fspath(one) if isinstance(one, PathLike) else one for one in several)
 
 
-def train(recipe: Recipe) -> Run:
+def train(recipe: Recipe, *, trust: bool = False) -> Run:
     """Trains a model by a recipe, continues what its folder holds, or returns what is finished.
 
     >>> run = drrho.train(recipe)
     >>> run.model.encode_text(["a lemon"])
+
+    Args:
+        recipe: what to train; the program and the data that it names are trusted.
+        trust: run the program that the folder of a model "run:PATH" names.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or data, reference and recipe do not
@@ -129,7 +141,8 @@ def train(recipe: Recipe) -> Run:
         TrainingInterrupted: a signal came; the same call continues.
         ProcessFailed: with several processes, this one failed or lost another.
     """
-    train_recipe(recipe)
+    with trusting(everything=trust):
+        train_recipe(recipe)
     return Run(Path(recipe.output), trust=True)
 
 
@@ -190,7 +203,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     return scores
 
 
-def probe(
+def probe(  # noqa: PLR0913 - the fields of its command
     data: str,
     *,
     references: str | Sequence[str],
@@ -198,6 +211,7 @@ def probe(
     recipe: Recipe | None = None,
     output: str = "runs/probe",
     pilot_steps: int | None = None,
+    trust: bool = False,
 ) -> ProbeResults:
     """Ranks references for a data set before training with any of them.
 
@@ -216,6 +230,7 @@ def probe(
         output: folder of the pilots and of probe.json, probe.md and probe.png.
         pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's, or 200
             without a recipe.
+        trust: run the programs that the folders of models name.
 
     Raises:
         FileNotFoundError: a reference or data are not there.
@@ -234,12 +249,17 @@ def probe(
         pilot_steps = 200 if pilot_steps is None else pilot_steps
     given = _as_field(tuple[str, ...], references)
     config = ProbeConfig(
-        data=data, held_out=held_out, reference=given, output=output, pilot_steps=pilot_steps
+        data=data,
+        held_out=held_out,
+        reference=given,
+        output=output,
+        pilot_steps=pilot_steps,
+        trust=trust,
     )
     return probe_recipe(recipe, config)
 
 
-def compare(comparison: Comparison) -> Results:
+def compare(comparison: Comparison, *, trust: bool = False) -> Results:
     """Trains the references and every method of a comparison, evaluates, writes table and plots.
 
     >>> results = drrho.compare(comparison)
@@ -247,11 +267,16 @@ def compare(comparison: Comparison) -> Results:
 
     What is finished is kept; several processes may work on one folder.
 
+    Args:
+        comparison: what to train; the programs and the data that it names are trusted.
+        trust: run the programs that the folders of references name.
+
     Raises:
         TrainingInterrupted: a signal came; the same call continues.
     """
     require_one_process("drrho.compare")
-    return run_comparison(comparison)
+    with trusting(everything=trust):
+        return run_comparison(comparison)
 
 
 @_with_fields_of(CurateConfig)
@@ -264,7 +289,7 @@ def curate(config: CurateConfig) -> Curation:
     return curate_pairs(config)
 
 
-def report(
+def report(  # noqa: PLR0913 - the fields of its command
     runs: Reported | Sequence[Reported],
     *,
     output: str = "report.html",
@@ -272,6 +297,7 @@ def report(
     data: str | None = None,
     galleries: bool = True,
     device: Device = "auto",
+    trust: bool = False,
 ) -> Path:
     """Writes one page about runs: curves, comparisons, what steering sees, alerts.
 
@@ -285,6 +311,8 @@ def report(
         data: training data, where they have moved.
         galleries: whether to examine and show pairs.
         device: device to compute on.
+        trust: run the programs that the runs' folders name, and fetch the models and data that
+            their recipes name; not needed for what `train` returns.
 
     Raises:
         FileNotFoundError: a folder holds no run.
@@ -298,8 +326,10 @@ def report(
         data=data,
         galleries=galleries,
         device=device,
+        trust=trust,
     )
-    own = [run.recipe.model.name for run in given if isinstance(run, Run) and run.trust]
+    trusted = [run for run in given if isinstance(run, Run) and run.trust]
+    own = [name for run in trusted for name in (run.recipe.model.name, f"run:{run.path}")]
     with trusting(*own):
         return write_report(config)
 

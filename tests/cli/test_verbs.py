@@ -1,5 +1,12 @@
 """The command line and the front door have the same verbs; exceptions are named with a reason."""
 
+import importlib
+import inspect
+from dataclasses import fields
+from typing import get_type_hints
+
+import pytest
+
 import drrho
 from drrho.cli import COMMANDS
 
@@ -40,3 +47,26 @@ def test_every_command_is_a_verb_or_says_why_not():
 
 def test_the_front_door_has_these_verbs_and_no_other():
     assert {name for name in drrho.__all__ if name[0].islower()} - MATHEMATICS == VERBS
+
+
+def takes_trust(command):
+    """Whether a command has the option `--trust`."""
+    module, _, name = COMMANDS[command].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    (kind,) = (kind for it, kind in get_type_hints(function).items() if it != "return")
+    if kind == list[str]:  # it reads its options itself
+        return "--trust" in function.__doc__
+    return "trust" in {part.name for part in fields(kind)}
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in WITHOUT_A_VERB])
+def test_a_verb_takes_trust_where_its_command_does(command):
+    verb = getattr(drrho, CALLED.get(command, command))
+    assert ("trust" in inspect.signature(verb).parameters) == takes_trust(command)
+
+
+def test_these_commands_take_trust_and_no_other():
+    assert {name for name in COMMANDS if takes_trust(name)} == {
+        *("train", "compare", "probe", "evaluate", "export", "report", "curate"),
+        *("reference precompute", "reference verify"),
+    }

@@ -15,6 +15,7 @@ from tests.models.test_hugging_face import clip, tokenizer
 from tests.models.test_program import PROGRAM
 from tests.test_old_files import FIXTURES
 
+import drrho
 from drrho import load
 from drrho.cli import main
 from drrho.data.manifest import Manifest
@@ -92,12 +93,38 @@ def test_what_the_user_names_or_trusts_is_run(received, evil):
         load_model(received / "model")
 
 
-@pytest.mark.parametrize("name", ["python:EVIL", "hf-hub:them/model", "run:RUN"])
+@pytest.mark.parametrize("name", ["python:EVIL", "hf-hub:them/model", "run:RUN", "RN50@openai"])
 def test_the_model_that_a_recipe_records_is_not_built_without_trust(name, received, evil):
     name = name.replace("EVIL", str(evil[0])).replace("RUN", str(received))
+    name, _, pretrained = name.partition("@")
     with pytest.raises(ValueError, match="say --trust"):
-        build_recorded_model(Model(name), seed=0)
+        build_recorded_model(Model(name, pretrained=pretrained or None), seed=0)
     assert not evil[1].exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model": {"name": "python:evil.py"}},
+        {"model": {"name": "hf-hub:them/model"}},
+        {"model": {"name": "RN50", "pretrained": "openai"}},
+        {"data": "https://user:word@host/train.json"},
+        {"evaluation": {"data": "s3://bucket/test.json"}},
+    ],
+    ids=json.dumps,
+)
+def test_a_received_recipe_is_handed_out_with_trust_only_where_it_names_code_or_urls(changed, run):
+    folder = run / "trained" / "steered"
+    path = folder / "recipe.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"model": {"name": "small"}}))
+    assert drrho.Run(folder).recipe.model.name == "small"
+    path.write_text(json.dumps(content | {"model": {"name": "small"}} | changed))
+    with pytest.raises(ValueError, match=r"say --trust \(trust=True in Python\)") as refused:
+        drrho.Run(folder).recipe  # noqa: B018  # a property, read where a recipe is wanted
+    assert "word" not in str(refused.value)
+    assert drrho.Run(folder, trust=True).recipe.training.steps is not None
+    assert not (run / "was-run").exists()
 
 
 @pytest.mark.parametrize("path", [["no"], 3, None], ids=repr)

@@ -3,11 +3,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from drrho.cli import main
+from drrho.data.indexing import open_manifest
+from drrho.models.build import build_model
+from drrho.recipe.batches import Stores
+from drrho.recipe.filtering import Filtering
 from drrho.recipe.recipe import Evaluation
-from drrho.recipe.train import train_recipe
+from drrho.recipe.train import _evaluators, filter_manifest, train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.runtime.distributed import Processes
 from drrho.training.log import read_metrics
 
 
@@ -64,3 +70,29 @@ def test_references_without_effect_or_of_one_name_are_refused(plain_recipe, stor
     recipe = with_references(plain_recipe, stored / "one", stored / "one")
     with pytest.raises(ValueError, match="must differ"):
         train_recipe(replace(recipe, output=str(tmp_path)))
+
+
+class _Other(Processes):
+    """The first of two processes, whose partner has stores of another model."""
+
+    def on_first(self, make):
+        return make()
+
+    def all_gather_object(self, own):
+        changed = "another" if isinstance(own, dict) else own
+        return [own, dict.fromkeys(own, changed) if isinstance(own, dict) else own]
+
+
+def test_stores_for_evaluation_and_filtering_are_compared_by_processes(
+    plain_recipe, stored, reference
+):
+    recipe = with_references(plain_recipe, stored / "one")
+    model = build_model(recipe.model, seed=0)
+    processes = _Other(rank=0, size=2)
+    with pytest.raises(ValueError, match="processes of this run differ in evaluation.references"):
+        _evaluators(recipe, model, processes, device=torch.device("cpu"))
+    recipe = replace(plain_recipe, filtering=Filtering(threshold=0.0, reference=str(reference)))
+    manifest = open_manifest(recipe.data)
+    stores = Stores.open(recipe, manifest)
+    with pytest.raises(ValueError, match="processes of this run differ in filtering.reference"):
+        filter_manifest(recipe, manifest, stores, processes)

@@ -1,5 +1,7 @@
 """Data that the folder of a run names: local ones are read, others if the folder is trusted."""
 
+from dataclasses import replace
+
 import fsspec
 import pytest
 from tests.data.tar_files import pair, write_shard
@@ -8,6 +10,7 @@ from drrho import CLIP, Model, Recipe
 from drrho.data.indexing import index_shards
 from drrho.models.program import trusting
 from drrho.recipe.folder import RunFolder
+from drrho.recipe.recipe import Evaluation
 
 
 def run_on(data, folder):
@@ -27,5 +30,25 @@ def test_a_received_run_fetches_no_data_without_trust(tmp_path, by_manifest):
         run_on(named, tmp_path / "run").open_data()
     with trusting(everything=True):
         assert run_on(named, tmp_path / "run").open_data() == manifest
+    with trusting(f"run:{tmp_path / 'run'}"):
+        assert run_on(named, tmp_path / "run").open_data() == manifest
+    with trusting(f"run:{tmp_path / 'other'}"), pytest.raises(ValueError, match="say --trust"):
+        run_on(named, tmp_path / "run").open_data()
+    with pytest.raises(ValueError, match="say --trust"):
+        run_on(shard, tmp_path / "run").open_data(named=str(named))
     assert run_on(named, tmp_path / "run").open_data(url) == manifest
     assert run_on(shard, tmp_path / "run").open_data() == index_shards(shard)
+
+
+@pytest.mark.parametrize("field", ["data", "evaluation"])
+def test_a_recipe_that_would_fetch_is_handed_out_with_trust_only(tmp_path, field):
+    url = "https://user:secret@host/set"
+    run = run_on(url if field == "data" else tmp_path, tmp_path / "run")
+    if field == "evaluation":
+        run = replace(run, recipe=replace(run.recipe, evaluation=Evaluation(data=url)))
+    with pytest.raises(ValueError, match=r"asks for data at https://host/set") as refused:
+        run.require_trusted_recipe()
+    assert "secret" not in str(refused.value)
+    with trusting(everything=True):
+        run.require_trusted_recipe()
+    run_on(tmp_path, tmp_path / "run").require_trusted_recipe()

@@ -113,19 +113,27 @@ def build_model(config: Model, *, seed: int) -> TwoTower:
         return build_open_clip(config.name, config.pretrained)
 
 
+def require_trusted_model(config: Model) -> None:
+    """Raise ValueError if a model that a file names is a program, or would be fetched, and that is
+    not trusted (`trusting`).
+    """
+    schema, _, place = config.name.partition(":")
+    who = f"the recipe that this run's folder records ({config.name})"
+    if schema == "python":
+        require_trusted(who, f"running the program {place}", path=place)
+    elif schema == "hf-hub":
+        require_trusted(who, f"fetching {place}")
+    elif config.pretrained is not None and not Path(config.pretrained).expanduser().is_file():
+        require_trusted(who, f"fetching its weights {config.pretrained!r}")
+
+
 def build_recorded_model(config: Model, *, seed: int) -> TwoTower:
     """Build a model that a file names, such as the `recipe.json` of a run; as `build_model`.
 
     Raises:
-        ValueError: it is a program, or would be fetched, and is not trusted (`trusting`).
+        ValueError: as `require_trusted_model`.
     """
-    schema, _, place = config.name.partition(":")
-    if schema in ("python", "hf-hub"):
-        what = f"running the program {place}" if schema == "python" else f"fetching {place}"
-        program = place if schema == "python" else None
-        require_trusted(
-            f"the recipe that this run's folder records ({config.name})", what, program=program
-        )
+    require_trusted_model(config)
     return build_model(config, seed=seed)
 
 

@@ -22,8 +22,8 @@ from drrho.runtime.records import from_json, read_json_object, to_json
 
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "model.safetensors"
-SCHEMA = "python:"
-# Programs that files may name here; None stands for all of them.
+SCHEMA, RUN_SCHEMA = "python:", "run:"
+# Programs that files may name here, and folders of runs that may name data; None stands for all.
 _trusted: ContextVar[frozenset[Path] | None] = ContextVar("_trusted", default=frozenset())
 
 
@@ -32,11 +32,14 @@ def trusting(*names: str, everything: bool = False) -> Iterator[None]:
     """Let files name programs inside a `with` block.
 
     Args:
-        names: names of models that the user gave; those of the form "python:FILE.py" are trusted.
-        everything: whether any program may run, and any model be fetched, that a file names.
+        names: names of models that the user gave. Of the form "python:FILE.py" they let files name
+            that program, and "run:FOLDER" lets the files of that run name its data.
+        everything: whether any program may run, and anything be fetched, that a file names.
     """
     before = _trusted.get()
-    named = {_resolved(name.removeprefix(SCHEMA)) for name in names if name.startswith(SCHEMA)}
+    named = {
+        _resolved(name.partition(":")[2]) for name in names if name.startswith((SCHEMA, RUN_SCHEMA))
+    }
     token = _trusted.set(None if everything or before is None else before | named)
     try:
         yield
@@ -44,16 +47,17 @@ def trusting(*names: str, everything: bool = False) -> Iterator[None]:
         _trusted.reset(token)
 
 
-def require_trusted(who: str, what: str, *, program: str | None = None) -> None:
+def require_trusted(who: str, what: str, *, path: str | None = None) -> None:
     """Raise ValueError unless what a file asks for may be done.
 
     Args:
         who: the file, for the message.
         what: what it asks for, for the message.
-        program: path of the program to run; None is trusted only with all else.
+        path: path of the program to run, or of the run that names data; None is trusted only with
+            all else.
     """
     trusted = _trusted.get()
-    if trusted is not None and (program is None or _resolved(program) not in trusted):
+    if trusted is not None and (path is None or _resolved(path) not in trusted):
         raise ValueError(
             f"{who} asks for {what}; files may come from anyone, so that is done only on request: "
             "if you trust it, say --trust (trust=True in Python)"
@@ -118,7 +122,7 @@ def load_with_program(folder: Path) -> TwoTower:
         Program, read_json_object(folder / PROGRAM_FILE), where=str(folder / PROGRAM_FILE)
     )
     require_trusted(
-        str(folder / PROGRAM_FILE), f"running the program {program.path}", program=program.path
+        str(folder / PROGRAM_FILE), f"running the program {program.path}", path=program.path
     )
     path = Path(program.path)
     if not path.is_file():

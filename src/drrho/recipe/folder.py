@@ -8,7 +8,7 @@ from pathlib import Path
 from drrho.data.indexing import open_manifest
 from drrho.data.manifest import ITEMS, Manifest
 from drrho.data.reading.storage import local_path
-from drrho.models.build import build_recorded_model, load_model
+from drrho.models.build import build_recorded_model, load_model, require_trusted_model
 from drrho.models.program import require_trusted
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.document import (
@@ -70,7 +70,18 @@ class RunFolder:
 
     def _require_local(self, place: str) -> None:
         if not place.startswith(ITEMS) and local_path(place) is None:
-            require_trusted(str(self.path), f"data at {without_secrets(place)}")
+            what = f"data at {without_secrets(place)}"
+            require_trusted(str(self.path), what, path=str(self.path))
+
+    def require_trusted_recipe(self) -> None:
+        """Raise ValueError where the recipe, if it were run, would run code or fetch something that
+        the folder names and nobody trusts (`trusting`).
+        """
+        recipe = self.recipe
+        require_trusted_model(recipe.model)
+        for place in (recipe.data, recipe.evaluation.data):
+            if place is not None:
+                self._require_local(place)
 
     def open_reference(self, manifest: Manifest, folder: str | None = None) -> Reference | None:
         """Open the embeddings that steered the run, or those in another folder; None if none did.

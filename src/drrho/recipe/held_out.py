@@ -35,6 +35,11 @@ class HeldOutVariances:
             for name, folder in zip(names, references, strict=True)
         }
 
+    @property
+    def identities(self) -> dict[str, dict[str, str]]:
+        """Identify the models of the stores, by the names of their folders."""
+        return {name: store.identity for name, store in self._stores.items()}
+
     def __call__(self, encoder: Encoder) -> dict[str, float]:
         """Compute `loss_variance` and each `excess_loss_variance/NAME`; a collective.
 

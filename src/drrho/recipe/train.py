@@ -289,7 +289,9 @@ def filter_manifest(
         return manifest, None
     store = stores.reference
     if config.reference is not None:
-        store = open_reference(config.reference, manifest, views=recipe.loading.views)
+        named, views = config.reference, recipe.loading.views
+        store = processes.on_each(lambda: open_reference(named, manifest, views=views))
+        processes.require_same(**{"filtering.reference": store.identity})
     assert store is not None
     return filtered(manifest, store, config, processes)
 
@@ -302,8 +304,9 @@ def _evaluators(
         return {}
     held_out = processes.on_first(lambda: open_evaluation_set(source))
     variances = None
-    if recipe.evaluation.references:
-        variances = HeldOutVariances(held_out.manifest, recipe.evaluation.references)
+    if references := recipe.evaluation.references:
+        variances = processes.on_each(lambda: HeldOutVariances(held_out.manifest, references))
+        processes.require_same(**{"evaluation.references": variances.identities})
 
     encoder = Encoder(
         model=EmbeddingModel(model, device=device),

@@ -80,7 +80,8 @@ class CurateConfig:
         workers: worker processes that decode images; 0 decodes in the main process.
         seed: random seed of the choice of negatives.
         device: device to compute on; "auto" takes the GPU if there is one.
-        trust: run the program that the run's folder names; needed for runs of "python:FILE.py".
+        trust: run the program that the run's folder names, and fetch the data that its recipe
+            names; needed for runs of "python:FILE.py".
     """
 
     run: Positional[str] = field(kw_only=False)

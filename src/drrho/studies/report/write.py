@@ -10,7 +10,6 @@ from tyro.conf import Positional
 
 from drrho import __version__
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
@@ -56,8 +55,8 @@ class ReportConfig:
         gallery: number of pairs that are examined and shown.
         galleries: examine and show pairs.
         device: device to compute on; "auto" takes the GPU if there is one.
-        trust: run the programs that the runs' folders name, and fetch the models that their recipes
-            name; needed to show the pairs of runs of "python:FILE.py".
+        trust: run the programs that the runs' folders name, and fetch the models and data that
+            their recipes name; needed to show the pairs of runs of "python:FILE.py".
     """
 
     runs: Positional[tuple[str, ...]]
@@ -182,7 +181,7 @@ def _check_reference(
     if model is None or held_out_data is None:
         return alone
     try:
-        held_out = open_manifest(held_out_data)
+        held_out = run.open_data(named=held_out_data)
         encoder = EmbeddingModel.frozen(build_model(Model(name=model), seed=0), device=device)
         others = drawn_ids(held_out, None, count=len(ids), generator=generator)
         embedded = embed_pairs(
