@@ -197,7 +197,8 @@ def workspace(stand_ins, tmp_path_factory):
     ):
         Path(f"runs/{name}").mkdir()
         Path(f"runs/{name}/results.json").write_text(json.dumps(results(settings)))
-    shutil.copytree(ROOT / "docs/results/scaling-openclip", "docs/results/scaling-openclip")
+    for name in ("scaling-openclip", "scaling-scenes"):
+        shutil.copytree(ROOT / "docs/results" / name, f"docs/results/{name}")
     losses = {
         name: np.random.default_rng(number).exponential(size=60)
         for number, name in enumerate(("pilot-1", "pilot-2", "large", "small"))

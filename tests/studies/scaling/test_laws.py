@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,10 +11,12 @@ from drrho.studies.scaling.laws import (
     PowerLaw,
     RunPoints,
     bootstrap_laws,
+    curvature_test,
     fit_power_law,
     fit_runs,
     interval_of,
     log_compute_ratio,
+    near_chance,
     pareto_front,
 )
 
@@ -174,3 +177,42 @@ def test_too_few_settings_are_refused():
     )
     with pytest.raises(ValueError, match="too few for a bootstrap"):
         bootstrap_laws({"clip": points}, generator=generator(), resamples=2)
+
+
+def test_a_bend_is_found_and_a_line_is_not_called_one():
+    bent = curvature_test(COMPUTE, errors(PowerLaw(scale=2, exponent=0.25, floor=0.1), noise=0.0))
+    straight = curvature_test(COMPUTE, errors(OPENCLIP, LARGE, noise=0.02, source=generator()))
+    assert bent is not None
+    assert straight is not None
+    assert bent.quadratic > 0
+    assert bent.p < 1e-3 < 0.05 < straight.p
+    assert curvature_test(COMPUTE[:3], errors(OPENCLIP, LARGE)[:3]) is None
+
+
+def test_the_statistic_of_a_bend_is_that_of_least_squares():
+    """Against the textbook's formula on five points, worked with numpy's polynomial fit."""
+    compute = torch.tensor([1.0, 10, 100, 1000, 1000], dtype=torch.float64)
+    error = torch.tensor([0.9, 0.7, 0.4, 0.3, 0.32], dtype=torch.float64)
+    x, y = compute.log().numpy(), error.log().numpy()
+    fitted, covariance = np.polyfit(x, y, 2, cov="unscaled")
+    residuals = y - np.polyval(fitted, x)
+    expected = fitted[0] / np.sqrt(covariance[0, 0] * (residuals**2).sum() / 2)
+    found = curvature_test(compute, error)
+    assert found is not None
+    assert found.t == pytest.approx(expected)
+    assert found.quadratic == pytest.approx(fitted[0])
+
+
+def test_a_setting_near_chance_for_one_method_is_left_out_of_all():
+    def points(*scores):
+        values = torch.tensor(scores, dtype=torch.float64)
+        return RunPoints(
+            compute=torch.ones(4, dtype=torch.float64),
+            error=1 - values,
+            setting=("few", "few", "many", "many"),
+        )
+
+    methods = {"plain": points(0.05, 0.13, 0.3, 0.3), "steered": points(0.3, 0.3, 0.09, 0.12)}
+    assert near_chance(methods, chance=0.01) == {"few"}  # on average over the seeds
+    assert near_chance(methods, chance=0.02) == {"few", "many"}
+    assert not near_chance(methods, chance=0)

@@ -65,6 +65,64 @@ def test_a_table_of_points_and_an_error_beyond_them(tmp_path, capsys):
     assert "extrapolated" in capsys.readouterr().out
 
 
+def fitted(folder, content, *options):
+    (folder / "results.json").write_text(json.dumps(content))
+    arguments = ["scaling", "fit", str(folder), "--output", str(folder), "--resamples", "100"]
+    status = main([*arguments, *options])
+    found = folder / "scaling.json"
+    return status, json.loads(found.read_text()) if found.is_file() else {}
+
+
+def test_settings_near_chance_are_left_out_and_still_shown(tmp_path, capsys):
+    content = results(("s", "m", "l", "xl"))
+    for run in content["methods"]["fastclip+s"]["runs"]:
+        run["tests"]["test"]["mrr"] = 0.02
+    _, found = fitted(tmp_path, content, "--chance", "0.005")
+    assert "less than 0.05" in capsys.readouterr().out
+    for method, exponent in (("fastclip", 0.101), ("drrho_clip", 0.201)):
+        points = found["methods"][method]["points"]
+        assert [point["used"] for point in points] == [False] * 3 + [True] * 9
+        assert found["methods"][method]["law"]["exponent"] == pytest.approx(exponent)
+    fitted(tmp_path, content)
+    assert "none was left out" in capsys.readouterr().out
+
+
+def test_the_references_cost_enters_total_compute(tmp_path, capsys):
+    """500 samples of training and 300 passes of 2 GFLOP: 1,200 of the unit of compute."""
+    content = results(("s", "m", "l"))
+    content["references"] = {
+        "strong": {"tests": {}, "gflop": {"image": 1.5, "text": 0.5}, "cost": {"samples_seen": 500}}
+    }
+    cost = {"training": {"samples_seen": 500}, "precompute": {"samples": 300, "seconds": 1}}
+    for name, method in content["methods"].items():
+        if name.startswith("drrho"):
+            method["reference_cost"] = {"strong": cost}
+    _, alone = fitted(tmp_path, content)
+    _, total = fitted(tmp_path, content, "--compute", "total")
+    assert "training and forward passes are in it" in capsys.readouterr().out
+    for method, more in (("fastclip", 0), ("drrho_clip", 1200)):
+        both = (it["methods"][method]["points"] for it in (alone, total))
+        for one, other in zip(*both, strict=True):
+            assert other["compute"] == pytest.approx(one["compute"] + more)
+    del content["references"]
+    assert fitted(tmp_path, content, "--compute", "total")[0] == 1
+    assert "what the references of drrho_clip cost" in capsys.readouterr().err
+
+
+def test_a_law_that_is_read_beyond_its_runs_is_marked(tmp_path, capsys):
+    """Both reach 0.5, but one method's law is at it only beyond its largest run."""
+    rows = ["method,compute,error", *(f"a,{c},{(c / 10) ** -0.1}" for c in (20, 100, 1000))]
+    rows += [f"b,{c},{e}" for c, e in ((20, 0.9), (30, 0.85), (40, 0.6), (40, 0.9))]
+    (tmp_path / "points.csv").write_text("\n".join(rows))
+    arguments = ["scaling", "fit", str(tmp_path / "points.csv"), "--output", str(tmp_path)]
+    assert main([*arguments, "--at", "0.65", "--resamples", "100"]) == 0
+    assert "extrapolated in compute: b's law at" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "scaling.json").read_text())["compute_ratios"]
+    assert not row["extrapolated"]
+    assert set(row["beyond"]) == {"b"}
+    assert row["beyond"]["b"] > 1
+
+
 def test_sample_ratios_of_a_comparison(tmp_path, capsys):
     """DRRho-CLIP is above all that FastCLIP reached, on the other set nobody is above."""
     content = results((1000, 2000, 4000))

@@ -17,9 +17,11 @@ from drrho.studies.scaling.laws import (
     PowerLaw,
     RunPoints,
     bootstrap_laws,
+    curvature_test,
     fit_runs,
     interval_of,
     log_compute_ratio,
+    near_chance,
     pareto_front,
 )
 from drrho.studies.scaling.plots import draw_efficiency, draw_laws
@@ -49,13 +51,13 @@ def fit_scaling(config: FitConfig) -> ScalingResults:
         FileNotFoundError: a file is not there.
         ValueError: a file is not what it should be, or a method has too few runs.
     """
+    every = _points(config)
+    chance_settings = near_chance(every, chance=config.chance)
     points = {
-        method: RunPoints(
-            compute=_tensor([run.compute() for run in runs]),
-            error=_tensor([run.error(config.metric) for run in runs]),
-            setting=tuple(run.setting for run in runs),
+        method: runs.rows_of(
+            [it for it in dict.fromkeys(runs.setting) if it not in chance_settings]
         )
-        for method, runs in by_method(read_runs(config.results)).items()
+        for method, runs in every.items()
     }
     laws = {}
     for method, runs in points.items():
@@ -74,7 +76,9 @@ def fit_scaling(config: FitConfig) -> ScalingResults:
     results = ScalingResults(
         config=config,
         methods={
-            method: _described(points[method], law, drawn[method], rule=config.points)
+            method: _described(
+                every[method], points[method], law, drawn[method], rule=config.points
+            )
             for method, law in laws.items()
         },
         exponent_differences=tuple(
@@ -99,6 +103,18 @@ def fit_scaling(config: FitConfig) -> ScalingResults:
     )
     _write(results, Path(config.output, LAWS_FILE), scaling_in_words(results), draw_laws)
     return results
+
+
+def _points(config: FitConfig) -> dict[str, RunPoints]:
+    total = config.compute == "total"
+    return {
+        method: RunPoints(
+            compute=_tensor([run.total_compute() if total else run.compute() for run in runs]),
+            error=_tensor([run.error(config.metric) for run in runs]),
+            setting=tuple(run.setting for run in runs),
+        )
+        for method, runs in by_method(read_runs(config.results)).items()
+    }
 
 
 def measure_efficiency(config: EfficiencyConfig) -> EfficiencyResults:
@@ -138,15 +154,20 @@ def measure_efficiency(config: EfficiencyConfig) -> EfficiencyResults:
 
 
 def _described(
-    points: RunPoints, law: PowerLaw, drawn: list[PowerLaw], *, rule: PointRule
+    points: RunPoints, fitted: RunPoints, law: PowerLaw, drawn: list[PowerLaw], *, rule: PointRule
 ) -> FittedMethod:
-    used = torch.ones(len(points.error), dtype=torch.bool)
+    """Describes a law and all runs of its method, of which `fitted` passed the rule on chance."""
+    used = torch.tensor([setting in fitted.setting for setting in points.setting])
     if rule == "pareto":
-        used = pareto_front(points.compute, points.error)
+        used[used.clone()] = pareto_front(points.compute[used], points.error[used])
+    curvature = None
+    if not law.floor:
+        curvature = curvature_test(points.compute[used], points.error[used])
     columns = (points.setting, points.compute.tolist(), points.error.tolist(), used.tolist())
     return FittedMethod(
         law=law,
         intervals={name: interval_of([asdict(one)[name] for one in drawn]) for name in asdict(law)},
+        curvature=curvature,
         points=tuple(
             Point(setting=setting, compute=compute, error=error, used=is_used)
             for setting, compute, error, is_used in zip(*columns, strict=True)
@@ -170,6 +191,11 @@ def _compute_ratios(
     errors = at or ((high, math.sqrt(low * high), low) if low < high else ())
     rows = []
     for error in errors:
+        beyond = {
+            name: multiple
+            for name in (method, other)
+            if (multiple := _beyond(points[name], laws[name], error)) is not None
+        }
         ratio = log_compute_ratio(laws[method], laws[other], error=error)
         ends = interval_of(
             [
@@ -185,9 +211,18 @@ def _compute_ratios(
                 ratio=_exp(ratio),
                 interval=(_exp(ends[0]), _exp(ends[1])),
                 extrapolated=not low <= error <= high,
+                beyond=beyond,
             )
         )
     return rows
+
+
+def _beyond(points: RunPoints, law: PowerLaw, error: float) -> float | None:
+    """The compute that a law gives for an error in multiples of the nearest run's, if beyond it."""
+    wanted = law.log_compute(error)
+    ends = math.log(float(points.compute.min())), math.log(float(points.compute.max()))
+    nearest = min(max(wanted, ends[0]), ends[1])
+    return None if math.isclose(wanted, nearest, abs_tol=1e-6) else _exp(wanted - nearest)
 
 
 def _scores(runs: list[Run], metric: str) -> Scores:

@@ -14,6 +14,8 @@ from drrho.evaluation.metrics.bootstrap import draw_rows, percentile_interval
 
 PointRule = Literal["all", "pareto"]
 Interval = tuple[float, float]
+# A setting takes part where every method scores so many times what guessing does.
+TIMES_CHANCE = 10
 # Resamples that cannot be fitted (too few different computes) are drawn again, so many times.
 ATTEMPTS_PER_RESAMPLE = 50
 
@@ -84,6 +86,22 @@ def pareto_front(
     cheaper = compute[None, :] <= compute[:, None]
     better = error[None, :] < error[:, None]
     return ~(cheaper & better).any(dim=1)
+
+
+def near_chance(methods: Mapping[str, RunPoints], *, chance: float) -> frozenset[str]:
+    """Names the settings in which some method is near chance, which the fits leave out.
+
+    A setting is left out of every method, so that methods keep the settings that they share, where
+    the mean score (1 - error) of any of them is below ten times the score of guessing.
+
+    Source: docs/mathematics.md, "Scaling law".
+    """
+    return frozenset(
+        setting
+        for points in methods.values()
+        for setting in dict.fromkeys(points.setting)
+        if float(1 - points.rows_of([setting]).error.double().mean()) < TIMES_CHANCE * chance
+    )
 
 
 def fit_power_law(
@@ -159,6 +177,48 @@ def _fit_with_floor(
     return PowerLaw(
         scale=math.exp(log_scale + exponent * middle), exponent=float(exponent), floor=float(floor)
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curvature:
+    """Test of a law's line: the quadratic term of `log E` in `log C`, its t statistic and p.
+
+    Runs count as independent, so that p is somewhat too small where seeds share a setting.
+    """
+
+    quadratic: float
+    t: float
+    p: float
+
+
+def curvature_test(
+    compute: Float[Tensor, " runs"], error: Float[Tensor, " runs"]
+) -> Curvature | None:
+    """Tests whether runs bend away from a line in logarithms, by least squares with a square.
+
+    Returns:
+        None with fewer than three different computes or four runs, or where they fit exactly.
+
+    Source: docs/mathematics.md, "Scaling law".
+    """
+    from scipy.stats import t as student  # noqa: PLC0415  slow to import; with drrho[report]
+
+    _check(compute, error)
+    degrees = len(compute) - 3
+    if len(compute.unique()) < 3 or degrees < 1:
+        return None
+    x, y = compute.double().log(), error.double().log()
+    x = x - x.mean()
+    design = torch.stack([torch.ones_like(x), x, x.square()], dim=1)
+    inverse = torch.linalg.inv(design.T @ design)
+    fitted = inverse @ design.T @ y
+    variance = float((y - design @ fitted).square().sum() / degrees * inverse[2, 2])
+    if variance <= 0:
+        return None
+    quadratic = float(fitted[2])
+    statistic = quadratic / math.sqrt(variance)
+    p = float(2 * student.sf(abs(statistic), degrees))
+    return Curvature(quadratic=quadratic, t=statistic, p=p)
 
 
 def fit_runs(points: RunPoints, *, rule: PointRule, with_floor: bool = False) -> PowerLaw:

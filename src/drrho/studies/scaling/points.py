@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from drrho.runtime.files import parse_json
-from drrho.studies.compare.results import Results, SeedResults, read_results
+from drrho.studies.compare.results import (
+    MethodResults,
+    Results,
+    SeedResults,
+    read_results,
+)
 
 # Names among a run's metrics.
 GFLOP, SAMPLES_SEEN = "forward_gflop", "samples_seen"
+REFERENCE_COMPUTE = "reference_compute"
+PASSES = 3  # of a step on a sample, in forward passes: that is what a unit of compute stands for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,20 @@ class Run:
             )
         return self.value(GFLOP) * self.value(SAMPLES_SEEN)
 
+    def total_compute(self) -> float:
+        """The compute of the run and of its references: their training and stored embeddings.
+
+        Raises:
+            ValueError: the cost of a reference is not known.
+        """
+        of_references = self.metrics.get(REFERENCE_COMPUTE, 0.0)
+        if not math.isfinite(of_references):
+            raise ValueError(
+                f"{self.source} does not say what the references of {self.method} cost; give "
+                "compute = 'target', which counts the runs alone"
+            )
+        return self.compute() + of_references
+
     def error(self, metric: str) -> float:
         """`1 - metric`, or what a table calls `error`.
 
@@ -83,7 +104,8 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
     A file is the `results.json` of `drrho compare` (or the folder that holds it), or a table: csv
     with a header, or a json list of objects, with `method`, `compute` and `error`, and perhaps
-    `setting` (by default the compute) and `seed`. A method of a comparison may be called
+    `setting` (by default the compute), `seed` and `reference_compute`. A method of a
+    comparison may be called
     METHOD+SETTING ("clip+wide-200"); its setting is that and the folder of the file. A setting
     that is a number ("clip+2000") is the amount of data.
 
@@ -130,6 +152,7 @@ def _of_comparison(results: Results, path: Path) -> list[Run]:
     for name, found in results.methods.items():
         method, _, setting = name.partition("+")
         forward = {} if found.gflop is None else {GFLOP: found.gflop.total}
+        forward |= {REFERENCE_COMPUTE: _compute_of_references(results, found)}
         runs += [
             Run(
                 method=method,
@@ -152,6 +175,18 @@ def _metrics(run: SeedResults) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
+def _compute_of_references(results: Results, method: MethodResults) -> float:
+    """Compute of a method's references, in the unit of `Run.compute`; not finite if not known."""
+    total = 0.0
+    for name, cost in method.reference_cost.items():
+        reference = results.references.get(name)
+        if reference is None or reference.gflop is None or cost.training is None:
+            return math.nan
+        passes = 0 if cost.precompute is None else cost.precompute.samples or 0
+        total += reference.gflop.total * (cost.training.samples_seen + passes / PASSES)
+    return total
+
+
 def _of_table(rows: Sequence[Any], path: Path) -> list[Run]:
     runs = []
     for number, row in enumerate(rows, start=1):
@@ -159,6 +194,8 @@ def _of_table(rows: Sequence[Any], path: Path) -> list[Run]:
             if None in row:
                 raise ValueError("it has more cells than the header")
             metrics = {name: float(row[name]) for name in ("compute", "error")}
+            if (of_references := row.get(REFERENCE_COMPUTE)) not in (None, ""):
+                metrics[REFERENCE_COMPUTE] = float(of_references)
             seed = row.get("seed")
             runs.append(
                 Run(

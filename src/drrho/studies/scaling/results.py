@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths
 from drrho.studies.scaling.efficiency import SampleRatio, Scores
-from drrho.studies.scaling.laws import Interval, PointRule, PowerLaw
+from drrho.studies.scaling.laws import TIMES_CHANCE, Curvature, Interval, PointRule, PowerLaw
 
+CountedCompute = Literal["target", "total"]
 LAWS_FILE, EFFICIENCY_FILE = "scaling.json", "efficiency.json"
 
 
@@ -25,6 +26,11 @@ class FitConfig:
         metric: score whose difference from 1 is the error; TEST/METRIC where there are several test
             sets. Tables have errors.
         points: runs that the fit uses: "all", or those on the "pareto" front of their method.
+        chance: score of guessing, such as 0.0075 for the mean reciprocal rank among 1,000 pairs:
+            settings in which a method scores less than ten times it are left out of every method's
+            fit. 0 leaves out none.
+        compute: compute C of a run: "target" counts its own training, "total" also the training of
+            its references and their forward passes over its data.
         floor: fit an irreducible error E0 as well.
         at: errors at which compute is compared; none given means the ends and the middle of the
             range that both methods reached.
@@ -36,6 +42,8 @@ class FitConfig:
     output: str = "runs/scaling"
     metric: str = "mrr"
     points: PointRule = "all"
+    chance: float = 0.0
+    compute: CountedCompute = "target"
     floor: bool = False
     at: tuple[float, ...] = ()
     resamples: int = 1000
@@ -45,6 +53,11 @@ class FitConfig:
         expand_paths(self, "results")
         if any(not 0 < error <= 1 for error in self.at):
             raise ValueError(f"at must be errors, fractions in (0, 1], got {self.at}")
+        if not 0 <= self.chance < 1 / TIMES_CHANCE:
+            raise ValueError(
+                "chance must be a score of which ten times are below 1, from 0 to below "
+                f"{1 / TIMES_CHANCE}, got {self.chance}"
+            )
         require_at_least(100, resamples=self.resamples)
 
 
@@ -90,11 +103,15 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedMethod:
-    """A method's law, the 95 % intervals of its parameters by name, and its runs."""
+    """A method's law, the 95 % intervals of its parameters by name, and its runs.
+
+    `curvature` tests the line; None for a law with a floor, too few runs, and in older files.
+    """
 
     law: PowerLaw
     points: tuple[Point, ...]
     intervals: Mapping[str, Interval] = field(default_factory=dict)
+    curvature: Curvature | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +130,10 @@ class ComputeRatio:
 
     The ratio is infinite where `method` never reaches the error; it is extrapolated where the error
     lies beyond the runs of either.
+
+    Attributes:
+        beyond: method -> compute that its law gives for the error, in multiples of its largest run
+            (above 1) or its smallest (below 1); without those whose runs reach so far.
     """
 
     method: str
@@ -121,6 +142,7 @@ class ComputeRatio:
     ratio: float
     interval: Interval
     extrapolated: bool
+    beyond: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
