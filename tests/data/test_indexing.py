@@ -139,7 +139,7 @@ def test_images_and_captions_of_other_names_are_named(tmp_path, extension):
 
 def test_an_option_of_tar_files_without_one_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text("image,caption\n0.jpg,a\n")
-    with pytest.raises(ValueError, match="image_extension and caption_field have no effect"):
+    with pytest.raises(ValueError, match="caption_field = 'caption' has no effect"):
         write_manifest(IndexConfig(data=str(tmp_path), caption_field="caption"))
 
 

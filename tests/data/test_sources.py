@@ -170,21 +170,22 @@ def test_what_is_missing_is_unusable_and_counted(tmp_path):
 
 
 def test_columns_and_the_folder_of_images_are_named(tmp_path):
-    path = write_csv(tmp_path, columns=("filepath", "title"))
-    with pytest.raises(ValueError, match=r"no column 'image', it has \['more', 'filepath', 'title"):
+    path = write_csv(tmp_path, columns=("first", "second"))
+    with pytest.raises(ValueError, match=r"no column 'image', it has \['more', 'first', 'second"):
         index_shards(path)
     (tmp_path / "lists").mkdir()
     path = path.rename(tmp_path / "lists" / "a.csv")
     config = IndexConfig(
         data=str(path),
         output=str(tmp_path / "train.json"),
-        image_column="filepath",
-        caption_column="title",
+        image_column="first",
+        caption_column="second",
         images=str(tmp_path),
     )
     manifest, _ = write_manifest(config)
     assert manifest.usable_ids().tolist() == list(range(COUNT))
-    found = index_shards(path, columns=Columns(image="filepath", caption="title"))
+    columns = Columns(image="first", caption="second", images=str(tmp_path / "lists"))
+    found = index_shards(path, columns=columns)
     assert set(found.shards[0].unusable.values()) == {"no image: its file does not exist"}
 
 

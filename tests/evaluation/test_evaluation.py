@@ -12,6 +12,7 @@ from tests.evaluation.task_folders import array, write_associations, write_faces
 from tests.processes import free_port, run
 
 from drrho.cli import main
+from drrho.data.indexing import index_shards
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.evaluation.evaluate import EvaluateConfig
 from drrho.evaluation.metrics.retrieval import retrieval_ranks, separate_texts
@@ -160,6 +161,60 @@ def test_what_cannot_be_scored_is_named(sets):
             score_task(encoder, letters, task)
     with pytest.warns(UserWarning, match="T has 9 samples, and 7 were scored"):
         score_task(encoder, letters, ListedTask(key="t", name="T", size=9))
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("val.json", "val"),
+        ("sub/val.json", "val"),
+        ("sub/manifest.json", "sub"),
+        ("sub", "sub"),
+        ("sub/pairs-0.tar", "pairs-0"),
+        ("sub/pairs-*.tar", "pairs"),
+        ("sub/{pairs,more}-0.tar", "sub"),
+        ("sub/pairs-{0..0}.tar", "pairs"),
+        (".", "here"),
+    ],
+)
+def test_a_set_is_called_by_its_file_or_folder(tmp_path, monkeypatch, source, name):
+    folder = tmp_path / "here" / "sub"
+    for shard in ("pairs", "more"):
+        write_shard(folder / f"{shard}-0.tar", [pair(0), pair(1)])
+    monkeypatch.chdir(tmp_path / "here")
+    for path in ("val.json", "sub/val.json", "sub/manifest.json"):
+        index_shards(folder).save(path)
+    shutil.copy(folder / "pairs-0.tar", "0.tar")
+    assert open_evaluation_set(source).name == name
+
+
+def test_folders_of_classes_are_a_zero_shot_set(tmp_path, reference, capsys):
+    names = ("red_circle", "blue square", "green star")
+    for number, name in enumerate(names):
+        for image in range(number + 1):
+            path = tmp_path / "shapes" / name / f"{image}.PNG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(3 * number + image))
+    (task,) = open_evaluation_set(tmp_path / "shapes").tasks
+    assert (task.name, task.field) == ("shapes", "folder")
+    assert task.prompts(task.class_names[0]) == ["a photo of a blue square."]
+    assert [task.label({"folder": name}) for name in names] == [2, 0, 1]
+    index_shards(tmp_path / "shapes").save(tmp_path / "later.json")
+    model = f"run:{reference.parent / 'run'}"
+    output = tmp_path / "scores.json"
+    sources = [str(tmp_path / "shapes"), str(tmp_path / "later.json")]
+    assert main(["evaluate", model, "--data", *sources, "--output", str(output)]) == 0
+    scores = json.loads(output.read_text())
+    assert scores["shapes"]["images"] == 6
+    assert scores["shapes"]["zero_shot/shapes/chance"] == 1 / 3
+    assert scores["later"]["zero_shot/later/top1"] == scores["shapes"]["zero_shot/shapes/top1"]
+    assert "zero_shot/shapes/chance" in capsys.readouterr().out
+    (tmp_path / "shapes" / "red_circle" / "deep").mkdir()
+    (tmp_path / "shapes" / "red_circle" / "deep" / "0.png").write_bytes(picture(0))
+    with pytest.raises(ValueError, match="red_circle holds images and folders of images"):
+        open_evaluation_set(tmp_path / "shapes")
+    with pytest.raises(ValueError, match="a folder of images for each of two classes or more"):
+        open_evaluation_set(tmp_path / "shapes" / "blue square")
 
 
 def test_caption_templates_change_the_texts(sets):

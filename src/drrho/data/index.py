@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from drrho.data.indexing import Columns, index_shards, resolve_shards
 from drrho.data.manifest import CAPTION_FAULTS, Manifest, Shard
+from drrho.data.reading.sources import find_captions, other_images
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.errors import without_secrets
@@ -23,19 +24,24 @@ class IndexConfig:
     """Index the samples of WebDataset shards; their order gives the sample ids.
 
     Attributes:
-        data: data set: folder of tar files, brace or glob pattern, or one tar file; or csv, tsv and
-            parquet files, a folder of images, a Hugging Face dataset on disk.
+        data: data set: folder of tar files, brace or glob pattern, or one tar file; or csv, tsv,
+            jsonl, json (a list, or COCO's captions) and parquet files, a folder of images, a
+            Hugging Face dataset on disk.
         output: JSON file to write; by default manifest.json in the folder. An existing manifest is
             brought up to date: shards that have not changed are not read again.
         workers: worker processes that read shards; 0 reads in the main process.
-        image_column: column of a table or dataset with the images, as paths or bytes.
-        caption_column: column of a table or dataset with the captions, or with lists of captions.
+        image_column: column of a table or dataset with the images, as paths or bytes; by default
+            `image`, or the only one with a known name (`filepath`, `image_path`, `file_name`, ...).
+        caption_column: column of a table or dataset with the captions, or with lists of captions;
+            by default `caption`, or the only one with a known name (`title`, `text`, ...). '' where
+            there is none.
         images: folder that image paths in a table are relative to; by default the table's own
-            folder.
+            folder, or the one folder in it or beside it that has them.
         image_extension: extension of the images in tar files, all that is behind the key, such as
             `v2.jpg`; by default jpg, jpeg, png or webp.
-        caption_field: field of the json files in tar files that has a sample's caption or a list of
-            several; by default captions are in txt files.
+        caption_field: field of the json files in tar files, or beside images in a folder, that has
+            a sample's caption or a list of several; by default captions are in txt files, and in
+            folders without these in the field with a known name.
         skip_bad_shards: leave out shards that cannot be read; by default they are an error, and
             what was read of the others is kept for the next time.
     """
@@ -43,8 +49,8 @@ class IndexConfig:
     data: Positional[str] = field(kw_only=False)
     output: str | None = None
     workers: int = 0
-    image_column: str = "image"
-    caption_column: str = "caption"
+    image_column: str | None = None
+    caption_column: str | None = None
     images: str | None = None
     image_extension: str | None = None
     caption_field: str | None = None
@@ -105,10 +111,25 @@ def _require_usable(manifest: Manifest, data: str) -> None:
         reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
         raise ValueError(
             f"none of the {manifest.num_samples:,} samples of {without_secrets(data)} is "
-            f"usable{in_brackets(reasons)}; in a tar file the image of a sample is called KEY.jpg, "
-            ".jpeg, .png or .webp, where KEY has no dot, and its caption KEY.txt; if they are "
-            "called otherwise, name them: --image-extension v2.jpg, --caption-field caption"
+            f"usable{in_brackets(reasons)}; {_remedy(manifest.shards[0])}"
         )
+
+
+def _remedy(shard: Shard) -> str:
+    layout = shard.layout or {}
+    if layout.get("kind", "tar") == "tar":
+        return (
+            "in a tar file the image of a sample is called KEY.jpg, .jpeg, .png or .webp, where "
+            "KEY has no dot, and its caption KEY.txt; if they are called otherwise, name them: "
+            "--image-extension v2.jpg, --caption-field caption"
+        )
+    if layout.get("kind") == "table" and layout.get("image") is not None:
+        root = layout.get("root") or os.path.dirname(shard.url)
+        return (
+            f"paths in the column {layout['image']!r} are relative to {root}; if the images are "
+            "elsewhere, say where: --images FOLDER"
+        )
+    return "see that its images can be read"
 
 
 def _require_json(output: str) -> None:
@@ -176,9 +197,39 @@ def run_index(config: IndexConfig) -> str:
     reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
     note = ""
     if len(manifest.usable_ids()) == 0:
-        note = "; none has a caption: for labels only (json files may have them: --caption-field)"
+        note = f"; none has a caption: for labels only ({_where_captions_may_be(config.data)})"
         reasons = Counter({why: n for why, n in reasons.items() if why not in CAPTION_FAULTS})
+    note += _taken_columns(manifest) + _left_out_images(manifest)
     return f"{path}: {_size(manifest)}, {reasons.total():,} unusable{in_brackets(reasons)}{note}"
+
+
+def _where_captions_may_be(data: str) -> str:
+    """Say where captions may be that were not found."""
+    found = find_captions(data)
+    if found is not None:
+        return f"{found} may have them: index it, with --images FOLDER where that is needed"
+    return "json files may have them: --caption-field"
+
+
+def _taken_columns(manifest: Manifest) -> str:
+    """Say which columns or fields were taken that are not called `image` and `caption`."""
+    layouts = [shard.layout for shard in manifest.shards if shard.layout is not None]
+    tables = [layout for layout in layouts if layout["kind"] in ("table", "dataset", "folder")]
+    taken = {
+        of: dict.fromkeys(name for it in tables if (name := it[of]) not in (None, of))
+        for of in ("image", "caption")
+    }
+    listed = [f"{of}s are in {', '.join(map(repr, names))}" for of, names in taken.items() if names]
+    return f"; {' and '.join(listed)}" if listed else ""
+
+
+def _left_out_images(manifest: Manifest) -> str:
+    """Count the images in folders that have other extensions than those that are taken."""
+    kinds = [(shard.url, (shard.layout or {}).get("kind")) for shard in manifest.shards]
+    others = Counter[str]()
+    for folder in (url for url, kind in kinds if kind == "folder"):
+        others.update(other_images(folder))
+    return f"; not taken{in_brackets(others)}" if others else ""
 
 
 def run_mix(config: MixConfig) -> str:

@@ -24,12 +24,17 @@ from drrho.data.reading.shards import (
 )
 from drrho.data.reading.sources import (
     DATASET_FILE,
+    JSON_SUFFIX,
     OTHER_SUFFIXES,
+    SPLITS_FILE,
     TABLE_SUFFIXES,
     image_folders,
+    metadata_tables,
     open_rows,
+    recognised,
 )
 from drrho.data.reading.storage import FileState, file_state, find_files, list_folder, nothing_at
+from drrho.data.splits import require_one_split
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.progress import Progress
@@ -40,17 +45,21 @@ class Columns:
     """Names of the columns of a table or dataset, and of what a tar file calls otherwise.
 
     Attributes:
-        image: column of the image.
-        caption: column of the caption, or of a list of several; None where there are none.
-        images: folder that paths of images are relative to; None is the table's own.
+        image: column of the image; None is `image`, or the one that is known to hold images
+            (`drrho.data.reading.columns`).
+        caption: column of the caption, or of a list of several; None is `caption`, or the one that
+            is known to hold captions, and `NO_COLUMN` where there are none.
+        images: folder that paths of images are relative to; None is the table's own, or the one
+            folder near it that has them.
         image_extension: of tar files, what images are called behind their key; None is jpg, jpeg,
             png or webp.
-        caption_field: of tar files, the field of a sample's json file that has its caption or a
-            list of several; None takes txt files.
+        caption_field: of tar files and of images in folders, the field of a sample's json file that
+            has its caption or a list of several; None takes txt files, and in folders without
+            these the field that is known to hold captions.
     """
 
-    image: str = "image"
-    caption: str | None = "caption"
+    image: str | None = None
+    caption: str | None = None
     images: str | None = None
     image_extension: str | None = None
     caption_field: str | None = None
@@ -89,12 +98,7 @@ def index_shards(
     urls = resolve_shards(source)
     columns = Columns() if columns is None else columns
     layouts = {url: _layout(url, columns) for url in urls}
-    of_tars = columns.image_extension is not None or columns.caption_field is not None
-    if of_tars and not any(map(_is_tar, layouts.values())):
-        raise ValueError(
-            "image_extension and caption_field have no effect where there is no tar file; take "
-            "image_column and caption_column"
-        )
+    _require_effect(columns, list(layouts.values()))
     states: dict[str, FileState | None] = {}
     faults: dict[str, Exception] = {}
     for url in urls:
@@ -114,7 +118,7 @@ def index_shards(
             "index", total=len(urls), unit="shards", initial=len(urls) - len(missing)
         ) as progress:
             unusable = sum(len(shard.unusable) for shard in found.values())
-            wanted = [(url, layouts[url], states[url]) for url in missing]
+            wanted = [(url, layouts[url], states[url], columns) for url in missing]
             for url, one in zip(missing, _indexed(wanted, workers=workers), strict=True):
                 if isinstance(one, Shard):
                     found[url] = one
@@ -150,13 +154,15 @@ def resolve_shards(source: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: nothing is there, or a path of the brace pattern is missing.
-        ValueError: the URL's file system is unknown, or its package is not installed.
+        ValueError: the URL's file system is unknown, its package is not installed, or shards of
+            several splits are there.
     """
     source = str(source)
     tars = list_folder(source, ".tar")
     urls = find_files(source) if tars is None else tars
     if not urls and not (urls := _without_tars(os.path.expanduser(source))):
         raise nothing_at(source)
+    require_one_split(source, urls, folders=all(map(os.path.isdir, urls)))
     return urls
 
 
@@ -217,20 +223,36 @@ def _without_tars(folder: str) -> list[str]:
         return []
     if os.path.isfile(os.path.join(folder, DATASET_FILE)):
         return [os.path.abspath(folder)]
+    if os.path.isfile(os.path.join(folder, SPLITS_FILE)):
+        return _only_split(os.path.abspath(folder))
     tables = [url for suffix in TABLE_SUFFIXES for url in list_folder(folder, suffix) or ()]
+    # Beside its folders of files img2dataset writes a table of each.
+    if all(os.path.isdir(os.path.splitext(url)[0]) for url in tables):
+        tables = metadata_tables(folder)
     return tables or image_folders(folder)
 
 
+def _only_split(folder: str) -> list[str]:
+    """Find the one split that `save_to_disk` wrote into a folder; ValueError if there are more."""
+    names = sorted(os.listdir(folder))
+    splits = [name for name in names if os.path.isfile(os.path.join(folder, name, DATASET_FILE))]
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder} holds several splits, {', '.join(splits)}; give the folder of one, as "
+            f"{os.path.join(folder, splits[-1])}"
+        )
+    return [os.path.join(folder, name) for name in splits]
+
+
 def _layout(url: str, columns: Columns) -> Layout | None:
-    """Choose the layout of a source; None for tar files."""
-    fields = {"image": columns.image, "caption": columns.caption}
+    """Choose the layout of a source, without its columns; None for tar files."""
     if os.path.isfile(os.path.join(url, DATASET_FILE)):
-        return Layout(kind="dataset", **fields)
+        return Layout(kind="dataset")
     if os.path.isdir(url):
         return Layout(kind="folder")
-    if url.lower().endswith(TABLE_SUFFIXES):
+    if url.lower().endswith((*TABLE_SUFFIXES, JSON_SUFFIX)):
         root = None if columns.images is None else os.path.abspath(columns.images)
-        return Layout(kind="table", root=root, **fields)
+        return Layout(kind="table", root=root)
     if url.lower().endswith(OTHER_SUFFIXES):
         raise ValueError(
             f"{url} is neither a tar file nor a table ({', '.join(TABLE_SUFFIXES)}); shards are "
@@ -244,6 +266,23 @@ def _layout(url: str, columns: Columns) -> Layout | None:
         image=None if extension is None else extension.lower().removeprefix("."),
         caption=columns.caption_field,
     )
+
+
+def _require_effect(columns: Columns, layouts: list[Layout | None]) -> None:
+    """Raise ValueError if a name is given for what none of the sources has."""
+    kinds = {"tar" if layout is None else layout.kind for layout in layouts}
+    for name, of, remedy in (
+        ("image_extension", {"tar"}, "tar file"),
+        ("caption_field", {"tar", "folder"}, "tar file or folder of images"),
+        ("image", {"table", "dataset"}, "table or dataset"),
+        ("caption", {"table", "dataset"}, "table or dataset"),
+        ("images", {"table"}, "table"),
+    ):
+        if getattr(columns, name) is not None and not kinds & of:
+            option = f"{name}_column" if name in ("image", "caption") else name
+            raise ValueError(
+                f"{option} = {getattr(columns, name)!r} has no effect where there is no {remedy}"
+            )
 
 
 def _is_tar(layout: Layout | None) -> bool:
@@ -277,7 +316,7 @@ def _not_curated(unusable: dict[int, str]) -> dict[int, str]:
 
 
 def _indexed(
-    wanted: list[tuple[str, Layout | None, FileState | None]], *, workers: int
+    wanted: list[tuple[str, Layout | None, FileState | None, Columns]], *, workers: int
 ) -> Iterator[Shard | Exception]:
     """Yield the index entry of each shard, in order, or the error of one that cannot be read."""
     if workers == 0 or len(wanted) < 2:
@@ -302,13 +341,17 @@ def _end_with_parent() -> None:
     Thread(target=wait, daemon=True).start()
 
 
-def _index_one(url: str, layout: Layout | None, state: FileState | None) -> Shard | Exception:
+def _index_one(
+    url: str, layout: Layout | None, state: FileState | None, columns: Columns
+) -> Shard | Exception:
     try:
         if layout is None:
             return summarise_shard(url, read_shard(url), state=state)
         if layout.kind == "tar":
             samples = (renamed(sample, layout) for sample in read_shard(url))
             return summarise_shard(url, samples, layout=layout, state=state)
+        caption = columns.caption_field if layout.kind == "folder" else columns.caption
+        layout = recognised(url, layout, image=columns.image, caption=caption)
         rows = open_rows(url, layout)
         samples = (rows[row] for row in range(rows.num_rows))
         return summarise_shard(url, samples, layout=layout, state=state)

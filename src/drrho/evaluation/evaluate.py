@@ -124,6 +124,8 @@ class EvaluateConfig:
 def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """Score a model on sets, by name. Under torchrun or `srun` the processes share the work.
 
+    Beside the scores of a zero-shot task stands `zero_shot/TASK/chance`, what guessing reaches.
+
     Raises:
         FileNotFoundError: the run is not finished, or a set is not there.
         ValueError: no such model, or a set has nothing to evaluate.
@@ -137,8 +139,13 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
             )
             held_out = encoder.processes.on_first(opened)
             label = held_out.name if held_out.name not in scores else source
-            scores[label] = evaluate_encoder(encoder, held_out).metrics
+            scores[label] = evaluate_encoder(encoder, held_out).metrics | _chance(held_out)
     return scores
+
+
+def _chance(held_out: EvaluationSet) -> dict[str, float]:
+    """Top-1 accuracy of guessing, for each zero-shot task."""
+    return {f"zero_shot/{task.name}/chance": 1 / len(task.class_names) for task in held_out.tasks}
 
 
 @contextmanager

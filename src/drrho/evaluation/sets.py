@@ -4,6 +4,8 @@ A folder with `zero_shot.json`, or with clip_benchmark's `classnames.txt` and te
 zero-shot tasks; shards with captions are scored by retrieval. What a set has decides.
 """
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +38,8 @@ from drrho.runtime.distributed import equal_partition
 from drrho.runtime.errors import without_secrets
 
 ZERO_SHOT_FILE = "zero_shot.json"
+MANIFEST_FILE = "manifest.json"  # what `drrho index FOLDER` writes into the folder
+CLASS_TEMPLATE = "a photo of a {}."  # for class folders, which come without templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,7 @@ class EvaluationSet:
     """Samples with the tasks they can be scored by.
 
     Attributes:
-        name: name of the folder or file, for tables.
+        name: name of the folder or file without its ending, for tables.
         tasks: zero-shot tasks.
         with_captions: whether the samples have captions, for retrieval.
         captions_in_lines: whether each line is a caption, as clip_benchmark writes several.
@@ -74,7 +78,8 @@ def open_evaluation_set(
 
     Args:
         source: what `drrho index` takes, a manifest, or a folder in clip_benchmark's layout,
-            whose shards are in `test/`.
+            whose shards are in `test/`. Folders of images without captions are classes of their
+            names.
         objectives: whether an image has several labels, each a task; then each line of
             `classnames.txt` begins with the name of its task.
 
@@ -87,7 +92,8 @@ def open_evaluation_set(
     folder = path if path.is_dir() else path.parent
     retrieval = is_retrieval_folder(path)
     layout = retrieval or is_class_folder(path)
-    manifest = open_manifest(shards_of_test(path) if layout else path)
+    # A URL is no path, which would lose one of its slashes.
+    manifest = open_manifest(shards_of_test(path) if layout else os.path.expanduser(str(source)))
     tasks: tuple[ZeroShotTask, ...] = ()
     if (folder / ZERO_SHOT_FILE).is_file():
         tasks = read_zero_shot_json(folder / ZERO_SHOT_FILE)
@@ -96,21 +102,60 @@ def open_evaluation_set(
     elif (folder / CLASS_NAMES_FILE).is_file():
         tasks = (read_clip_benchmark_task(folder),)
     with_captions = len(manifest.usable_ids(with_captions=True)) > 0
+    name = _name_of(path)
+    if not tasks and not with_captions:
+        tasks = _class_folders(manifest, name)
     if not with_captions and (retrieval or not tasks):
         raise ValueError(
             f"{source} has neither captions nor class names: retrieval needs a .txt in each "
             f"sample, zero-shot classification {ZERO_SHOT_FILE} or {CLASS_NAMES_FILE} beside the "
-            "shards"
+            "shards, or a folder of images for each of two classes or more"
         )
     if caption_templates and not with_captions:
         raise ValueError(f"caption_templates have no effect on {source}: it has no captions")
     return EvaluationSet(
-        name=folder.name if path.suffix == ".json" or path.is_dir() else path.name,
+        name=name,
         manifest=manifest,
         tasks=tasks,
         with_captions=with_captions,
         captions_in_lines=retrieval,
         caption_templates=caption_templates,
+    )
+
+
+def _name_of(path: Path) -> str:
+    """Name a set: by its folder, or by its file or pattern without ending and place holders.
+
+    A `manifest.json` is called by its folder, and so is what has no name of its own (`*.tar`).
+    """
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        return path.name
+    stem = re.split(r"[*?\[{]", path.name.removesuffix(path.suffix))[0].rstrip("-_. ")
+    return stem if stem and path.name != MANIFEST_FILE else path.parent.name
+
+
+def _class_folders(manifest: Manifest, name: str) -> tuple[ZeroShotTask, ...]:
+    """Make a task of folders of images whose names are the classes; none if these are not two."""
+    folders = [
+        shard.url for shard in manifest.shards if (shard.layout or {}).get("kind") == "folder"
+    ]
+    labels = tuple(dict.fromkeys(os.path.basename(folder) for folder in folders))
+    if len(folders) < len(manifest.shards) or len(labels) < 2:
+        return ()
+    if nested := [f for f in folders if any(other.startswith(f"{f}/") for other in folders)]:
+        raise ValueError(
+            f"{nested[0]} holds images and folders of images: for classes of the folders' names "
+            "each image must be in the folder of its class; move the images, or the folders, away"
+        )
+    return (
+        ZeroShotTask(
+            name=name,
+            class_names=tuple(re.sub(r"[_\s]+", " ", label).strip() or label for label in labels),
+            templates=(CLASS_TEMPLATE,),
+            field="folder",
+            labels=labels,
+        ),
     )
 
 

@@ -51,6 +51,8 @@ def _image(cell: Any, root: Path, where: str) -> bytes | str:
             return "no image"
         case bytes():
             return cell
+        case str() if cell.startswith(("http://", "https://")):
+            return "no image: its path is a URL, and nothing is fetched (img2dataset does that)"
         case str():
             return read_image(root / cell)
     raise _wrong(cell, where, "a path or the bytes of an image", "--image-column")

@@ -1,4 +1,4 @@
-"""Columns of csv, tsv and jsonl files: rows that are not like the others are never guessed at."""
+"""Columns of csv, tsv, jsonl and json files: a row unlike the others is never guessed at."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 from drrho.data.reading.cells import Unreadable
 from drrho.data.reading.parquet import require_columns
-from drrho.runtime.files import parse_json, require_regular
+from drrho.runtime.files import parse_json, read_regular, require_regular
 
 MAX_BYTES = 2**32  # of a file, which is read whole
 Fields = list[str]
@@ -35,12 +35,47 @@ def read_delimited(url: str, names: list[str], *, remedy: str = "") -> list[list
     return [list(column) for column in zip(*cells, strict=True)] if cells else [[] for _ in names]
 
 
+def read_header(url: str) -> list[str]:
+    """Read the names of the columns of a csv or tsv file; ValueError if it is no regular file."""
+    require_regular(url, most=MAX_BYTES)
+    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        if url.lower().endswith(".tsv"):
+            line = next((line.rstrip("\r\n") for line in file if line.strip("\r\n")), "")
+            return [_unquoted(field) for field in line.split("\t")]
+        try:
+            return next((row for row in csv.reader(file, strict=True) if row), [])
+        except csv.Error as error:
+            raise ValueError(f"{url}: its header cannot be read ({error})") from error
+
+
 def read_json_lines(url: str, names: list[str], *, remedy: str = "") -> list[list[Any]]:
-    """Read columns of a file with a JSON object in each line; a name that a line lacks is None.
+    """Read columns of a file of JSON objects; a name that an object lacks is None.
+
+    Args:
+        url: a `.jsonl` file with an object in each line, or a `.json` file with a list of objects
+            or with COCO's captions, whose columns are `file_name` and `caption`.
 
     Raises:
-        ValueError: it is no regular file, or no line has one of the columns.
+        ValueError: it is no regular file, no object has one of the columns, or the JSON is neither.
     """
+    rows = _json_rows(url)
+    require_columns(url, names, _names(rows), remedy=remedy)
+    unreadable = Unreadable("the line is no JSON object")
+    return [[unreadable if row is None else row.get(name) for row in rows] for name in names]
+
+
+def read_json_names(url: str) -> list[str]:
+    """List the names in the objects of a file that `read_json_lines` reads."""
+    return _names(_json_rows(url))
+
+
+def _names(rows: list[dict[str, Any] | None]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows if row is not None for name in row))
+
+
+def _json_rows(url: str) -> list[dict[str, Any] | None]:
+    if url.lower().endswith(".json"):
+        return _json_list(url)
     rows: list[dict[str, Any] | None] = []
     for line in _read_text(url).split("\n"):
         if not line.strip():
@@ -50,10 +85,41 @@ def read_json_lines(url: str, names: list[str], *, remedy: str = "") -> list[lis
         except ValueError:
             row = None
         rows.append(row if isinstance(row, dict) else None)
-    present = dict.fromkeys(name for row in rows if row is not None for name in row)
-    require_columns(url, names, list(present), remedy=remedy)
-    unreadable = Unreadable("the line is no JSON object")
-    return [[unreadable if row is None else row.get(name) for row in rows] for name in names]
+    return rows
+
+
+def _json_list(url: str) -> list[dict[str, Any] | None]:
+    """Read a list of objects, or COCO's captions: a row for each image, with all its captions."""
+    try:
+        found = parse_json(read_regular(url, most=MAX_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{url} is not JSON ({error})") from error
+    if isinstance(found, list):
+        return [row if isinstance(row, dict) else None for row in found]
+    parts = [found.get(name) for name in ("images", "annotations")] if _is_coco(found) else [[], []]
+    images, annotations = ([row for row in part if isinstance(row, dict)] for part in parts)
+    captions: dict[Any, list[Any]] = {}
+    for row in annotations:
+        if "caption" in row and isinstance(row.get("image_id"), int | str):
+            captions.setdefault(row["image_id"], []).append(row["caption"])
+    if not captions:
+        what = list(found)[:9] if isinstance(found, dict) else type(found).__name__
+        raise ValueError(
+            f"{url} is neither a list of objects with images and captions nor COCO's captions "
+            f"(images and annotations with a caption); it has {what}"
+        )
+    ids = [row.get("id") for row in images]
+    return [
+        {"file_name": row.get("file_name"), "caption": captions.get(place)}
+        for row, place in zip(images, ids, strict=True)
+        if isinstance(place, int | str)
+    ]
+
+
+def _is_coco(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(found.get(name), list) for name in ("images", "annotations")
+    )
 
 
 def _read_text(url: str) -> str:

@@ -14,9 +14,10 @@ class Layout:
             `save_to_disk` wrote.
         image: column of the image, a path or (in a parquet file or dataset) its bytes; of a
             dataset's list of images each is a sample. Of a tar file the extension of the image.
-        caption: column of the caption, or of a list of several. Of a tar file the field of its json
-            files.
-        root: folder that paths of images are relative to; None is the table's own.
+        caption: column of the caption, or of a list of several. Of a tar file or of images without
+            a txt the field of the json files.
+        root: folder that paths of images are relative to; None is the table's own, or the one near
+            it that has the images.
     """
 
     kind: Literal["tar", "table", "folder", "dataset"]

@@ -12,6 +12,11 @@ def count_rows(path: str | Path) -> int:
     return _opened(path).metadata.num_rows
 
 
+def read_names(path: str | Path) -> list[str]:
+    """List the columns of a parquet file; errors as `read_columns`."""
+    return list(_opened(path).schema_arrow.names)
+
+
 def read_columns(path: str | Path, names: list[str], *, remedy: str = "") -> list[list]:
     """Read columns of a parquet file, as lists of Python values.
 

@@ -171,6 +171,11 @@ def renamed(sample: RawSample, layout: Layout) -> RawSample:
 
 def _texts_in_json(sample: RawSample, field: str) -> list[str]:
     found = decode_metadata(replace(sample, fields={"json": sample.fields.get("json", b"{}")}))
+    return texts_of(found, field)
+
+
+def texts_of(found: Mapping[str, Any], field: str) -> list[str]:
+    """Return the text, or the list of texts, in a field of a JSON object; empty if it has none."""
     texts = found.get(field)
     texts = texts if isinstance(texts, list) else [texts]
     return [text for text in texts if isinstance(text, str)]

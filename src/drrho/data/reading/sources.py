@@ -5,33 +5,49 @@ datasets on disk.
 import json
 import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import accumulate
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+from drrho.data.manifest import FORMAT, HEAD_BYTES
 from drrho.data.reading.cells import parse_cells, read_image
-from drrho.data.reading.delimited import read_delimited, read_json_lines
+from drrho.data.reading.columns import find_column, find_field
+from drrho.data.reading.delimited import (
+    read_delimited,
+    read_header,
+    read_json_lines,
+    read_json_names,
+)
 from drrho.data.reading.layout import Layout
-from drrho.data.reading.parquet import read_columns, require_columns
+from drrho.data.reading.parquet import read_columns, read_names, require_columns
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
     IMAGE_EXTENSIONS,
+    LIKE_IMAGES,
     RawSample,
     caption_fields,
+    texts_of,
 )
+from drrho.data.reading.tar import MAX_CONTENT
+from drrho.runtime.files import parse_json, read_regular
 from drrho.runtime.optional import import_optional
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+JSON_SUFFIX = ".json"  # a table where it is named; in a folder it may be anything
 # What is clearly no tar file, and would be called a damaged one.
 OTHER_SUFFIXES = (
-    *(".json", ".txt", ".md", ".xlsx", ".arrow", ".feather", ".npy", ".npz", ".pt", ".safetensors"),
+    *(".txt", ".md", ".xlsx", ".arrow", ".feather", ".npy", ".npz", ".pt", ".safetensors"),
     *(".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"),
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".mp4"),
 )
-DATASET_FILE = "dataset_info.json"
+DATASET_FILE, SPLITS_FILE = "dataset_info.json", "dataset_dict.json"
+METADATA = "metadata"  # stem of the table beside images, as of Hugging Face's image folders
 REMEDY = "; say which hold images and captions: --image-column NAME --caption-column NAME"
+FIRST = 8  # paths of a table by which the folder of its images is found
 # Key, encoded image or why there is none, captions, metadata.
 Row = tuple[str, bytes | str, list[str], dict]
 
@@ -70,11 +86,69 @@ def open_rows(url: str, layout: Layout) -> Rows:
         case "table":
             return _table_rows(url, layout)
         case "folder":
-            return _folder_rows(url)
+            return _folder_rows(url, layout)
         case "dataset":
             return _dataset_rows(url, layout)
         case "tar":
             raise ValueError(f"{url} is a tar file, which is read sample by sample")
+
+
+def recognised(url: str, layout: Layout, *, image: str | None, caption: str | None) -> Layout:
+    """Complete the layout of a source by the names of its columns, as `find_column` chooses them.
+
+    Of a folder of images the caption is the field of the json files that stand beside images
+    without a txt; None where there are none.
+
+    Raises:
+        ValueError: there are columns, but none or no single one that is known.
+    """
+    if layout.kind == "folder":
+        return replace(layout, caption=_json_field(url, caption))
+    if layout.kind == "dataset":
+        present = list(_open_dataset(url).column_names)
+    elif url.lower().endswith(".parquet"):
+        present = read_names(url)
+    else:
+        present = _names_in(url)
+    return replace(
+        layout,
+        image=find_column(url, image, present, of="image"),
+        caption=find_column(url, caption, present, of="caption"),
+    )
+
+
+def _names_in(url: str) -> list[str]:
+    """List the columns of a table that is a text."""
+    if url.lower().endswith((".jsonl", JSON_SUFFIX)):
+        return read_json_names(url)
+    present = read_header(url)
+    if len(present) == 1 and set(present[0]) & set(";|\t"):
+        raise ValueError(
+            f"the header of {url} is one field, {present[0]!r}; fields are separated by commas in "
+            "a csv file and by tabs in a tsv file: write it so"
+        )
+    return present
+
+
+def _json_field(folder: str, given: str | None) -> str | None:
+    """Name the field with the captions of a folder's json files; None where they have none."""
+    for _, beside in _images_of(folder):
+        if given is None and CAPTION_EXTENSION not in beside and "json" in beside:
+            place = beside["json"]
+            return find_field(str(place), list(_read_object(place)))
+    return given
+
+
+def metadata_tables(folder: str) -> list[str]:
+    """List the tables called `metadata` in a folder and below it, sorted.
+
+    Hugging Face's folders of images have one for each split, beside its images.
+    """
+    return [
+        os.path.join(path, name)
+        for path in _folders_with(folder, _is_metadata)
+        for name in sorted(filter(_is_metadata, os.listdir(path)))
+    ]
 
 
 def image_folders(folder: str) -> list[str]:
@@ -83,6 +157,44 @@ def image_folders(folder: str) -> list[str]:
     Links to folders are followed, each folder is taken once, and hidden ones are left out, such as
     `.ipynb_checkpoints`.
     """
+    return _folders_with(folder, _is_image)
+
+
+def find_captions(folder: str) -> str | None:
+    """Find a table or json file in a folder, or below it, that may have its images' captions.
+
+    One with `caption` in its name comes first, and an index of ours is none.
+    """
+    suffixes = (*TABLE_SUFFIXES, JSON_SUFFIX)
+    found = [
+        Path(path, name)
+        for path in _folders_with(folder, lambda name: name.lower().endswith(suffixes))
+        for name in sorted(os.listdir(path))
+        if name.lower().endswith(suffixes)
+    ]
+    found.sort(key=lambda path: "caption" not in path.name.lower())
+    return next((str(path) for path in found if not _is_ours(path)), None)
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a json file is an index, or describes classes."""
+    if path.suffix.lower() != JSON_SUFFIX:
+        return False
+    if path.name == "zero_shot.json":
+        return True
+    with suppress(OSError), path.open("rb") as file:
+        return FORMAT.encode() in file.read(HEAD_BYTES)
+    return True
+
+
+def other_images(folder: str) -> Counter[str]:
+    """Count the images of a folder that are not taken, by extension."""
+    names = [name.lower() for name in os.listdir(folder) if not name.startswith(".")]
+    extensions = (name.rpartition(".")[2] for name in names if not _is_image(name))
+    return Counter(f".{extension}" for extension in extensions if extension in LIKE_IMAGES)
+
+
+def _folders_with(folder: str, wanted: Callable[[str], bool]) -> list[str]:
     found: dict[str, str] = {}
     for follow in (False, True):  # a folder that is there in two ways has its own name
         walked: set[str] = set()
@@ -91,40 +203,89 @@ def image_folders(folder: str) -> list[str]:
             known = place in walked  # by a link to a folder above it
             folders[:] = [] if known else sorted(n for n in folders if not n.startswith("."))
             walked.add(place)
-            if any(map(_is_image, names)):
+            if any(map(wanted, names)):
                 found.setdefault(place, os.path.abspath(path))
     return sorted(found.values())
 
 
-def _folder_rows(folder: str) -> Rows:
-    names = sorted(name for name in os.listdir(folder) if _is_image(name))
+def _images_of(folder: str) -> list[tuple[Path, dict[str, Path]]]:
+    """List the images of a folder, sorted, each with the txt and json files of the same name."""
+    names, beside = sorted(os.listdir(folder)), {}
+    for name in names:
+        stem, _, extension = name.rpartition(".")
+        if extension.lower() in (CAPTION_EXTENSION, "json"):
+            beside.setdefault(stem, {})[extension.lower()] = Path(folder, name)
+    return [
+        (Path(folder, name), beside.get(name.rpartition(".")[0], {}))
+        for name in filter(_is_image, names)
+    ]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if it is none."""
+    with suppress(OSError, ValueError):
+        found = parse_json(read_regular(path, most=MAX_CONTENT))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _folder_rows(folder: str, layout: Layout) -> Rows:
+    images = _images_of(folder)
 
     def read(row: int) -> Row:
-        path = Path(folder, names[row])
-        caption = path.with_suffix(f".{CAPTION_EXTENSION}")
-        text = (
-            [caption.read_text(encoding="utf-8", errors="surrogateescape")]
-            if caption.is_file()
-            else []
-        )
-        return path.stem, read_image(path), text, {"folder": path.parent.name}
+        path, beside = images[row]
+        texts: list[str] = []
+        if CAPTION_EXTENSION in beside and beside[CAPTION_EXTENSION].is_file():
+            texts = [
+                beside[CAPTION_EXTENSION].read_text(encoding="utf-8", errors="surrogateescape")
+            ]
+        elif layout.caption is not None and "json" in beside:
+            texts = texts_of(_read_object(beside["json"]), layout.caption)
+        return path.stem, read_image(path), texts, {"folder": path.parent.name}
 
-    return Rows(len(names), read)
+    return Rows(len(images), read)
 
 
 def _table_rows(url: str, layout: Layout) -> Rows:
     assert layout.image is not None
     wanted = [layout.image] + ([] if layout.caption is None else [layout.caption])
-    readers = {".parquet": read_columns, ".jsonl": read_json_lines}
+    readers = {".parquet": read_columns, ".jsonl": read_json_lines, ".json": read_json_lines}
     cells = readers.get(os.path.splitext(url)[1].lower(), read_delimited)(
         url, wanted, remedy=REMEDY
     )
-    root = Path(url).parent if layout.root is None else Path(layout.root)
+    root = _root_of(url, cells[0]) if layout.root is None else Path(layout.root)
 
     def read(row: int) -> Row:
         return str(row), *parse_cells([column[row] for column in cells], layout, row, url, root), {}
 
     return Rows(len(cells[0]), read)
+
+
+def _root_of(url: str, images: list[Any]) -> Path:
+    """Find the folder that paths in a table are relative to.
+
+    It is the table's own; or, where none of the first images is there, the one folder in it, above
+    it or beside it in which they all are.
+    """
+    own = Path(url).parent
+    paths = list(islice((cell for cell in images if isinstance(cell, str) and cell), FIRST))
+
+    def count(folder: Path) -> int:
+        return sum(os.path.isfile(folder / path) for path in paths)
+
+    if not paths or count(own) > 0:
+        return own
+    for near in (_subfolders(own), [own.parent, *_subfolders(own.parent)]):
+        if found := [folder for folder in near if count(folder) == len(paths)]:
+            return found[0] if len(found) == 1 else own
+    return own
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir())
+    return []
 
 
 def dataset_columns(url: str, names: list[str]) -> list[list[Any]]:
@@ -197,6 +358,11 @@ def _lengths(column: Any) -> list[int] | None:
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
         return None
     return [length or 0 for length in pc.call_function("list_value_length", [column]).to_pylist()]
+
+
+def _is_metadata(name: str) -> bool:
+    stem, suffix = os.path.splitext(name.lower())
+    return stem == METADATA and suffix in TABLE_SUFFIXES
 
 
 def _is_image(name: str) -> bool:

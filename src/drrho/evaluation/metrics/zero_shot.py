@@ -29,6 +29,8 @@ class ZeroShotTask:
             number or as text; "cls" is the content of a `.cls` file.
         other_names: further names of each class, whose prompts are averaged with those of the
             first; empty, or one entry for each class.
+        labels: what metadata call the classes, where that is not their names; empty, or one entry
+            for each class.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ZeroShotTask:
     templates: tuple[str, ...]
     field: str = "cls"
     other_names: tuple[tuple[str, ...], ...] = ()
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -46,6 +49,11 @@ class ZeroShotTask:
             raise ValueError(
                 f"task {self.name!r}: other_names must have one entry for each of the "
                 f"{len(self.class_names)} classes, got {len(self.other_names)}"
+            )
+        if self.labels and len(self.labels) != len(self.class_names):
+            raise ValueError(
+                f"task {self.name!r}: labels must have one entry for each of the "
+                f"{len(self.class_names)} classes, got {len(self.labels)}"
             )
         if not all(name.strip() for name in chain(self.class_names, *self.other_names)):
             raise ValueError(
@@ -80,8 +88,9 @@ class ZeroShotTask:
                 f"{sorted(metadata)}"
             )
         value = metadata[self.field]
-        if isinstance(value, str) and self.class_names.count(value) == 1:
-            return self.class_names.index(value)
+        labels = self.labels or self.class_names
+        if isinstance(value, str) and labels.count(value) == 1:
+            return labels.index(value)
         text = str(value).strip()
         if text.isdecimal() and int(text) < len(self.class_names):
             return int(text)

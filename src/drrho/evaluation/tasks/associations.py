@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from drrho.data.indexing import Columns, index_shards
+from drrho.data.reading.columns import NO_COLUMN
 from drrho.data.reading.sources import DATASET_FILE, dataset_columns, list_lengths
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.metrics.associations import (
@@ -41,7 +42,7 @@ def open_association_set(folder: Path) -> EvaluationSet:
         questions.append(question)
     return EvaluationSet(
         name=folder.name,
-        manifest=index_shards(folder, columns=Columns(image=IMAGES, caption=None)),
+        manifest=index_shards(folder, columns=Columns(image=IMAGES, caption=NO_COLUMN)),
         tasks=(),
         with_captions=False,
         questions=tuple(questions),
