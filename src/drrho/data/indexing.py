@@ -11,7 +11,7 @@ from threading import Thread
 
 import torch
 
-from drrho.data.manifest import CURATED, REPEATED_KEY, FieldHash, Manifest, Shard, Spans
+from drrho.data.manifest import CURATED, REPEATED_KEY, FieldHash, Manifest, Shard
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
@@ -34,6 +34,7 @@ from drrho.data.reading.sources import (
     recognised,
 )
 from drrho.data.reading.storage import FileState, file_state, find_files, list_folder, nothing_at
+from drrho.data.rows import Members, Spans
 from drrho.data.splits import require_one_split
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import without_secrets
@@ -185,6 +186,7 @@ def summarise_shard(
     keys, content = FieldHash(), FieldHash()
     unusable: dict[int, str] = {}
     spans: list[tuple[int, int, int]] = []
+    files: list[dict[str, int] | None] = []
     seen: set[str] = set()
     for sample in samples:
         keys.add(sample.key.encode(errors="surrogateescape"))
@@ -199,6 +201,7 @@ def summarise_shard(
         seen.add(sample.key)
         start, end = sample.span
         spans.append((start, end - start, sample.checksum))
+        files.append(sample.sizes)
     starts, sizes, checksums = zip(*spans, strict=True) if spans else ((), (), ())
     return Shard(
         url=url,
@@ -214,6 +217,7 @@ def summarise_shard(
             torch.tensor(sizes, dtype=torch.int32),
             torch.tensor(checksums, dtype=torch.int32),
         ),
+        members=Members.collect(files) if _is_tar(layout) else None,
     )
 
 
@@ -308,6 +312,7 @@ def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> d
         if shard.layout is None or shard.layout.get("kind") == "tar"
         if shard.modified is not None and shard.size is not None
         if states.get(shard.url) == FileState(shard.size, shard.modified)
+        if shard.members is not None  # else an index of an earlier version, to be completed
     }
 
 

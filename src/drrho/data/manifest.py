@@ -16,20 +16,19 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import safetensors.torch
 import torch
-from jaxtyping import Bool, Int32, Int64
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Bool, Int64
+from safetensors import SafetensorError
 from torch import Tensor
 
+from drrho.data.rows import Members, Spans, load_rows, save_rows
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import (
     parse_json,
     read_regular,
     require_checksum,
-    require_regular,
     write_atomically,
     write_checked_json,
 )
@@ -66,23 +65,6 @@ class FieldHash:
         return self._digest.hexdigest()
 
 
-class Spans(NamedTuple):
-    """Byte ranges of the samples of a shard, row by row, and each one's `RawSample.checksum`."""
-
-    start: Int64[Tensor, " rows"]
-    size: Int32[Tensor, " rows"]
-    checksum: Int32[Tensor, " rows"]
-
-    def range(self, row: int) -> tuple[int, int]:
-        """Return the byte range of a row, the end excluded."""
-        start = int(self.start[row])
-        return start, start + int(self.size[row])
-
-    def rows(self, start: int, end: int) -> "Spans":
-        """Select a range of rows."""
-        return Spans(*(column[start:end] for column in self))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """Index entry of one tar file, or of a run of items (`drrho.data.items`).
@@ -100,6 +82,8 @@ class Shard:
         size: bytes of the file when it was indexed; None if it is no single file.
         modified: time of the file's last change then, as its file system writes it.
         spans: where its samples lie; None if in no file.
+        members: the files of each sample; None in an index of an earlier version, and where
+            samples are no files of a tar file.
         left_out: further rows that the filter of a run leaves out; not written into the index.
     """
 
@@ -113,6 +97,7 @@ class Shard:
     size: int | None = None
     modified: str | None = None
     spans: Spans | None = field(default=None, compare=False, repr=False)
+    members: Members | None = field(default=None, compare=False, repr=False)
     left_out: Bool[Tensor, " rows"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
@@ -234,7 +219,8 @@ class Manifest:
     def save(self, path: str | Path) -> None:
         """Write the manifest as JSON; a reader sees the old file or the new one, whole.
 
-        Where the samples lie is written beside it, 16 bytes a sample, into `NAME.rows-HASH`.
+        Where the samples lie is written beside it, into `NAME.rows-HASH`: 17 bytes a sample, and 4
+        for each of its files.
         Shards below the manifest's folder are named relative to it, so that all move together.
         """
         path = Path(os.path.abspath(path))
@@ -244,11 +230,9 @@ class Manifest:
     def _write(self, path: Path) -> None:
         shards = [_entry(shard, path.parent) for shard in self.shards]
         rows_file: str | None = None
-        spans = [shard.spans for shard in self.shards if shard.spans is not None]
-        if spans:
-            content = safetensors.torch.save(
-                {name: torch.cat([getattr(span, name) for span in spans]) for name in Spans._fields}
-            )
+        rows = [(s.spans, s.members) for s in self.shards if s.spans is not None]
+        if rows:
+            content = save_rows(rows)
             # Named by its content: the old manifest has the old rows until it is replaced.
             hashed = hashlib.sha256(content).hexdigest()[:12]
             rows_file = f"{path.stem}.rows-{hashed}"
@@ -363,22 +347,10 @@ def _parse_shard(entry: object, folder: Path, number: int) -> Shard:
 
 def _with_spans(manifest: Manifest, path: Path) -> Manifest:
     """Map the file of rows into memory and give each shard its part, in order."""
-    require_regular(path)  # or opening a pipe would wait for a writer
-    with safe_open(path, framework="pt") as file:
-        if missing := set(Spans._fields) - set(file.keys()):
-            raise ValueError(f"{path} has no {missing.pop()}")
-        spans = Spans(*(file.get_tensor(name) for name in Spans._fields))
-    kinds = [(column.dtype, column.shape) for column in spans]
-    if kinds != [
-        (kind, (spans.start.numel(),)) for kind in (torch.int64, torch.int32, torch.int32)
-    ]:
-        raise ValueError(f"{path} has columns of other types or lengths")
-    shards = manifest.shards
-    in_files = [0 if shard.url.startswith(ITEMS) else shard.num_samples for shard in shards]
-    if sum(in_files) != len(spans.start):
-        raise ValueError(f"{path} has {len(spans.start)} rows, and its shards {sum(in_files)}")
-    found = (
-        shard if shard.url.startswith(ITEMS) else replace(shard, spans=spans.rows(end - count, end))
-        for shard, count, end in zip(shards, in_files, accumulate(in_files), strict=True)
-    )
+    in_files = [s.num_samples for s in manifest.shards if not s.url.startswith(ITEMS)]
+    rows = iter(load_rows(path, in_files))
+    found = []
+    for shard in manifest.shards:
+        spans, members = (None, None) if shard.url.startswith(ITEMS) else next(rows)
+        found.append(replace(shard, spans=spans, members=members))
     return Manifest(shards=tuple(found))

@@ -5,7 +5,14 @@ from typing import Any, TypeVar
 
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.layout import Layout
-from drrho.data.reading.shards import RawSample, UnusableSample, parse_sample, renamed
+from drrho.data.reading.shards import (
+    RawSample,
+    UnusableSample,
+    cut_sample,
+    parse_sample,
+    read_range,
+    renamed,
+)
 from drrho.data.reading.sources import Rows, open_rows
 from drrho.data.reading.storage import OpenFiles, file_state
 from drrho.runtime.errors import without_secrets
@@ -83,8 +90,9 @@ class OpenShards:
             raise FileNotFoundError(
                 f"shard {shown} does not exist. If the data moved, run `drrho index` again"
             ) from None
-        for row, sample in zip(rows, samples, strict=True):
-            if sample is None or sample.checksum != int(shard.spans.checksum[row]):
+        checksums = shard.spans.checksum.numpy()[list(rows)].tolist()
+        for row, sample, checksum in zip(rows, samples, checksums, strict=True):
+            if sample is None or sample.checksum != checksum:
                 raise ValueError(
                     f"shard {shown} has another image, caption or key in row {row} than when "
                     f"it was indexed; {REMEDY}"
@@ -93,7 +101,6 @@ class OpenShards:
 
     def _read(self, index: int, rows: Sequence[int]) -> list[RawSample | None]:
         shard = self._manifest.shards[index]
-        assert shard.spans is not None
         layout = None
         if shard.layout is not None:
             where = f"the layout of {without_secrets(shard.url)}"
@@ -102,21 +109,39 @@ class OpenShards:
             if index not in self._checked:
                 _require_size(shard)
                 self._checked.add(index)
-            ranges = [shard.spans.range(row) for row in rows]
-            if outside := [r for r in ranges if not 0 <= r[0] <= r[1] <= (shard.size or 0)]:
-                raise ValueError(
-                    f"the manifest of {without_secrets(shard.url)} places a sample at bytes "
-                    f"{outside[0]} of {shard.size}: it is damaged; {REMEDY}"
-                )
-            pieces = self._files.read(shard.url, ranges)
-            found = [parse_sample(c, row=row) for row, c in zip(rows, pieces, strict=True)]
-            if layout is None:
-                return found
-            return [None if sample is None else renamed(sample, layout) for sample in found]
+            return self._read_tar(shard, rows, layout)
         if index not in self._sources:
             self._sources[index] = open_rows(shard.url, layout)
         source = self._sources[index]
         return [source[row] if row < source.num_rows else None for row in rows]
+
+    def _read_tar(
+        self, shard: Shard, rows: Sequence[int], layout: Layout | None
+    ) -> list[RawSample | None]:
+        """Read rows of a tar file: by the places of their files where the manifest has them."""
+        assert shard.spans is not None
+        files = [None] * len(rows) if shard.members is None else shard.members.of_rows(rows)
+        plans = [None if one is None else read_range(one, layout) for one in files]
+        ranges = [
+            (start, end if plan is None else min(end, start + plan[0]))
+            for (start, end), plan in zip(shard.spans.ranges(rows), plans, strict=True)
+        ]
+        if outside := [r for r in ranges if not 0 <= r[0] <= r[1] <= (shard.size or 0)]:
+            raise ValueError(
+                f"the manifest of {without_secrets(shard.url)} places a sample at bytes "
+                f"{outside[0]} of {shard.size}: it is damaged; {REMEDY}"
+            )
+        found = [
+            parse_sample(content, row=row)
+            if plan is None
+            else cut_sample(content, plan[1], row=row)
+            for row, content, plan in zip(
+                rows, self._files.read(shard.url, ranges), plans, strict=True
+            )
+        ]
+        if layout is None:
+            return found
+        return [None if sample is None else renamed(sample, layout) for sample in found]
 
 
 def _require_size(shard: Shard) -> None:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from tarfile import BLOCKSIZE
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from drrho.data.reading.images import UnusableSample, decode_image_bytes
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.remote import Stream
 from drrho.data.reading.storage import open_file
-from drrho.data.reading.tar import ZERO_BLOCK, tar_files
+from drrho.data.reading.tar import ZERO_BLOCK, TarFile, tar_files
+from drrho.data.rows import Files, needed_places
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import parse_json
 
@@ -29,6 +31,10 @@ LIKE_IMAGES = frozenset(
 )
 CAPTION_EXTENSION = "txt"
 CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
+# The files of a sample that are decoded, beside images that are called otherwise.
+DECODED = frozenset(
+    [*IMAGE_EXTENSIONS, CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "cls", "npy"]
+)
 META_FILE = re.compile(r"__[^/]*__($|/)")  # about the shard, not part of a sample
 FILE_NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extension
 
@@ -42,6 +48,8 @@ class RawSample:
         row: position in the shard, counting every sample, usable or not.
         fields: the bytes of its files by lower-case extension, such as "jpg", "txt" or "cls".
         span: byte range of its files in the shard.
+        sizes: bytes of its files by extension, if they follow one another with one header each;
+            else None.
         no_image: why it has no image, if it has none.
     """
 
@@ -49,6 +57,7 @@ class RawSample:
     row: int
     fields: dict[str, bytes]
     span: tuple[int, int] = (0, 0)
+    sizes: dict[str, int] | None = None
     no_image: str = "no image"
 
     @property
@@ -97,6 +106,40 @@ def parse_sample(content: bytes, *, row: int) -> RawSample | None:
     return replace(samples[0], row=row) if len(samples) == 1 else None
 
 
+def read_range(
+    files: Files, layout: Layout | None
+) -> tuple[int, list[tuple[str, int, int]]] | None:
+    """Return how many bytes of a sample are read, and the places of what is decoded of it.
+
+    None where there is no image: what there is instead is found by parsing all.
+    """
+    image = None if layout is None else layout.image
+    wanted = DECODED if image is None else DECODED | {image}
+    images = IMAGE_EXTENSIONS if image is None else (image,)
+    places = needed_places(files, wanted)
+    if not any(extension in images for extension, _, _ in places):
+        return None
+    return places[-1][2], places
+
+
+def cut_sample(content: bytes, places: list[tuple[str, int, int]], *, row: int) -> RawSample | None:
+    """Cut the files of a sample out of its bytes; None if a header has another size.
+
+    The key is that of the first header.
+    """
+    fields = {}
+    for extension, start, end in places:
+        size = content[start - BLOCKSIZE + 124 : start - BLOCKSIZE + 135]
+        if not size.isdigit() or int(size, 8) != end - start or len(content) < end:
+            return None
+        fields[extension] = content[start:end]
+    name = content[:100].partition(b"\0")[0]
+    if prefix := content[345:500].partition(b"\0")[0]:
+        name = prefix + b"/" + name
+    found = FILE_NAME.fullmatch(name.decode(errors="surrogateescape"))
+    return None if found is None else RawSample(key=found[1], row=row, fields=fields)
+
+
 def write_sample(tar: tarfile.TarFile, sample: Mapping[str, bytes | str]) -> None:
     """Append the files of a sample: `__key__`, and contents by extension. Equal samples give equal
     bytes.
@@ -115,23 +158,41 @@ def _samples(stream: Stream) -> Iterator[RawSample]:
 
     Names are keys, not paths: nothing is ever written under them.
     """
-    row, sample = 0, None
+    row = 0
+    files: list[TarFile] = []
+    fields: dict[str, bytes] = {}
+    key = None
     for file in tar_files(stream):
         name = FILE_NAME.fullmatch(file.name)
         if name is None or META_FILE.match(file.name):
             continue
-        key, extension = name[1], name[2].lower()
-        if sample is None or key != sample.key:
-            if sample is not None:
-                yield sample
+        extension = name[2].lower()
+        if name[1] != key:
+            if key is not None:
+                yield _sample(key, row, fields, files)
                 row += 1
-            sample = RawSample(key=key, row=row, fields={}, span=(file.start, file.end))
-        if extension in sample.fields:
+            key, fields, files = name[1], {}, []
+        if extension in fields:
             raise ValueError(f"duplicate file {file.name} at byte {file.start:,}")
-        sample.fields[extension] = file.content
-        sample = replace(sample, span=(sample.span[0], file.end))
-    if sample is not None:
-        yield sample
+        fields[extension] = file.content
+        files.append(file)
+    if key is not None:
+        yield _sample(key, row, fields, files)
+
+
+def _sample(key: str, row: int, fields: dict[str, bytes], files: list[TarFile]) -> RawSample:
+    end = files[0].start
+    for file in files:
+        # Another header, such as that of a long name, or another file in between.
+        if file.start != end or file.at != file.start + BLOCKSIZE:
+            sizes = None
+            break
+        end = file.end
+    else:
+        sizes = {extension: len(content) for extension, content in fields.items()}
+    return RawSample(
+        key=key, row=row, fields=fields, span=(files[0].start, files[-1].end), sizes=sizes
+    )
 
 
 def image_bytes(sample: RawSample) -> bytes | None:

@@ -7,6 +7,7 @@ here, because `tarfile` takes a damaged header, a hole of zeros or a second arch
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from tarfile import BLOCKSIZE, TarInfo
 from typing import NamedTuple
@@ -30,12 +31,39 @@ PAX_KEYWORDS = frozenset(
 )
 
 
+# All that follows the name in a header as most programs write it: numbers in octal digits, the type
+# of a regular file. Groups: size, checksum, type, prefix of the name. Others take longer to parse.
+OCTAL_8 = rb"(?:[0-7]{7}[ \0]|[0-7]{6}[ \0]{2})"
+PLAIN_HEADER = re.compile(
+    rb"%(o)s{3}([0-7]{11})[ \0][0-7]{11}[ \0]([0-7]{6}[ \0]{2}|[0-7]{7}[ \0])([0\0])"
+    rb".{100}.{72}(?:\0{8}|%(o)s){2}([^\0]{0,155})\0" % {b"o": OCTAL_8},
+    re.DOTALL,
+)
+HALF = BLOCKSIZE // 2
+
+
+class Header(NamedTuple):
+    """What is read of a header: name, type and size of a file."""
+
+    name: str
+    type: bytes
+    size: int
+
+    @property
+    def is_file(self) -> bool:
+        return self.type in tarfile.REGULAR_TYPES
+
+
 class TarFile(NamedTuple):
-    """Regular file in a tar file; `start` of its headers and `end` of its last block in bytes."""
+    """Regular file in a tar file; `start` of its headers and `end` of its last block in bytes.
+
+    `at` is the place of the content.
+    """
 
     name: str
     content: bytes
     start: int
+    at: int
     end: int
 
 
@@ -56,12 +84,12 @@ def tar_files(
     stream.seek(0)
     place, start, name, length = 0, None, None, None
     while (block := _read(stream, BLOCKSIZE)) != ZERO_BLOCK:
-        header = _header(block, place)
+        header = _plain_header(block) or _header(block, place)
         if length is None:
             length = 0 if header.type in WITHOUT_CONTENT else header.size
         end = place + BLOCKSIZE + -(-length // BLOCKSIZE) * BLOCKSIZE
         read = header.type in (*EXTENSIONS, tarfile.XGLTYPE)
-        if header.isreg():
+        if header.is_file:
             read = wanted(header.name if name is None else name)
         _require_length(header, length, place, left=size - place - BLOCKSIZE, read=read)
         content = _read(stream, length) if read else b""
@@ -74,8 +102,9 @@ def tar_files(
                 raise ValueError(f"its global header at byte {place:,} names or sizes all files")
             start = None
         else:
-            if header.isreg():
-                yield TarFile(header.name if name is None else name, content, start, end)
+            if header.is_file:
+                at = place + BLOCKSIZE
+                yield TarFile(header.name if name is None else name, content, start, at, end)
             start = name = None
         place = end
         stream.seek(place)
@@ -95,14 +124,14 @@ def _read(stream: Stream, length: int) -> bytes:
     return content
 
 
-def _require_length(header: TarInfo, length: int, place: int, *, left: int, read: bool) -> None:
+def _require_length(header: Header, length: int, place: int, *, left: int, read: bool) -> None:
     """Raise unless the archive holds a file's bytes, and they are not too many to be read."""
     if not 0 <= length <= left:
         raise ValueError(
             f"its file {header.name!r} at byte {place:,} should have {length:,} bytes, and "
             f"{left:,} are left"
         )
-    most = MAX_CONTENT if header.isreg() else MAX_EXTENSION
+    most = MAX_CONTENT if header.is_file else MAX_EXTENSION
     if read and length > most:
         raise ValueError(
             f"its file {header.name!r} at byte {place:,} has {length:,} bytes, and at most "
@@ -110,18 +139,38 @@ def _require_length(header: TarInfo, length: int, place: int, *, left: int, read
         )
 
 
-def _header(block: bytes, place: int) -> TarInfo:
+def _plain_header(block: bytes) -> Header | None:
+    """Parse the header of a regular file as most programs write it; None for any other."""
+    found = PLAIN_HEADER.match(block, 100)
+    if found is None:
+        return None
+    size, checksum, kind, prefix = found.groups()
+    # The sum of all bytes, with spaces for the checksum itself. That of up to 257 bytes is the
+    # lower half of their Adler-32, less 1.
+    total = (zlib.adler32(block[:HALF]) & 0xFFFF) + (zlib.adler32(block[HALF:]) & 0xFFFF) - 2
+    if total - sum(block[148:156]) + 8 * ord(" ") != int(checksum.rstrip(b" \0"), 8):
+        return None
+    name = block[:100].partition(b"\0")[0].decode(errors="surrogateescape")
+    if kind == tarfile.AREGTYPE and name.endswith("/"):  # a folder of old programs
+        return None
+    if prefix:
+        name = f"{prefix.decode(errors='surrogateescape')}/{name}"
+    return Header(name, kind, int(size, 8))
+
+
+def _header(block: bytes, place: int) -> Header:
+    """Parse any header by the standard library."""
     try:
         header = TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         raise ValueError(f"the header at byte {place:,} is damaged ({error})") from error
     if header.type in IN_PARTS:
         raise ValueError(f"its file {header.name!r} at byte {place:,} is stored in parts (sparse)")
-    return header
+    return Header(header.name, header.type, header.size)
 
 
 def _extended(
-    header: TarInfo, content: bytes, place: int, *, name: str | None
+    header: Header, content: bytes, place: int, *, name: str | None
 ) -> tuple[str | None, int | None]:
     """Return name and size that an extension header gives the file behind it, if any."""
     if header.type == tarfile.GNUTYPE_LONGLINK:
