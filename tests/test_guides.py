@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from drrho.cli import main
-from drrho.recipe.published import Scale
+from drrho.recipe.named.published import Scale
 from drrho.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,9 @@ from drrho.data.views import Views as Views
 from drrho.encoding.encoder import EmbeddingModel as EmbeddingModel
 from drrho.encoding.encoder import load as load
 from drrho.models.build import Model as Model
+from drrho.models.lora import LoRA as LoRA
 from drrho.models.small import SmallConfig as SmallConfig
+from drrho.models.tuning import Tuning as Tuning
 from drrho.recipe.filtering import Filtering as Filtering
 from drrho.recipe.recipe import Evaluation as Evaluation
 from drrho.recipe.recipe import Recipe as Recipe

@@ -8,7 +8,7 @@ import docstring_parser
 import pytest
 
 from drrho.cli import COMMANDS, _load
-from drrho.recipe.command import ScaleOptions
+from drrho.recipe.command import FineTuningOptions, ScaleOptions
 from drrho.recipe.recipe import Recipe
 
 # Beginnings that need the name of the option, or another option's text, to be understood.
@@ -29,7 +29,7 @@ def configs_of(command):
     hints = get_type_hints(_load(COMMANDS[command]))
     kinds = [kind for name, kind in hints.items() if name != "return"]
     assert len(kinds) == 1
-    return (ScaleOptions, Recipe) if kinds == [list[str]] else kinds
+    return (ScaleOptions, FineTuningOptions, Recipe) if kinds == [list[str]] else kinds
 
 
 def texts(config):

@@ -12,7 +12,7 @@ from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import log_sums
 from drrho.integrations.pairs import SteeredPairs
-from drrho.recipe.published import named_recipe
+from drrho.recipe.named.published import named_recipe
 
 
 def test_an_unknown_algorithm_is_told_the_known_ones():

@@ -6,7 +6,7 @@ import pytest
 from tests.small_runs import TINY
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
-from drrho.recipe.published import Scale, named_recipe
+from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.train import train_recipe
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer

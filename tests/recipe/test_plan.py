@@ -12,8 +12,8 @@ from drrho.cli import main
 from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.models.build import Model, build_model
 from drrho.recipe.filtering import Filtering
+from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.plan import activation_bytes, describe_objective, plan_run, sizes_of
-from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.train import train_recipe
 
 

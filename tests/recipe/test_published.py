@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
-from drrho.recipe.published import Scale, named_recipe
+from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.train import gamma_schedule
 from drrho.training.optimizer import ThresholdDecay
 

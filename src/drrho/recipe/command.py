@@ -10,9 +10,10 @@ import tyro
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, metrics_table
+from drrho.recipe.named.finetune import FINETUNE, SUMMARY, FineTuningScale, finetune_recipe
+from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.override import overridden
 from drrho.recipe.plan import plan_run
-from drrho.recipe.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 from drrho.runtime.errors import UsageError
@@ -28,7 +29,7 @@ ALIASES = {
     "--precision": "--training.precision",
     "--lr": "--training.optimizer.learning-rate",
 }
-# A published recipe's steps and warm-up follow from its batch size.
+# The steps and the warm-up of a recipe with a name follow from its batch size.
 ALIASES_OF_PUBLISHED = ALIASES | {"--batch-size": "--scale.batch-size"}
 
 
@@ -41,6 +42,17 @@ class ScaleOptions:
     """
 
     scale: Scale = field(default_factory=Scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions:
+    """Size of a fine-tuning run, before other fields are changed.
+
+    Attributes:
+        scale: size of the run.
+    """
+
+    scale: FineTuningScale = field(default_factory=FineTuningScale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +109,16 @@ def recipe_of(source: str, arguments: list[str]) -> Recipe:
         UsageError: there is no such recipe, or an option does not make sense.
         FileNotFoundError, ValueError: the file does not exist, or defines no recipe.
     """
-    if source in ALGORITHMS and not Path(source).is_file():
+    if source in (*ALGORITHMS, FINETUNE) and not Path(source).is_file():
         of_scale, others = _of_scale(_in_full(arguments, ALIASES_OF_PUBLISHED))
         prog = f"drrho train {source}"
-        options = tyro.cli(ScaleOptions, args=of_scale, prog=prog)
-        recipe, aliases = named_recipe(source, options.scale), ALIASES_OF_PUBLISHED
-        return _changed(recipe, others, source=source, aliases=aliases)
+        if source == FINETUNE:
+            recipe = finetune_recipe(tyro.cli(FineTuningOptions, args=of_scale, prog=prog).scale)
+        else:
+            recipe = named_recipe(source, tyro.cli(ScaleOptions, args=of_scale, prog=prog).scale)
+        return _changed(recipe, others, source=source, aliases=ALIASES_OF_PUBLISHED)
     if not source.endswith(".py") and not Path(source).exists():
-        near = difflib.get_close_matches(source, list(ALGORITHMS))
+        near = difflib.get_close_matches(source, [*ALGORITHMS, FINETUNE])
         raise UsageError(
             f"{source!r} is neither a Python file nor a published recipe"
             + (f"; near it: {near}" if near else "")
@@ -167,6 +181,7 @@ def _list_of_recipes() -> str:
     return (
         "published recipes, for ViT-B/16 on 192 million pairs at batch 5,120:\n\n"
         + "\n".join(rows)
+        + f"\n\nfor a pretrained model on data of your own:\n\n  {FINETUNE:<{width}}  {SUMMARY}"
         + "\n\n  drrho train NAME --data train.json --reference reference --output runs/mine\n"
         "  --scale.batch-size, --scale.samples-seen, --scale.learning-rate: another size\n"
         "  any other field can be changed too; --dry-run shows what comes of it"

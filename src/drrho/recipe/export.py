@@ -1,6 +1,7 @@
 """Export of a run's model, or of one of its checkpoints, for other programs."""
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,9 @@ from tyro.conf import Positional
 
 from drrho.models.build import build_recorded_model, load_model
 from drrho.models.export import export_hugging_face, export_open_clip
+from drrho.models.lora import merged_weights
 from drrho.models.program import trusting
+from drrho.models.tuning import tune
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.document import read_recipe, read_recipe_file
 from drrho.runtime.files import expand_paths
@@ -77,14 +80,20 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
     # Takes seconds to import.
     from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
 
-    model = build_recorded_model(read_recipe(read_recipe_file(run)).model, seed=0)
+    recipe = read_recipe(read_recipe_file(run))
+    model = build_recorded_model(recipe.model, seed=0)
+    trained = model
+    if recipe.tuning.lora is not None:
+        trained = replace(model, module=copy.deepcopy(model.module))
+        tune(trained, recipe.tuning)
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in read_tensors(checkpoint).items()
         if name.startswith(PREFIX)
     }
     try:
-        model.module.load_state_dict(weights)
+        trained.module.load_state_dict(weights)
+        model.module.load_state_dict(merged_weights(trained.module, weights))
     except RuntimeError as error:
         raise ValueError(
             f"checkpoint {checkpoint} is not one of the model of {run}: {error}"

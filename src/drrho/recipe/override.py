@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from drrho.recipe.recipe import Recipe
-from drrho.runtime.records import TAGS, tag_of
+from drrho.runtime.records import OPTIONAL, TAGS, tag_of
 
 Kind = TypeVar("Kind")
 # Given one, the recipe's other one goes.
@@ -20,8 +20,9 @@ def overridden(
     """Change fields of a recipe; `--help` among the arguments describes them, and exits.
 
     `--objective.method` and `--objective.temperature.kind` choose another class, which keeps what
-    the recipe sets of the fields that both have. Other parts that the recipe leaves out
-    (`selection`, `objective.distillation`) have no fields to change; they are added in the file.
+    the recipe sets of the fields that both have. Of the other parts that the recipe leaves out
+    some begin with their first field (`tuning.lora`, `training.ema`); `selection` and
+    `objective.distillation` are added in the file.
 
     Args:
         recipe: recipe to change.
@@ -42,7 +43,10 @@ def overridden(
                 raise ValueError(f"{option} must be one of {', '.join(kinds)}, got {value!r}")
             default = _with(default, name, _of_kind(_part(default, name), kinds[value]))
     for option in left:
-        if option.startswith("--") and (part := _absent_part(default, option)):
+        while option.startswith("--") and (part := _absent_part(default, option)):
+            if (kind := _kind_to_add(default, part)) is not None:
+                default = _with(default, part, _of_kind(None, kind))
+                continue
             raise ValueError(
                 f"{option} has nothing to change: recipe {source} has {part} = None. Set {part} in "
                 "a recipe's file; the command line can change it then"
@@ -76,6 +80,16 @@ def _absent_part(recipe: object, option: str) -> str | None:
         if recipe is None:
             return ".".join(names[:depth])
     return None
+
+
+def _kind_to_add(recipe: Recipe, name: str) -> Any:
+    """Find the class of a part that a recipe leaves out and an option may begin; or None."""
+    above, _, own = name.rpartition(".")
+    owner: Any = _part(recipe, above)
+    if not any(it.name == own and it.metadata == OPTIONAL for it in fields(owner)):
+        return None
+    members = [it for it in get_args(get_type_hints(type(owner))[own]) if is_dataclass(it)]
+    return members[0] if len(members) == 1 else None
 
 
 def _split(option: str) -> tuple[str, str]:

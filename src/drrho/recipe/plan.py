@@ -25,6 +25,7 @@ from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model
+from drrho.models.tuning import describe_tuning
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
 from drrho.recipe.document import (
@@ -41,6 +42,7 @@ from drrho.recipe.train import (
     run_config,
     with_steps,
 )
+from drrho.recipe.tuning import prepare_target
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.reader import Reference
 from drrho.runtime.distributed import Processes
@@ -182,13 +184,15 @@ def plan_run(recipe: Recipe) -> str:
     folder_line = _folder(recipe, run_config(recipe, manifest, stores, report))
     model = build_model(recipe.model, seed=recipe.seed)
     loss = ContrastiveObjective(recipe.objective, num_samples=1)
-    build_optimizer(model.module, recipe.training.optimizer, loss=loss)
+    rates = prepare_target(model, recipe)
+    build_optimizer(model.module, recipe.training.optimizer, loss=loss, rates=rates)
     num_read = _read_some(recipe, left, model, stores)
     sizes = sizes_of(recipe, model, num_samples=manifest.num_samples, num_processes=num_processes)
     lines = [
         *_of_data(recipe, manifest, report, num_read=num_read),
         *_of_references(recipe, stores, manifest.num_samples),
         _of_model(recipe, sizes, device),
+        *_of_tuning(recipe, model),
         f"objective    {describe_objective(recipe)}",
         *_of_steps(recipe, left, steps=steps, num_processes=num_processes),
         _of_evaluation(recipe),
@@ -305,6 +309,21 @@ def _of_model(recipe: Recipe, sizes: Sizes, device: torch.device) -> str:
         f"model        {recipe.model.name}: {sizes.parameters:,} parameters, on {device}, "
         f"{recipe.training.precision}"
     )
+
+
+def _of_tuning(recipe: Recipe, model: TwoTower) -> Iterable[str]:
+    if words := describe_tuning(recipe.tuning, model.module):
+        yield f"tuning       {'; '.join(words)}"
+    optimizer = recipe.training.optimizer
+    shares = [
+        f"{tower} tower times {scale:g}"
+        for tower, scale in (("image", optimizer.image_lr_scale), ("text", optimizer.text_lr_scale))
+        if scale is not None
+    ]
+    if optimizer.layer_decay is not None:
+        shares.append(f"times {optimizer.layer_decay:g} from a layer to the one before it")
+    if shares:
+        yield f"rates        {'; '.join(shares)}"
 
 
 def _of_steps(

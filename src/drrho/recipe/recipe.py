@@ -11,12 +11,14 @@ from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
+from drrho.models.tuning import Tuning
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
 from drrho.reference.reader import check_weights
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths
 from drrho.runtime.launch import Device
+from drrho.runtime.records import OPTIONAL
 from drrho.training.config import Training
 from drrho.training.parallel import Parallel
 
@@ -60,6 +62,7 @@ class Recipe:
             folder of shards, a brace pattern), which is then indexed at every start.
         loading: batch size, shuffling and worker processes.
         model: model to train.
+        tuning: what of the model stays as it is: locked towers and layers, adapters of low rank.
         objective: objective to minimise.
         training: length of the run, optimiser, precision, logging and checkpoints; 10 epochs by
             default.
@@ -95,6 +98,7 @@ class Recipe:
     model: Model
     objective: Objective
     loading: Loading = field(default_factory=Loading)
+    tuning: Tuning = field(default_factory=Tuning, metadata=OPTIONAL)
     training: Training = field(default_factory=lambda: Training(epochs=10))
     reference: str | tuple[str, ...] | None = None
     reference_weights: tuple[float, ...] | None = None

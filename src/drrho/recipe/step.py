@@ -50,7 +50,8 @@ class LossClock:
         """Time the backward pass from the loss to the embedding gradients."""
         started: list[Mark] = []
         arrived: list[Mark] = []
-        num_embeddings = len(embeddings)
+        # Those of a locked tower have no gradient.
+        trained = [embedding for embedding in embeddings if embedding.requires_grad]
 
         # A hook that held a tensor of its own graph would keep the graph, and all that it reaches,
         # for ever: the garbage collector cannot see through the graph's nodes.
@@ -59,11 +60,11 @@ class LossClock:
 
         def arrive(gradient: Tensor) -> None:
             arrived.append(_mark(gradient))
-            if len(arrived) == num_embeddings and started:
+            if len(arrived) == len(trained) and started:
                 self._intervals.append(_Interval(started[0], arrived[-1]))
 
         loss.register_hook(start)
-        for embedding in embeddings:
+        for embedding in trained:
             embedding.register_hook(arrive)
 
     def mean_seconds(self) -> float | None:

@@ -1,7 +1,7 @@
 """Training by a recipe: from the configuration to a trained model in its run folder."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +24,7 @@ from drrho.encoding.shared import Encoder
 from drrho.evaluation.evaluate import evaluate_encoder
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model, save_model
+from drrho.models.lora import merged_weights
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
 from drrho.recipe.document import (
@@ -40,6 +41,7 @@ from drrho.recipe.held_out import HeldOutVariances
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
+from drrho.recipe.tuning import prepare_target
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
@@ -52,6 +54,7 @@ from drrho.runtime.records import to_json
 from drrho.training.checkpoint import list_checkpoints, lost_message, recover_replaced
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import (
+    RateGroup,
     build_optimizer,
     learning_rate_schedule,
     temperature_rate_schedule,
@@ -117,10 +120,11 @@ class _Training:
         """Train to the end, and write the model and the results."""
         recipe, folder = self.recipe, Path(self.recipe.output)
         model = build_model(recipe.model, seed=recipe.seed)
+        rates = prepare_target(model, recipe)
         self._prepare(model.module)
         num_samples = self.manifest.num_samples
         loss = ContrastiveObjective(recipe.objective, num_samples=num_samples).to(self.device)
-        state = self._state(model, loss)
+        state = self._state(model, loss, rates)
         state.resume(may_change=MAY_CHANGE, upgrade=upgraded)
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
@@ -176,15 +180,25 @@ class _Training:
                     "parallel = 'sharded' has no effect on one process; start several with "
                     "torchrun, or leave it out"
                 )
+            if self.recipe.tuning.lora is not None:
+                raise ValueError(
+                    "parallel = 'sharded' does not fit tuning.lora: adapters are small; use "
+                    "parallel = 'replicated'"
+                )
             shard(module, methods=("encode_image", "encode_text"))
 
-    def _state(self, model: TwoTower, loss: ContrastiveObjective) -> TrainingState:
+    def _state(
+        self,
+        model: TwoTower,
+        loss: ContrastiveObjective,
+        rates: Mapping[str, RateGroup] | None,
+    ) -> TrainingState:
         training = self.recipe.training
         return TrainingState(
             folder=Path(self.recipe.output),
             model=model.module,
             loss=loss,
-            optimizer=build_optimizer(model.module, training.optimizer, loss=loss),
+            optimizer=build_optimizer(model.module, training.optimizer, loss=loss, rates=rates),
             config=self.config,
             seed=self.recipe.seed,
             processes=self.processes,
@@ -241,7 +255,7 @@ class _Training:
         )
 
     def _save(self, model: TwoTower, folder: Path) -> None:
-        weights = whole_weights(model.module)
+        weights = merged_weights(model.module, whole_weights(model.module))
         if self.processes.is_first:
             save_model(model, folder, weights=weights)
 

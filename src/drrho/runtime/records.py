@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from drrho.runtime.files import parse_json, read_regular, require_checksum, write_json
 
-# The metadata of a field that is None by default, and then left out of the file.
-OPTIONAL = {"left_out_if_none": True}
+# The metadata of a field that is left out of the file where it has its default.
+OPTIONAL = {"left_out_if_default": True}
 MAX_JSON = 2**24  # bytes of a file; in memory JSON takes up to twenty times as much
 FORMAT = "format"  # the name of the version number in every file
 TAGS = ("method", "kind")
@@ -45,7 +45,7 @@ def to_json(value: Any) -> Any:
             return ({} if tag is None else dict([tag])) | {
                 part.name: to_json(content)
                 for part, content in found.items()
-                if not (content is None and part.metadata == OPTIONAL)
+                if not (part.metadata == OPTIONAL and content == _default(part))
             }
         case Mapping():
             return {str(name): to_json(content) for name, content in value.items()}
@@ -55,6 +55,10 @@ def to_json(value: Any) -> Any:
             return None
         case _:
             return value
+
+
+def _default(part: Any) -> Any:
+    return part.default if part.default_factory is MISSING else part.default_factory()
 
 
 def write_record(path: Path, record: Any) -> None:

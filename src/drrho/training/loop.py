@@ -18,6 +18,7 @@ from drrho.training.config import Training, require_precision
 from drrho.training.finite import StepRecord, raise_if_not_finite
 from drrho.training.interruption import DeferredSignals, TrainingInterrupted
 from drrho.training.log import MetricsLog
+from drrho.training.optimizer import logged_rates
 from drrho.training.schedules import Schedule
 from drrho.training.state import TrainingState
 from drrho.training.step import AnyBatch, Objective, StepResult, take_step
@@ -156,6 +157,7 @@ def _loop(
             state.add_up()
             own = {
                 "learning_rate": run.learning_rate(record.step),
+                **logged_rates(state.optimizer),
                 "time/data_wait": waited / (state.seconds - logged_at),
             }
             state.metrics = _metrics(state, result, record, own=own)

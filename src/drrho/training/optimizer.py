@@ -1,14 +1,15 @@
 """AdamW with the parameter groups that contrastive training uses."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 
 from drrho.runtime.checks import require_at_least, require_positive
+from drrho.runtime.records import OPTIONAL
 from drrho.training.schedules import Schedule, after_warmup, constant, cooldown, warmup_cosine
 
 
@@ -86,6 +87,7 @@ class ThresholdDecay:
         return f"times {self.factor:.3g} while the temperature is at most {self.threshold:g}"
 
 
+TEMPERATURE = "temperature"  # the group of the loss's own parameters
 RateDecay = CosineDecay | ConstantRate | Cooldown
 
 
@@ -106,6 +108,11 @@ class Optimizer:
         temperature_schedule: schedule of the learning rate of the loss's own parameters; None means
             the model's, warm-up included. As published, `ConstantRate` and `ThresholdDecay` have no
             warm-up here.
+        image_lr_scale: learning rate of the image tower as a share of `learning_rate`; None is 1.
+        text_lr_scale: the same of the text tower.
+        layer_decay: factor of the learning rate from a layer to the one before it, in each tower:
+            the last group of a tower (its projection) has the rate of the tower, the one before it
+            `layer_decay` times that, and so on to the embeddings. None is the same rate in all.
     """
 
     learning_rate: float = 5e-4
@@ -116,13 +123,22 @@ class Optimizer:
     weight_decay: float = 0.2
     temperature_lr_scale: float | None = None
     temperature_schedule: RateDecay | ThresholdDecay | None = None
+    image_lr_scale: float | None = field(default=None, metadata=OPTIONAL)
+    text_lr_scale: float | None = field(default=None, metadata=OPTIONAL)
+    layer_decay: float | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require_positive(
             learning_rate=self.learning_rate,
             epsilon=self.epsilon,
             temperature_lr_scale=self.temperature_lr_scale,
+            image_lr_scale=self.image_lr_scale,
+            text_lr_scale=self.text_lr_scale,
         )
+        if self.layer_decay is not None and not 0 < self.layer_decay < 1:
+            raise ValueError(
+                f"layer_decay must lie in (0, 1), got {self.layer_decay}; None is no decay"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -194,7 +210,25 @@ def _schedule(decay: RateDecay, peak: float, warmup_steps: int, steps: int) -> S
     return after_warmup(after, peak, warmup_steps=warmup_steps)
 
 
-def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | None = None) -> AdamW:
+class RateGroup(NamedTuple):
+    """Parameters with a learning rate of their own.
+
+    Attributes:
+        name: name in the log, such as "image" or "text/03".
+        scale: learning rate as a share of the model's.
+    """
+
+    name: str
+    scale: float
+
+
+def build_optimizer(
+    model: nn.Module,
+    config: Optimizer,
+    *,
+    loss: nn.Module | None = None,
+    rates: Mapping[str, RateGroup] | None = None,
+) -> AdamW:
     """AdamW over the trainable parameters of a model and of its loss.
 
     Every group has an `lr_scale`; whoever steps the optimiser sets
@@ -204,14 +238,15 @@ def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | No
     Args:
         model: module whose frozen parameters (`requires_grad` false) are left out.
         loss: module that holds the loss's learnable temperature, if there is one.
+        rates: group of each of the model's parameters, by name; None is one rate for all.
 
     Raises:
         ValueError: nothing is trainable, or `temperature_lr_scale` or `temperature_schedule` has no
             effect.
     """
-    of_model = _trainable(model.parameters())
-    of_loss = _trainable(loss.parameters()) if loss is not None else []
-    if not of_model and not of_loss:
+    of_loss = [] if loss is None else [p for p in loss.parameters() if p.requires_grad]
+    groups = list(_groups_of_model(model, rates or {}, weight_decay=config.weight_decay))
+    if not groups and not of_loss:
         raise ValueError("the optimizer got no parameter that requires a gradient")
     for name in ("temperature_lr_scale", "temperature_schedule"):
         value = getattr(config, name)
@@ -221,19 +256,48 @@ def build_optimizer(model: nn.Module, config: Optimizer, *, loss: nn.Module | No
                 "learnable or leave the option out"
             )
     scale = 1.0 if config.temperature_lr_scale is None else config.temperature_lr_scale
-    groups = (
-        ("decayed", [p for p in of_model if p.ndim >= 2], config.weight_decay, 1.0),
-        ("undecayed", [p for p in of_model if p.ndim < 2], 0.0, 1.0),
-        ("temperature", of_loss, 0.0, scale),
-    )
-    names = ("name", "params", "weight_decay", "lr_scale")
+    if of_loss:
+        groups.append(
+            {"name": TEMPERATURE, "params": of_loss, "weight_decay": 0.0, "lr_scale": scale}
+        )
     return AdamW(
-        [dict(zip(names, group, strict=True)) for group in groups if group[1]],
+        groups,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.epsilon,
         fused=True,  # one pass over the parameters; three times as fast on a CPU too
     )
+
+
+def _groups_of_model(
+    model: nn.Module, rates: Mapping[str, RateGroup], *, weight_decay: float
+) -> Iterator[dict]:
+    """Group the trainable parameters by their rate, and in it by whether they are decayed."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    of_name = {name: rates.get(name, RateGroup("", 1.0)) for name, _ in trained}
+    for rate in dict.fromkeys(of_name.values()):
+        own = [p for name, p in trained if of_name[name] == rate]
+        for kind, params, decay in (
+            ("decayed", [p for p in own if p.ndim >= 2], weight_decay),
+            ("undecayed", [p for p in own if p.ndim < 2], 0.0),
+        ):
+            if params:
+                yield {
+                    "name": f"{rate.name}.{kind}" if rate.name else kind,
+                    "params": params,
+                    "weight_decay": decay,
+                    "lr_scale": rate.scale,
+                }
+
+
+def logged_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Collect the present learning rates of groups that have one of their own, by their names."""
+    rates = {}
+    for group in optimizer.param_groups:
+        rate, _, kind = group.get("name", "").rpartition(".")
+        if rate or kind == TEMPERATURE:
+            rates[f"learning_rate/{rate or kind}"] = float(group["lr"])
+    return rates
 
 
 def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -250,7 +314,3 @@ def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from drrho.runtime.randomness import derived_seed, seed_all_generators
 from drrho.training.config import Training
 from drrho.training.finite import StepRecord
+from drrho.training.optimizer import TEMPERATURE
 from drrho.training.schedules import Schedule
 from drrho.training.state import TrainingState
 
@@ -89,7 +90,7 @@ def take_step(
     device = next(state.model.parameters()).device
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step) * group["lr_scale"]
-        if state.temperature_rate is not None and group["name"] == "temperature":
+        if state.temperature_rate is not None and group["name"] == TEMPERATURE:
             group["lr"] = state.temperature_rate(state.step)
     state.optimizer.zero_grad(set_to_none=True)
     seed_all_generators(derived_seed("step", state.seed, state.step, state.processes.rank))

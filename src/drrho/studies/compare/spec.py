@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from drrho.data.views import Views
 from drrho.models.build import Model
-from drrho.recipe.published import Scale, named_recipe
+from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.files import expand_paths
 
