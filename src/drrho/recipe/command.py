@@ -10,6 +10,7 @@ import tyro
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, metrics_table
+from drrho.recipe.export import EMA_NAME
 from drrho.recipe.named.finetune import FINETUNE, SUMMARY, FineTuningScale, finetune_recipe
 from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.override import overridden
@@ -84,11 +85,15 @@ def _trained(recipe: Recipe) -> str:
     """Train, and describe the scores, the samples seen and skipped, and where the model is."""
     results = train_recipe(recipe)
     scores = {
-        name.removeprefix("evaluation/"): value
-        for name, value in results.metrics.items()
-        if name.startswith("evaluation/")
+        model: {
+            name.removeprefix(f"{model}/"): value
+            for name, value in results.metrics.items()
+            if name.startswith(f"{model}/")
+        }
+        for model in ("evaluation", EMA_NAME)
     }
-    table = f"{metrics_table({'evaluation': scores})}\n\n" if scores else ""
+    scores = {model: found for model, found in scores.items() if found}
+    table = f"{metrics_table(scores)}\n\n" if scores else ""
     skipped = sum(results.skipped.values())
     if results.filtering is not None:
         table += f"filtering: {results.filtering}\n\n"

@@ -17,7 +17,8 @@ from drrho.recipe.document import read_recipe, read_recipe_file
 from drrho.runtime.files import expand_paths
 from drrho.training.checkpoint import read_values
 
-PREFIX = "model."
+PREFIX, EMA_PREFIX = "model.", "ema.module."
+EMA_NAME = "ema"  # the folder and the metrics of the moving average of the weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class ExportConfig:
         output: file to write, .pt or .safetensors, or a folder.
         checkpoint: checkpoint of the run to export, such as runs/mine/checkpoints/step-00001000; by
             default the finished model.
+        ema: export the moving average of the weights instead, of a run with `training.ema`.
         trust: run the program that the run's folder names; needed for runs of "python:FILE.py".
     """
 
@@ -39,6 +41,7 @@ class ExportConfig:
     format: Literal["open-clip", "hugging-face"]
     output: str
     checkpoint: str | None = None
+    ema: bool = False
     trust: bool = False
 
     def __post_init__(self) -> None:
@@ -55,11 +58,14 @@ def export_model(config: ExportConfig) -> Path:
     """
     output = Path(config.output).expanduser()
     run = Path(config.run).expanduser()
+    if config.ema:
+        _require_ema(run)
     with trusting(everything=config.trust):
         if config.checkpoint is None:
-            model = load_model(run / "model")
+            model = load_model(run / EMA_NAME / "model" if config.ema else run / "model")
         else:
-            model = load_checkpoint_model(run, Path(config.checkpoint).expanduser())
+            checkpoint = Path(config.checkpoint).expanduser()
+            model = load_checkpoint_model(run, checkpoint, ema=config.ema)
     match config.format:
         case "open-clip":
             export_open_clip(model, output)
@@ -68,8 +74,15 @@ def export_model(config: ExportConfig) -> Path:
     return output
 
 
-def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
-    """Load the model of one of a run's checkpoints.
+def _require_ema(run: Path) -> None:
+    if read_recipe(read_recipe_file(run)).training.ema is None:
+        raise ValueError(
+            f"ema = True has no effect: {run} was trained without training.ema; leave it out"
+        )
+
+
+def load_checkpoint_model(run: Path, checkpoint: Path, *, ema: bool = False) -> TwoTower:
+    """Load the model of one of a run's checkpoints, or the moving average of its weights.
 
     Raises:
         FileNotFoundError: the folder is no run.
@@ -86,10 +99,11 @@ def load_checkpoint_model(run: Path, checkpoint: Path) -> TwoTower:
     if recipe.tuning.lora is not None:
         trained = replace(model, module=copy.deepcopy(model.module))
         tune(trained, recipe.tuning)
+    prefix = EMA_PREFIX if ema else PREFIX
     weights = {
-        name.removeprefix(PREFIX): value
+        name.removeprefix(prefix): value
         for name, value in read_tensors(checkpoint).items()
-        if name.startswith(PREFIX)
+        if name.startswith(prefix)
     }
     try:
         trained.module.load_state_dict(weights)

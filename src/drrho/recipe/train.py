@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
@@ -35,6 +36,7 @@ from drrho.recipe.document import (
     upgraded,
     write_run_results,
 )
+from drrho.recipe.export import EMA_NAME
 from drrho.recipe.filtering import FilterReport, filtered
 from drrho.recipe.folder import read_run
 from drrho.recipe.held_out import HeldOutVariances
@@ -51,6 +53,7 @@ from drrho.runtime.locks import exclusive
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json
+from drrho.training.averaging import build_average
 from drrho.training.checkpoint import list_checkpoints, lost_message, recover_replaced
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import (
@@ -121,13 +124,17 @@ class _Training:
         recipe, folder = self.recipe, Path(self.recipe.output)
         model = build_model(recipe.model, seed=recipe.seed)
         rates = prepare_target(model, recipe)
+        average = self._average(model)
         self._prepare(model.module)
         num_samples = self.manifest.num_samples
         loss = ContrastiveObjective(recipe.objective, num_samples=num_samples).to(self.device)
-        state = self._state(model, loss, rates)
+        state = self._state(model, loss, rates=rates, average=average)
         state.resume(may_change=MAY_CHANGE, upgrade=upgraded)
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
+        models = {"evaluation": model}
+        if average is not None:
+            models[EMA_NAME] = _of(average, model)
         steps = steps_per_epoch(self.manifest, batch_size=recipe.trained_batch_size)
         epochs = recipe.training.num_steps / steps
         result = train(
@@ -142,9 +149,17 @@ class _Training:
             learning_rate=learning_rate_schedule(
                 recipe.training.optimizer, steps=recipe.training.num_steps
             ),
-            evaluators=_evaluators(recipe, model, self.processes, device=self.device),
+            evaluators=_evaluators(
+                recipe,
+                {"evaluation": model}
+                | ({} if average is None else {EMA_NAME: _of(average, model)}),
+                self.processes,
+                device=self.device,
+            ),
         )
         self._save(model, folder / "model")
+        if average is not None:
+            self._save(models[EMA_NAME], folder / EMA_NAME / "model")
         results = RunResults(
             recipe=recipe,
             contents=self.config[CONTENTS],
@@ -166,6 +181,18 @@ class _Training:
         if self.processes.is_first:
             write_run_results(folder, results)
         return results
+
+    def _average(self, model: TwoTower) -> AveragedModel | None:
+        """Build the moving average that the recipe asks for; a copy made before any wrapper."""
+        config = self.recipe.training.ema
+        if config is None:
+            return None
+        if self.recipe.parallel == "sharded":
+            raise ValueError(
+                "parallel = 'sharded' does not fit training.ema, which keeps a whole copy of the "
+                "weights; use parallel = 'replicated'"
+            )
+        return build_average(model.module, config).to(self.device)
 
     def _prepare(self, module: nn.Module) -> None:
         """Move, compile and shard the towers, before there is an optimiser."""
@@ -191,9 +218,14 @@ class _Training:
         self,
         model: TwoTower,
         loss: ContrastiveObjective,
+        *,
+        average: AveragedModel | None,
         rates: Mapping[str, RateGroup] | None,
     ) -> TrainingState:
         training = self.recipe.training
+        best = model
+        if average is not None and (training.keep_best or "").startswith(f"{EMA_NAME}/"):
+            best = _of(average, model)
         return TrainingState(
             folder=Path(self.recipe.output),
             model=model.module,
@@ -202,10 +234,11 @@ class _Training:
             config=self.config,
             seed=self.recipe.seed,
             processes=self.processes,
-            export=partial(self._save, model),
+            export=partial(self._save, best),
             scaler=(
                 torch.amp.GradScaler(self.device.type) if training.precision == "float16" else None
             ),
+            average=average,
             temperature_rate=temperature_rate_schedule(
                 training.optimizer,
                 steps=training.num_steps,
@@ -255,9 +288,9 @@ class _Training:
         )
 
     def _save(self, model: TwoTower, folder: Path) -> None:
-        weights = merged_weights(model.module, whole_weights(model.module))
+        weights = whole_weights(model.module)
         if self.processes.is_first:
-            save_model(model, folder, weights=weights)
+            save_model(model, folder, weights=merged_weights(model.module, weights))
 
 
 def run_config(
@@ -310,9 +343,18 @@ def filter_manifest(
     return filtered(manifest, store, config, processes)
 
 
+def _of(average: AveragedModel, model: TwoTower) -> TwoTower:
+    return replace(model, module=average.module)
+
+
 def _evaluators(
-    recipe: Recipe, model: TwoTower, processes: Processes, *, device: torch.device
+    recipe: Recipe,
+    models: Mapping[str, TwoTower],
+    processes: Processes,
+    *,
+    device: torch.device,
 ) -> dict[str, Evaluator]:
+    """Build an evaluator for each model, under its name in the log."""
     source = recipe.evaluation.data
     if source is None:
         return {}
@@ -322,18 +364,21 @@ def _evaluators(
         variances = processes.on_each(lambda: HeldOutVariances(held_out.manifest, references))
         processes.require_same(**{"evaluation.references": variances.identities})
 
-    encoder = Encoder(
-        model=EmbeddingModel(model, device=device),
-        batch_size=recipe.evaluation.batch_size,
-        workers=recipe.loading.workers,
-        processes=processes,
-    )
+    def evaluator(model: TwoTower) -> Evaluator:
+        encoder = Encoder(
+            model=EmbeddingModel(model, device=device),
+            batch_size=recipe.evaluation.batch_size,
+            workers=recipe.loading.workers,
+            processes=processes,
+        )
 
-    def evaluator() -> dict[str, float]:
-        metrics = evaluate_encoder(encoder, held_out).metrics
-        return metrics if variances is None else metrics | variances(encoder)
+        def evaluate() -> dict[str, float]:
+            metrics = evaluate_encoder(encoder, held_out).metrics
+            return metrics if variances is None else metrics | variances(encoder)
 
-    return {"evaluation": evaluator}
+        return evaluate
+
+    return {name: evaluator(model) for name, model in models.items()}
 
 
 def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 
 from drrho.runtime.checks import require_at_least, require_positive
+from drrho.runtime.records import OPTIONAL
+from drrho.training.averaging import EMA
 from drrho.training.optimizer import (
     Optimizer,
     learning_rate_schedule,
@@ -42,6 +44,8 @@ class Training:
             marks a model to keep; None keeps only the last.
         wandb_project: project of Weights & Biases to log to as well; needs `pip install wandb`.
         evaluate_every: steps between evaluations; None evaluates at the end only.
+        ema: exponential moving average of the weights, evaluated and saved beside them; None has
+            none.
     """
 
     steps: int | None = None
@@ -56,6 +60,7 @@ class Training:
     keep_best: str | None = None
     wandb_project: str | None = None
     evaluate_every: int | None = None
+    ema: EMA | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
@@ -75,6 +76,7 @@ class TrainingState:
         seed: random seed of what a step draws (dropout).
         export: collective that writes the model alone into a folder, for the best model.
         scaler: scaler of the loss's gradient where the forward pass is in float16.
+        average: moving average of the model's weights; None has none.
         temperature_rate: learning rate of the optimiser's group "temperature" by step; None
             means the model's, times the group's `lr_scale`. Like `export` it is no state.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
@@ -95,6 +97,7 @@ class TrainingState:
     processes: Processes = field(default_factory=Processes)
     export: Callable[[Path], None] | None = None
     scaler: torch.amp.GradScaler | None = None
+    average: AveragedModel | None = None
     temperature_rate: Schedule | None = None
     step: int = 0
     samples_seen: int = 0
@@ -140,6 +143,8 @@ class TrainingState:
         self.add_up()
         # Statistics of BatchNorm differ between processes until the next forward pass.
         self.processes.broadcast(self.model.buffers())
+        if self.average is not None:
+            self.processes.broadcast(self.average.module.buffers())
         values = {
             "format": FORMAT,
             "versions": versions(),
@@ -237,7 +242,8 @@ class TrainingState:
         return tensors
 
     def _owners(self) -> list[tuple[str, nn.Module]]:
-        return [("model", self.model)] + ([] if self.loss is None else [("loss", self.loss)])
+        owners = {"model": self.model, "loss": self.loss, "ema": self.average}
+        return [(name, module) for name, module in owners.items() if module is not None]
 
     def _names(self) -> dict[nn.Parameter, str]:
         return {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from drrho.runtime.randomness import derived_seed, seed_all_generators
+from drrho.training.averaging import update_average
 from drrho.training.config import Training
 from drrho.training.finite import StepRecord
 from drrho.training.optimizer import TEMPERATURE
@@ -108,6 +109,8 @@ def take_step(
         state.optimizer.step()
     else:
         state.skipped_steps += 1
+    if state.average is not None:
+        update_average(state.average, state.model)
     checked = tuple(values) if state.scaler is None else ("loss",)
     record = StepRecord(
         step=state.step,
