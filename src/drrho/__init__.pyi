@@ -18,6 +18,8 @@ from drrho.data.loading import Loading as Loading
 from drrho.data.views import Views as Views
 from drrho.encoding.encoder import EmbeddingModel as EmbeddingModel
 from drrho.encoding.encoder import load as load
+from drrho.integrations.sentence_transformers import DRRhoPairsLoss as DRRhoPairsLoss
+from drrho.integrations.sentence_transformers import PairsTrainer as PairsTrainer
 from drrho.models.build import Model as Model
 from drrho.models.lora import LoRA as LoRA
 from drrho.models.small import SmallConfig as SmallConfig

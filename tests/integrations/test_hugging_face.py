@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.integrations import test_hugging_face_clip as contrastive
 from tests.integrations import test_lightning as in_lightning
 from tests.integrations import test_open_clip as in_open_clip
+from tests.integrations import test_sentence_transformers as in_sentence_transformers
 from tests.processes import Process, by_torchrun, finish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -21,6 +22,7 @@ from torch.testing import assert_close
 from drrho.integrations.hugging_face import SteeredTrainer, reference_token_losses
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
 from drrho.integrations.live_reference import AdaptersOff
+from drrho.integrations.sentence_transformers import PairsTrainer
 from drrho.risk import KL, CVaR, Mean
 from drrho.steering import LearnedDual, LossTable, MovingAverage
 
@@ -198,14 +200,16 @@ def share_of_two_processes(folder):
     rank = trainer.args.process_index
     in_open_clip.share_of_two_processes(Path(folder) / "open_clip", rank=rank)
     in_lightning.share_of_two_processes(Path(folder) / "lightning", rank=rank)
+    in_sentence_transformers.share_of_two_processes(f"{folder}/sentence_transformers")
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """The folder in which two processes have left what they ended with."""
     folder = tmp_path_factory.mktemp("two_processes")
-    for name in ("contrastive", "open_clip", "lightning"):
+    for name in ("contrastive", "open_clip", "lightning", "sentence_transformers"):
         (folder / name).mkdir()
+    in_sentence_transformers.sentence_transformer(folder / "sentence_transformers")
     started = [
         Process(share_of_two_processes, str(folder), environment=it) for it in by_torchrun(2)
     ]
@@ -241,6 +245,17 @@ def test_two_processes_in_lightning_are_one_large_batch(tmp_path, two_processes)
         assert_same(found, in_lightning.state_of(model), rtol=1e-4, atol=1e-5)
     saved = torch.load(folder / "two.ckpt")["callbacks"]["Steering"]
     assert_same(saved, model.steering.pairs.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_of_text_pairs_are_one_large_batch(tmp_path, two_processes):
+    host = in_sentence_transformers.steered(tmp_path)
+    host.train()
+    folder = two_processes / "sentence_transformers"
+    for rank in "01":
+        found = torch.load(folder / f"{rank}.pt")
+        assert_same(found, host.model.state_dict(), rtol=1e-4, atol=1e-5)
+    saved = load_file(folder / "checkpoint-4" / PairsTrainer.state_file)
+    assert_same(saved, host.steering.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_two_processes_are_one_large_batch(tmp_path, two_processes):

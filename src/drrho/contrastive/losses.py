@@ -45,7 +45,7 @@ class _ContrastiveLoss(nn.Module):
     def __init__(self, config: Objective, impl: Implementation, num_samples: int | None = None):
         super().__init__()
         self.objective = ContrastiveObjective(config, num_samples=num_samples, impl=impl)
-        self._unit = _UnitLength()
+        self._unit = UnitLength()
 
 
 class DRRhoCLIPLoss(_ContrastiveLoss):
@@ -109,7 +109,7 @@ class DRRhoCLIPLoss(_ContrastiveLoss):
         """
         target = self._unit.pairs("target", image, text)
         other = self._unit.pairs("reference", *_pair("reference", reference), like=image)
-        ids = _checked_ids(sample_ids, len(image))
+        ids = checked_ids(sample_ids, len(image))
         return self.objective(target, other, sample_ids=ids, gamma=gamma).loss
 
 
@@ -146,7 +146,7 @@ class FastCLIPLoss(_ContrastiveLoss):
     ) -> Float[Tensor, ""]:
         """Compute the loss of a batch; arguments are those of `DRRhoCLIPLoss.forward`."""
         target = self._unit.pairs("target", image, text)
-        ids = _checked_ids(sample_ids, len(image))
+        ids = checked_ids(sample_ids, len(image))
         return self.objective(target, sample_ids=ids, gamma=gamma).loss
 
 
@@ -243,13 +243,17 @@ class DistillationLoss(_ContrastiveLoss):
         return self.objective(target, teachers=others).loss
 
 
-class _UnitLength:
+class UnitLength:
     """Brings embeddings to unit length, and finds those that have no direction.
+
+    Args:
+        sides: what the two embeddings of a pair are called in messages.
 
     Reading a flag from a GPU waits for its queued work; it is copied, and looked at in later calls.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sides: tuple[str, str] = ("image", "text")) -> None:
+        self._sides = sides
         self._flags: list[tuple[str, Tensor]] = []
 
     def pairs(
@@ -258,7 +262,7 @@ class _UnitLength:
         """Normalise embeddings; those that are not to be trained go to the device of `like`."""
         self._raise_found()
         found = []
-        for side, given in (("image", image), ("text", text)):
+        for side, given in zip(self._sides, (image, text), strict=True):
             if given.ndim != 2 or not given.is_floating_point():
                 raise ValueError(
                     f"{name} {side} embeddings must be (pairs, dimension) of a float type, got "
@@ -306,7 +310,12 @@ def _pair(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return given[0], given[1]
 
 
-def _checked_ids(sample_ids: Tensor | None, num_pairs: int) -> Tensor | None:
+def checked_ids(sample_ids: Tensor | None, num_pairs: int) -> Tensor | None:
+    """Return ids, of which there must be one whole number for each pair, or None.
+
+    Raises:
+        ValueError: they are of another type, or their number is another.
+    """
     dtype = getattr(sample_ids, "dtype", type(sample_ids).__name__)
     if sample_ids is not None and dtype not in (torch.int32, torch.int64):
         raise ValueError(f"sample_ids must be a tensor of int64 or int32, got {dtype}")

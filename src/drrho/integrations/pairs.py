@@ -119,17 +119,8 @@ class SteeredPairs(nn.Module):
         return loss + unused
 
     def gamma_schedule(self, *, steps: int, epochs: float) -> Schedule:
-        """Make the schedule of gamma: 1 to gamma_min over a part of the run, or constant.
-
-        Steps and passes over the data are those of the whole training; the passes decide gamma_min
-        where the config leaves it open. Source: docs/mathematics.md, "Per-sample estimators".
-        """
-        config = self.config
-        if not isinstance(config, GlobalRisk):
-            return constant(1.0)
-        final = config.final_gamma(epochs=epochs)
-        share = config.decay_share(epochs=epochs)
-        return averaging_rate(final, kind=config.gamma_schedule, steps=steps, decay_share=share)
+        """Make the schedule of gamma of a whole training, as `gamma_schedule`."""
+        return gamma_schedule(self.config, steps=steps, epochs=epochs)
 
     def averages(self, sample_ids: Int[Tensor, " batch"]) -> Float[Tensor, "2 batch"] | None:
         """Read the averages of these samples, of all processes; None for a loss without memory."""
@@ -168,6 +159,19 @@ class _HostTemperature(nn.Module):
 
     def forward(self) -> Float[Tensor, ""]:
         return self.tau
+
+
+def gamma_schedule(config: Objective, *, steps: int, epochs: float) -> Schedule:
+    """Make the schedule of gamma: 1 to gamma_min over a part of the run, or constant.
+
+    Steps and passes over the data are those of the whole training; the passes decide gamma_min
+    where the config leaves it open. Source: docs/mathematics.md, "Per-sample estimators".
+    """
+    if not isinstance(config, GlobalRisk):
+        return constant(1.0)
+    final = config.final_gamma(epochs=epochs)
+    share = config.decay_share(epochs=epochs)
+    return averaging_rate(final, kind=config.gamma_schedule, steps=steps, decay_share=share)
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from drrho.runtime.checks import require_at_least, require_choice, require_posit
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 GammaSchedule = Literal["cosine", "constant"]
+Directions = Literal["both", "first"]
 
 
 def recommended_gamma_min(epochs: float) -> float:
@@ -214,21 +215,24 @@ class GlobalContrastiveLoss(nn.Module):
     Args:
         num_samples: size of the data set; the state is two floats per sample. None has no memory:
             gamma is 1.
-        epsilon: floor of the sums (published: 1e-4 with a reference, 1e-14 without).
+        epsilon: floor of the sums (published: 1e-4 with a reference, 1e-14 without); None is
+            1 / (B - 1), the positive's own term, with which it is CLIP's loss less log(B - 1).
         rho: radius in nats; has an effect only where the temperature is learned.
         times_temperature: whether the logarithms are multiplied by the temperature.
+        directions: whose losses are averaged: those of "both" rows, or of the "first", the images.
         group, impl: as for `ContrastiveObjective`.
 
     Source: docs/mathematics.md, "Per-sample estimators".
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each thing that the loss is of
         self,
         num_samples: int | None,
         *,
-        epsilon: float,
+        epsilon: float | None,
         rho: float = 0.0,
         times_temperature: bool = True,
+        directions: Directions = "both",
         group: ProcessGroup | None = None,
         impl: Implementation = "auto",
     ):
@@ -236,10 +240,12 @@ class GlobalContrastiveLoss(nn.Module):
         check_implementation(impl)
         require_positive(epsilon=epsilon)
         require_at_least(0, rho=rho)
+        require_choice("directions", directions, Directions)
         self.averages = None if num_samples is None else AnchorAverages(num_samples, group=group)
         self.epsilon = epsilon
         self.rho = rho
         self.times_temperature = times_temperature
+        self.directions: Directions = directions
         self.group = group
         self.impl: Implementation = impl
 
@@ -314,7 +320,8 @@ class GlobalContrastiveLoss(nn.Module):
             pairs=pairs,
             impl=self.impl,
         )
-        log_losses = log_anchor_losses(log_means, self.epsilon)
+        epsilon = 1 / (pairs.num_rows - 1) if self.epsilon is None else self.epsilon
+        log_losses = log_anchor_losses(log_means, epsilon)
         log_u = self._averaged(sample_ids, log_losses.detach(), gamma)
         ratio = (log_losses.detach() - log_u).exp()  # at most 1 / gamma, but for duplicates
         through_anchors = ratio * (log_losses - log_losses.detach())
@@ -324,7 +331,7 @@ class GlobalContrastiveLoss(nn.Module):
             losses = log_u + own_tau * (self.rho + log_u) + through_anchors
         else:
             losses = log_u + through_anchors
-        return pairs.mean(losses)
+        return pairs.mean(losses if self.directions == "both" else losses[:1])
 
     def locate(self, sample_ids: Int[Tensor, " batch"], pairs: Partition) -> SampleBatch:
         """Find the places of samples in the memory, on the device of the batch; a collective."""

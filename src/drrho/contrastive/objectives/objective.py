@@ -236,7 +236,8 @@ class ContrastiveObjective(nn.Module):
         tau: Tensor,
         pairs: Partition,
     ) -> dict[str, Tensor]:
-        epsilon = 1 / (pairs.num_rows - 1) if self.estimator is None else self.estimator.epsilon
+        floor = None if self.estimator is None else self.estimator.epsilon
+        epsilon = 1 / (pairs.num_rows - 1) if floor is None else floor
         metrics = contrastive_diagnostics(
             target, reference, temperature=tau, epsilon=epsilon, pairs=pairs
         )

@@ -1,0 +1,3 @@
+"""What the hosts' packages need before they are imported."""
+
+import drrho.integrations  # noqa: F401 - sentence-transformers imports torchvision, whole or not
