@@ -63,6 +63,7 @@ from drrho.verbs import evaluate as evaluate
 from drrho.verbs import export as export
 from drrho.verbs import import_reference as import_reference
 from drrho.verbs import index as index
+from drrho.verbs import join_reference as join_reference
 from drrho.verbs import precompute_reference as precompute_reference
 from drrho.verbs import probe as probe
 from drrho.verbs import report as report

@@ -31,6 +31,7 @@ COMMANDS = {
     "reference precompute": "drrho.reference.build:run_precompute",
     "reference verify": "drrho.reference.build:run_verify",
     "reference import": "drrho.reference.formats.build:run_import",
+    "reference join": "drrho.reference.joining.join:run_join",
     "reference losses": "drrho.reference.build:run_losses",
     "probe": "drrho.studies.probe.probe:run_probe",
     "probe losses": "drrho.studies.probe.probe:run_probe_losses",

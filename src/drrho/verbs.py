@@ -20,6 +20,7 @@ from drrho.encoding.encoder import EmbeddingModel, load
 from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
 from drrho.evaluation.tasks.benchmark import evaluate_task_list
 from drrho.models.build import Model
+from drrho.models.joined import JoinedCard
 from drrho.models.program import trusting
 from drrho.recipe.document import RunResults
 from drrho.recipe.export import ExportConfig, export_model
@@ -30,6 +31,8 @@ from drrho.reference.build import PrecomputeConfig
 from drrho.reference.build import precompute_reference as precompute_embeddings
 from drrho.reference.formats.build import ImportConfig
 from drrho.reference.formats.build import import_reference as import_embeddings
+from drrho.reference.joining.join import JoinConfig
+from drrho.reference.joining.join import join_reference as join_models
 from drrho.reference.precompute import PrecomputeReport
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import Device, is_follower, require_one_process
@@ -179,6 +182,20 @@ def import_reference(config: ImportConfig) -> PrecomputeReport:
     ... )
     """
     return import_embeddings(config)
+
+
+@_with_fields_of(JoinConfig)
+def join_reference(config: JoinConfig) -> JoinedCard:
+    """Builds a reference out of a vision model and a text model that have never met.
+
+    >>> drrho.join_reference(
+    ...     image="timm:resnet50",
+    ...     text="sentence-transformers:all-MiniLM-L6-v2",
+    ...     data="train.json",
+    ...     output="joined",
+    ... ).held_out
+    """
+    return join_models(config)
 
 
 @_with_fields_of(EvaluateConfig)

@@ -14,6 +14,7 @@ from drrho.cli import COMMANDS
 CALLED = {
     "reference precompute": "precompute_reference",
     "reference import": "import_reference",
+    "reference join": "join_reference",
 }
 WITHOUT_A_VERB = {
     "demo": "a comparison of its own, shown once",
@@ -34,6 +35,7 @@ WITHOUT_A_COMMAND = {
 VERBS = {
     *("train", "load", "index", "evaluate", "probe", "compare", "curate", "report", "export"),
     *("precompute_reference", "open_reference", "import_reference"),
+    "join_reference",
 }
 # Functions of the front door that are mathematics and no verb of a workflow.
 MATHEMATICS = {"accumulate_gradients", "effective_sample_size", "excess_loss", "token_losses"}

@@ -14,6 +14,7 @@ from drrho.models.hugging_face import (
     build_hugging_face,
     save_hugging_face,
 )
+from drrho.models.joined import JOINED_FILE, JoinedTwoTower, load_joined, save_joined
 from drrho.models.open_clip import OPEN_CLIP_FILE, build_open_clip, import_open_clip, save_tokenizer
 from drrho.models.program import (
     PROGRAM_FILE,
@@ -161,6 +162,9 @@ def save_model(
     if PROGRAM_FILE in model.architecture:  # first: what it returns may be one of the others
         save_with_program(model, folder, weights)
         return
+    if isinstance(model.module, JoinedTwoTower):
+        save_joined(model, folder, weights)
+        return
     if isinstance(model.module, HuggingFaceTwoTower):
         save_hugging_face(model, folder, weights)
         return
@@ -226,6 +230,7 @@ def _load_small(folder: Path) -> TwoTower:
 # returns may be one of the others.
 LOADERS: dict[str, Callable[[Path], TwoTower]] = {
     PROGRAM_FILE: load_with_program,
+    JOINED_FILE: load_joined,
     OPEN_CLIP_FILE: lambda folder: build_open_clip(f"local-dir:{folder}", None),
     HUGGING_FACE_FILE: build_hugging_face,
     SMALL_CONFIG_FILE: _load_small,

@@ -63,12 +63,12 @@ class HuggingFaceTwoTower(nn.Module):
         mask = None
         if self.pad_token is not None:
             end_is_pad = self.pad_token == self.end_token
-            mask = _text_mask(tokens, self.pad_token, end_is_pad=end_is_pad)
+            mask = text_mask(tokens, self.pad_token, end_is_pad=end_is_pad)
         found = self.model.get_text_features(input_ids=tokens, attention_mask=mask)
         return _embeddings(found, normalize)
 
 
-def _text_mask(
+def text_mask(
     tokens: Int[Tensor, "batch context"], pad_token: int, *, end_is_pad: bool
 ) -> Int[Tensor, "batch context"]:
     """Mark the first to the last token that is no padding; in between, its id is a word."""
@@ -81,7 +81,7 @@ def _text_mask(
     return mask.long()
 
 
-class _ProcessorTransform:
+class ProcessorTransform:
     """A model's image processor as a transform of one RGB image."""
 
     def __init__(self, processor: Any) -> None:
@@ -94,7 +94,7 @@ class _ProcessorTransform:
         return json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
 
 
-class _PaddingTokenizer:
+class PaddingTokenizer:
     """A model's tokenizer, which pads every text to the same length."""
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
@@ -129,7 +129,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
             f"model 'transformers:{folder}': it has no {HUGGING_FACE_FILE}; give the folder that "
             "save_pretrained or a download from Hugging Face made"
         )
-    _require_no_code(folder)
+    require_no_code(folder)
     transformers = import_transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -169,7 +169,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
     return _two_tower(model.to(torch.float32), processor, tokenizer)
 
 
-def _require_no_code(folder: Path) -> None:
+def require_no_code(folder: Path) -> None:
     """Raise ValueError if a folder names kernels, which are code, or weights of another place."""
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
@@ -192,8 +192,8 @@ def save_hugging_face(model: TwoTower, folder: Path, weights: Mapping[str, Tenso
     """Write a folder that transformers itself loads."""
     module, tokenizer, transform = model.module, model.tokenizer, model.eval_transform
     assert isinstance(module, HuggingFaceTwoTower)
-    assert isinstance(tokenizer, _PaddingTokenizer)
-    assert isinstance(transform, _ProcessorTransform)
+    assert isinstance(tokenizer, PaddingTokenizer)
+    assert isinstance(transform, ProcessorTransform)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.tokenizer.save_pretrained(str(folder))
     transform.processor.save_pretrained(str(folder))
@@ -213,12 +213,12 @@ def _two_tower(model: Any, processor: Any, tokenizer: Any) -> TwoTower:
         end_token=tokenizer.eos_token_id,
     )
     freeze_own_temperature(module)
-    transform = _ProcessorTransform(processor)
+    transform = ProcessorTransform(processor)
     return TwoTower(
         module=module,
         train_transform=transform,
         eval_transform=transform,
-        tokenizer=_PaddingTokenizer(tokenizer, context_length),
+        tokenizer=PaddingTokenizer(tokenizer, context_length),
         identity={
             "architecture": f"transformers {type(model).__name__}",
             "pretrained": str(model.config.name_or_path and Path(model.config.name_or_path).name),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors.torch import save
 from torch import Tensor
@@ -23,6 +24,7 @@ from drrho.runtime.records import from_json, read_json_object, to_json
 PROGRAM_FILE = "program.json"
 WEIGHTS_FILE = "model.safetensors"
 SCHEMA, RUN_SCHEMA = "python:", "run:"
+Built = TypeVar("Built")
 # Programs that files may name here, and folders of runs that may name data; None stands for all.
 _trusted: ContextVar[frozenset[Path] | None] = ContextVar("_trusted", default=frozenset())
 
@@ -77,13 +79,21 @@ class Program:
 
 
 def build_by_program(path: Path) -> TwoTower:
-    """Build a model by `build()` of a Python file.
+    """Build a model by `build()` of a Python file; raises as `run_program`."""
+    return run_program(path, (TwoTower,))
+
+
+def run_program(path: Path, kinds: tuple[type[Built], ...]) -> Built:
+    """Build a model, or one tower of one, by `build()` of a Python file.
 
     It is built again by the same file, whose path and hash are its architecture.
 
+    Args:
+        kinds: types that `build()` may return.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it fails, or its `build()` returns no `TwoTower`.
+        ValueError: it fails, or its `build()` returns something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"model 'python:{path}': there is no such file")
@@ -93,16 +103,18 @@ def build_by_program(path: Path) -> TwoTower:
         model = build() if callable(build) else None
     except Exception as error:  # it is a program of the user's
         raise ValueError(f"model 'python:{path}': {type(error).__name__}: {error}") from error
-    if not isinstance(model, TwoTower):
+    if not isinstance(model, kinds):
+        wanted = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         raise ValueError(
-            f"model 'python:{path}': it must define build(), which returns a "
-            f"drrho.models.two_tower.TwoTower; got {type(model).__name__}"
+            f"model 'python:{path}': it must define build(), which returns a {wanted}; got "
+            f"{type(model).__name__}"
         )
     program = Program(path=str(path.resolve()), sha256=hashlib.sha256(content).hexdigest())
-    return replace(model, architecture=model.architecture | {PROGRAM_FILE: to_json(program)})
+    built: Any = model  # pyright cannot see that all kinds have an architecture
+    return replace(built, architecture=built.architecture | {PROGRAM_FILE: to_json(program)})
 
 
-def save_with_program(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:
+def save_with_program(model: Any, folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write the weights, and which program they belong to."""
     # Tied weights are one tensor under two names, which safetensors does not write.
     content = save({name: tensor.contiguous().clone() for name, tensor in weights.items()})
@@ -111,6 +123,11 @@ def save_with_program(model: TwoTower, folder: Path, weights: Mapping[str, Tenso
 
 
 def load_with_program(folder: Path) -> TwoTower:
+    """Load the model that `save_with_program` wrote; raises as `rerun_program`."""
+    return rerun_program(folder, (TwoTower,))
+
+
+def rerun_program(folder: Path, kinds: tuple[type[Built], ...]) -> Built:
     """Load what `save_with_program` wrote. The program is run where it lies, never out of the
     folder, and only if it is still the one that the model was trained with.
 
@@ -135,5 +152,5 @@ def load_with_program(folder: Path) -> TwoTower:
             "give what you changed another name"
         )
     return with_trained_weights(
-        build_by_program(path), folder / WEIGHTS_FILE, builder=f"what {path} builds"
+        run_program(path, kinds), folder / WEIGHTS_FILE, builder=f"what {path} builds"
     )

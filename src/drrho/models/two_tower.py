@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ ImageTransform = Callable[[Image], Float[Tensor, "3 height width"]]
 # DistributedDataParallel and Lightning.
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 COMMON_PREFIXES = ("module.", "model.")
+Built = TypeVar("Built")
 Tokenizer = Callable[[list[str]], Int[Tensor, "batch context"]]
 
 
@@ -52,29 +53,31 @@ class TwoTower:
     architecture: dict[str, Any] = field(default_factory=dict)
 
 
-def with_trained_weights(model: TwoTower, path: Path, *, builder: str) -> TwoTower:
+def with_trained_weights(model: Built, path: Path, *, builder: str) -> Built:
     """Load the weights that a run wrote into a model; put their hash into its identity.
 
     Args:
+        model: a `TwoTower`, or one tower.
         path: a safetensors file.
         builder: what built the model, for the message.
 
     Raises:
         ValueError: the weights do not fit.
     """
+    towers: Any = model
     require_regular(path)
     try:
         weights = load_file(path)
-        if weights.keys() != model.module.state_dict().keys():
+        if weights.keys() != towers.module.state_dict().keys():
             weights = dict(zip(without_wrappers([*weights]), weights.values(), strict=True))
-        model.module.load_state_dict(weights)
+        towers.module.load_state_dict(weights)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} does not fit {builder}: {shorten(str(error), 800)}") from error
-    identity = model.identity | {
+    identity = towers.identity | {
         "pretrained": "trained with drrho",
-        "weights_sha256": weights_sha256(model.module),
+        "weights_sha256": weights_sha256(towers.module),
     }
-    return replace(model, identity=identity)
+    return replace(towers, identity=identity)
 
 
 def without_wrappers(names: Sequence[str]) -> list[str]:

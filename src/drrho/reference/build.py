@@ -14,7 +14,7 @@ from drrho.data.indexing import open_manifest, open_manifest_together
 from drrho.data.manifest import Manifest
 from drrho.data.views import View, Views
 from drrho.encoding.encoder import EmbeddingModel, Precision
-from drrho.models.build import Model, build_model
+from drrho.models.build import Model, build_model, find_model
 from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, markdown_table
 from drrho.reference.losses.summary import summarise_losses
@@ -34,8 +34,8 @@ class PrecomputeConfig:
 
     Attributes:
         data: data set: a manifest, or what `drrho index` takes.
-        model: reference model: an open_clip architecture, local-dir:PATH, hf-hub:OWNER/NAME, or
-            run:PATH, the model of a finished run.
+        model: reference model: an open_clip architecture, local-dir:PATH, hf-hub:OWNER/NAME,
+            transformers:PATH, or the folder of a finished run or of a joined model.
         output: folder to write; an interrupted one is completed.
         pretrained: open_clip tag or checkpoint file, where the model is an open_clip architecture.
         precision: floating-point type of the forward pass, bf16 for short; embeddings are stored in
@@ -69,7 +69,7 @@ class PrecomputeConfig:
 
     def __post_init__(self):
         expand_paths(self, "data")
-        Model(name=self.model, pretrained=self.pretrained).require_trained()
+        find_model(self.model, pretrained=self.pretrained).require_trained()
         self.chosen_views()
 
     def chosen_views(self) -> Views | None:
@@ -143,7 +143,7 @@ def verify_reference(config: VerifyConfig) -> Verification:
         )
     encoder = None
     if config.model is not None:
-        model = Model(name=config.model, pretrained=config.pretrained)
+        model = find_model(config.model, pretrained=config.pretrained)
         with trusting(everything=config.trust):
             encoder = _encoder(model, config.precision, resolve_device(config.device))
         encoder.view = View.of_identity(REFERENCE_CARDS.load(folder).model)
@@ -166,7 +166,7 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
         processes.require_same(data=manifest.contents_sha256)
         require_shared(Path(config.output), processes)
         with exclusive(Path(config.output)) if processes.is_first else nullcontext():
-            model = Model(name=config.model, pretrained=config.pretrained)
+            model = find_model(config.model, pretrained=config.pretrained)
             with trusting(everything=config.trust):
                 encoder = _encoder(model, config.precision, device)
             return _precomputed(config, encoder, manifest, processes)

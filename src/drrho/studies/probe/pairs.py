@@ -19,7 +19,7 @@ from drrho.data.subset import disjoint_halves, restricted
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
-from drrho.models.build import Model, build_model
+from drrho.models.build import build_model, find_model
 from drrho.recipe.override import changed_kind
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
@@ -135,8 +135,8 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
     """The usable pairs of a data set under a model, or out of its stored embeddings.
 
     Args:
-        name: a folder of stored embeddings, a model as `drrho reference precompute` takes it, or
-            ARCHITECTURE@PRETRAINED.
+        name: a folder of stored embeddings, a model as `drrho reference precompute` takes it, its
+            folder, or ARCHITECTURE@PRETRAINED.
 
     Raises:
         FileNotFoundError, ValueError: no such model, or its embeddings are of other data.
@@ -148,7 +148,7 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
         kept = rows.keep(rows.present)
         return Pairs(ids=ids[rows.present], cosines=_cosines(kept.image, kept.text), rate=None)
     architecture, _, pretrained = name.partition("@")
-    config = Model(name=architecture, pretrained=pretrained or None)
+    config = find_model(architecture, pretrained=pretrained or None)
     config.require_trained()
     encoder = EmbeddingModel.frozen(build_model(config, seed=0), device=device)
     began = time.monotonic()

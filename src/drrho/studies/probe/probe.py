@@ -91,8 +91,8 @@ class ProbeConfig:
             takes; None holds out a tenth of the training pairs, drawn at random, or 20 if a tenth
             is fewer.
         reference: candidate reference: a folder of stored embeddings of the held-out pairs, a model
-            as `drrho reference precompute` takes it, or ARCHITECTURE@PRETRAINED; may be given
-            several times.
+            as `drrho reference precompute` takes it (also the folder of a run or of a joined
+            model), or ARCHITECTURE@PRETRAINED; may be given several times.
         data: training pairs: a manifest, or what `drrho index` takes; None takes the recipe's.
         output: folder of the pilots and of probe.json, probe.md and probe.png.
         pilot_steps: optimiser steps of each pilot; None takes a quarter of the recipe's.

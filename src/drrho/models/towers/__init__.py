@@ -1,0 +1,1 @@
+"""Vision models and text models alone, from which a joined reference is made."""
