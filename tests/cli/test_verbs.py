@@ -70,5 +70,5 @@ def test_a_verb_takes_trust_where_its_command_does(command):
 def test_these_commands_take_trust_and_no_other():
     assert {name for name in COMMANDS if takes_trust(name)} == {
         *("train", "compare", "probe", "evaluate", "export", "report", "curate"),
-        *("reference precompute", "reference verify"),
+        *("reference precompute", "reference verify", "reference join"),
     }
