@@ -98,7 +98,7 @@ def test_the_model_that_a_recipe_records_is_not_built_without_trust(name, receiv
     name = name.replace("EVIL", str(evil[0])).replace("RUN", str(received))
     name, _, pretrained = name.partition("@")
     with pytest.raises(ValueError, match="say --trust"):
-        build_recorded_model(Model(name, pretrained=pretrained or None), seed=0)
+        build_recorded_model(Model(name, pretrained=pretrained or None), seed=0, run=received)
     assert not evil[1].exists()
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
+from drrho.models.bounds import Held, require_fits, require_in_proportion
 from drrho.models.hugging_face import (
     HUGGING_FACE_FILE,
     HuggingFaceTwoTower,
@@ -128,14 +130,35 @@ def require_trusted_model(config: Model) -> None:
         require_trusted(who, f"fetching its weights {config.pretrained!r}")
 
 
-def build_recorded_model(config: Model, *, seed: int) -> TwoTower:
-    """Build a model that a file names, such as the `recipe.json` of a run; as `build_model`.
+def build_recorded_model(config: Model, *, seed: int, run: Path) -> TwoTower:
+    """Build the model that the `recipe.json` of a run names; as `build_model`.
+
+    Args:
+        run: folder of the run, whose weights say how large its model can be.
 
     Raises:
-        ValueError: as `require_trusted_model`.
+        ValueError: as `require_trusted_model`; or the model is out of proportion to the folder.
     """
     require_trusted_model(config)
+    if ":" not in config.name:
+        _require_bounded_by_run(config, run)
     return build_model(config, seed=seed)
+
+
+def _require_bounded_by_run(config: Model, run: Path) -> None:
+    """Raise ValueError if an architecture is out of proportion to the weights of its run."""
+    where, held = str(run / "recipe.json"), Held.below(run)
+    if config.name == "small":
+        _require_bounded_small(config.small, held, where=f"{where} (model.small)")
+        return
+    name, open_clip = config.name.replace("/", "-"), import_open_clip()
+    if name in open_clip.list_models():  # else `build_model` says what is wrong
+        where, fields = f"{where} (model.name = {name!r})", open_clip.get_model_config(name)
+
+        def build() -> nn.Module:
+            return open_clip.create_model(name, device="meta", pretrained_text=False)
+
+        require_fits(build, held, config=fields, where=where)
 
 
 def save_model(
@@ -219,9 +242,19 @@ def _build_small(config: SmallConfig) -> TwoTower:
     )
 
 
+def _require_bounded_small(config: SmallConfig, held: Held, *, where: str) -> None:
+    """Raise ValueError if widths that a file names are out of proportion to its weights."""
+    fields = asdict(config)
+    require_in_proportion(fields, held, where=where)
+    vocabulary_size = import_open_clip().SimpleTokenizer().vocab_size
+    build = partial(SmallTwoTower, config, vocabulary_size)
+    require_fits(build, held, config=fields, where=where)
+
+
 def _load_small(folder: Path) -> TwoTower:
     path = folder / SMALL_CONFIG_FILE
     config = from_json(SmallConfig, read_json_object(path), where=str(path), strict=True)
+    _require_bounded_small(config, Held.by(folder), where=str(path))
     model = build_model(Model(name="small", small=config), seed=0)
     return with_trained_weights(model, folder / WEIGHTS_FILE, builder=SMALL_CONFIG_FILE)
 

@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
+from drrho.models.bounds import Held, require_fits, require_in_proportion
 from drrho.models.two_tower import TwoTower, freeze_own_temperature, weights_sha256
 from drrho.runtime.optional import import_optional
 from drrho.runtime.records import read_json_object
 from drrho.runtime.torchvision import import_torchvision
 
-HUGGING_FACE_FILE = "config.json"
+HUGGING_FACE_FILE, PROCESSOR_FILE = "config.json", "preprocessor_config.json"
 # Types of models that were trained on padded texts without a mask.
 WITHOUT_MASK = {"siglip"}
 # Types that have both methods, but take images of any shape, or embed every patch and token.
@@ -133,6 +134,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
     transformers = import_transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
+        _require_bounded(folder, transformers, local)
         model, found = transformers.AutoModel.from_pretrained(
             str(folder), use_safetensors=True, output_loading_info=True, **local
         )
@@ -186,6 +188,22 @@ def require_no_code(folder: Path) -> None:
                     f"model 'transformers:{folder}': {name} = {value!r} of its {HUGGING_FACE_FILE} "
                     "names code to fetch and run; remove it"
                 )
+
+
+def _require_bounded(folder: Path, transformers: Any, options: Mapping[str, Any]) -> None:
+    """Raise ValueError if a configuration asks for more than the weights beside it hold."""
+    held = Held.by(folder)
+    for name in (PROCESSOR_FILE, HUGGING_FACE_FILE):
+        path = folder / name
+        if path.is_file():
+            require_in_proportion(read_json_object(path), held, where=str(path))
+
+    def build() -> nn.Module:
+        config = transformers.AutoConfig.from_pretrained(str(folder), **options)
+        return transformers.AutoModel.from_config(config)
+
+    path = folder / HUGGING_FACE_FILE
+    require_fits(build, held, config=read_json_object(path), where=str(path))
 
 
 def save_hugging_face(model: TwoTower, folder: Path, weights: Mapping[str, Tensor]) -> None:

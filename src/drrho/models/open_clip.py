@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from drrho.models.bounds import Held, require_fits, require_in_proportion
 from drrho.models.hugging_face import import_transformers
 from drrho.models.two_tower import (
     TwoTower,
@@ -22,6 +23,7 @@ from drrho.models.two_tower import (
 )
 from drrho.runtime.files import require_regular
 from drrho.runtime.optional import import_optional
+from drrho.runtime.records import read_json_object
 from drrho.runtime.torchvision import import_torchvision
 
 OPEN_CLIP_FILE = "open_clip_config.json"
@@ -64,6 +66,8 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
     try:
         config = open_clip.get_model_config(name)
         options = _tokenizer_options(config)
+        if schema in ("local-dir", "hf-hub"):
+            _require_bounded(open_clip, name, Path(location))
         with tempfile.TemporaryDirectory() as folder:
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
                 name,
@@ -130,6 +134,21 @@ def _require_local_model(folder: Path) -> None:
             f"model 'local-dir:{folder}': which of {', '.join(weights)} are its weights cannot be "
             "told; leave one there, or call it open_clip_model.safetensors"
         )
+
+
+def _require_bounded(open_clip: ModuleType, name: str, folder: Path) -> None:
+    """Raise ValueError if a configuration asks for more than the weights beside it hold."""
+    if name.startswith("hf-hub:"):
+        folder = Path(open_clip.download_pretrained_from_hf(str(folder))).parent
+    where, held = str(folder / OPEN_CLIP_FILE), Held.by(folder)
+    config = read_json_object(folder / OPEN_CLIP_FILE)
+    require_in_proportion(config, held, where=where)
+
+    def build() -> nn.Module:
+        own = {"load_weights": False, "pretrained_image": False, "pretrained_text": False}
+        return open_clip.create_model(name, device="meta", precision="fp32", **own)
+
+    require_fits(build, held, config=config, where=where)
 
 
 def _tokenizer_options(config: dict[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def load_checkpoint_model(run: Path, checkpoint: Path, *, ema: bool = False) -> 
     from drrho.training.tensor_files import read_tensors  # noqa: PLC0415
 
     recipe = read_recipe(read_recipe_file(run))
-    model = build_recorded_model(recipe.model, seed=0)
+    model = build_recorded_model(recipe.model, seed=0, run=run)
     trained = model
     if recipe.tuning.lora is not None:
         trained = replace(model, module=copy.deepcopy(model.module))

@@ -164,7 +164,7 @@ def stages_of(run: RunFolder) -> list[Stage]:
     def stage(step: int, title: str, load: Callable[[], TwoTower]) -> Stage:
         return Stage(step=step, title=title, temperature=run.temperature_at(step), load=load)
 
-    start = partial(build_recorded_model, run.recipe.model, seed=run.recipe.seed)
+    start = partial(build_recorded_model, run.recipe.model, seed=run.recipe.seed, run=run.path)
     stages = [stage(0, "before training", start)]
     finished = run.results is not None
     for checkpoint in list_checkpoints(run.path / "checkpoints"):
