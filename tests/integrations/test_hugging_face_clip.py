@@ -12,6 +12,7 @@ from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.integrations.hugging_face_clip import ContrastiveTrainer
+from drrho.integrations.pairs import logit_scale
 
 N = 16
 DRRHO = DRRhoCLIP(temperature=0.1, gamma_min=0.5)
@@ -182,6 +183,73 @@ def test_a_wrapped_model_trains_as_the_model(tmp_path, objective):
         contrastive(tmp_path, wrap(model), objective=objective, options={"max_steps": 2}).train()
         ends.append(model.state_dict())
     assert_close(*ends, rtol=0, atol=0)
+
+
+COMPILED = {"torch_compile": True, "max_steps": 2}
+
+
+@pytest.mark.parametrize(("backend", "temperature"), [("eager", Learned()), ("aot_eager", 0.1)])
+def test_a_compiled_model_trains_as_the_model(tmp_path, backend, temperature):
+    ends = []
+    options = COMPILED | {"torch_compile_backend": backend}
+    for own in ({"max_steps": 2}, options):
+        torch.compiler.reset()
+        trainer = contrastive(
+            tmp_path, objective=CLIP(temperature=temperature), reference=None, options=own
+        )
+        trainer.train()
+        ends.append(trainer.accelerator.unwrap_model(trainer.model).state_dict())
+        assert len(logged(trainer, "temperature")) == 2
+    assert_close(*ends, rtol=1e-4, atol=1e-5)
+
+
+def with_adapters():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    return peft.get_peft_model(dual_encoder(), config)
+
+
+def test_adapters_of_peft_are_trained_and_nothing_else(tmp_path):
+    model = with_adapters()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = contrastive(tmp_path, model, options={"max_steps": 2})
+    trainer.train()
+    for name, value in model.state_dict().items():
+        moved = not torch.equal(value, before[name])
+        assert moved == (".lora_" in name), name
+    assert logged(trainer, "gamma") and len(logged(trainer, "loss")) == 2
+
+
+def test_adapters_resume_as_if_never_interrupted(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    torch.manual_seed(0)
+    whole = contrastive(tmp_path, with_adapters(), options=saving)
+    whole.train()
+    torch.manual_seed(0)
+    resumed = contrastive(tmp_path, with_adapters(), options=saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_close(state_of(resumed), state_of(whole), rtol=0, atol=0)
+
+
+def test_a_temperature_beside_adapters_is_learned_once_it_is_thawed(tmp_path):
+    model, learned = with_adapters(), DRRhoCLIP(temperature=Learned(), rho=0.5)
+    with pytest.raises(ValueError, match="PEFT freezes whatever is no adapter"):
+        contrastive(tmp_path, model, objective=learned)
+    scale = logit_scale(model).requires_grad_(True)
+    before = scale.item()
+    contrastive(tmp_path, model, objective=learned, options={"max_steps": 2}).train()
+    assert scale.item() != before
+
+
+def test_the_base_of_adapters_is_a_reference(tmp_path):
+    """The store of embeddings of the base: what the adapters start from."""
+    model = with_adapters()
+    batch = transformers.default_data_collator(ROWS)
+    del batch["sample_id"]
+    with torch.no_grad():
+        found = model.eval()(**batch)
+    store = PairEmbeddings(found.image_embeds, found.text_embeds)
+    contrastive(tmp_path, model, reference=store, options={"max_steps": 1}).train()
 
 
 def test_a_frozen_logit_scale_is_no_learned_temperature(tmp_path):

@@ -166,6 +166,7 @@ def test_batch_norm_of_a_locked_small_tower_stays(tmp_path_factory):
         ("program", {"lock_image": True, "lock_image_unlocked_groups": 1}, "has 1 layer"),
         ("vit", {"lora": LoRA(targets=("nothing",))}, "is called 'nothing'"),
         ("vit", {"lora": LoRA(dropout=0.1)}, "lora.dropout = 0.1 does not fit"),
+        ("vit", {"lora": LoRA(rank=10**9)}, r"lora.rank = 1,000,000,000 is above \d+, the rank"),
         ("vit", {"lora": LoRA(targets=("out_proj",))}, "is called 'out_proj'"),
     ],
 )

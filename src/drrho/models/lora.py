@@ -58,12 +58,19 @@ def add_adapters(model: TwoTower, config: LoRA) -> None:
     """Give trainable linear layers and attentions adapters, and lock all else, in place.
 
     Raises:
-        ValueError: `targets` names no such layer, or there is none.
+        ValueError: `targets` names no such layer, or there is none; or the rank is above that of
+            all of them.
         ModuleNotFoundError: peft is not installed.
     """
     peft, module = import_peft(), model.module
     names = _targets(model, config.targets)
     attentions = [name for name in names if hasattr(module.get_submodule(name), PACKED)]
+    widest = max(min(_weight(module.get_submodule(name)).shape) for name in names)
+    if config.rank > widest:
+        raise ValueError(
+            f"lora.rank = {config.rank:,} is above {widest:,}, the rank of the widest layer that "
+            "gets an adapter; adapters of low rank have a few, such as 8"
+        )
     if attentions and config.dropout:
         raise ValueError(
             f"lora.dropout = {config.dropout} does not fit {attentions[0]}, whose weight is one "
@@ -125,6 +132,10 @@ def _targets(model: TwoTower, ends: tuple[str, ...]) -> list[str]:
 
 def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
+
+
+def _weight(part: nn.Module) -> Tensor:
+    return getattr(part, PACKED) if hasattr(part, PACKED) else part.weight  # pyright: ignore[reportReturnType]
 
 
 def _is_packed(part: nn.Module) -> bool:
