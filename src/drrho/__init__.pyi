@@ -3,6 +3,7 @@ from drrho.contrastive.losses import CLIPLoss as CLIPLoss
 from drrho.contrastive.losses import DistillationLoss as DistillationLoss
 from drrho.contrastive.losses import DRRhoCLIPLoss as DRRhoCLIPLoss
 from drrho.contrastive.losses import FastCLIPLoss as FastCLIPLoss
+from drrho.contrastive.losses import GISTLoss as GISTLoss
 from drrho.contrastive.losses import SigLIPLoss as SigLIPLoss
 from drrho.contrastive.memory.temperature import Constant as Constant
 from drrho.contrastive.memory.temperature import Learned as Learned
@@ -10,6 +11,7 @@ from drrho.contrastive.memory.temperature import PerSample as PerSample
 from drrho.contrastive.objectives.clip import CLIP as CLIP
 from drrho.contrastive.objectives.distillation import Distillation as Distillation
 from drrho.contrastive.objectives.distillation import DistillationTerm as DistillationTerm
+from drrho.contrastive.objectives.gist import GIST as GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP as DRRhoCLIP
 from drrho.contrastive.objectives.global_risk import FastCLIP as FastCLIP
 from drrho.contrastive.objectives.objective import Objective as Objective

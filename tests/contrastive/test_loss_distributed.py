@@ -15,6 +15,7 @@ from drrho.contrastive.accumulation import encode_in_micro_batches
 from drrho.contrastive.memory.temperature import Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import DistillationTerm
+from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.objectives.siglip import SigLIP
@@ -26,6 +27,8 @@ SHARES = {1: [14], 2: [5, 9], 4: [4, 0, 9, 1]}
 CONFIGS = {
     "clip": CLIP(temperature=Learned()),
     "siglip": SigLIP(temperature=Learned(initial=0.1)),
+    "gist": GIST(temperature=Learned(initial=0.1)),
+    "gist, of both": GIST(directions="both", margin=0.1, margin_strategy="relative"),
     "isogclr": FastCLIP(temperature=PerSample(), rho=0.5, gamma_min=0.6, gamma_schedule="constant"),
     "fastclip v2": FastCLIP(
         temperature=PerSample(rule="adam"), rho=0.5, times_temperature=False, gamma_min=0.6

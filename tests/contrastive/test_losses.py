@@ -13,6 +13,7 @@ from drrho.contrastive.objectives.distillation import Teacher
 from drrho.contrastive.objectives.siglip import siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings
 from tests.contrastive.conftest import distillation_loss
+from tests.contrastive.test_gist import plain_gist
 
 IDS = torch.arange(7)
 TAU = torch.tensor(0.1, dtype=torch.float64)
@@ -59,6 +60,11 @@ CASES = {
         lambda **impl: drrho.SigLIPLoss(temperature=0.1, initial_bias=-4.0, **impl),
         {},
         lambda pairs: siglip_anchor_losses(pairs, temperature=TAU, bias=torch.tensor(-4.0)).mean(),
+    ),
+    "gist": (
+        lambda **impl: drrho.GISTLoss(temperature=0.1, **impl),
+        {"guide": TEACHER},
+        lambda pairs: plain_gist(pairs, unit(*TEACHER), temperature=TAU),
     ),
     "distillation": (
         lambda **impl: drrho.DistillationLoss([0.2], temperature=0.1, **impl),
@@ -121,6 +127,7 @@ def test_a_loss_with_learned_temperature_has_parameters():
         drrho.FastCLIPLoss,
         drrho.CLIPLoss,
         drrho.SigLIPLoss,
+        drrho.GISTLoss,
         lambda temperature: drrho.DistillationLoss([temperature]),
         lambda temperature: drrho.DistillationLoss([0.1], temperature=temperature),
     ],
@@ -192,6 +199,7 @@ def test_a_gpu_is_not_waited_for():
         (drrho.FastCLIPLoss, drrho.FastCLIP()),
         (drrho.CLIPLoss, drrho.CLIP()),
         (drrho.SigLIPLoss, drrho.SigLIP(temperature=0.1)),
+        (drrho.GISTLoss, drrho.GIST()),
         (lambda: drrho.DistillationLoss([0.2]), drrho.Distillation(teacher_temperatures=(0.2,))),
     ],
 )

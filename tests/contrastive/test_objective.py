@@ -12,6 +12,7 @@ from drrho.contrastive.memory.temperature import Constant, Learned, PerSample, T
 from drrho.contrastive.objectives.algorithms import ALGORITHMS, method_title
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP, recommended_gamma_min
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.objectives.siglip import SigLIP
@@ -37,6 +38,9 @@ EVERY_METHOD = {
     "drrho, learned": DRRhoCLIP(temperature=LEARNED, rho=0.5),
     "drrho, per sample": DRRhoCLIP(temperature=PerSample(), rho=0.5),
     "drrho, reference as logits": DRRhoCLIP(reference_scale=2.0),
+    "gist": GIST(),
+    "gist, of both": GIST(temperature=Learned(per_direction=True), directions="both", margin=0.1),
+    "gist and a teacher": GIST(distillation=DistillationTerm(teacher_temperatures=(0.05,))),
     "distillation": Distillation(teacher_temperatures=(0.05,)),
     "clip and two teachers": CLIP(
         distillation=DistillationTerm(teacher_temperatures=(0.05, 0.1), weight=2.0)
@@ -237,7 +241,7 @@ def test_options_without_sense_are_errors(objective, options, message):
 
 
 def test_a_float_is_a_constant_temperature():
-    for objective in (CLIP, SigLIP, FastCLIP, DRRhoCLIP):
+    for objective in (CLIP, SigLIP, FastCLIP, DRRhoCLIP, GIST):
         assert objective(temperature=0.01) == objective(temperature=Constant(initial=0.01))
     with pytest.raises(ValueError, match="temperature must be positive and finite, got -1"):
         DRRhoCLIP(temperature=-1.0)
@@ -258,7 +262,7 @@ def test_a_reference_must_be_there_exactly_when_it_is_used(target, reference):
 def test_a_config_says_what_its_objective_has(config):
     objective = ContrastiveObjective(config, num_samples=5)
     assert config.has_averages == (objective.estimator is not None)
-    assert config.needs_reference == isinstance(config, DRRhoCLIP)
+    assert config.needs_reference == isinstance(config, DRRhoCLIP | GIST)
     assert config.temperature.learned != isinstance(config.temperature, Constant)
 
 
@@ -326,6 +330,7 @@ def test_an_algorithm_says_what_it_is(name):
     assert algorithm.objective.method in (
         "clip",
         "siglip",
+        "gist",
         "fastclip",
         "drrho_clip",
         "distillation",

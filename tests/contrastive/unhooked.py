@@ -56,7 +56,7 @@ def test_a_temperature_is_a_number_or_one_of_three_classes(wrong):
 
 
 @pytest.mark.parametrize("wrong", [drrho.DRRhoCLIP, drrho.CLIPLoss(), "clip"])
-def test_an_objective_is_one_of_five(wrong):
+def test_an_objective_is_one_of_six(wrong):
     with pytest.raises(TypeError, match=r"objective must be one of CLIP\(...\)"):
         drrho.Recipe(output="runs/mine", data="data", model=drrho.Model("small"), objective=wrong)
 

@@ -133,9 +133,16 @@ def clip_anchor_losses(
 
 def _cosines(pairs: PairEmbeddings) -> Float[Tensor, "batch batch"]:
     wide = torch.promote_types(pairs.image.dtype, torch.float32)
-    cosines = _Product.apply(pairs.image.to(wide), pairs.text.to(wide))
-    assert isinstance(cosines, Tensor)
-    return cosines
+    return products(pairs.image.to(wide), pairs.text.to(wide))
+
+
+def products(
+    left: Float[Tensor, "rows dim"], right: Float[Tensor, "columns dim"]
+) -> Float[Tensor, "rows columns"]:
+    """Compute `left @ right.T`, which autocast rounds neither forward nor backward."""
+    found = _Product.apply(left, right)
+    assert isinstance(found, Tensor)
+    return found
 
 
 class _Product(torch.autograd.Function):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from drrho.contrastive.memory.temperature import Constant, Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import Distillation
+from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
 from drrho.contrastive.objectives.siglip import SigLIP
@@ -196,6 +197,46 @@ class SigLIPLoss(_ContrastiveLoss):
     def forward(self, image: Embeddings, text: Embeddings) -> Float[Tensor, ""]:
         """Compute the loss of a batch."""
         return self.objective(self._unit.pairs("target", image, text)).loss
+
+
+class GISTLoss(_ContrastiveLoss):
+    """GIST: cross-entropy without the negatives that a guide finds more alike than the pair.
+
+    >>> loss = drrho.GISTLoss(temperature=0.01)
+    >>> loss(image, text, guide=(guide_image, guide_text)).backward()
+
+    In nats. With its defaults it is sentence-transformers' `GISTEmbedLoss`, where "image" is the
+    anchor and "text" its positive.
+
+    Args:
+        temperature: as for `DRRhoCLIPLoss`, without `PerSample`.
+        margin: how far below the pair's own similarity, by the guide, that of a negative must lie.
+        within: whether anchors are negatives of each other too, and positives of each other.
+        impl: as for `ContrastiveObjective`, without "triton".
+
+    Source: docs/mathematics.md, "GIST"; Solatorio, arXiv 2402.16829.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float | Constant | Learned = 0.07,
+        margin: float = 0.0,
+        within: bool = True,
+        impl: Implementation = "auto",
+    ):
+        super().__init__(GIST(temperature=temperature, margin=margin, within=within), impl)
+
+    def forward(self, image: Embeddings, text: Embeddings, *, guide: Pairs) -> Float[Tensor, ""]:
+        """Compute the loss of a batch.
+
+        Args:
+            image, text: as for `DRRhoCLIPLoss.forward`.
+            guide: embeddings (B, d_guide) of the same images and texts by the guide.
+        """
+        target = self._unit.pairs("target", image, text)
+        other = self._unit.pairs("guide", *_pair("guide", guide), like=image)
+        return self.objective(target, other).loss
 
 
 class DistillationLoss(_ContrastiveLoss):

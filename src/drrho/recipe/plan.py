@@ -58,6 +58,7 @@ LOSSES = {
     "siglip": "SigLIP's sigmoid loss",
     "fastclip": "the global contrastive loss (FastCLIP)",
     "drrho_clip": "the global contrastive loss on the excess over the reference (DRRho-CLIP)",
+    "gist": "cross-entropy without the negatives that the reference, as a guide, masks (GIST)",
     "distillation": "the teachers' matching probabilities",
 }
 SELECTIONS = {"sample": "JEST", "top_k": "JEST top-k", "rho_top_k": "RHO top-k"}

@@ -121,7 +121,7 @@ class Recipe:
         if not isinstance(self.objective, Objective):
             raise TypeError(
                 "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "
-                f"Distillation(...), got {self.objective!r}"
+                f"GIST(...), Distillation(...), got {self.objective!r}"
             )
         require_at_least(0, seed=self.seed)
         if self.loading.batch_size < 2:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from drrho.contrastive.memory.temperature import Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
 from drrho.contrastive.objectives.siglip import SigLIP
@@ -107,6 +108,12 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         "RHO top-k",
         "arXiv 2206.07137",
         "OpenCLIP on the fifth of a super-batch with the largest excess loss",
+    ),
+    "gist": Algorithm(
+        GIST(temperature=0.01),
+        "GIST",
+        "arXiv 2402.16829",
+        "cross-entropy without the negatives that a guide finds more alike than the pair",
     ),
     "distillation": Algorithm(
         Distillation(teacher_temperatures=(OPENAI_TEMPERATURE,), temperature=Learned()),

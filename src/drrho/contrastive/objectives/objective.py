@@ -24,6 +24,7 @@ from drrho.contrastive.objectives.distillation import (
     distillation_anchor_losses,
     tiled_distillation_anchor_losses,
 )
+from drrho.contrastive.objectives.gist import GIST, gist_anchor_losses
 from drrho.contrastive.objectives.global_risk import (
     DRRhoCLIP,
     FastCLIP,
@@ -45,7 +46,7 @@ from drrho.contrastive.tiles.implementation import (
 from drrho.contrastive.tiles.strip import wide_dtype
 from drrho.runtime.distributed import Partition, ProcessGroup
 
-Objective = CLIP | SigLIP | FastCLIP | DRRhoCLIP | Distillation
+Objective = CLIP | SigLIP | FastCLIP | DRRhoCLIP | GIST | Distillation
 
 
 class ObjectiveValue(NamedTuple):
@@ -72,7 +73,7 @@ class ContrastiveObjective(nn.Module):
         impl: of the sums over negatives: "exact" is plain code with B x B matrices, in one process;
             "tiles", which is what "auto" means, has memory linear in B and works everywhere;
             "triton", kernels for a GPU that have only ever run in Triton's interpreter, is not for
-            SigLIP.
+            SigLIP and GIST.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class ContrastiveObjective(nn.Module):
     ):
         super().__init__()
         check_implementation(impl)
-        if impl == "triton" and isinstance(config, SigLIP):
-            raise ValueError("impl='triton' has no kernels for SigLIP; take impl='tiles'")
+        if impl == "triton" and isinstance(config, SigLIP | GIST):
+            name = type(config).__name__
+            raise ValueError(f"impl='triton' has no kernels for {name}; take impl='tiles'")
         self.config = config
         self.group = group
         self.impl: Implementation = impl
@@ -128,8 +130,9 @@ class ContrastiveObjective(nn.Module):
         Args:
             target: unit embeddings (B, d) of the model in training; of this process's pairs, as
                 all that follows.
-            reference: those of the reference; for `DRRhoCLIP`, and for nothing else. A row of zeros
-                is a pair without them, which keeps its plain loss.
+            reference: those of the reference; for `DRRhoCLIP` and, as the guide, for `GIST`, and
+                for nothing else. A row of zeros is a pair without them, which keeps its plain
+                loss.
             sample_ids: position of each pair in the data set; None where nothing is remembered of
                 them: with gamma 1 and one temperature for all.
             gamma: weight of this batch in the averages of `FastCLIP` and `DRRhoCLIP`, in (0, 1].
@@ -195,6 +198,13 @@ class ContrastiveObjective(nn.Module):
             )
         if isinstance(self.config, Distillation):
             return None
+        if isinstance(self.config, GIST):
+            assert reference is not None
+            in_blocks = self.impl != "exact"
+            losses = gist_anchor_losses(
+                target, reference, self.config, temperature=tau, pairs=pairs, in_blocks=in_blocks
+            )
+            return pairs.mean(losses)
         log_means = log_gap_means(target, temperature=tau, pairs=pairs, impl=self.impl)
         return pairs.mean(clip_anchor_losses(log_means, num_pairs=pairs.num_rows))
 
@@ -256,7 +266,8 @@ class ContrastiveObjective(nn.Module):
     ) -> None:
         if self.config.needs_reference != (reference is not None):
             raise ValueError(
-                "DRRhoCLIP needs reference embeddings, and the other objectives take none; "
+                "DRRhoCLIP needs reference embeddings, GIST those of a guide, and the other "
+                "objectives take none; "
                 f"got {'none' if reference is None else 'some'} for {self.config.method!r}"
             )
         if len(teachers) != self.config.num_teachers:

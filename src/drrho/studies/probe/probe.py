@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from tyro.conf import Positional, UseAppendAction
 
+from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.data.indexing import open_manifest
@@ -174,6 +175,11 @@ def probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
 
 
 def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
+    if isinstance(recipe.objective, GIST):
+        raise ValueError(
+            "a probe ranks references that are subtracted, and GIST's reference is a guide; probe "
+            "for a recipe of DRRhoCLIP, or compare the guides: `drrho compare`"
+        )
     if isinstance(recipe.objective, SigLIP):
         raise ValueError("a probe compares gaps to the positive, which SigLIP does not train on")
     train = open_manifest(recipe.data if config.data is None else config.data)
