@@ -16,6 +16,7 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP as DRRhoCLIP
 from drrho.contrastive.objectives.global_risk import FastCLIP as FastCLIP
 from drrho.contrastive.objectives.objective import Objective as Objective
 from drrho.contrastive.objectives.siglip import SigLIP as SigLIP
+from drrho.contrastive.tiles.tiling import Tiling as Tiling
 from drrho.data.loading import Loading as Loading
 from drrho.data.views import Views as Views
 from drrho.encoding.encoder import EmbeddingModel as EmbeddingModel

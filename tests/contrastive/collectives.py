@@ -11,9 +11,10 @@ from drrho.contrastive.memory.temperature import Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
-from drrho.contrastive.objectives.objective import ContrastiveObjective, Objective
+from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.tiling import JOINT
 from drrho.runtime import distributed
 
 WORLD, NUM_PAIRS, DIM, REFERENCE_DIM = 2, 12, 5, 3
@@ -33,7 +34,11 @@ CONFIGS = {
     "distillation from one teacher": Distillation(
         teacher_temperatures=TEACHER.teacher_temperatures
     ),
+    "distillation from one teacher, joint passes": Distillation(
+        teacher_temperatures=TEACHER.teacher_temperatures
+    ),
 }
+IMPLEMENTATIONS = {"distillation from one teacher, joint passes": JOINT}
 
 
 @contextmanager
@@ -69,8 +74,9 @@ def unit(dim: int, seed: int) -> PairEmbeddings:
     )
 
 
-def step(config: Objective, rank: int) -> list[int]:
-    objective = ContrastiveObjective(config, num_samples=2 * NUM_PAIRS)
+def step(name: str, rank: int) -> list[int]:
+    config, impl = CONFIGS[name], IMPLEMENTATIONS.get(name, "auto")
+    objective = ContrastiveObjective(config, num_samples=2 * NUM_PAIRS, impl=impl)
     target = PairEmbeddings(*(e.requires_grad_() for e in unit(DIM, seed=rank)))
     other = unit(REFERENCE_DIM, seed=10 + rank)
     found: list[int] = []
@@ -87,4 +93,4 @@ def step(config: Objective, rank: int) -> list[int]:
 
 def steps(rank: int) -> dict[str, list[int]]:
     """The bytes of each collective of a step, of every objective."""
-    return {name: step(config, rank) for name, config in CONFIGS.items()}
+    return {name: step(name, rank) for name in CONFIGS}

@@ -1,17 +1,23 @@
 """Distillation: what its minimum is, several teachers, and the tiles against the exact function."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from drrho.contrastive.exact import clip_loss
+from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import (
     Teacher,
     distillation_anchor_losses,
     tiled_distillation_anchor_losses,
 )
+from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import strip
+from drrho.contrastive.tiles.tiling import JOINT, Tiling
 from tests.contrastive.conftest import distillation_loss, draw_pairs
 
 TAU = torch.tensor(0.1, dtype=torch.float64)
@@ -45,7 +51,8 @@ def test_teachers_are_averaged_after_their_softmax(target):
 @pytest.mark.parametrize("tile", [5, 64])
 @pytest.mark.parametrize("num_teachers", [1, 3])
 @pytest.mark.parametrize("shape", [(), (2, 1), (2, 23)], ids=str)
-def test_tiles_are_the_exact_function(tile, num_teachers, shape, monkeypatch):
+@pytest.mark.parametrize("impl", ["tiles", JOINT], ids=["separate", "joint"])
+def test_tiles_are_the_exact_function(tile, num_teachers, shape, impl, monkeypatch):
     monkeypatch.setattr(strip, "CPU_TILE", tile)
     target = draw_pairs(23, 6, seed=0)
     teachers = [
@@ -62,9 +69,8 @@ def test_tiles_are_the_exact_function(tile, num_teachers, shape, monkeypatch):
         return value, *torch.autograd.grad((value * grad_output).sum(), leaves)
 
     exact = value_and_gradients(distillation_anchor_losses)
-    for ours, theirs in zip(
-        value_and_gradients(tiled_distillation_anchor_losses), exact, strict=True
-    ):
+    tiled = value_and_gradients(partial(tiled_distillation_anchor_losses, impl=impl))
+    for ours, theirs in zip(tiled, exact, strict=True):
         assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
@@ -101,3 +107,38 @@ def test_arguments_are_checked(function, target):
     fewer = PairEmbeddings(target.image[:3], target.text[:3])
     with pytest.raises(ValueError, match="one row for each pair"):
         function(target, [Teacher(fewer, 0.1)], temperature=TAU)
+
+
+def certain(seed):
+    """Pairs of which a temperature of 0.01 leaves little doubt."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(300, 64, generator=generator)
+    text = image + 0.9 * torch.randn(300, 64, generator=generator)
+    return PairEmbeddings(normalize(image, dim=1), normalize(text, dim=1))
+
+
+def gradients(function, target, teacher, dtype):
+    leaves = [e.to(dtype).requires_grad_() for e in target]
+    teacher = PairEmbeddings(*(e.to(dtype) for e in teacher))
+    tau = torch.tensor(0.01, dtype=dtype, requires_grad=True)
+    losses = function(PairEmbeddings(*leaves), [Teacher(teacher, 0.01)], temperature=tau)
+    return [g.double() for g in torch.autograd.grad(losses.mean(), [*leaves, tau])]
+
+
+@pytest.mark.parametrize("kept", [0, 1, None])
+def test_where_student_and_teacher_are_certain_joint_passes_are_as_exact_as_the_plain_code(kept):
+    target, teacher = certain(0), certain(1)
+    joint = partial(
+        tiled_distillation_anchor_losses, impl=Tiling(passes="joint", kept_megabytes=kept)
+    )
+    judge = gradients(distillation_anchor_losses, target, teacher, torch.float64)
+    plain = gradients(distillation_anchor_losses, target, teacher, torch.float32)
+    for ours, theirs, exact in zip(
+        gradients(joint, target, teacher, torch.float32), plain, judge, strict=True
+    ):
+        assert (ours - exact).abs().max() <= (theirs - exact).abs().max()
+
+
+def test_joint_passes_need_teachers():
+    with pytest.raises(ValueError, match="imitates no teachers"):
+        ContrastiveObjective(CLIP(), num_samples=None, impl=Tiling(passes="joint"))

@@ -14,12 +14,13 @@ from torch.testing import assert_close
 from drrho.contrastive.accumulation import encode_in_micro_batches
 from drrho.contrastive.memory.temperature import Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.distillation import DistillationTerm
+from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
 from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.tiling import JOINT
 from tests.processes import run
 
 NUM_PAIRS, NUM_SAMPLES, NUM_STEPS = 14, 21, 3
@@ -39,6 +40,7 @@ CONFIGS = {
         rho=0.5,
         distillation=DistillationTerm(teacher_temperatures=(0.05, 0.1)),
     ),
+    "distillation": Distillation(temperature=Learned(), teacher_temperatures=(0.05, 0.1)),
 }
 
 
@@ -77,7 +79,9 @@ def sample_ids(step):
 
 
 def make_objective(config):
-    return ContrastiveObjective(config, num_samples=NUM_SAMPLES).double()
+    # Distillation beside another objective is in separate passes.
+    impl = JOINT if isinstance(config, Distillation) else "auto"
+    return ContrastiveObjective(config, num_samples=NUM_SAMPLES, impl=impl).double()
 
 
 def train(config, rows, *, micro_batch=None):

@@ -1,5 +1,7 @@
 """The tiles against the exact function: one value, one gradient, whatever the tiles."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -8,6 +10,7 @@ from drrho.contrastive.exact import log_gap_means
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import strip
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.contrastive.tiles.tiling import Tiling
 from tests.contrastive.conftest import draw_pairs
 
 NUM_PAIRS = 23
@@ -18,9 +21,9 @@ def small_tiles(request, monkeypatch):
     monkeypatch.setattr(strip, "CPU_TILE", request.param)
 
 
-@pytest.fixture(params=[0, 2**26], ids=["formed again", "kept"])
-def kept_or_not(request, monkeypatch):
-    monkeypatch.setattr(strip, "CPU_KEPT", request.param)
+@pytest.fixture(params=[0, 1e-3, 1], ids=["formed again", "some kept", "kept"])
+def tiling(request):
+    return Tiling(kept_megabytes=request.param)
 
 
 def of_shape(*shape):
@@ -33,18 +36,32 @@ def value_and_gradients(function, target, reference, temperature, grad_output):
     return value, *torch.autograd.grad((value * grad_output).sum(), leaves)
 
 
-@pytest.mark.usefixtures("small_tiles", "kept_or_not")
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("with_reference", [False, True])
 @pytest.mark.parametrize("shape", [(), (1,), (2, 1), (2, NUM_PAIRS)], ids=str)
-def test_tiles_are_the_exact_function(with_reference, shape):
+def test_tiles_are_the_exact_function(with_reference, shape, tiling):
     target, reference = (draw_pairs(NUM_PAIRS, d, seed=d) for d in (6, 4))
     # Of either sign: losses may be any function of the means.
     grad_output = torch.randn(2, NUM_PAIRS, dtype=torch.float64)
     arguments = (target, reference if with_reference else None, of_shape(*shape), grad_output)
     exact = value_and_gradients(log_gap_means, *arguments)
-    tiled = value_and_gradients(tiled_log_gap_means, *arguments)
+    tiled = value_and_gradients(partial(tiled_log_gap_means, tiling=tiling), *arguments)
     for ours, theirs in zip(tiled, exact, strict=True):
         assert_close(ours, theirs, rtol=1e-12, atol=1e-12 * theirs.abs().max().item())
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_no_bit_depends_on_the_tiles_that_are_kept():
+    target, reference = (draw_pairs(NUM_PAIRS, 6, seed=s, dtype=torch.float32) for s in (0, 1))
+    arguments = (target, reference, torch.tensor(0.05), torch.ones(2, NUM_PAIRS))
+    first, *others = (
+        value_and_gradients(
+            partial(tiled_log_gap_means, tiling=Tiling(kept_megabytes=kept)), *arguments
+        )
+        for kept in (0, 1e-3, 1, None)
+    )
+    for found in others:
+        assert all(torch.equal(*both) for both in zip(found, first, strict=True))
 
 
 @pytest.mark.usefixtures("small_tiles")

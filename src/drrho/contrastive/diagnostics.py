@@ -73,7 +73,7 @@ def _moments(name: str, strip: Strip, pairs: Partition) -> dict[str, Tensor]:
 
 def _weights(strip: Strip, tau: Anchors, pairs: Partition, *, epsilon: float) -> dict[str, Tensor]:
     """Summarise the adversary's weights p, by `sum p^2` and `sum p x` of each anchor."""
-    found, _ = log_sums(strip, tau)
+    found = log_sums(strip, tau)
     normalisers = Anchors(found.rows, pairs.log_sum_exp(found.columns))
     of_squares, means = strip.new_anchors(), strip.new_anchors()
     for rows, columns in strip.tiles():

@@ -33,6 +33,7 @@ from drrho.contrastive.objectives.objective import ContrastiveObjective, Objecti
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles.implementation import Implementation
+from drrho.contrastive.tiles.tiling import JOINT
 
 Embeddings = Float[Tensor, "batch dim"]
 Pairs = tuple[Float[Tensor, "batch reference_dim"], Float[Tensor, "batch reference_dim"]]
@@ -249,7 +250,8 @@ class DistillationLoss(_ContrastiveLoss):
         teacher_temperatures: what each teacher was trained with, in units of cosine similarity;
             a CLIP's is the inverse of its logit scale, often 0.01. The teachers' probabilities
             are averaged.
-        temperature, impl: of the target, as for `DRRhoCLIPLoss`, without `PerSample`.
+        temperature, impl: of the target, as for `DRRhoCLIPLoss`, without `PerSample`; by default
+            in joint passes over the tiles (`drrho.Tiling`).
 
     Source: docs/mathematics.md, "Distillation"; Vasu et al., arXiv 2311.17049.
     """
@@ -259,7 +261,7 @@ class DistillationLoss(_ContrastiveLoss):
         teacher_temperatures: Sequence[float],
         *,
         temperature: float | Constant | Learned = 0.07,
-        impl: Implementation = "auto",
+        impl: Implementation = JOINT,
     ):
         temperatures = tuple(teacher_temperatures)
         super().__init__(

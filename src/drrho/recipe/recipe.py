@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from drrho.contrastive.objectives.objective import Objective
+from drrho.contrastive.objectives.objective import Objective, check_passes
 from drrho.contrastive.objectives.siglip import SigLIP
+from drrho.contrastive.tiles.tiling import Tiling
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.models.tuning import Tuning
@@ -83,6 +84,8 @@ class Recipe:
         gradient_checkpointing: recompute the blocks of the towers in the backward pass: a third
             more time; memory holds the activations of one block and the blocks' inputs.
         compile: compile the blocks of the towers with torch.compile.
+        tiling: memory that the loss may take for tiles of similarities, and the passes that
+            compute a distillation.
         parallel: parallel training on several processes: "replicated" (DistributedDataParallel) or
             "sharded" (FSDP2: parameters, gradients and the optimiser's moments are sharded).
         evaluation: validation during training.
@@ -109,6 +112,7 @@ class Recipe:
     micro_batch_size: int | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
+    tiling: Tiling = field(default_factory=Tiling)
     parallel: Parallel = "replicated"
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
@@ -123,6 +127,7 @@ class Recipe:
                 "objective must be one of CLIP(...), SigLIP(...), FastCLIP(...), DRRhoCLIP(...), "
                 f"GIST(...), Distillation(...), got {self.objective!r}"
             )
+        check_passes(self.tiling, self.objective)
         require_at_least(0, seed=self.seed)
         if self.loading.batch_size < 2:
             raise ValueError(
@@ -254,6 +259,8 @@ MAY_CHANGE = (
     "parallel",
     "gradient_checkpointing",
     "compile",
+    "tiling.kept_megabytes",
+    "tiling.passes",
     "training.evaluate_every",
     "evaluation.data",
     "evaluation.batch_size",

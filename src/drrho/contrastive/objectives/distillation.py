@@ -18,10 +18,12 @@ from drrho.contrastive.memory.temperature import (
     as_temperature,
     require_temperature,
 )
-from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
+from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs, pair_partition
 from drrho.contrastive.tiles.implementation import Implementation, log_gap_means
 from drrho.contrastive.tiles.log_sums import log_sums
+from drrho.contrastive.tiles.matching import Teacher, joint_matching_losses
 from drrho.contrastive.tiles.strip import Strip, make_strip
+from drrho.contrastive.tiles.tiling import JOINT, Tiling
 from drrho.runtime.checks import require_positive
 from drrho.runtime.distributed import Partition
 
@@ -102,13 +104,6 @@ def count_teachers(objective: Any) -> int:
     return 0 if term is None else len(term.teacher_temperatures)
 
 
-class Teacher(NamedTuple):
-    """A frozen model's unit embeddings of the pairs, and the temperature it was trained with."""
-
-    pairs: PairEmbeddings
-    temperature: float
-
-
 def distillation_anchor_losses(
     target: PairEmbeddings, teachers: Sequence[Teacher], *, temperature: Tau
 ) -> Float[Tensor, "2 batch"]:
@@ -154,18 +149,26 @@ def tiled_distillation_anchor_losses(
     *,
     temperature: Tau,
     pairs: Partition | None = None,
-    impl: Implementation = "auto",
+    impl: Implementation = JOINT,
 ) -> Float[Tensor, "2 batch"]:
     """`distillation_anchor_losses` without a B x B matrix, of the pairs of all processes.
 
     The cross-entropy is `log sum_j exp((S_ij - S_ii) / tau) - (1/tau) sum_j q_ij (S_ij - S_ii)`.
-    The first term comes from `log_gap_means`, by `impl`; the second, the gap that the teachers
-    expect, is linear in S and has passes of its own over the tiles. `pairs` and the meaning of the
-    gradient are those of `tiled_log_gap_means`.
+    In joint passes (`joint_matching_losses`) one walk over the tiles finds both terms, and one
+    their gradient. Otherwise the first term comes from `log_gap_means`, by `impl`; the second, the
+    gap that the teachers expect, has passes of its own, and in float32 the gradients of both are
+    rounded before they cancel: by up to 1e-7 / tau, which is more than their sum where student and
+    teacher are certain of the same pairs. `pairs` and the meaning of the gradient are those of
+    `tiled_log_gap_means`.
     """
     _check_teachers(target, teachers)
     pairs = pair_partition(target) if pairs is None else pairs
+    check_negatives(pairs.num_rows)
     temperature = as_tau(temperature, target.image)
+    if isinstance(impl, Tiling) and impl.passes == "joint":
+        return joint_matching_losses(
+            target, teachers, temperature=temperature, pairs=pairs, tiling=impl
+        )
     log_means = log_gap_means(target, temperature=temperature, pairs=pairs, impl=impl)
     expected = _ExpectedGaps.apply(*target, tuple(teachers), pairs)
     assert isinstance(expected, Tensor)
@@ -228,7 +231,7 @@ class _TeacherStrip(NamedTuple):
     def make(cls, teacher: Teacher, pairs: Partition, dtype: torch.dtype) -> "_TeacherStrip":
         strip = make_strip(teacher.pairs, None, pairs)._replace(dtype=dtype)
         temperature = strip.new_anchors(fill=teacher.temperature)
-        sums, _ = log_sums(strip, temperature, with_positives=True)
+        sums = log_sums(strip, temperature, with_positives=True)
         return cls(strip, teacher.temperature, sums.rows, pairs.log_sum_exp(sums.columns))
 
     def probabilities(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:

@@ -39,11 +39,13 @@ from drrho.contrastive.objectives.siglip import (
 from drrho.contrastive.pairs import PairEmbeddings, check_unit_length, pair_partition
 from drrho.contrastive.tiles.implementation import (
     Implementation,
+    as_tiling,
     check_implementation,
     check_processes,
     log_gap_means,
 )
 from drrho.contrastive.tiles.strip import wide_dtype
+from drrho.contrastive.tiles.tiling import Tiling
 from drrho.runtime.distributed import Partition, ProcessGroup
 
 Objective = CLIP | SigLIP | FastCLIP | DRRhoCLIP | GIST | Distillation
@@ -54,6 +56,15 @@ class ObjectiveValue(NamedTuple):
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
+
+
+def check_passes(tiling: Tiling, config: Objective) -> None:
+    """Raise ValueError where joint passes have no teachers to take along."""
+    if tiling.passes == "joint" and config.num_teachers == 0:
+        raise ValueError(
+            f"tiling.passes = 'joint' has no effect on objective.method = {config.method!r}, which "
+            "imitates no teachers; leave it out"
+        )
 
 
 class ContrastiveObjective(nn.Module):
@@ -71,7 +82,8 @@ class ContrastiveObjective(nn.Module):
         group: whose pairs belong together; None is the default group, or this process alone
             without one.
         impl: of the sums over negatives: "exact" is plain code with B x B matrices, in one process;
-            "tiles", which is what "auto" means, has memory linear in B and works everywhere;
+            "tiles", which is what "auto" means, works everywhere, and a `Tiling` says how much
+            memory they may take and, of a distillation, by which passes they are computed;
             "triton", kernels for a GPU that have only ever run in Triton's interpreter, is not for
             SigLIP and GIST.
     """
@@ -89,6 +101,7 @@ class ContrastiveObjective(nn.Module):
         if impl == "triton" and isinstance(config, SigLIP | GIST):
             name = type(config).__name__
             raise ValueError(f"impl='triton' has no kernels for {name}; take impl='tiles'")
+        check_passes(as_tiling(impl), config)
         self.config = config
         self.group = group
         self.impl: Implementation = impl
@@ -184,7 +197,9 @@ class ContrastiveObjective(nn.Module):
             if self.impl == "exact":
                 losses = siglip_anchor_losses(target, temperature=tau, bias=bias)
             else:
-                losses = tiled_siglip_anchor_losses(target, temperature=tau, bias=bias, pairs=pairs)
+                losses = tiled_siglip_anchor_losses(
+                    target, temperature=tau, bias=bias, pairs=pairs, tiling=as_tiling(self.impl)
+                )
             return pairs.mean(losses)
         if self.estimator is not None:
             return self.estimator.estimate(

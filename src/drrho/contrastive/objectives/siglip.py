@@ -20,7 +20,8 @@ from drrho.contrastive.memory.temperature import (
 )
 from drrho.contrastive.objectives.distillation import DistillationTerm, count_teachers
 from drrho.contrastive.pairs import PairEmbeddings, check_pairs, pair_partition
-from drrho.contrastive.tiles.strip import Strip, make_strip
+from drrho.contrastive.tiles.strip import KeptTiles, Strip, make_strip
+from drrho.contrastive.tiles.tiling import DEFAULT_TILING, Tiling, kept_bytes
 from drrho.runtime.distributed import Partition
 
 
@@ -82,40 +83,44 @@ def tiled_siglip_anchor_losses(
     temperature: Tau,
     bias: Float[Tensor, ""],
     pairs: Partition | None = None,
+    tiling: Tiling = DEFAULT_TILING,
 ) -> Float[Tensor, " batch"]:
     """`siglip_anchor_losses` tile by tile, of this process's images against everyone's texts.
 
-    `pairs` and the meaning of the gradient are those of `tiled_log_gap_means`.
+    `pairs`, `tiling` and the meaning of the gradient are those of `tiled_log_gap_means`.
     """
     check_pairs(target, None)
     pairs = pair_partition(target) if pairs is None else pairs
     temperature = as_tau(temperature, target.image)
-    result = _TiledSiglip.apply(*target, temperature, bias, pairs)
+    kept = KeptTiles(kept_bytes(tiling, target, pairs))
+    result = _TiledSiglip.apply(*target, temperature, bias, pairs, kept)
     assert isinstance(result, Tensor)
     return result
 
 
 class _TiledSiglip(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - autograd sees tensors only as arguments
         ctx: Any,
         image: Tensor,
         text: Tensor,
         temperature: Tensor,
         bias: Tensor,
         pairs: Partition,
+        kept: KeptTiles,
     ) -> Tensor:
         strip = make_strip(PairEmbeddings(image, text), None, pairs)
         losses = strip.image.new_zeros(len(image), dtype=strip.dtype)
+        tile = strip.scratch()
         with torch.autocast(image.device.type, enabled=False):
             for rows, columns in strip.tiles():
-                z = _logits(strip.similarities(rows, columns), temperature, bias)
+                z = _logits(kept.tile(strip, rows, columns, into=tile), temperature, bias)
                 # softplus(-z) of a positive is softplus(z) - z.
                 of_positives = strip.diagonal(z, rows, columns).clone()
                 losses[rows] += softplus(z).sum(dim=1)
                 losses[strip.rows_on_diagonal(rows, columns)] -= of_positives
         ctx.save_for_backward(*strip[:2], temperature, bias)
-        ctx.start, ctx.dtype, ctx.pairs = strip.start, strip.dtype, pairs
+        ctx.start, ctx.dtype, ctx.pairs, ctx.kept = strip.start, strip.dtype, pairs, kept
         return losses
 
     @staticmethod
@@ -126,9 +131,10 @@ class _TiledSiglip(torch.autograd.Function):
         of_image = torch.zeros_like(image, dtype=strip.dtype)
         of_text = torch.zeros_like(text, dtype=strip.dtype)
         of_scale, of_bias = of_image.new_zeros(2)
+        tile = strip.scratch()
         with torch.autocast(image.device.type, enabled=False):
             for rows, columns in strip.tiles():
-                x = strip.similarities(rows, columns)
+                x = ctx.kept.tile(strip, rows, columns, into=tile)
                 c = _logits(x, temperature, bias).sigmoid_()
                 strip.diagonal(c, rows, columns).sub_(1)
                 c *= grad_output[rows, None]
@@ -136,12 +142,14 @@ class _TiledSiglip(torch.autograd.Function):
                 of_scale += (c * x).sum()
                 of_image[rows].addmm_(c, strip.text[columns].to(strip.dtype))
                 of_text[columns].addmm_(c.T, strip.image[rows].to(strip.dtype))
+        ctx.kept.clear()
         of_image, of_text = of_image / temperature, of_text / temperature
         return (
             of_image.to(image.dtype),
             ctx.pairs.reduce_scatter(of_text).to(text.dtype),
             (-of_scale / temperature.square()).to(temperature.dtype),
             of_bias.to(bias.dtype),
+            None,
             None,
         )
 

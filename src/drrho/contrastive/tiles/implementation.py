@@ -10,15 +10,19 @@ from drrho.contrastive import exact
 from drrho.contrastive.memory.temperature import Tau
 from drrho.contrastive.pairs import PairEmbeddings, pair_partition
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.contrastive.tiles.tiling import DEFAULT_TILING, Tiling
 from drrho.runtime.checks import require_choice
 from drrho.runtime.distributed import Partition
 
-Implementation = Literal["auto", "exact", "tiles", "triton"]
+Name = Literal["auto", "exact", "tiles", "triton"]
+Implementation = Name | Tiling
 
 
 def check_implementation(impl: Implementation) -> None:
     """Raise ValueError for an unknown name, and RuntimeError for "triton" without Triton."""
-    require_choice("impl", impl, Implementation)
+    if isinstance(impl, Tiling):
+        return
+    require_choice("impl", impl, Name)
     if impl == "triton" and find_spec("triton") is None:
         raise RuntimeError(
             "impl='triton' needs Triton, which comes with PyTorch for CUDA; elsewhere `pip install "
@@ -64,4 +68,11 @@ def log_gap_means(
 
             return fused_log_gap_means(target, reference, temperature=temperature, pairs=pairs)
         case _:
-            return tiled_log_gap_means(target, reference, temperature=temperature, pairs=pairs)
+            return tiled_log_gap_means(
+                target, reference, temperature=temperature, pairs=pairs, tiling=as_tiling(impl)
+            )
+
+
+def as_tiling(impl: Implementation) -> Tiling:
+    """Return the choices of an implementation that walks over tiles."""
+    return impl if isinstance(impl, Tiling) else DEFAULT_TILING

@@ -18,7 +18,8 @@ from drrho.contrastive.memory.temperature import Tau
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.contrastive.tiles import triton
 from drrho.contrastive.tiles.log_sums import Gradient, Passes, log_gap_means_in_passes
-from drrho.contrastive.tiles.strip import Anchors, Strip
+from drrho.contrastive.tiles.strip import Anchors, KeptTiles, Strip
+from drrho.contrastive.tiles.tiling import DEFAULT_TILING
 from drrho.contrastive.tiles.triton import Blocks
 from drrho.runtime.distributed import Partition
 
@@ -54,7 +55,9 @@ def fused_log_gap_means(
     """
     _check_device(target.image)
     passes = Passes(_log_sums, _gradient)
-    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, pairs=pairs)
+    return log_gap_means_in_passes(
+        passes, target, reference, temperature=temperature, pairs=pairs, tiling=DEFAULT_TILING
+    )
 
 
 def _check_device(image: Tensor) -> None:
@@ -79,11 +82,12 @@ def _blocks(strip: Strip) -> Blocks:
     return HALF_BLOCKS if strip.image.dtype.itemsize == 2 else SINGLE_BLOCKS
 
 
-def _log_sums(strip: Strip, temperature: Anchors) -> tuple[Anchors, None]:
+def _log_sums(strip: Strip, temperature: Anchors, *, kept: KeptTiles) -> Anchors:
     """Compute `log sum exp(x / tau)` over the negatives of each row and column of the strip."""
+    del kept  # x is formed again
     if len(strip.image) == 0:
-        return strip.new_anchors(fill=-math.inf), None
-    return triton.launch_log_sums(strip, temperature, blocks=_blocks(strip)), None
+        return strip.new_anchors(fill=-math.inf)
+    return triton.launch_log_sums(strip, temperature, blocks=_blocks(strip))
 
 
 def _gradient(
@@ -91,7 +95,7 @@ def _gradient(
     temperature: Anchors,
     sums: Anchors,
     grad_sums: Anchors,
-    _kept: None,  # x is formed again
+    _kept: KeptTiles,  # x is formed again
     *,
     needs_temperature: bool,
 ) -> Gradient:

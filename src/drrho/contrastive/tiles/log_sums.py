@@ -17,12 +17,15 @@ from drrho.contrastive.memory.temperature import Tau, as_tau
 from drrho.contrastive.pairs import PairEmbeddings, check_negatives, check_pairs, pair_partition
 from drrho.contrastive.tiles.strip import (
     Anchors,
+    KeptTiles,
     Strip,
     anchor_temperatures,
     as_tile,
     make_strip,
+    one_temperature,
     wide_dtype,
 )
+from drrho.contrastive.tiles.tiling import DEFAULT_TILING, Tiling, kept_bytes
 from drrho.runtime.distributed import Partition
 
 
@@ -32,19 +35,22 @@ def tiled_log_gap_means(
     *,
     temperature: Tau,
     pairs: Partition | None = None,
+    tiling: Tiling = DEFAULT_TILING,
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors: `log_gap_means`, with the pairs of all processes.
 
-    Two passes over tiles of x: the first accumulates the sums of rows and columns, the second,
-    for the gradient, forms each tile again. Memory beyond arguments, result and gradients is a
-    few tiles and O(B) numbers. With K processes, which may have different numbers of pairs, sums of
-    columns are combined between them, and the gradient of a text is added up where it lies.
+    Two passes over tiles of x: the first accumulates the sums of rows and columns and keeps tiles
+    within a budget of memory; the second, for the gradient, forms the others again. Memory beyond
+    arguments, result and gradients is that budget, a few tiles and O(B) numbers. With K processes,
+    which may have different numbers of pairs, sums of columns are combined between them, and the
+    gradient of a text is added up where it lies.
 
     Args:
         target, reference, temperature: as for `log_gap_means`; of this process's pairs. The
             gradient is exact; embeddings in half precision are used as float32 numbers.
         pairs: how many pairs each process has, as `pair_partition` finds out; None asks the
             processes of the default group.
+        tiling: the memory of tiles that are kept, which changes no bit of the result.
 
     Returns:
         `log g` of this process's anchors. The backward pass, from any losses of its own anchors on
@@ -56,7 +62,9 @@ def tiled_log_gap_means(
     Source: docs/mathematics.md, "Tiles".
     """
     passes = Passes(log_sums, _gradient)
-    return log_gap_means_in_passes(passes, target, reference, temperature=temperature, pairs=pairs)
+    return log_gap_means_in_passes(
+        passes, target, reference, temperature=temperature, pairs=pairs, tiling=tiling
+    )
 
 
 class Gradient(NamedTuple):
@@ -72,12 +80,12 @@ class Passes(NamedTuple):
 
     Attributes:
         log_sums: strip and temperatures to `log sum exp(x / tau)` over the negatives of each row
-            and column, and to tiles that the backward pass may use again.
+            and column; by keyword where tiles may be kept.
         gradient: strip, temperatures, sums, the gradient of the loss in the sums and the kept
             tiles, to `Gradient`; by keyword whether the means are needed.
     """
 
-    log_sums: Callable[[Strip, Anchors], tuple[Anchors, list[Tensor] | None]]
+    log_sums: Callable[..., Anchors]
     gradient: Callable[..., Gradient]
 
 
@@ -88,6 +96,7 @@ def log_gap_means_in_passes(
     *,
     temperature: Tau,
     pairs: Partition | None,
+    tiling: Tiling,
 ) -> Float[Tensor, "2 batch"]:
     """Compute `tiled_log_gap_means` by the given passes, with its collectives and its autograd."""
     check_pairs(target, reference)
@@ -97,7 +106,8 @@ def log_gap_means_in_passes(
     temperature = as_tau(temperature, target.image)
     of_anchors = temperature.expand(2, len(target.image))
     anchors = anchor_temperatures(temperature, pairs, dtype=wide_dtype(target.image))
-    result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, anchors, pairs)
+    kept = KeptTiles(kept_bytes(tiling, target, pairs))
+    result = _LogGapMeans.apply(passes, *target, images, texts, of_anchors, anchors, pairs, kept)
     assert isinstance(result, Tensor)
     return result
 
@@ -114,6 +124,7 @@ class _LogGapMeans(torch.autograd.Function):
         temperature: Tensor,
         anchors: Anchors,
         pairs: Partition,
+        kept: KeptTiles,
     ) -> Tensor:
         del temperature  # an input for its gradient alone; `anchors` has the texts of all
         reference = None
@@ -123,12 +134,12 @@ class _LogGapMeans(torch.autograd.Function):
         of_rows, of_columns = anchors.rows, pairs.own(anchors.columns)
         with torch.autocast(image.device.type, enabled=False):
             positives = strip.positives()
-            sums, ctx.kept = passes.log_sums(strip, anchors)
+            sums = passes.log_sums(strip, anchors, kept=kept)
         log_columns = pairs.log_sum_exp(sums.columns)
 
         ctx.save_for_backward(*strip[:4], *anchors, positives, sums.rows, log_columns)
         ctx.pairs, ctx.start, ctx.dtype = pairs, strip.start, strip.dtype
-        ctx.passes = passes
+        ctx.passes, ctx.kept = passes, kept
         log_negatives = math.log(pairs.num_rows - 1)
         rows = sums.rows - positives / of_rows - log_negatives
         columns = pairs.own(log_columns) - positives / of_columns - log_negatives
@@ -148,7 +159,7 @@ class _LogGapMeans(torch.autograd.Function):
             gradient = ctx.passes.gradient(
                 strip, temperature, sums, grad_sums, ctx.kept, needs_temperature=needs_temperature
             )
-        ctx.kept = None
+        ctx.kept.clear()
         image = gradient.image.to(strip.image.dtype)
         text = pairs.reduce_scatter(gradient.text).to(strip.text.dtype)
         of_temperature = None
@@ -156,35 +167,41 @@ class _LogGapMeans(torch.autograd.Function):
             means = [gradient.means.rows, pairs.reduce_scatter(gradient.means.columns)]
             own = torch.stack([of_rows, pairs.own(of_columns)])
             of_temperature = grad_output * (positives - torch.stack(means)) / own.square()
-        return None, image, text, None, None, of_temperature, None, None
+        return None, image, text, None, None, of_temperature, None, None, None
 
 
 def log_sums(
-    strip: Strip, temperature: Anchors, *, with_positives: bool = False
-) -> tuple[Anchors, list[Tensor] | None]:
+    strip: Strip,
+    temperature: Anchors,
+    *,
+    with_positives: bool = False,
+    kept: KeptTiles | None = None,
+) -> Anchors:
     """Compute `log sum exp(x / tau)` of each row and column of the strip, over negatives or over
-    all; also returns the tiles of x if they are few enough to be kept.
+    all; tiles of x are left in `kept`.
     """
+    kept = KeptTiles(0) if kept is None else kept
     sums = strip.new_anchors(fill=-math.inf)
-    kept = [] if strip.keeps_tiles and not with_positives else None
-    tile, scaled = strip.scratch(), strip.scratch()
+    tile, scaled, shifted = strip.scratch(), strip.scratch(), strip.scratch()
+    alike = one_temperature(temperature)
     lowest = torch.finfo(strip.dtype).min
     for rows, columns in strip.tiles():
-        x = strip.similarities(rows, columns, into=tile if kept is None else None)
-        if kept is not None:
-            kept.append(x)
+        x = kept.tile(strip, rows, columns, into=tile)
+        z, spare = as_tile(scaled, *x.shape), as_tile(shifted, *x.shape)
         for found, tau, part, dim in (
             (sums.rows, temperature.rows, rows, 1),
             (sums.columns, temperature.columns, columns, 0),
         ):
-            z = torch.mul(x, 1 / tau[part].unsqueeze(dim), out=as_tile(scaled, *x.shape))
-            if not with_positives:
-                strip.diagonal(z, rows, columns).fill_(-math.inf)
+            if dim == 1 or not alike:  # one temperature has the same z along the columns
+                torch.mul(x, 1 / tau[part].unsqueeze(dim), out=z)
+                if not with_positives:
+                    strip.diagonal(z, rows, columns).fill_(-math.inf)
             # torch.logsumexp would allocate; and a row of the tile may hold nothing but a positive.
             largest = z.amax(dim=dim, keepdim=True).clamp_min_(lowest)
-            of_tile = z.sub_(largest).exp_().sum(dim=dim).log_().add_(largest.squeeze(dim))
+            exponentials = torch.sub(z, largest, out=spare if dim == 1 and alike else z).exp_()
+            of_tile = exponentials.sum(dim=dim).log_().add_(largest.squeeze(dim))
             found[part] = torch.logaddexp(found[part], of_tile)
-    return sums, kept
+    return sums
 
 
 def _gradient(
@@ -192,7 +209,7 @@ def _gradient(
     temperature: Anchors,
     sums: Anchors,
     grad_sums: Anchors,
-    kept: list[Tensor] | None,
+    kept: KeptTiles,
     *,
     needs_temperature: bool,
 ) -> Gradient:
@@ -204,16 +221,18 @@ def _gradient(
         means=strip.new_anchors(),
     )
     tile, for_rows, for_columns = strip.scratch(), strip.scratch(), strip.scratch()
-    for number, (rows, columns) in enumerate(strip.tiles()):
-        x = strip.similarities(rows, columns, into=tile) if kept is None else kept[number]
+    alike = one_temperature(temperature)
+    for rows, columns in strip.tiles():
+        x = kept.tile(strip, rows, columns, into=tile)
         c, p = as_tile(for_rows, *x.shape), as_tile(for_columns, *x.shape)
         sides = (
             (c, of_rows, temperature.rows, sums.rows, result.means.rows, rows, 1),
             (p, of_columns, temperature.columns, sums.columns, result.means.columns, columns, 0),
         )
         for weights, factors, tau, total, means, part, dim in sides:
-            torch.mul(x, 1 / tau[part].unsqueeze(dim), out=weights)
-            weights.sub_(total[part].unsqueeze(dim)).exp_()
+            if dim == 1 or not alike:
+                torch.mul(x, 1 / tau[part].unsqueeze(dim), out=p)
+            torch.sub(p, total[part].unsqueeze(dim), out=weights).exp_()
             strip.diagonal(weights, rows, columns).zero_()
             if needs_temperature:
                 means[part] += (weights * x).sum(dim=dim)

@@ -17,10 +17,8 @@ from drrho.runtime.distributed import Partition
 
 # On a CPU a tile and its temporaries should fit into the cache.
 CPU_TILE = 1024
-# A CPU's forward pass keeps the tiles for the backward pass up to so many bytes.
-CPU_KEPT = 2**26
 # On a GPU, which small tiles would leave idle between launches, the share of its memory for a tile
-# with its temporaries, or for the tiles that are kept.
+# with its temporaries.
 GPU_SHARE = 1 / 64
 TEMPORARIES = 6
 
@@ -55,12 +53,6 @@ class Strip(NamedTuple):
     def own(self) -> slice:
         """The columns of this process's texts."""
         return slice(self.start, self.start + len(self.image))
-
-    @property
-    def keeps_tiles(self) -> bool:
-        """Whether all tiles together are small enough to be kept between two passes."""
-        num_bytes = len(self.image) * len(self.text) * self.dtype.itemsize
-        return num_bytes <= largest_kept(self.image.device)
 
     def new_anchors(self, *, fill: float = 0.0) -> Anchors:
         """Allocate a number for every anchor, in the precision of the similarities."""
@@ -110,6 +102,38 @@ class Strip(NamedTuple):
         return slice(first, max(first, last))
 
 
+class KeptTiles:
+    """The tiles of a strip that its first pass leaves to later ones, as far as a budget goes.
+
+    A tile has the same bits whether it was kept or is formed again.
+    """
+
+    def __init__(self, num_bytes: float):
+        self._left = num_bytes
+        self._tiles: dict[tuple[int, int], Tensor] = {}
+
+    def tile(
+        self, strip: Strip, rows: slice, columns: slice, *, into: Scratch
+    ) -> Float[Tensor, "tile_rows tile_columns"]:
+        """Return a tile that was kept; or form it, in memory of its own while there is room."""
+        place = rows.start, columns.start
+        kept = self._tiles.get(place)
+        if kept is not None:
+            return kept
+        heights, widths = rows.indices(len(strip.image)), columns.indices(len(strip.text))
+        num_bytes = len(range(*heights)) * len(range(*widths)) * strip.dtype.itemsize
+        if num_bytes > self._left:
+            return strip.similarities(rows, columns, into=into)
+        self._left -= num_bytes
+        self._tiles[place] = strip.similarities(rows, columns)
+        return self._tiles[place]
+
+    def clear(self) -> None:
+        """Free the memory; whoever needs a tile once more has it formed again."""
+        self._left = 0
+        self._tiles.clear()
+
+
 def as_tile(
     scratch: Scratch, num_rows: int, num_columns: int
 ) -> Float[Tensor, "num_rows num_columns"]:
@@ -127,6 +151,12 @@ def anchor_temperatures(
         return Anchors(tau.expand(num_own), tau.expand(pairs.num_rows))
     rows, columns = tau.expand(2, num_own)
     return Anchors(rows, pairs.all_gather(columns))
+
+
+def one_temperature(temperature: Anchors) -> bool:
+    """Whether `anchor_temperatures` expanded a single number."""
+    rows, columns = temperature
+    return rows.stride() == columns.stride() == (0,) and rows.data_ptr() == columns.data_ptr()
 
 
 def make_strip(target: PairEmbeddings, reference: PairEmbeddings | None, pairs: Partition) -> Strip:
@@ -153,13 +183,6 @@ def tile_size(device: torch.device, dtype: torch.dtype) -> int:
     memory = torch.cuda.get_device_properties(device).total_memory
     entries = GPU_SHARE * memory / (TEMPORARIES * dtype.itemsize)
     return max(CPU_TILE, 2 ** int(math.log2(math.sqrt(entries))))
-
-
-def largest_kept(device: torch.device) -> int:
-    """Number of bytes of tiles that may be kept for the backward pass."""
-    if device.type != "cuda":
-        return CPU_KEPT
-    return int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _dots(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

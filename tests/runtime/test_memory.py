@@ -1,0 +1,37 @@
+"""Free memory is the machine's, or what is left of a container's limit."""
+
+import psutil
+import pytest
+
+from drrho.runtime import memory
+
+
+@pytest.fixture
+def group(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    return tmp_path
+
+
+def test_without_a_limit_it_is_the_machines(group):
+    (group / "memory.max").write_text("max\n")
+    assert 0 < memory.free_memory() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "counts", "line"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file 500"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file 500",
+        ),
+    ],
+)
+def test_of_a_container_files_that_can_be_dropped_are_free(group, limit, used, counts, line):
+    (group / "memory").mkdir()
+    (group / limit).write_text("10000\n")
+    (group / used).write_text("4000\n")
+    (group / counts).write_text(f"anon 3500\n{line}\nother 7\n")
+    assert memory.free_memory() == 6500
