@@ -10,7 +10,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def free_memory() -> int:
     """Number of bytes that this machine, or the container within it, can still give away."""
-    return min(psutil.virtual_memory().available, *_left_by_container())
+    return min([psutil.virtual_memory().available, *_left_by_container()])
 
 
 def _left_by_container() -> list[int]:
