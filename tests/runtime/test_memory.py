@@ -1,6 +1,5 @@
 """Free memory is the machine's, or what is left of a container's limit."""
 
-import psutil
 import pytest
 
 from drrho.runtime import memory
@@ -12,9 +11,17 @@ def group(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_without_a_limit_it_is_the_machines(group):
+def test_without_a_limit_it_is_the_machines(group, monkeypatch):
     (group / "memory.max").write_text("max\n")
-    assert 0 < memory.free_memory() <= psutil.virtual_memory().total
+    machine = group / "meminfo"
+    machine.write_text("MemTotal: 9 kB\nMemAvailable: 7 kB\n")
+    monkeypatch.setattr(memory, "MACHINE", machine)
+    assert memory.free_memory() == 7 * 1024
+
+
+def test_a_system_that_does_not_say_what_is_free_has_some(group, monkeypatch):
+    monkeypatch.setattr(memory, "MACHINE", group / "none")
+    assert memory.free_memory() > 0
 
 
 @pytest.mark.parametrize(
