@@ -126,10 +126,9 @@ class _Training:
         rates = prepare_target(model, recipe)
         average = self._average(model)
         self._prepare(model.module)
-        num_samples = self.manifest.num_samples
-        loss = ContrastiveObjective(
-            recipe.objective, num_samples=num_samples, impl=recipe.tiling
-        ).to(self.device)
+        num_samples, tiling = self.manifest.num_samples, recipe.tiling
+        loss = ContrastiveObjective(recipe.objective, num_samples=num_samples, impl=tiling)
+        loss.to(self.device)
         state = self._state(model, loss, rates=rates, average=average)
         state.resume(may_change=MAY_CHANGE, upgrade=upgraded)
         if self.processes.is_first:

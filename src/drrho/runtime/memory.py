@@ -18,7 +18,7 @@ def free_memory() -> int:
 def _left_by_machine() -> int:
     """Bytes that Linux says are available; elsewhere half of the memory, where that is known."""
     if MACHINE.exists():
-        for line in MACHINE.read_text().splitlines():
+        for line in MACHINE.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     try:
@@ -39,8 +39,11 @@ def _left_by_container() -> list[int]:
         ),
     ):
         try:
-            most, taken = int((CGROUP / limit).read_text()), int((CGROUP / used).read_text())
-            lines = (CGROUP / counts).read_text().splitlines()
+            most, taken = (
+                int((CGROUP / limit).read_text(encoding="utf-8")),
+                int((CGROUP / used).read_text(encoding="utf-8")),
+            )
+            lines = (CGROUP / counts).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):  # none; or "max"
             continue
         given_back = sum(int(line.split()[1]) for line in lines if line.startswith(unused))
