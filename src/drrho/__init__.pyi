@@ -50,6 +50,7 @@ from drrho.steering import LossTable as LossTable
 from drrho.steering import MovingAverage as MovingAverage
 from drrho.steering import accumulate_gradients as accumulate_gradients
 from drrho.steering import token_losses as token_losses
+from drrho.studies.compare.replicates import Replicates as Replicates
 from drrho.studies.compare.spec import Comparison as Comparison
 from drrho.studies.compare.spec import GapConfig as GapConfig
 from drrho.studies.compare.spec import TuningConfig as TuningConfig

@@ -37,6 +37,7 @@ from drrho.reference.precompute import PrecomputeReport
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import Device, is_follower, require_one_process
 from drrho.studies.compare.compare import compare as run_comparison
+from drrho.studies.compare.replicates import Replicates
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.spec import Comparison
 from drrho.studies.curate.curate import CurateConfig, Curation
@@ -276,7 +277,7 @@ def probe(  # noqa: PLR0913 - the fields of its command
     return probe_recipe(recipe, config)
 
 
-def compare(comparison: Comparison, *, trust: bool = False) -> Results:
+def compare(comparison: Comparison | Replicates, *, trust: bool = False) -> Results:
     """Trains the references and every method of a comparison, evaluates, writes table and plots.
 
     >>> results = drrho.compare(comparison)
@@ -285,7 +286,8 @@ def compare(comparison: Comparison, *, trust: bool = False) -> Results:
     What is finished is kept; several processes may work on one folder.
 
     Args:
-        comparison: what to train; the programs and the data that it names are trusted.
+        comparison: what to train, once or in replicates; the programs and the data that it names
+            are trusted.
         trust: run the programs that the folders of references name.
 
     Raises:

@@ -269,12 +269,12 @@ MAY_CHANGE = (
 )
 
 
-def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
+def load_recipe(path: str | Path, *kinds: type[Kind]) -> Kind:
     """Load the object called `recipe` from a Python file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be run, or defines no `recipe` of this kind.
+        ValueError: the file cannot be run, or defines no `recipe` of these kinds.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -288,11 +288,13 @@ def load_recipe(path: str | Path, kind: type[Kind]) -> Kind:
     except Exception as error:  # it is a program of the user's
         line = _line_in(path, error)
         raise ValueError(f"recipe {path}{line}: {type(error).__name__}: {error}") from error
-    if not isinstance(recipe, kind):
-        remedy = {"Recipe": "`drrho train`", "Comparison": "`drrho compare`"}
+    if not isinstance(recipe, kinds):
+        remedy = {"Recipe": "`drrho train`"}
+        remedy |= dict.fromkeys(("Comparison", "Replicates"), "`drrho compare`")
+        wanted = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
         other = remedy.get(type(recipe).__name__)
         raise ValueError(
-            f"{path} must define `recipe = {kind.__name__}(...)`, it has {type(recipe).__name__}"
+            f"{path} must define `recipe = {wanted}`, it has {type(recipe).__name__}"
             + (f"; that is for {other}" if other else "")
         )
     return recipe

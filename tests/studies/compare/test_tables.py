@@ -17,7 +17,8 @@ from drrho.studies.compare.results import (
     SeedResults,
     Setup,
 )
-from drrho.studies.compare.tables import comparison_table, explain, shown_differences
+from drrho.studies.compare.statistics import shown_differences
+from drrho.studies.compare.tables import comparison_table, explain
 
 
 def scores(mrr):
@@ -137,7 +138,7 @@ def test_words_list_the_seeds_where_there_are_several():
     methods = {"clip": method(0.1, seeds=(0, 1))}
     text = explain(replace(RESULTS, methods=methods, setup=replace(SETUP, seeds=(0, 1))))
     assert "MRR by seed: CLIP 0.100, 0.100." in text
-    assert "bootstrap over the seeds" in text
+    assert "Student's t over the seeds" in text
 
 
 def test_a_set_without_captions_has_its_accuracies_by_seed():

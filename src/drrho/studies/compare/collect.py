@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ from drrho.studies.compare.runs import (
 )
 from drrho.studies.compare.scores import Scores, Tests, open_tests, read_scores
 from drrho.studies.compare.spec import Comparison, Part, references_of, stored_of
+from drrho.studies.compare.statistics import tested
 
 INTERVAL = (
     "95 %, percentile bootstrap, 1000 draws: the test images are drawn again with replacement, "
@@ -61,8 +62,11 @@ class _Finished(NamedTuple):
 Runs = Mapping[str, Mapping[int, _Finished]]  # method -> seed -> run
 
 
-def comparison_results(comparison: Comparison) -> Results:
-    """Collects the results of what is finished; nothing is trained or evaluated."""
+def comparison_results(comparison: Comparison, *, with_intervals: bool = True) -> Results:
+    """Collects the results of what is finished; nothing is trained or evaluated.
+
+    Without intervals there are no differences either, as a replicate alone has none of either.
+    """
     tests = open_tests(comparison.tests)
     runs = {
         method: {
@@ -77,13 +81,24 @@ def comparison_results(comparison: Comparison) -> Results:
         for name in comparison.references
         if (found := read_scores(comparison.reference_folder(name), tests)) is not None
     }
-    return Results(
+    results = Results(
         setup=_setup(comparison, tests),
         references={name: _reference(comparison, name, found) for name, found in scores.items()},
-        methods={method: _method(comparison, method, runs[method]) for method in runs},
-        differences=_differences(comparison, runs),
-        gap=_gap(comparison, runs, scores),
+        methods={
+            method: _method(comparison, method, runs[method], with_intervals=with_intervals)
+            for method in runs
+        },
         versions=versions(),
+    )
+    if not with_intervals:
+        return results
+    return tested(
+        replace(
+            results,
+            differences=_differences(comparison, runs),
+            from_references=_from_references(comparison, runs, scores),
+            gap=_gap(comparison, runs, scores),
+        )
     )
 
 
@@ -116,7 +131,11 @@ def _cost_of_training(recipe: Recipe | None) -> Cost | None:
 
 
 def _method(
-    comparison: Comparison, method: str, finished_runs: Mapping[int, _Finished]
+    comparison: Comparison,
+    method: str,
+    finished_runs: Mapping[int, _Finished],
+    *,
+    with_intervals: bool,
 ) -> MethodResults:
     choice, settings = chosen_setting(comparison, method), comparison.settings(method)
     named = settings[0 if choice is None else choice.setting]
@@ -128,15 +147,17 @@ def _method(
     runs = list(finished_runs.values())
     costs = [_cost(run.recipe, run.results, run.scores.gflop) for run in runs]
     tables = {name: _table(runs, name) for name in comparison.tests}
-    tests = {name: _mean([run.scores.metrics[name] for run in runs]) for name in comparison.tests}
+    tests = {
+        name: mean_metrics([run.scores.metrics[name] for run in runs]) for name in comparison.tests
+    }
     return MethodResults(
         tests=tests if runs else {},
         intervals={
             name: hierarchical_interval([table], mean_of_first, generator=_generator())
             for name, table in tables.items()
-            if table is not None
+            if table is not None and with_intervals
         },
-        cost=_mean_cost(costs) if costs else None,
+        cost=mean_cost(costs) if costs else None,
         gflop=runs[0].scores.gflop if runs else None,
         reference_cost={
             name: _reference_cost(comparison, named, name) for name in references_of(named)
@@ -169,7 +190,8 @@ def _cost(recipe: Recipe, results: RunResults, gflop: Gflop | None = None) -> Co
     )
 
 
-def _mean_cost(costs: Sequence[Cost]) -> Cost:
+def mean_cost(costs: Sequence[Cost]) -> Cost:
+    """The mean of every cost that is known of the first run."""
     rows: list[dict[str, Any]] = [asdict(cost) for cost in costs]
     means = {
         name: None if first is None else sum(row[name] for row in rows) / len(rows)
@@ -216,18 +238,43 @@ def _differences(comparison: Comparison, runs: Runs) -> tuple[Difference, ...]:
 def _difference(test: str, method: str, other: str, runs: Runs) -> Difference | None:
     """Every image is a query to both, from the same start: its difficulty and the seed cancel."""
     seeds, tables = _paired(test, method, other, runs)
-    if tables is None:
-        return None
+    return None if tables is None else _of_tables(test, (method, other), tables, seeds)
+
+
+def _of_tables(
+    test: str,
+    names: tuple[str, str],
+    tables: Sequence[Float[Tensor, "_seeds images"]],
+    seeds: tuple[int, ...],
+) -> Difference:
     by_seed = (tables[0] - tables[1]).mean(dim=1)
     return Difference(
         test=test,
-        method=method,
-        minus=other,
+        method=names[0],
+        minus=names[1],
         mrr=float(by_seed.mean()),
         interval=hierarchical_interval(tables, first_minus_second, generator=_generator()),
         won=int((by_seed > 0).sum()),
         seeds=seeds,
     )
+
+
+def _from_references(
+    comparison: Comparison, runs: Runs, references: Mapping[str, Scores]
+) -> tuple[Difference, ...]:
+    """Each method less each reference that it reads, whose one run serves all seeds."""
+    rows = []
+    for test in comparison.tests:
+        for method, found in runs.items():
+            named = {name for run in comparison.settings(method) for name in references_of(run)}
+            named |= {other for one, other in comparison.primaries if one == method}
+            table = _table(list(found.values()), test)
+            for name in (name for name in references if name in named):
+                ranks = references[name].reciprocal_ranks.get(test)
+                if table is not None and ranks is not None:
+                    tables = [table, ranks.double()[None]]
+                    rows.append(_of_tables(test, (method, name), tables, tuple(found)))
+    return tuple(rows)
 
 
 def _gap(
@@ -287,12 +334,14 @@ def _setup(comparison: Comparison, tests: Tests) -> Setup:
         seeds=comparison.all_seeds,
         tuning=comparison.tuning,
         gap=comparison.gap,
-        threads=torch.get_num_threads(),
+        primaries=comparison.primaries,
+        threads=comparison.threads or torch.get_num_threads(),
         interval=INTERVAL,
     )
 
 
-def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def mean_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric of the first run."""
     return {name: sum(row[name] for row in rows) / len(rows) for row in rows[:1] for name in row}
 
 

@@ -18,6 +18,7 @@ from drrho.runtime.locks import exclusive
 from drrho.studies.compare.collect import comparison_results
 from drrho.studies.compare.curves import Row
 from drrho.studies.compare.plots import draw_costs, draw_curves, draw_differences
+from drrho.studies.compare.replicates import Replicates, replicated_results, run_replicates
 from drrho.studies.compare.results import FILE_NAME, Results, write_results
 from drrho.studies.compare.runs import chosen_setting, finished, run_parts
 from drrho.studies.compare.spec import Comparison, Part
@@ -26,32 +27,43 @@ from drrho.training.log import read_metrics
 FEWEST_PAIRS = 20  # for a tenth of them to be a test set
 
 
-def compare(comparison: Comparison, parts: Sequence[Part] | None = None) -> Results:
+Study = Comparison | Replicates
+
+
+def compare(comparison: Study, parts: Sequence[Part] | None = None) -> Results:
     """Runs what is missing of some parts, or of all, and writes the tables of what is finished.
 
     Raises:
         TrainingInterrupted: a signal came; the same call continues.
     """
+    if isinstance(comparison, Replicates):
+        with trusting(*comparison.of(comparison.numbers[0]).model_names):
+            run_replicates(comparison, comparison.parts if parts is None else parts)
+        return write_tables(comparison)
     comparison = with_test_set(comparison)
     with trusting(*comparison.model_names):  # its runs' folders name the programs again
         run_parts(comparison, comparison.parts if parts is None else parts)
     return write_tables(comparison)
 
 
-def write_tables(comparison: Comparison) -> Results:
+def write_tables(comparison: Study) -> Results:
     """Writes `results.json`, `results.md` and the plots of what is finished; trains nothing.
 
     Of several processes that end together the last one to write sees what all have finished.
     """
-    comparison = with_test_set(comparison)
+    if isinstance(comparison, Comparison):
+        comparison = with_test_set(comparison)
     folder = Path(comparison.output)
     with exclusive(folder / "claims" / "tables", wait=True):
-        results = comparison_results(comparison)
+        if isinstance(comparison, Comparison):
+            results, parts = comparison_results(comparison), [comparison]
+        else:
+            results, parts = replicated_results(comparison), comparison.begun
         write_results(folder / FILE_NAME, results)
         write_atomically(folder / "results.md", f"{results}\n".encode())
-        logs = _logs(comparison)
+        logs = _logs(parts)
         if logs:
-            draw_curves(logs, folder / "curves.png", levels=_levels(comparison))
+            draw_curves(logs, folder / "curves.png", levels=_levels(parts[0]))
         if results.differences:
             draw_differences(results, folder / "differences.png")
         if any(method.tests for method in results.methods.values()):
@@ -91,10 +103,10 @@ def with_test_set(comparison: Comparison) -> Comparison:
     return replace(comparison, methods=methods, test=test)
 
 
-def _logs(comparison: Comparison) -> dict[str, list[list[Row]]]:
+def _logs(comparisons: Sequence[Comparison]) -> dict[str, list[list[Row]]]:
     """The logs of all finished runs, by method."""
     logs: dict[str, list[list[Row]]] = {}
-    for part in comparison.parts:
+    for comparison, part in ((it, part) for it in comparisons for part in it.parts):
         choice = chosen_setting(comparison, part.method)
         recipe = choice and comparison.run_recipe(part, setting=choice.setting)
         if recipe is not None and finished(recipe) is not None:
@@ -122,9 +134,10 @@ class CompareConfig:
     What is finished is kept. Several processes may work on one folder: no run is done twice.
 
     Attributes:
-        seeds: random seeds; each method is trained once with each. None takes the recipe's.
+        seeds: random seeds; each method is trained once with each. Of replicates, their numbers.
+            None takes the recipe's.
         output: folder of all runs and tables; None takes the recipe's.
-        only: runs to train, as METHOD:SEED; none given means all.
+        only: runs to train, as METHOD:SEED (METHOD:REPLICATE of replicates); none given means all.
         tasks: number of tasks that share the runs; this call does the runs of one task.
         task: number of this task, from 0; None takes SLURM_ARRAY_TASK_ID.
         table_only: write the table of the finished runs, and train nothing.
@@ -146,15 +159,21 @@ class CompareConfig:
         if self.task is not None and self.tasks is None:
             raise ValueError(f"task = {self.task} has no effect without tasks, their number")
 
-    def applied_to(self, comparison: Comparison) -> Comparison:
+    def applied_to(self, comparison: Study) -> Study:
         """The comparison with the seeds and the output that are given here."""
+        if isinstance(comparison, Replicates):
+            return replace(
+                comparison,
+                replicates=comparison.numbers if self.seeds is None else self.seeds,
+                output=comparison.output if self.output is None else self.output,
+            )
         return replace(
             comparison,
             seeds=comparison.all_seeds if self.seeds is None else self.seeds,
             output=comparison.output if self.output is None else self.output,
         )
 
-    def parts(self, comparison: Comparison) -> tuple[Part, ...]:
+    def parts(self, comparison: Study) -> tuple[Part, ...]:
         """The runs to do.
 
         Raises:
@@ -183,7 +202,7 @@ class CompareCommand(CompareConfig):
     What is finished is kept. Several processes may work on one folder: no run is done twice.
 
     Attributes:
-        recipe: Python file that defines `recipe = Comparison(...)`.
+        recipe: Python file that defines `recipe = Comparison(...)` or `recipe = Replicates(...)`.
     """
 
     recipe: Positional[str]
@@ -195,10 +214,10 @@ class CompareCommand(CompareConfig):
 def run_compare(config: CompareCommand) -> tuple[str, int]:
     """Train several methods over several seeds and compare them in one table."""
     require_one_process("drrho compare")
-    return run_comparison(load_recipe(config.recipe, Comparison), config)
+    return run_comparison(load_recipe(config.recipe, Comparison, Replicates), config)
 
 
-def run_comparison(comparison: Comparison, config: CompareConfig) -> tuple[str, int]:
+def run_comparison(comparison: Study, config: CompareConfig) -> tuple[str, int]:
     """Runs the parts that the options name; returns the tables, and 1 where a run failed."""
     comparison = config.applied_to(comparison)
     if config.table_only:

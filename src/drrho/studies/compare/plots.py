@@ -10,7 +10,8 @@ from drrho.plotting.palette import marker, places
 from drrho.plotting.png import draw_png
 from drrho.studies.compare.curves import Runs, curve_chart, styles_in_words
 from drrho.studies.compare.results import Difference, Results
-from drrho.studies.compare.tables import shown_differences
+from drrho.studies.compare.statistics import mrr_interval, shown_differences, tested
+from drrho.studies.compare.tables import interval_name
 from drrho.training.metrics import PANELS, metrics_of
 
 COSTS = (("training_gflop", 1e-3, "TFLOP of a run"), ("seconds", 1.0, "seconds of a run"))
@@ -34,11 +35,16 @@ def draw_curves(runs: Runs, path: Path, *, levels: Mapping[str, float] | None = 
 
 
 def draw_differences(results: Results, path: Path) -> None:
-    """A forest plot for each test set: a row per pair, its difference of MRR and the interval."""
+    """A forest plot for each test set: a row per pair, its difference of MRR and the interval.
+
+    Differences that are told from zero (`Difference.is_clear`) are coloured.
+    """
+    results = tested(results)
+    what = interval_name(results)
     charts = [
-        _forest(shown, f"Differences of MRR on {test}, 95 % intervals")
+        _forest(shown, f"Differences of MRR on {test}, {what}")
         for test in results.setup.test
-        if (shown := shown_differences(results, test))
+        if (shown := drawn_differences(results, test))
     ]
     if not charts:
         return
@@ -46,10 +52,17 @@ def draw_differences(results: Results, path: Path) -> None:
     draw_png(charts, path, columns=1, size=(8, 1.3 + 0.36 * rows))
 
 
+def drawn_differences(results: Results, test: str) -> list[Difference]:
+    """The differences on a test set that have an interval, of methods and from references."""
+    rows = [*shown_differences(results, test), *results.from_references]
+    return [row for row in rows if row.test == test and row.shown_interval is not None]
+
+
 def _forest(rows: list[Difference], title: str) -> Chart:
     series = [
-        row_with_interval(place, row.mrr, *row.interval, colour=0 if row.is_clear else None)
+        row_with_interval(place, row.mrr, *ends, colour=0 if row.is_clear else None)
         for place, row in enumerate(rows)
+        if (ends := row.shown_interval) is not None
     ]
     return Chart(
         title=title,
@@ -69,9 +82,9 @@ def draw_costs(results: Results, path: Path) -> None:
     """
     test = next(iter(results.setup.test))
     methods = {
-        name: (method, method.cost)
+        name: (method, method.cost, ends)
         for name, method in results.methods.items()
-        if test in method.intervals
+        if (ends := mrr_interval(results, method, test)) is not None
         if method.cost is not None and method.cost.training_gflop is not None
     }
     if not methods:
@@ -81,19 +94,19 @@ def draw_costs(results: Results, path: Path) -> None:
         Chart(
             title="",
             x_label=f"{unit}, references not counted",
-            y_label=f"MRR on {test}, 95 % interval",
+            y_label=f"MRR on {test}, {interval_name(results)}",
             series=[
                 Series(
                     name=method_title(name),
                     x=[getattr(cost, attribute) * scale],
                     y=[method.tests[test]["mrr"]],
-                    low=[method.intervals[test][0]],
-                    high=[method.intervals[test][1]],
+                    low=[ends[0]],
+                    high=[ends[1]],
                     style=marker(colours[name]),
                     colour=colours[name],
                     hollow=bool(method.reference_cost),
                 )
-                for name, (method, cost) in methods.items()
+                for name, (method, cost, ends) in methods.items()
             ],
             x_range=(0, None),
             legend=False,

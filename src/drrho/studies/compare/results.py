@@ -14,7 +14,7 @@ from drrho.runtime.records import (
     read_versioned,
     to_json,
 )
-from drrho.studies.compare.spec import GapConfig, TuningConfig
+from drrho.studies.compare.spec import GapConfig, Primary, TuningConfig
 
 FILE_NAME = "results.json"
 Metrics = Mapping[str, float]  # metric -> value
@@ -70,6 +70,16 @@ class ReferenceCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedResults:
+    """One run of a method or of a reference; `tests` maps a test set to metrics."""
+
+    seed: int
+    tests: Mapping[str, Metrics] = field(default_factory=dict)
+    cost: Cost | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReferenceResults:
     """Scores and cost of a reference.
 
@@ -79,6 +89,7 @@ class ReferenceResults:
         data, cost: its training data and the cost of training; None for an existing model.
         gflop: None without captions.
         steered_by: names of the references that it was trained with.
+        runs: one of each replicate, of which the rest is the mean; none where one serves all seeds.
     """
 
     tests: Mapping[str, Metrics]
@@ -87,16 +98,7 @@ class ReferenceResults:
     cost: Cost | None = None
     gflop: Gflop | None = None
     steered_by: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedResults:
-    """One run of a method; `tests` maps a test set to metrics."""
-
-    seed: int
-    tests: Mapping[str, Metrics] = field(default_factory=dict)
-    cost: Cost | None = None
-    versions: Mapping[str, str | None] = field(default_factory=dict)
+    runs: tuple[SeedResults, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,27 +144,58 @@ class MethodResults:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """Student's t-test of paired differences over seeds or replicates.
+
+    Attributes:
+        interval: 95 % interval of the mean difference.
+        p: two-sided p value.
+        holm: the same adjusted over the comparison's family; None for what is not in it.
+    """
+
+    interval: Interval
+    p: float
+    holm: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The paired difference of two methods in mean reciprocal rank on a test set.
+    """The paired difference of two models in mean reciprocal rank on a test set.
 
     Attributes:
         mrr: mean of `method` less that of `minus`, over the common `seeds`.
-        interval: 95 % interval of it.
+        interval: 95 % interval of it by a bootstrap over the test images and, where there are
+            several, the seeds; None where none was computed.
         won: number of seeds with a positive difference.
+        paired: test over the seeds; None with one seed.
     """
 
     test: str
     method: str
     minus: str
     mrr: float
-    interval: Interval
+    interval: Interval | None
     won: int
     seeds: tuple[int, ...]
+    paired: PairedTest | None = None
+
+    @property
+    def shown_interval(self) -> Interval | None:
+        """The interval over seeds or, where there is one seed, over the test images."""
+        return self.interval if self.paired is None else self.paired.interval
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the shown interval excludes zero."""
+        ends = self.shown_interval
+        return ends is not None and (ends[0] > 0 or ends[1] < 0)
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.interval[0] > 0 or self.interval[1] < 0
+        """Whether the difference is told from zero: after Holm's correction, where there is one."""
+        if self.paired is not None and self.paired.holm is not None:
+            return self.paired.holm < 0.05
+        return self.excludes_zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +214,7 @@ class RecoveredGap:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Setup of a comparison; seeds, tuning and gap are those of the `Comparison`.
+    """Setup of a comparison; seeds, tuning, gap and primaries are those of the `Comparison`.
 
     Attributes:
         train: method -> training data.
@@ -190,7 +223,8 @@ class Setup:
         batch_size: method -> pairs in a step.
         steps: method -> optimiser steps; None where the recipe says epochs.
         threads: number of the processor's threads.
-        interval: how intervals were computed, in words.
+        interval: how the intervals of single test sets were computed, in words.
+        replicated: whether each seed is a replicate, with data and references of its own.
     """
 
     seeds: tuple[int, ...] = ()
@@ -203,6 +237,8 @@ class Setup:
     gap: GapConfig | None = None
     threads: int | None = None
     interval: str = ""
+    primaries: tuple[Primary, ...] = ()
+    replicated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +250,7 @@ class Results:
         methods: name -> results, in the order of the comparison.
         references: name -> results.
         differences: paired, of each method from each one before it, on their common seeds.
+        from_references: paired, of each method from the references that it reads.
         gap: shares of the performance gap, where the comparison names one.
         versions: library -> version.
         folder: of the comparison; it does not stand in the file.
@@ -224,6 +261,7 @@ class Results:
     setup: Setup = field(default_factory=Setup)
     references: Mapping[str, ReferenceResults] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
+    from_references: tuple[Difference, ...] = ()
     gap: tuple[RecoveredGap, ...] = ()
     versions: Mapping[str, str | None] = field(default_factory=dict)
     folder: str | None = field(default=None, metadata=OPTIONAL, compare=False)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from drrho.models.build import Model
 from drrho.recipe.document import RunResults, read_run_results
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
@@ -42,6 +44,8 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
         TrainingInterrupted: a signal came; what was finished is kept, and the run continues.
     """
     tests = open_tests(comparison.tests)
+    if comparison.threads is not None:
+        torch.set_num_threads(comparison.threads)
     for part in parts:
         folder = Path(comparison.run_recipe(part).output)
         claim = _claimed(comparison, f"{part.method}-seed{part.seed}")
@@ -61,6 +65,8 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
     """Chooses by the finished tuning runs; None before all of them are finished."""
     if comparison.tuning is None:
         return Chosen(0, ())
+    comparison = comparison.tuned_on or comparison
+    assert comparison.tuning is not None  # as in this one: it has the same settings
     recipes = _tuning_recipes(comparison, method)
     runs = [finished(recipe) for recipe in recipes]
     scores = [None if run is None else run.metrics.get(comparison.tuning.metric) for run in runs]
@@ -131,6 +137,7 @@ def _score(model: Model, folder: Path, like: Recipe, tests: Tests) -> None:
 
 def _choose_setting(comparison: Comparison, method: str) -> int:
     """Trains the tuning runs that are missing; processes share them out."""
+    comparison = comparison.tuned_on or comparison
     choice = chosen_setting(comparison, method)
     for wait in (False, True) if choice is None else ():
         for setting in range(len(comparison.settings(method))):
@@ -157,8 +164,7 @@ def _tune(comparison: Comparison, method: str, setting: int, *, wait: bool) -> N
 
 def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
     """Trains the references that a recipe names and stores their embeddings of its data."""
-    for stored in stored_of(recipe):
-        name = stored.reference
+    for name in references_of(recipe):
         with _claimed(comparison, f"reference-{name}", wait=True):
             wanted = comparison.reference_recipe(name)
             if wanted is not None and finished(wanted) is None:
@@ -167,7 +173,9 @@ def _prepare_references(comparison: Comparison, recipe: Recipe) -> None:
                     assert isinstance(reference, Recipe)
                     _prepare_references(comparison, reference)
                     train_recipe(wanted)
-            _store_embeddings(comparison, stored, recipe)
+            for stored in stored_of(recipe):
+                if stored.reference == name:
+                    _store_embeddings(comparison, stored, recipe)
 
 
 def _store_embeddings(comparison: Comparison, stored: Stored, like: Recipe) -> None:

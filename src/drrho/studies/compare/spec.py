@@ -11,9 +11,12 @@ from drrho.data.views import Views
 from drrho.models.build import Model
 from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+START = "reference:"  # begins the name of a model that starts from a reference's weights
+Primary = tuple[str, str]  # a method, and the method or reference that it is expected to be above
 
 
 class Stored(NamedTuple):
@@ -73,9 +76,10 @@ class Comparison:
         methods: name -> recipe, in the order of the table; the first is what the others are
             compared with. Its `reference`, `teachers`, `filtering.reference` and
             `evaluation.references` are names of `references`; its `output` and `seed` are set
-            here. Several recipes are settings of one method, of which
-            `tuning` chooses one; then all methods have as many. Or names of algorithms
-            (`drrho recipes` lists them), whose objectives and selections are put into `recipe`.
+            here. A model "reference:NAME" starts from the weights of that reference. Several
+            recipes are settings of one method, of which `tuning` chooses one; then all methods
+            have as many. Or names of algorithms (`drrho recipes` lists them), whose objectives and
+            selections are put into `recipe`.
         recipe: what methods given by name have in common. Its reference is of stored embeddings.
         test: evaluation sets that are read once, at the end: one, or name -> set. None holds out a
             tenth of the training data, drawn at random, on which no method is trained.
@@ -86,6 +90,13 @@ class Comparison:
         seeds: each method is trained once per seed; a number stands for so many, from 0.
         tuning: how settings are chosen; exactly where methods have several.
         gap: where a reference is weaker than the target: the gap to report.
+        primaries: pairs (a method, the method or reference that it is expected to be above), named
+            before anything is run: p values are adjusted for these alone. None given adjusts for
+            all differences that the table shows.
+        threads: number of threads of the processor that train, since it moves the last digits;
+            None takes what PyTorch has.
+        tuned_on: comparison with the same methods and settings, whose tuning runs choose the
+            settings for this one; None makes such runs with its own data.
     """
 
     output: str = ""
@@ -96,6 +107,9 @@ class Comparison:
     seeds: int | tuple[int, ...] = (0,)
     tuning: TuningConfig | None = None
     gap: GapConfig | None = None
+    primaries: tuple[Primary, ...] = ()
+    threads: int | None = None
+    tuned_on: "Comparison | None" = field(default=None, repr=False)
 
     def __post_init__(self, recipe: Recipe | None):
         expand_paths(self, "test", may_be_empty=True)  # none given takes the recipe's
@@ -128,6 +142,9 @@ class Comparison:
             raise ValueError(f"gap.weak = {self.gap.weak!r} is none of the references")
         if self.gap is not None and self.gap.ceiling not in self.methods:
             raise ValueError(f"gap.ceiling = {self.gap.ceiling!r} is none of the methods")
+        if self.threads is not None:
+            require_at_least(1, threads=self.threads)
+        self._check_primaries()
 
     @property
     def tests(self) -> Mapping[str, str]:
@@ -209,10 +226,15 @@ class Comparison:
         if reference is not None:
             found = located(recipe.references)
             reference = found[0] if isinstance(reference, str) else found
+        model, started = recipe.model, started_from(recipe)
+        if started is not None:
+            model = self.reference_model(started)
+            assert model is not None  # stored embeddings are refused
         return replace(
             recipe,
             output=str(folder),
             seed=seed,
+            model=model,
             reference=reference,
             teachers=located(recipe.teachers),
             filtering=filtering,
@@ -254,6 +276,18 @@ class Comparison:
             if any(recipe.evaluation.data is None for recipe in self.settings(method)):
                 raise ValueError(f"method {method!r} has no evaluation.data to choose a setting by")
 
+    def _check_primaries(self) -> None:
+        for one, other in self.primaries:
+            if one not in self.methods or other not in {*self.methods, *self.references}:
+                raise ValueError(
+                    f"the primary {one!r} over {other!r} must be a method, and a method or a "
+                    f"reference; there are {', '.join([*self.methods, *self.references])}"
+                )
+        if len({frozenset(pair) for pair in self.primaries}) < len(self.primaries) or any(
+            one == other for one, other in self.primaries
+        ):
+            raise ValueError(f"primaries must be different pairs, got {self.primaries}")
+
     def _check_references(self) -> None:
         names = list(self.references)
         for place, (name, reference) in enumerate(self.references.items()):
@@ -265,6 +299,14 @@ class Comparison:
             for recipe in self.settings(method):
                 _require_known(recipe, names, whose=f"method {method!r}")
         self._require_used(names)
+        recipes = [recipe for method in self.methods for recipe in self.settings(method)]
+        recipes += [it for it in self.references.values() if isinstance(it, Recipe)]
+        for name in filter(None, map(started_from, recipes)):
+            if isinstance(self.references[name], str):
+                raise ValueError(
+                    f"model.name = {START + name!r} needs a reference that is a model; {name!r} is "
+                    "a folder of stored embeddings"
+                )
 
     def _require_used(self, names: list[str]) -> None:
         """Raises ValueError for a reference that neither a method nor a used reference reads."""
@@ -307,8 +349,16 @@ def stored_of(recipe: Recipe) -> tuple[Stored, ...]:
 
 
 def references_of(recipe: Recipe) -> tuple[str, ...]:
-    """The names of the references that a recipe reads, each once."""
-    return tuple(dict.fromkeys(stored.reference for stored in stored_of(recipe)))
+    """The names of the references that a recipe reads or starts from, each once."""
+    names = [stored.reference for stored in stored_of(recipe)]
+    started = started_from(recipe)
+    return tuple(dict.fromkeys(names if started is None else [*names, started]))
+
+
+def started_from(recipe: Recipe) -> str | None:
+    """The name of the reference whose weights a recipe's model starts from, if there is one."""
+    name = recipe.model.name
+    return name.removeprefix(START) if name.startswith(START) else None
 
 
 def _require_known(recipe: Recipe, known: list[str], *, whose: str) -> None:

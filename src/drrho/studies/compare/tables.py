@@ -1,20 +1,21 @@
 """The results of a comparison as tables and in plain words."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.table import markdown_table
 from drrho.studies.compare.results import (
+    Choice,
     Difference,
     Interval,
     Metrics,
     ReferenceCost,
     Results,
 )
+from drrho.studies.compare.statistics import mrr_interval, shown_differences, tested
 
-# With more methods than this, only differences from the first method are shown.
-MOST_IN_PAIRS = 5
 SHORT_DIRECTIONS = {"image_to_text": "i>t", "text_to_image": "t>i"}
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 
@@ -27,15 +28,17 @@ class ScoreTable:
         rows: title -> metrics, and the 95 % interval of the mean reciprocal rank.
         metrics: names of the other columns.
         with_mrr: whether the set has captions.
+        interval: head of the column of intervals, which says what they are over.
     """
 
     rows: Mapping[str, tuple[Metrics, Interval | None]]
     metrics: tuple[str, ...]
     with_mrr: bool
+    interval: str = "95 % interval"
 
     def header(self, directions: Mapping[str, str]) -> list[str]:
         """The columns' heads, with these words for the directions of retrieval."""
-        mrr = ["MRR", "95 % interval"] if self.with_mrr else []
+        mrr = ["MRR", self.interval] if self.with_mrr else []
         return ["", *mrr, *(_column(name, directions) for name in self.metrics)]
 
     def cells(self, to: str) -> list[list[str]]:
@@ -57,14 +60,15 @@ def score_table(test: str, results: Results) -> ScoreTable:
     }
     wanted = len(results.setup.seeds)
     for name, method in results.methods.items():
-        seeds = len(method.runs)
-        title = method_title(name) + ("" if seeds == wanted else f" ({seeds} of {wanted} seeds)")
-        rows[title] = (method.tests.get(test, {}), method.intervals.get(test))
+        seeds, units = len(method.runs), _units(results)
+        title = method_title(name) + ("" if seeds == wanted else f" ({seeds} of {wanted} {units})")
+        rows[title] = (method.tests.get(test, {}), mrr_interval(results, method, test))
     present = [metrics for metrics, _ in rows.values() if metrics]
     return ScoreTable(
         rows=rows,
         metrics=tuple(_score_names(present[0])) if present else (),
         with_mrr=not present or any("mrr" in metrics for metrics in present),
+        interval=interval_name(results),
     )
 
 
@@ -82,32 +86,43 @@ def comparison_table(results: Results) -> str:
 def explain(results: Results) -> str:
     """Explains the numbers of a comparison in paragraphs and tables.
 
-    Computed from the results alone: it says who is ahead only where the paired interval of the
-    difference excludes zero.
+    Computed from the results alone: it says who is ahead only where the difference is told from
+    zero, after Holm's correction where there are several seeds.
     """
+    results = tested(results)
     paragraphs = [_opening(results), _costs_table(results), *differences_in_words(results)]
     paragraphs += [_by_seed(results), _gap_text(results), _choices(results)]
     paragraphs += [_absent(results), _intervals_text(results)]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def shown_differences(results: Results, test: str) -> list[Difference]:
-    """The differences on a test set to show: all pairs, or only from the first finished method."""
-    rows = [row for row in results.differences if row.test == test]
-    finished = [name for name, method in results.methods.items() if method.runs]
-    if len(finished) <= MOST_IN_PAIRS:
-        return rows
-    return [row for row in rows if row.minus == finished[0]]
-
-
 def differences_in_words(results: Results) -> list[str]:
-    """A sentence for each difference: who is ahead, where its interval excludes zero."""
+    """A sentence for each difference, from methods and from references: who is ahead, where it is
+    told from zero.
+    """
+    results = tested(results)
     several = len(results.setup.test) > 1
     return [
-        (f"On {test}: " if several else "") + _in_words(row)
+        (f"On {test}: " if several else "") + _in_words(row, results)
         for test in results.setup.test
-        for row in shown_differences(results, test)
+        for row in _primaries_first(results, test)
     ]
+
+
+def interval_name(results: Results) -> str:
+    """The intervals that tables and plots show, in a few words."""
+    return f"95 % over {'test images' if len(results.setup.seeds) == 1 else _units(results)}"
+
+
+def _units(results: Results) -> str:
+    return "replicates" if results.setup.replicated else "seeds"
+
+
+def _primaries_first(results: Results, test: str) -> list[Difference]:
+    rows = [*shown_differences(results, test)]
+    rows += [row for row in results.from_references if row.test == test]
+    primaries = {frozenset(pair) for pair in results.setup.primaries}
+    return sorted(rows, key=lambda row: frozenset((row.method, row.minus)) not in primaries)
 
 
 def _opening(results: Results) -> str:
@@ -161,15 +176,39 @@ def _reference_cells(costs: Mapping[str, ReferenceCost]) -> list[str]:
     return [f"{sum(column):,.0f}" if column else "" for column in columns]
 
 
-def _in_words(row: Difference) -> str:
-    low, high = row.interval
-    method, other, seeds = method_title(row.method), method_title(row.minus), len(row.seeds)
-    won = f"; higher in {row.won} of {seeds} seeds" if seeds > 1 else ""
-    interval = f"interval of the difference: {low:+.3f} to {high:+.3f}{won}"
-    size = f"{abs(row.mrr):.3f} ({interval})"
-    if not row.is_clear:
-        return f"{method} and {other} cannot be told apart: they differ by {size}."
-    return f"{method} is {'ahead of' if low > 0 else 'behind'} {other} by {size}."
+def _in_words(row: Difference, results: Results) -> str:
+    method, other = (
+        _reference_title(name) if name in results.references else method_title(name)
+        for name in (row.method, row.minus)
+    )
+    size = f"{abs(row.mrr):.3f} ({_with_what_certainty(row, results)})"
+    side = "ahead of" if row.mrr > 0 else "behind"
+    if row.is_clear:
+        return f"{method} is {side} {other} by {size}."
+    if row.excludes_zero:
+        return f"{method} seems {side} {other}, but not after Holm's correction: by {size}."
+    return f"{method} and {other} cannot be told apart: they differ by {size}."
+
+
+def _reference_title(name: str) -> str:
+    return "the reference" if name == "reference" else f"the reference {name}"
+
+
+def _with_what_certainty(row: Difference, results: Results) -> str:
+    ends, seeds, units = row.shown_interval, len(row.seeds), _units(results)
+    notes = (
+        [] if ends is None else [f"interval of the difference: {ends[0]:+.3f} to {ends[1]:+.3f}"]
+    )
+    if row.paired is not None:
+        p = f"p = {row.paired.p:.2g}"
+        notes.append(
+            f"{p}, not adjusted: no primary"
+            if row.paired.holm is None
+            else f"{p}, adjusted {row.paired.holm:.2g}"
+        )
+    if seeds > 1:
+        notes.append(f"higher in {row.won} of {seeds} {units}")
+    return "; ".join(notes) or f"one {units[:-1]}"
 
 
 def _by_seed(results: Results) -> str:
@@ -190,7 +229,7 @@ def _by_seed(results: Results) -> str:
                 for name, runs in methods.items()
             ]
             title = "MRR" if score == "mrr" else f"Accuracy ({_column(score, SHORT_DIRECTIONS)})"
-            sentences.append(f"{title} by seed{where}: {'; '.join(scores)}.")
+            sentences.append(f"{title} by {_units(results)[:-1]}{where}: {'; '.join(scores)}.")
     return "\n\n".join(sentences)
 
 
@@ -229,7 +268,7 @@ def _choices(results: Results) -> str:
                     method_title(name),
                     "; ".join(map(_change, changes)) or "as written",
                     "" if score is None else f"{score:.4f}",
-                    "chosen" if place == choice.chosen else "",
+                    _chosen(choice, place),
                 ]
             )
     table = markdown_table(["settings", "changed", tuning.metric, ""], rows)
@@ -237,6 +276,33 @@ def _choices(results: Results) -> str:
         f"Of each method's settings the one with the highest {tuning.metric} of a run with seed "
         f"{tuning.seed} was taken:\n\n{table}"
     )
+
+
+def _chosen(choice: Choice, place: int) -> str:
+    """Marks the chosen setting, and where it has the smallest or largest value of a field."""
+    if place != choice.chosen:
+        return ""
+    edges = edges_of(choice)
+    return f"chosen, at the edge of {', '.join(edges)}" if edges else "chosen"
+
+
+def edges_of(choice: Choice) -> list[str]:
+    """Names the numbers of which the chosen setting has the smallest or the largest tried."""
+    values: dict[str, dict[int, float]] = {}
+    firsts: dict[str, float] = {}
+    for place, lines in enumerate(choice.settings):
+        for line in lines:
+            name, _, change = line.partition(": ")
+            before, _, now = change.removesuffix(" now").rpartition(" before, ")
+            with suppress(ValueError):  # it is no number
+                firsts[name] = float(before)
+                values.setdefault(name, {})[place] = float(now)
+    edges = []
+    for name, changed in values.items():
+        tried = [changed.get(place, firsts[name]) for place in range(len(choice.settings))]
+        if choice.chosen is not None and tried[choice.chosen] in (min(tried), max(tried)):
+            edges.append(name.rpartition(".")[2])
+    return edges
 
 
 def _change(line: str) -> str:
@@ -248,12 +314,12 @@ def _change(line: str) -> str:
 def _absent(results: Results) -> str:
     """Runs that failed, with their reason, and those that are not there yet."""
     sentences = [
-        f"{method_title(name)}, seed {seed}, failed: {reason}"
+        f"{method_title(name)}, {_units(results)[:-1]} {seed}, failed: {reason}"
         for name, method in results.methods.items()
         for seed, reason in method.failed.items()
     ]
     missing = [
-        f"{method_title(name)} seed {', '.join(map(str, method.missing))}"
+        f"{method_title(name)} {_units(results)[:-1]} {', '.join(map(str, method.missing))}"
         for name, method in results.methods.items()
         if method.missing
     ]
@@ -263,18 +329,35 @@ def _absent(results: Results) -> str:
 
 
 def _intervals_text(results: Results) -> str:
-    seeds = len(results.setup.seeds)
+    seeds, units = len(results.setup.seeds), _units(results)
     if seeds == 1:
         return (
             "Intervals: 95 %, bootstrap over the test images, pair by pair for differences. They "
             "say how far another test set could move the numbers, not how far another seed could: "
             "each method was trained once."
         )
+    threads = results.setup.threads
+    counted = (
+        f" Threads: {threads}; another number moves scores by up to 0.01 in a run."
+        if threads
+        else ""
+    )
+    what = (
+        "each replicate has its own data, references and targets"
+        if results.setup.replicated
+        else "data, test images and references are the same for all seeds, so that nothing is said "
+        "of others"
+    )
+    family = (
+        f"the {len(results.setup.primaries)} primaries, named beforehand"
+        if results.setup.primaries
+        else "all differences that are listed"
+    )
+    gap = " Shares of the gap: bootstrap over seeds and test images." if results.gap else ""
     return (
-        "Intervals: 95 %, bootstrap over the seeds and, independently, the test images; for "
-        f"differences over pairs of runs of one seed, image by image. With {seeds} seeds they are "
-        "somewhat too narrow in what they say of other seeds: the draws have "
-        f"{seeds - 1}/{seeds} of the variance of the mean over seeds."
+        f"Intervals and p: Student's t over the {units} (a mean), paired by {units[:-1]} "
+        f"(a difference); {what}. p is two-sided; adjusted by Holm's rule for {family}, and "
+        f'"ahead" and "behind" mean that this is below 0.05.{gap}{counted}'
     )
 
 
