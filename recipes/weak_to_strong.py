@@ -15,11 +15,12 @@ The primaries need five arms; to run these first:
     done
 """
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import drrho
-from drrho.data.scenes import ScenesConfig, write_scenes
 
 OUTPUT = "runs/weak-to-strong"
 PAIRS, REFERENCE_PAIRS, WRONG = 2000, 1000, 0.3
@@ -42,18 +43,22 @@ def scenes(replicate: int, name: str) -> str:
 
 
 def prepare(replicate: int) -> None:
-    """Draws the sets of a replicate, ten seeds apart, and indexes them and the union."""
+    """Draws the sets of a replicate, with seeds of its own, and indexes them and the union."""
     first = 10_000 + 10 * replicate
-    sets = {
-        "reference": ScenesConfig(num_samples=REFERENCE_PAIRS, seed=first),
-        "placebo": ScenesConfig(num_samples=REFERENCE_PAIRS, seed=first, mismatch_rate=0.99),
-        "train": ScenesConfig(num_samples=PAIRS, seed=first + 1, mismatch_rate=WRONG),
-        "validation": ScenesConfig(num_samples=500, seed=first + 2, mismatch_rate=WRONG),
-        "test": ScenesConfig(num_samples=1000, seed=first + 3),
+    sets = {  # pairs, share with the caption of another, seed
+        "reference": (REFERENCE_PAIRS, 0, first),
+        "placebo": (REFERENCE_PAIRS, 0.99, first),
+        "train": (PAIRS, WRONG, first + 1),
+        "validation": (500, WRONG, first + 2),
+        "test": (1000, 0, first + 3),
     }
     folder = Path(scenes(replicate, "test")).parent
-    for name, config in sets.items():
-        write_scenes(folder / name, config)
+    for name, values in sets.items():
+        options = zip(("num-samples", "mismatch-rate", "seed"), values, strict=True)
+        draw = [word for option, value in options for word in (f"--scenes.{option}", str(value))]
+        subprocess.run(
+            [sys.executable, "-m", "drrho", "scenes", str(folder / name), *draw], check=True
+        )
         drrho.index(str(folder / name), output=scenes(replicate, name))
     union = f"{folder}/{{reference/scenes-0000,train/scenes-0000,train/scenes-0001}}.tar"
     drrho.index(union, output=scenes(replicate, "union"))

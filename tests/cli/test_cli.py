@@ -18,6 +18,7 @@ from drrho.data.items import manifest_of_items
 from drrho.recipe import command
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.losses.writer import LossWriter
+from drrho.studies.compare.replicates import Replicates
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.spec import Comparison
 from drrho.studies.demo import DemoConfig, demo, demo_comparison
@@ -415,7 +416,7 @@ def test_every_recipe_of_the_repository_loads():
     paths = sorted((ROOT / "recipes").glob("*.py"))
     assert paths
     for path in paths:
-        assert isinstance(load_recipe(path, object), Recipe | Comparison)
+        assert isinstance(load_recipe(path, object), Recipe | Comparison | Replicates)
 
 
 def test_the_demonstration_in_small(tmp_path, capsys):

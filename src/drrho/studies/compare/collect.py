@@ -43,7 +43,7 @@ from drrho.studies.compare.runs import (
 )
 from drrho.studies.compare.scores import Scores, Tests, open_tests, read_scores
 from drrho.studies.compare.spec import Comparison, Part, references_of, stored_of
-from drrho.studies.compare.statistics import tested
+from drrho.studies.compare.statistics import with_tests
 
 INTERVAL = (
     "95 %, percentile bootstrap, 1000 draws: the test images are drawn again with replacement, "
@@ -92,7 +92,7 @@ def comparison_results(comparison: Comparison, *, with_intervals: bool = True) -
     )
     if not with_intervals:
         return results
-    return tested(
+    return with_tests(
         replace(
             results,
             differences=_differences(comparison, runs),

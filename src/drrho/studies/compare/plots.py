@@ -10,7 +10,7 @@ from drrho.plotting.palette import marker, places
 from drrho.plotting.png import draw_png
 from drrho.studies.compare.curves import Runs, curve_chart, styles_in_words
 from drrho.studies.compare.results import Difference, Results
-from drrho.studies.compare.statistics import mrr_interval, shown_differences, tested
+from drrho.studies.compare.statistics import mrr_interval, shown_differences, with_tests
 from drrho.studies.compare.tables import interval_name
 from drrho.training.metrics import PANELS, metrics_of
 
@@ -39,7 +39,7 @@ def draw_differences(results: Results, path: Path) -> None:
 
     Differences that are told from zero (`Difference.is_clear`) are coloured.
     """
-    results = tested(results)
+    results = with_tests(results)
     what = interval_name(results)
     charts = [
         _forest(shown, f"Differences of MRR on {test}, {what}")

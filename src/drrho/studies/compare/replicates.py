@@ -14,7 +14,7 @@ from drrho.studies.compare.results import (
 )
 from drrho.studies.compare.runs import run_parts
 from drrho.studies.compare.spec import Comparison, Part, Primary
-from drrho.studies.compare.statistics import method_differences, tested
+from drrho.studies.compare.statistics import method_differences, with_tests
 
 PREPARED_FILE = "prepared"
 
@@ -167,7 +167,7 @@ def replicated_results(study: Replicates) -> Results:
         },
         versions=first.versions,
     )
-    return tested(replace(results, differences=method_differences(results)))
+    return with_tests(replace(results, differences=method_differences(results)))
 
 
 def _over_replicates(found: Sequence[MethodResults], absent: tuple[int, ...]) -> MethodResults:

@@ -177,7 +177,7 @@ class Difference:
     interval: Interval | None
     won: int
     seeds: tuple[int, ...]
-    paired: PairedTest | None = None
+    paired: PairedTest | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def shown_interval(self) -> Interval | None:
@@ -276,6 +276,13 @@ class Results:
 def write_results(path: Path, results: Results) -> None:
     """Writes `results.json`; the interval of a test set lies among its metrics there."""
     content = to_json(replace(results, folder=None))
+    # Absent where there is nothing to say, as in the files of older versions.
+    places = [(content, "from_references"), (content["setup"], "primaries")]
+    places += [(content["setup"], "replicated")]
+    places += [(reference, "runs") for reference in content["references"].values()]
+    for place, name in places:
+        if not place[name]:
+            del place[name]
     for method in content["methods"].values():
         for test, interval in method.pop("intervals").items():
             method["tests"][test]["mrr_interval"] = interval

@@ -62,7 +62,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def tested(results: Results) -> Results:
+def with_tests(results: Results) -> Results:
     """The results with a paired test of every difference, and Holm's p over the family.
 
     The family is the primaries of the comparison, or, where none are named, all differences that

@@ -14,7 +14,7 @@ from drrho.studies.compare.results import (
     ReferenceCost,
     Results,
 )
-from drrho.studies.compare.statistics import mrr_interval, shown_differences, tested
+from drrho.studies.compare.statistics import mrr_interval, shown_differences, with_tests
 
 SHORT_DIRECTIONS = {"image_to_text": "i>t", "text_to_image": "t>i"}
 DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
@@ -89,7 +89,7 @@ def explain(results: Results) -> str:
     Computed from the results alone: it says who is ahead only where the difference is told from
     zero, after Holm's correction where there are several seeds.
     """
-    results = tested(results)
+    results = with_tests(results)
     paragraphs = [_opening(results), _costs_table(results), *differences_in_words(results)]
     paragraphs += [_by_seed(results), _gap_text(results), _choices(results)]
     paragraphs += [_absent(results), _intervals_text(results)]
@@ -100,7 +100,7 @@ def differences_in_words(results: Results) -> list[str]:
     """A sentence for each difference, from methods and from references: who is ahead, where it is
     told from zero.
     """
-    results = tested(results)
+    results = with_tests(results)
     several = len(results.setup.test) > 1
     return [
         (f"On {test}: " if several else "") + _in_words(row, results)

@@ -1,0 +1,113 @@
+"""Replicates draw anew what their function draws; settings are chosen on another replicate."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.models.build import Model
+from drrho.recipe.document import read_run_results
+from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
+from drrho.studies.compare.replicates import Replicates
+from drrho.studies.compare.results import read_results
+from drrho.studies.compare.spec import Comparison, TuningConfig
+from drrho.training.config import Training
+from drrho.training.optimizer import Optimizer
+
+PRIMARIES = (("steered", "plain"), ("steered", "weak"))
+
+
+@pytest.fixture
+def study(plain_recipe, scenes, tmp_path):
+    """Two replicates; `prepared` in the folder lists those whose data were drawn."""
+    log = tmp_path / "prepared"
+
+    def prepare(number):
+        with log.open("a") as file:
+            file.write(f"{number} ")
+
+    def comparison(number):
+        def at(rate, **changes):
+            training = Training(steps=2, optimizer=Optimizer(learning_rate=rate))
+            plain = replace(plain_recipe, training=training, objective=FastCLIP())
+            data = replace(plain.evaluation, data=str(scenes / "train"))
+            return replace(plain, evaluation=data, **changes)
+
+        def both(**changes):
+            return at(1e-3, **changes), at(2e-3, **changes)
+
+        return Comparison(
+            output="unused",
+            references={"weak": at(1e-3, seed=70 + number)},
+            methods={
+                "plain": both(),
+                "steered": both(
+                    objective=DRRhoCLIP(), reference="weak", model=Model(name="reference:weak")
+                ),
+            },
+            test=str(scenes / "test"),
+            tuning=TuningConfig(seed=9),
+            threads=1,
+        )
+
+    return Replicates(
+        output=str(tmp_path / "out"),
+        comparison=comparison,
+        replicates=2,
+        primaries=PRIMARIES,
+        prepare=prepare,
+    )
+
+
+def test_a_study_in_replicates(study, tmp_path):
+    """Each replicate has its reference, none chooses its settings; a part of it runs first."""
+    out = Path(study.output)
+    run_comparison(study, CompareConfig(only=("steered:1",)))
+    assert "steered (1 of 2 replicates)" in (out / "results.md").read_text()
+    assert set(read_results(out / "results.json").methods["plain"].missing) == {0, 1}
+    compare(study)
+    assert sorted((tmp_path / "prepared").read_text().split()) == ["0", "1", "9"]
+    assert not list(out.glob("replicate-[01]/tuning"))
+    runs = [
+        read_run_results(out / f"replicate-{number}" / "references" / "weak" / "run")
+        for number in (0, 1)
+    ]
+    assert [run.recipe.seed for run in runs if run] == [70, 71]
+
+    results = read_results(out / "results.json")
+    assert results.setup.replicated
+    assert results.setup.seeds == (0, 1)
+    assert [run.seed for run in results.references["weak"].runs] == [0, 1]
+    (over_plain,), (over_weak,) = results.differences, results.from_references
+    for row, pair in zip((over_plain, over_weak), PRIMARIES, strict=True):
+        assert (row.method, row.minus) == pair
+        assert row.paired is not None
+        assert row.paired.holm is not None
+    choices = [method.choice for method in results.methods.values()]
+    assert all(choice and choice.chosen is not None for choice in choices)
+    text = (out / "results.md").read_text()
+    assert "95 % over replicates" in text
+    assert "the 2 primaries" in text
+    assert (out / "differences.png").is_file()
+
+
+def test_a_method_starts_from_its_reference(study):
+    started = study.of(0).run_recipe(study.parts[1])
+    assert started.model.name == f"run:{study.output}/replicate-0/references/weak/run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replicates": (0, 0)}, "differ from each other"),
+        ({"replicates": 0}, "differ from each other"),
+        ({"replicates": (9,)}, "tuning.seed = 9 is the number of a replicate"),
+        ({"output": ""}, "need output"),
+        ({"primaries": (("plain", "other"),)}, "the primary 'plain' over 'other'"),
+        ({"primaries": (("plain", "plain"),)}, "different pairs"),
+    ],
+)
+def test_what_makes_no_study_is_refused(study, changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(study, **changes)
