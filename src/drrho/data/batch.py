@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 from torch import Tensor
+
+from drrho.data.caching.transforms import Normalization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,22 +15,35 @@ class Batch:
     """Image-caption pairs to train on.
 
     Attributes:
-        images: output of the training transform.
+        images: output of the training transform; or pixels of 8 bits, a quarter of that, of which
+            `to` makes it.
         tokens: token ids of the captions.
         skipped: id and reason of each sample that belongs to this batch but could not be
             decoded; the batch is that much smaller.
         views: which view of its sample each pair is; None where there are no views.
+        normalization: what makes the transform's output of pixels of 8 bits; None where `images`
+            are that.
     """
 
     sample_ids: Int64[Tensor, " batch"]
-    images: Float32[Tensor, "batch channels height width"]
+    images: (
+        Float32[Tensor, "batch channels height width"]
+        | UInt8[Tensor, "batch channels height width"]
+    )
     tokens: Int64[Tensor, "batch length"]
     skipped: tuple[tuple[int, str], ...]
     views: Int64[Tensor, " batch"] | None = None
+    normalization: Normalization | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Move the batch to another device; the copy from pinned memory does not block."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """Move the batch to a device, and normalise its images there.
+
+        The copy from pinned memory does not block.
+        """
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        if self.normalization is None:
+            return moved
+        return replace(moved, images=self.normalization(moved.images), normalization=None)
 
     def pin_memory(self) -> "Batch":
         """Copy the batch to page-locked memory; the DataLoader calls this where there is a GPU."""

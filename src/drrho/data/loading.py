@@ -7,7 +7,8 @@ nothing but the number of the step, and the number of worker processes changes n
 import atexit
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import nullcontext
 from ctypes import c_bool
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,17 +22,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from drrho.data.batch import Batch, Examples
+from drrho.data.caching.caches import Caches, Mode, Tokenizer, Transform, open_caches
+from drrho.data.caching.transforms import SplitTransform, split_transform
+from drrho.data.caching.visit import Visit
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
-from drrho.data.reading.images import UnusableSample
+from drrho.data.reading.images import UnusableSample, transformed
 from drrho.data.reading.shards import RawSample, decode_captions, decode_image, decode_metadata
 from drrho.data.views import View, Views, transformed_view
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed, preserved_generators, seed_generators
 
-Transform = Callable[[Image.Image], Tensor]
-Tokenizer = Callable[[list[str]], Tensor]
 # The parts of a sample beside its image.
 Part = Literal["caption", "metadata"]
 
@@ -51,9 +53,17 @@ class Loading:
         views: fixed views of every sample to train on, those that a reference was stored for: one
             is drawn at each visit by (seed, epoch, sample id), followed by the model's evaluation
             transform. None uses the model's training transform.
+        cache: where images are kept behind the fixed part of their transform, 3 bytes a pixel, and
+            the token ids of first captions: in a "file" beside the manifest (or in
+            `~/.cache/drrho`), which processes and later runs share; in "memory" of this process and
+            its workers; "off" nowhere. "auto" takes a file where the images take at most a quarter
+            of the memory and half of the disk that are free.
+        draft: whether JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where the transform needs
+            no more pixels: faster, and not the same pixels.
 
-    Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 4 bytes for each
-    value (602 kB for an image of 3 x 224 x 224).
+    Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 1 byte for each
+    value (151 kB for an image of 3 x 224 x 224), or 4 where its transform does not end in
+    torchvision's `ToTensor` and `Normalize`.
     """
 
     batch_size: int = 256
@@ -61,8 +71,16 @@ class Loading:
     workers: int = 0
     captions: Literal["first", "random"] = "first"
     views: Views | None = None
+    cache: Mode = "auto"
+    draft: bool = False
 
     def __post_init__(self):
+        if self.views is not None and (self.draft or self.cache in ("file", "memory")):
+            name = "draft" if self.draft else f"cache = {self.cache!r}"
+            raise ValueError(
+                f"loading.{name} has no effect beside views, which are cropped from whole images; "
+                "leave it out"
+            )
         if self.views is not None and self.captions != "first":
             raise ValueError(
                 f"captions = {self.captions!r} has no effect beside views, which choose the "
@@ -116,6 +134,7 @@ def training_batches(
     tokenizer: Tokenizer,
     config: Loading,
     position: Position,
+    caches: Caches | None = None,
 ) -> Iterator[Batch]:
     """Yield batches without end from a position on; each epoch in the order of `epoch_order`.
 
@@ -124,6 +143,11 @@ def training_batches(
             from the global generators of torch, numpy and `random` is a function of (seed, epoch,
             sample id), and their states outside stay as they were.
         tokenizer: captions to token ids (B, L).
+        caches: what is kept between visits (`caches_of`); None keeps nothing. The batches are the
+            same.
+
+    Images of a transform that ends in torchvision's `ToTensor` and `Normalize` have 8 bits until
+    `Batch.to` normalises them.
 
     Raises:
         ValueError: an argument is out of range; or, while iterating, a shard is not what the
@@ -135,9 +159,12 @@ def training_batches(
             f"a batch of {config.batch_size} cannot be shared by {position.share[1]} processes; "
             "take a larger batch_size"
         )
+    if caches is None:
+        caches = Caches(split=split_transform(transform))
+    _require_draft(config, caches.split)
     pairs = _TrainingPairs(
         shards=OpenShards(manifest),
-        transform=transform,
+        caches=caches,
         tokenizer=tokenizer,
         seed=position.seed,
         config=config,
@@ -146,6 +173,42 @@ def training_batches(
     batches = iter(_load(pairs, plan, workers=config.workers))
     # The share of one of several processes may be empty, where the batch is not.
     return _never_empty(batches) if position.share[1] == 1 else batches
+
+
+def caches_of(
+    manifest: Manifest,
+    transform: Transform,
+    *,
+    tokenizer: Tokenizer,
+    config: Loading,
+    beside: str | None,
+) -> Caches:
+    """Open the caches of `training_batches`; errors as `open_caches`.
+
+    Args:
+        beside: manifest or folder that the files lie beside; None keeps all in memory.
+    """
+    first = config.captions == "first" and config.views is None
+    split = split_transform(transform)
+    _require_draft(config, split)
+    kept = split if config.views is None else replace(split, fixed=())  # views are not kept
+    found = open_caches(
+        manifest,
+        kept,
+        tokenizer if first else None,
+        mode=config.cache,
+        draft=config.draft,
+        beside=beside,
+    )
+    return replace(found, split=split)
+
+
+def _require_draft(config: Loading, split: SplitTransform) -> None:
+    if config.draft and split.target is None:
+        raise ValueError(
+            "loading.draft has no effect where the transform does not begin with torchvision's "
+            "Resize or RandomResizedCrop, which say how small an image may be decoded; leave it out"
+        )
 
 
 def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of it
@@ -195,39 +258,62 @@ class _TrainingPairs(Dataset[Batch]):
     """Dataset of batches by (epoch, sample ids); empty if no sample of it can be decoded."""
 
     shards: OpenShards
-    transform: Transform
+    caches: Caches
     tokenizer: Tokenizer
     seed: int
     config: Loading
 
     def __getitem__(self, item: tuple[int, list[int]]) -> Batch:
         epoch, wanted = item
-        views = self.config.views
-        ids, images, captions, numbers, skipped = [], [], [], [], []
-        with preserved_generators():
-            for sample_id, (image, choice, sample) in self.shards.readable(
-                wanted, skipped, decode=_decode_pair
-            ):
-                seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
+        split, views = self.caches.split, self.config.views
+        places, images, captions, numbers, skipped = [], [], [], [], []
+        visit = Visit(self.shards, self.caches, wanted, at_least=self._at_least)
+        # What is drawn is a function of (seed, epoch, sample id); where nothing is, nothing is set.
+        with preserved_generators() if split.draws else nullcontext():
+            for place, sample_id in enumerate(wanted):
                 view = None if views is None else views.drawn(self.seed, epoch, sample_id)
                 try:
-                    images.append(transformed_view(self.transform, image, sample, view=view))
+                    image, texts = visit.image(place), visit.captions(place)
+                    if split.draws:
+                        seed_generators(derived_seed("transform", self.seed, epoch, sample_id))
+                    images.append(self._transformed(visit, place, image, view))
                 except UnusableSample as unusable:
                     skipped.append((sample_id, unusable.reason))
                     continue
-                ids.append(sample_id)
-                if view is None:
-                    captions.append(self._caption(choice, epoch, sample_id))
-                else:
-                    captions.append(view.caption(choice, sample))
+                places.append(place)
+                if view is not None:
+                    assert texts is not None
+                    captions.append(view.caption(texts, visit.samples[place]))
                     numbers.append(view.number)
+                else:
+                    captions.append(texts and self._caption(texts, epoch, sample_id))
         return Batch(
-            sample_ids=torch.tensor(ids, dtype=torch.int64),
+            sample_ids=torch.tensor([wanted[place] for place in places], dtype=torch.int64),
             images=_stack(images),
-            tokens=self.tokenizer(captions) if captions else torch.empty(0, 0, dtype=torch.int64),
+            tokens=visit.tokens(places, captions, self.tokenizer),
             views=None if views is None else torch.tensor(numbers, dtype=torch.int64),
             skipped=tuple(skipped),
+            normalization=split.normalization if images else None,
         )
+
+    @property
+    def _at_least(self) -> int | None:
+        return self.caches.split.target if self.config.draft else None
+
+    def _transformed(
+        self, visit: Visit, place: int, image: Image.Image | Tensor, view: View | None
+    ) -> Tensor:
+        """Return the pixels of an image, or what the transform gives where these are not known."""
+        split = self.caches.split
+        if view is not None:
+            assert isinstance(image, Image.Image)
+            sample = visit.samples[place]
+            return transformed_view(split.unnormalized, image, sample, view=view)
+        if isinstance(image, Image.Image):
+            return transformed(split.behind_fixed, visit.fixed(place, image))
+        if not split.draws:
+            return image
+        return transformed(split.behind_fixed, Image.fromarray(image.permute(1, 2, 0).numpy()))
 
     def _caption(self, choice: list[str], epoch: int, sample_id: int) -> str:
         if self.config.captions == "first":
@@ -271,11 +357,6 @@ class _EvaluationExamples(Dataset[Examples]):
             captions = [[self.view.caption(texts, sample)] for texts in captions]
         pixels = transformed_view(self.transform, decode_image(sample), sample, view=self.view)
         return sample.key, pixels, captions, metadata
-
-
-def _decode_pair(sample: RawSample) -> tuple[Image.Image, list[str], RawSample]:
-    """Decode the image and the captions to choose from."""
-    return decode_image(sample), decode_captions(sample), sample
 
 
 def _training_plan(

@@ -249,6 +249,7 @@ MAY_CHANGE = (
     "teachers",
     "filtering.reference",
     "loading.workers",
+    "loading.cache",
     "training.epochs",  # the steps are what counts
     "training.log_every",
     "training.checkpoint_every",

@@ -17,7 +17,7 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.data.batch import Batch
 from drrho.data.indexing import open_manifest_together
-from drrho.data.loading import Position, training_batches
+from drrho.data.loading import Position, caches_of, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import steps_per_epoch
 from drrho.encoding.encoder import EmbeddingModel
@@ -50,6 +50,7 @@ from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import is_follower, require_shared, together
 from drrho.runtime.locks import exclusive
+from drrho.runtime.progress import announce
 from drrho.runtime.provenance import config_differences, plain, versions
 from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json
@@ -276,11 +277,23 @@ class _Training:
         return images.to(self.device), tokens.to(self.device)
 
     def _batches(self, model: TwoTower, *, start_step: int) -> Iterator[Batch]:
+        loading = self.recipe.loading
+        transform = model.train_transform if loading.views is None else model.eval_transform
+        caches = caches_of(
+            self.manifest,
+            transform,
+            tokenizer=model.tokenizer,
+            config=loading,
+            beside=self.recipe.data,
+        )
+        if self.processes.is_first:
+            announce(f"train {Path(self.recipe.output).name}: {caches.note}")
         return training_batches(
             self.manifest,
-            model.train_transform if self.recipe.loading.views is None else model.eval_transform,
+            transform,
             tokenizer=model.tokenizer,
-            config=self.recipe.loading,
+            config=loading,
+            caches=caches,
             position=Position(
                 seed=self.recipe.seed,
                 step=start_step,

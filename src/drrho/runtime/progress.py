@@ -4,7 +4,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import TracebackType
 
@@ -17,6 +17,14 @@ SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_REDRAWS = 0.2
 # The rate looks back this far: long enough to be steady, short enough to forget a slow start.
 RATE_WINDOW_SECONDS = 30.0
+
+
+def announce(line: str) -> None:
+    """Write a line to standard error, where it is open."""
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
 
 class Progress:

@@ -1,7 +1,11 @@
 """Random access to samples by id."""
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+import numpy as np
 
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.reading.layout import Layout
@@ -14,7 +18,7 @@ from drrho.data.reading.shards import (
     renamed,
 )
 from drrho.data.reading.sources import Rows, open_rows
-from drrho.data.reading.storage import OpenFiles, file_state
+from drrho.data.reading.storage import FileState, OpenFiles, file_state
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.records import from_json
 
@@ -36,7 +40,7 @@ class OpenShards:
     def __init__(self, manifest: Manifest):
         self._manifest = manifest
         self._files = OpenFiles(capacity=OPEN_FILES)
-        self._checked: set[int] = set()
+        self._states: dict[int, FileState] = {}
         self._sources: dict[int, Rows] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,6 +67,22 @@ class OpenShards:
             found |= zip(places, self._rows(shard, rows), strict=True)
         return [found[place] for place in range(len(sample_ids))]
 
+    def sources(self, sample_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Say of which files samples are, for what is kept of them.
+
+        Returns:
+            Whether a shard's size and time of change tell that it is the file of before, and a
+            number for each that differs between files that these tell apart; never 0.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read`.
+        """
+        shards = [self._manifest.locate(sample_id)[0] for sample_id in sample_ids]
+        found = {index: self._source(index) for index in sorted(set(shards))}
+        numbers = [found[index] for index in shards]
+        sources = np.array([number or 1 for number in numbers], np.uint64)
+        return np.array([number is not None for number in numbers], np.bool_), sources
+
     def readable(
         self,
         sample_ids: list[int],
@@ -79,17 +99,30 @@ class OpenShards:
             else:
                 yield sample_id, decoded
 
+    def _source(self, index: int) -> int | None:
+        """Return a number for the state of a shard's file; None if it has none that tells."""
+        layout = self._manifest.shards[index].layout
+        if layout is not None and layout.get("kind") != "tar":
+            return None  # images lie in files of their own
+        with _naming(self._manifest.shards[index]):
+            state = self._state(index)
+        if state.modified is None:
+            return None
+        return zlib.crc32(f"{state.size} {state.modified}".encode()) | 1
+
+    def _state(self, index: int) -> FileState:
+        """Return the state of a shard's file, whose size is that which was indexed."""
+        if index not in self._states:
+            self._states[index] = _require_size(self._manifest.shards[index])
+        return self._states[index]
+
     def _rows(self, index: int, rows: Sequence[int]) -> Iterator[RawSample]:
         shard = self._manifest.shards[index]
         shown = without_secrets(shard.url)
         if shard.spans is None:
             raise ValueError(f"the samples of {shown} lie in no file that could be read")
-        try:
+        with _naming(shard):
             samples = self._read(index, rows)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"shard {shown} does not exist. If the data moved, run `drrho index` again"
-            ) from None
         checksums = shard.spans.checksum.numpy()[list(rows)].tolist()
         for row, sample, checksum in zip(rows, samples, checksums, strict=True):
             if sample is None or sample.checksum != checksum:
@@ -106,9 +139,7 @@ class OpenShards:
             where = f"the layout of {without_secrets(shard.url)}"
             layout = from_json(Layout, shard.layout, where=where, strict=True)
         if layout is None or layout.kind == "tar":
-            if index not in self._checked:
-                _require_size(shard)
-                self._checked.add(index)
+            self._state(index)
             return self._read_tar(shard, rows, layout)
         if index not in self._sources:
             self._sources[index] = open_rows(shard.url, layout)
@@ -144,10 +175,24 @@ class OpenShards:
         return [None if sample is None else renamed(sample, layout) for sample in found]
 
 
-def _require_size(shard: Shard) -> None:
-    size = file_state(shard.url).size
+@contextmanager
+def _naming(shard: Shard) -> Iterator[None]:
+    """Name the shard in the error of a file that is not there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"shard {without_secrets(shard.url)} does not exist. If the data moved, run `drrho "
+            "index` again"
+        ) from None
+
+
+def _require_size(shard: Shard) -> FileState:
+    state = file_state(shard.url)
+    size = state.size
     if size != shard.size:
         raise ValueError(
             f"shard {without_secrets(shard.url)} has {size:,} bytes, and had {shard.size} when "
             f"it was indexed; {REMEDY}"
         )
+    return state

@@ -3,10 +3,12 @@
 import io
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
-from torch import Tensor
+
+Output = TypeVar("Output")
 
 # Pillow reads more formats, some of them with programs (Ghostscript for EPS). What a file is called
 # does not matter.
@@ -20,6 +22,7 @@ MAX_BYTES, MAX_EXPANSION = 5 * MAX_PIXELS, 200
 DECODER_BYTES = {"WEBP": 12, "AVIF": 6, "TIFF": 8}
 PROGRESSIVE_BYTES = 6  # libjpeg keeps all coefficients
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # others have 4
+WHOLE_SIZE = "drrho whole size"  # in the info of an image that may be decoded smaller
 STRIP_PIXELS = 2**20  # transparency is resolved in strips, which take a few copies each
 
 NOT_AN_IMAGE = "corrupt image, or none in the format " + ", ".join(FORMATS)
@@ -37,8 +40,12 @@ class UnusableSample(Exception):
         self.reason = reason
 
 
-def decode_image_bytes(content: bytes) -> Image.Image:
+def decode_image_bytes(content: bytes, *, at_least: int | None = None) -> Image.Image:
     """Decode an encoded image to RGB; transparent parts become white.
+
+    Args:
+        at_least: decodes a JPEG at 1/2, 1/4 or 1/8 of its size, as far as both sides keep so many
+            pixels; other formats are decoded whole. The whole size is then in the image's `info`.
 
     Raises:
         UnusableSample: the bytes are in none of `FORMATS`, or do not decode to the last row; or
@@ -51,6 +58,10 @@ def decode_image_bytes(content: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that is an error or does not matter
             image = _open(content)
+            if at_least is not None:  # Pillow's draft does nothing to other formats
+                size = image.size
+                image.draft(None, (at_least, at_least))  # pyright: ignore[reportArgumentType]
+                image.info[WHOLE_SIZE] = size
             image.load()
     except UnusableSample:
         raise
@@ -68,7 +79,7 @@ def decode_image_bytes(content: bytes) -> Image.Image:
         raise UnusableSample("corrupt image") from error
 
 
-def transformed(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
+def transformed(transform: Callable[[Image.Image], Output], image: Image.Image) -> Output:
     """Apply a transform to an image.
 
     Raises:

@@ -258,12 +258,12 @@ def _missing_image(sample: RawSample) -> str:
     return f"{sample.no_image}, but .{', .'.join(others[:3])}" if others else sample.no_image
 
 
-def decode_image(sample: RawSample) -> Image.Image:
+def decode_image(sample: RawSample, *, at_least: int | None = None) -> Image.Image:
     """Decode the image of a sample, as `decode_image_bytes`; UnusableSample if there is none."""
     content = image_bytes(sample)
     if content is None:
         raise UnusableSample(_missing_image(sample))
-    return decode_image_bytes(content)
+    return decode_image_bytes(content, at_least=at_least)
 
 
 def decode_caption(sample: RawSample) -> str:

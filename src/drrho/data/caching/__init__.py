@@ -1,0 +1,1 @@
+"""What is computed from samples once and kept: resized images and token ids."""

@@ -1,0 +1,52 @@
+"""Tokenizers whose result for a text depends on the text alone, and has one length."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def describe_tokenizer(tokenizer: Any) -> tuple[int, str] | None:
+    """Return the length of a text's token ids and all that these depend on, or None.
+
+    None is of a tokenizer that is not known to give a text the same ids in any company: those of
+    open_clip and of transformers that pad to one length are.
+    """
+    length = getattr(tokenizer, "context_length", None)
+    if not isinstance(length, int) or length < 1:
+        return None
+    kind = type(tokenizer)
+    match kind.__module__.partition(".")[0], kind.__name__:
+        case "open_clip", "SimpleTokenizer":
+            if getattr(tokenizer, "reduction_fn", None) is not None:
+                return None  # it may drop tokens at random
+            vocabulary = _hashed([tokenizer.encoder, sorted(map(list, tokenizer.bpe_ranks))])
+            clean = getattr(tokenizer.clean_fn, "__name__", "")
+        case ("open_clip", "HFTokenizer") | ("drrho", "_PaddingTokenizer"):
+            fast = getattr(tokenizer.tokenizer, "backend_tokenizer", None)
+            if fast is None:
+                return None
+            special = tokenizer.tokenizer.special_tokens_map
+            vocabulary = _hashed([fast.to_str(), {n: str(v) for n, v in special.items()}])
+            names = ("tokenizer_mode", "strip_sep_token")
+            clean = str([getattr(tokenizer, name, None) for name in names])
+            clean += getattr(getattr(tokenizer, "clean_fn", None), "__name__", "")
+        case _:
+            return None
+    return length, f"tokens {kind.__name__} {length} {clean} {_versions()} {vocabulary}"
+
+
+def _hashed(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode(errors="surrogatepass")).hexdigest()
+
+
+def _versions() -> str:
+    """Return the versions of what cleans and splits texts."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    found = []
+    for package in ("open_clip_torch", "ftfy", "regex", "tokenizers", "transformers"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return str(found)

@@ -1,0 +1,203 @@
+"""Parts of an image transform: what is always the same, what is drawn, and the normalisation."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, reduce
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from jaxtyping import Float32, UInt8
+from PIL import Image, features
+from torch import Tensor
+
+from drrho.data.reading.images import WHOLE_SIZE
+
+Step = Callable[[Image.Image], Image.Image]
+# By the package that a step comes from and its name. What these give follows from the image alone,
+# and their attributes say what they do.
+FIXED = {
+    *(("torchvision", name) for name in ("Resize", "CenterCrop", "Grayscale", "Pad")),
+    *(("open_clip", name) for name in ("MaybeConvertMode", "_convert_to_rgb")),
+}
+COMPOSE = ("torchvision", "Compose")
+TO_TENSOR = {("torchvision", "ToTensor"), ("open_clip", "MaybeToTensor")}
+NORMALIZE = ("torchvision", "Normalize")
+RANDOM_CROP = ("torchvision", "RandomResizedCrop")
+RESIZE = ("torchvision", "Resize")
+PIECE = 2**17  # values normalised at once, which stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Pixels of 8 bits to what a tower takes: (x / 255 - mean) / std, rounded at each operation.
+
+    The bits are those of torchvision's ToTensor and Normalize, on a GPU too.
+
+    Attributes:
+        mean, std: of each channel; both empty for x / 255 alone.
+    """
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __call__(
+        self, pixels: UInt8[Tensor, "batch channels height width"]
+    ) -> Float32[Tensor, "batch channels height width"]:
+        """Normalise a batch on its device."""
+        # Tensors: by a number a GPU would multiply with its rounded inverse.
+        divisor = torch.tensor(255.0, device=pixels.device)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        found = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+        size = len(pixels)
+        if not pixels.is_cuda and pixels.numel() > 0:
+            size = max(1, PIECE // pixels[0].numel())
+        for part, values in zip(found.split(max(1, size)), pixels.split(max(1, size)), strict=True):
+            part.copy_(values).div_(divisor)
+            if self.mean:
+                part.sub_(mean).div_(std)
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTransform:
+    """A transform in parts: `fixed` and `drawn` give an image, and then it becomes a tensor.
+
+    Attributes:
+        fixed: steps whose result follows from the image.
+        drawn: steps behind them, up to the last that gives an image; None if it is not known
+            which they are.
+        normalization: what makes the tensor; None if that is not known.
+        rest: everything behind `fixed`.
+        target: shorter side in pixels that the first step needs at least; None if not known.
+    """
+
+    fixed: tuple[Step, ...]
+    drawn: tuple[Step, ...]
+    normalization: Normalization | None
+    rest: Callable[[Any], Tensor]
+    target: int | None = None
+
+    def fix(self, image: Image.Image) -> Image.Image:
+        """Apply the fixed part."""
+        return reduce(lambda found, step: step(found), self.fixed, image)
+
+    @property
+    def draws(self) -> bool:
+        """Whether something behind the fixed part may be drawn."""
+        return self.normalization is None or len(self.drawn) > 0
+
+    def behind_fixed(self, image: Image.Image) -> Tensor:
+        """Apply what follows the fixed part, without the normalisation if that is known."""
+        if self.normalization is None:
+            return self.rest(image)
+        found, steps = image, self.drawn
+        if WHOLE_SIZE in image.info and steps and _name(steps[0]) == RANDOM_CROP:
+            found, steps = _crop_of_draft(steps[0], image), steps[1:]
+        return torch.from_numpy(pixels_of(reduce(lambda x, step: step(x), steps, found)))
+
+    def unnormalized(self, image: Image.Image) -> Tensor:
+        """Apply the transform, without the normalisation if that is known."""
+        return self.behind_fixed(self.fix(image))
+
+    @property
+    def description(self) -> str:
+        """What the fixed part gives depends on, beside the image."""
+        steps = [f"{_name(step)} {_plain_attributes(step)}" for step in self.fixed]
+        codecs = [features.version(codec) for codec in ("jpg", "libjpeg_turbo", "webp", "zlib")]
+        return f"{steps} {torch_vision_version()} Pillow {PIL.__version__} {codecs}"
+
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Return width and height that the fixed part gives every image; None if they differ."""
+        if not self.fixed:
+            return None
+        sizes = {self.fix(Image.new("RGB", size)).size for size in ((97, 31), (40, 83), (64, 64))}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def split_transform(transform: Callable[[Image.Image], Tensor]) -> SplitTransform:
+    """Split a transform; one that is not composed of known steps has only a `rest`."""
+    whole = SplitTransform(fixed=(), drawn=(), normalization=None, rest=transform)
+    if _name(transform) != COMPOSE or torch.get_default_dtype() != torch.float32:
+        return whole
+    steps = list(transform.transforms)  # pyright: ignore[reportFunctionMemberAccess]
+    count = next((n for n, step in enumerate(steps) if _name(step) not in FIXED), len(steps))
+    rest: Callable[[Any], Tensor] = type(transform)(steps[count:])  # pyright: ignore
+    split = replace(whole, fixed=tuple(steps[:count]), rest=rest, target=_target(steps))
+    places = [place for place, step in enumerate(steps) if _name(step) in TO_TENSOR]
+    if len(places) != 1 or places[0] < count:
+        return split
+    normalization = _normalization(steps[places[0] + 1 :])
+    return replace(split, drawn=tuple(steps[count : places[0]]), normalization=normalization)
+
+
+def pixels_of(image: Image.Image) -> UInt8[np.ndarray, "channels height width"]:
+    """Return an RGB image as an array, channels first.
+
+    Raises:
+        ValueError: it is no RGB image.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"the transform gave an image of mode {image.mode}, not RGB")
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@cache
+def torch_vision_version() -> str:
+    """Return the version of torchvision, which resizes."""
+    import torchvision  # noqa: PLC0415  # not before a transform of it is there
+
+    return torchvision.__version__
+
+
+def _crop_of_draft(step: Any, image: Image.Image) -> Image.Image:
+    """Take the crop that the whole image would have had from one that was decoded smaller."""
+    width, height = image.info[WHOLE_SIZE]
+    whole = Image.new("L", (width, height))
+    top, left, rows, columns = step.get_params(whole, list(step.scale), list(step.ratio))
+    x, y = image.width / width, image.height / height
+    box = (left * x, top * y, (left + columns) * x, (top + rows) * y)
+    resample = Image.Resampling[step.interpolation.name]
+    return image.resize(tuple(step.size[::-1]), resample, box=box)
+
+
+def _target(steps: Sequence[Any]) -> int | None:
+    """Return the shorter side that the first step makes smaller or equal, with room for crops."""
+    first = next(iter(steps), None)
+    size = getattr(first, "size", None)
+    sides = [size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or not all(isinstance(side, int) for side in sides):
+        return None
+    if _name(first) == RESIZE:
+        return max(sides)
+    if _name(first) == RANDOM_CROP and first is not None:
+        return math.ceil(max(sides) / math.sqrt(first.scale[0]))
+    return None
+
+
+def _normalization(steps: Sequence[Any]) -> Normalization | None:
+    if not steps:
+        return Normalization()
+    if len(steps) > 1 or _name(steps[0]) != NORMALIZE:
+        return None
+    mean, std = (tuple(map(float, values)) for values in (steps[0].mean, steps[0].std))
+    return Normalization(mean, std) if len(mean) == len(std) == 3 and all(std) else None
+
+
+def _name(step: object) -> tuple[str, str]:
+    """Return the package of a step and the name of its class or function."""
+    named = step if hasattr(step, "__name__") else type(step)
+    return named.__module__.partition(".")[0], named.__name__  # pyright: ignore
+
+
+def _plain_attributes(step: object) -> list[tuple[str, str]]:
+    kinds = (int, float, str, tuple, list, bool, type(None))
+    found = vars(step) if hasattr(step, "__dict__") else {}
+    named = [(name, value) for name, value in sorted(found.items()) if not name.startswith("_")]
+    enums = [(name, getattr(value, "value", value)) for name, value in named]
+    return [(name, repr(value)) for name, value in enums if isinstance(value, kinds)]
