@@ -229,6 +229,12 @@ def fill(path, first):
         rows.write(row, 5, np.full(64, row, np.uint8))
 
 
+def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    rows = MappedRows(tmp_path / "rows", identity="x", num_rows=3, row_bytes=2**20)
+    assert rows.num_present() == 0
+
+
 def test_two_processes_fill_one_file(tmp_path):
     path = tmp_path / "rows"
     context = multiprocessing.get_context("forkserver")

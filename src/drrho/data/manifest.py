@@ -37,6 +37,7 @@ from drrho.runtime.records import from_json
 
 FORMAT = "drrho manifest"
 VERSION = 2
+SMALL = 2**14  # bytes that are copied rather than hashed by a call of their own
 HEAD_BYTES = 4096  # of a manifest: the name of its rows stands in front of the shards
 MAX_JSON = 2**30  # bytes of the file: unusable rows take about 25 each
 ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
@@ -58,6 +59,9 @@ class FieldHash:
 
     def add(self, content: bytes | None) -> None:
         """Hash the next field; None for one that is absent."""
+        if content is not None and len(content) < SMALL:
+            self._digest.update(b"%d," % len(content) + content)  # faster than two updates
+            return
         self._digest.update(b"absent," if content is None else b"%d," % len(content))
         self._digest.update(content or b"")
 

@@ -18,6 +18,7 @@ from drrho.runtime.locks import exclusive_file
 FORMAT = b"drrho cached rows 1\n"
 HEAD = 4096  # bytes in front of the tags
 TAG = 8  # bytes of a row's tag
+ZEROS = 2**20  # bytes written at once
 
 
 class MappedRows:
@@ -140,7 +141,12 @@ def _make(path: Path, head: bytes, size: int) -> None:
     partial.unlink(missing_ok=True)  # of a process that was killed; the caller has the lock
     try:
         with partial.open("xb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # as on macOS
+                for start in range(0, size, ZEROS):
+                    file.write(bytes(min(ZEROS, size - start)))
+                file.seek(0)
             file.write(head)
         os.replace(partial, path)
     finally:

@@ -197,7 +197,10 @@ def _sample(key: str, row: int, fields: dict[str, bytes], files: list[TarFile]) 
 
 def image_bytes(sample: RawSample) -> bytes | None:
     """Return the encoded image, or None if the sample has none."""
-    return next((sample.fields[e] for e in IMAGE_EXTENSIONS if e in sample.fields), None)
+    for extension in IMAGE_EXTENSIONS:
+        if extension in sample.fields:
+            return sample.fields[extension]
+    return None
 
 
 def find_fault(sample: RawSample) -> str | None:

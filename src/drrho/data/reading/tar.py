@@ -19,6 +19,7 @@ MAX_CONTENT = 2**28  # bytes of one file; the largest image that is decoded has 
 MAX_EXTENSION = 2**20  # bytes of a long name or of extended attributes
 MAX_RECORD = 2**22  # bytes; archives are padded to whole records, of 10,240 bytes as a rule
 EXTENSIONS = (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+READ_WHOLE = (*EXTENSIONS, tarfile.XGLTYPE)
 WITHOUT_CONTENT = (
     *(tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE),
     *(tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE),
@@ -48,10 +49,6 @@ class Header(NamedTuple):
     name: str
     type: bytes
     size: int
-
-    @property
-    def is_file(self) -> bool:
-        return self.type in tarfile.REGULAR_TYPES
 
 
 class TarFile(NamedTuple):
@@ -88,9 +85,11 @@ def tar_files(
         if length is None:
             length = 0 if header.type in WITHOUT_CONTENT else header.size
         end = place + BLOCKSIZE + -(-length // BLOCKSIZE) * BLOCKSIZE
-        read = header.type in (*EXTENSIONS, tarfile.XGLTYPE)
-        if header.is_file:
+        is_file = header.type in tarfile.REGULAR_TYPES
+        if is_file:
             read = wanted(header.name if name is None else name)
+        else:
+            read = header.type in READ_WHOLE
         _require_length(header, length, place, left=size - place - BLOCKSIZE, read=read)
         content = _read(stream, length) if read else b""
         start = place if start is None else start
@@ -102,7 +101,7 @@ def tar_files(
                 raise ValueError(f"its global header at byte {place:,} names or sizes all files")
             start = None
         else:
-            if header.is_file:
+            if is_file:
                 at = place + BLOCKSIZE
                 yield TarFile(header.name if name is None else name, content, start, at, end)
             start = name = None
@@ -131,7 +130,7 @@ def _require_length(header: Header, length: int, place: int, *, left: int, read:
             f"its file {header.name!r} at byte {place:,} should have {length:,} bytes, and "
             f"{left:,} are left"
         )
-    most = MAX_CONTENT if header.is_file else MAX_EXTENSION
+    most = MAX_CONTENT if header.type in tarfile.REGULAR_TYPES else MAX_EXTENSION
     if read and length > most:
         raise ValueError(
             f"its file {header.name!r} at byte {place:,} has {length:,} bytes, and at most "
