@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +19,7 @@ from drrho.data.caching.tokenizers import describe_tokenizer
 from drrho.data.caching.transforms import SplitTransform, pixels_of
 from drrho.data.manifest import Manifest
 from drrho.data.reading.storage import local_path
+from drrho.runtime.memory import free_memory
 
 Mode = Literal["auto", "file", "memory", "off"]
 Transform = Callable[[Image.Image], Tensor]
@@ -204,7 +204,7 @@ def _open_tokens(
 
 def _lack(num_bytes: int, place: _Place) -> str:
     """Say what has too little room; empty if there is enough."""
-    if num_bytes > SHARE_OF_MEMORY * psutil.virtual_memory().available:
+    if num_bytes > SHARE_OF_MEMORY * free_memory():
         return f"{SHARE_OF_MEMORY:.0%} of the free memory (loading.cache = 'file' takes the disk)"
     folder = place.folder
     if folder is not None and num_bytes > SHARE_OF_DISK * shutil.disk_usage(folder).free:
