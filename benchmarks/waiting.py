@@ -34,7 +34,8 @@ folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 config = DemoConfig(output=str(folder))
 draw_demo_scenes(config)
 recipe = demo_comparison(config).methods["clip"]
-training = replace(recipe.training, steps=steps, log_every=1, checkpoint_every=steps)
+training = recipe.training
+training = replace(training, steps=steps, log_every=1, checkpoint_every=steps, evaluate_every=None)
 output = folder / "timed"
 shutil.rmtree(output, ignore_errors=True)
 without = type(recipe.evaluation)()
