@@ -22,7 +22,8 @@ from drrho.reference.joining.heads import (
     moments_of,
     ridge_heads,
 )
-from drrho.reference.joining.judging import guessed, mrr_of_pairs
+from drrho.reference.joining.judging import mrr_of_pairs
+from drrho.reference.judgement import guessed
 
 TOWERS = """
 import torch

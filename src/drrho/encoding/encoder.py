@@ -48,6 +48,7 @@ class EmbeddingModel:
         transform: RGB image -> tensor, deterministic.
         tokenizer: captions -> token ids.
         view: view of the samples that embeddings are stored of; None for samples as they are.
+        trained_on: `content_sha256` of the shards that it was trained on; None if unknown.
 
     Raises:
         ValueError: `precision` is none of the three.
@@ -65,6 +66,7 @@ class EmbeddingModel:
         self.transform: ImageTransform = towers.eval_transform
         self.tokenizer: Tokenizer = towers.tokenizer
         self.view: View | None = None
+        self.trained_on: tuple[str, ...] | None = None
 
     @classmethod
     def frozen(

@@ -56,15 +56,6 @@ class FittedHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenShard:
-    """Contents of a shard whose pairs a model was fitted on, as `drrho.data.manifest.Shard`."""
-
-    num_samples: int
-    keys_sha256: str
-    content_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class JoinedCard:
     """Contents of `joined.json`: of what a joined model was made, and how good it is.
 
@@ -78,7 +69,7 @@ class JoinedCard:
         chosen_on: held-out pairs that they were chosen by.
         judged_on: pairs that neither the fit nor the choice has seen.
         held_out: mean reciprocal rank on those, both directions, on distinct captions.
-        data: the shards of all these pairs.
+        data: `content_sha256` of the shards that it has seen.
     """
 
     version: ClassVar = 1
@@ -93,7 +84,7 @@ class JoinedCard:
     chosen_on: int
     judged_on: int
     held_out: MRR
-    data: tuple[SeenShard, ...]
+    data: tuple[str, ...]
 
     def __post_init__(self) -> None:
         sizes = ("image_features", "text_features", "embed_dim")

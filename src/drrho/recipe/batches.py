@@ -61,6 +61,12 @@ class Stores(NamedTuple):
         teachers = [open_reference(folder, manifest, views=views) for folder in recipe.teachers]
         return cls(reference, tuple(teachers), recipe.missing_reference)
 
+    def named(self, recipe: Recipe) -> list[tuple[str, Reference]]:
+        """List what steers and what teaches with the folders that the recipe names."""
+        steering = [] if self.reference is None else [self.reference]
+        names = [" and ".join(recipe.references)] * len(steering) + list(recipe.teachers)
+        return list(zip(names, [*steering, *self.teachers], strict=True))
+
     @property
     def identities(self) -> dict[str, Any]:
         """Identify the contents of the stores, wherever they lie."""

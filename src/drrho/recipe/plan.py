@@ -43,6 +43,7 @@ from drrho.recipe.train import (
     with_steps,
 )
 from drrho.recipe.tuning import prepare_target
+from drrho.reference.judgement import Judgement, judge_reference
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.reader import Reference
 from drrho.runtime.distributed import Processes
@@ -191,7 +192,7 @@ def plan_run(recipe: Recipe) -> str:
     sizes = sizes_of(recipe, model, num_samples=manifest.num_samples, num_processes=num_processes)
     lines = [
         *_of_data(recipe, manifest, report, num_read=num_read),
-        *_of_references(recipe, stores, manifest.num_samples),
+        *_of_references(recipe, stores, left),
         _of_model(recipe, sizes, device),
         *_of_tuning(recipe, model),
         f"objective    {describe_objective(recipe)}",
@@ -291,18 +292,25 @@ def _of_data(
         yield f"filter       {report}"
 
 
-def _of_references(recipe: Recipe, stores: Stores, num_samples: int) -> Iterable[str]:
+def _of_references(recipe: Recipe, stores: Stores, manifest: Manifest) -> Iterable[str]:
     named: list[tuple[str, str, Reference]] = []
     if stores.reference is not None:
         named.append(("reference", " and ".join(recipe.references), stores.reference))
     for folder, teacher in zip(recipe.teachers, stores.teachers, strict=True):
         named.append(("teacher", folder, teacher))
     for kind, folder, store in named:
-        size = readable_bytes(stored_bytes(num_samples, store.embedding_dim))
+        size = readable_bytes(stored_bytes(manifest.num_samples, store.embedding_dim))
         yield (
             f"{kind:<12} {folder}: {store.embedding_dim} dimensions, {store.num_absent:,} samples "
             f"without embeddings, {size} mapped into memory"
         )
+        yield from _indented(judge_reference(store, manifest))
+
+
+def _indented(judgement: Judgement | None) -> Iterable[str]:
+    """Give the lines of a judgement, below what they belong to."""
+    lines = [] if judgement is None else str(judgement).splitlines()
+    return [f"{'':<12} {line}" for line in lines]
 
 
 def _of_model(recipe: Recipe, sizes: Sizes, device: torch.device) -> str:

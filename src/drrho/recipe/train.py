@@ -26,6 +26,7 @@ from drrho.evaluation.evaluate import evaluate_encoder
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model, save_model
 from drrho.models.lora import merged_weights
+from drrho.models.seen import note_training_data
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
 from drrho.recipe.document import (
@@ -44,6 +45,7 @@ from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.recipe.tuning import prepare_target
+from drrho.reference.judgement import judge_reference
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
 from drrho.runtime.errors import CheckpointError
@@ -123,6 +125,8 @@ class _Training:
     def run(self) -> RunResults:
         """Train to the end, and write the model and the results."""
         recipe, folder = self.recipe, Path(self.recipe.output)
+        if self.processes.is_first:
+            self._judge()
         model = build_model(recipe.model, seed=recipe.seed)
         rates = prepare_target(model, recipe)
         average = self._average(model)
@@ -134,6 +138,8 @@ class _Training:
         state.resume(may_change=MAY_CHANGE, upgrade=upgraded)
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
+            contents = (shard.content_sha256 for shard in self.manifest.shards)
+            note_training_data(folder, contents, model=recipe.model)
         models = {"evaluation": model}
         if average is not None:
             models[EMA_NAME] = _of(average, model)
@@ -183,6 +189,13 @@ class _Training:
         if self.processes.is_first:
             write_run_results(folder, results)
         return results
+
+    def _judge(self) -> None:
+        """Say on standard error how the references do on a sample of the pairs."""
+        for folder, store in self.stores.named(self.recipe):
+            judgement = judge_reference(store, self.manifest)
+            if judgement is not None:
+                announce(f"reference {folder}: {judgement}")
 
     def _average(self, model: TwoTower) -> AveragedModel | None:
         """Build the moving average that the recipe asks for; a copy made before any wrapper."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,10 +16,12 @@ from drrho.data.views import View, Views
 from drrho.encoding.encoder import EmbeddingModel, Precision
 from drrho.models.build import Model, build_model, find_model
 from drrho.models.program import trusting
+from drrho.models.seen import training_data_of
 from drrho.plotting.table import in_brackets, markdown_table
+from drrho.reference.judgement import judge_reference
 from drrho.reference.losses.summary import summarise_losses
 from drrho.reference.precompute import PrecomputeReport, precompute
-from drrho.reference.reader import view_folder
+from drrho.reference.reader import open_reference, view_folder
 from drrho.reference.store import REFERENCE_CARDS
 from drrho.reference.verify import Verification, verify
 from drrho.runtime.distributed import Processes
@@ -169,7 +171,10 @@ def precompute_reference(config: PrecomputeConfig) -> PrecomputeReport:
             model = find_model(config.model, pretrained=config.pretrained)
             with trusting(everything=config.trust):
                 encoder = _encoder(model, config.precision, device)
-            return _precomputed(config, encoder, manifest, processes)
+            encoder.trained_on = training_data_of(model)
+            report = _precomputed(config, encoder, manifest, processes)
+            stored = open_reference(config.output, manifest, views=config.chosen_views())
+            return replace(report, judgement=judge_reference(stored, manifest))
 
 
 def _precomputed(
@@ -209,7 +214,8 @@ def _encoder(model: Model, precision: Precision, device: torch.device) -> Embedd
 def run_precompute(config: PrecomputeConfig) -> str:
     """Store a reference model's embeddings of a data set."""
     report = precompute_reference(config)
-    return f"{config.output}: {report}; {report.shards_found} shards were there already"
+    counts = f"{config.output}: {report}; {report.shards_found} shards were there already"
+    return counts if report.judgement is None else f"{counts}\n{report.judgement}"
 
 
 def run_verify(config: VerifyConfig) -> str:

@@ -14,6 +14,7 @@ from drrho.data.loading import NothingReadable, evaluation_batches
 from drrho.data.manifest import Manifest, Shard
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.plotting.table import in_brackets
+from drrho.reference.judgement import Judgement
 from drrho.reference.shard_files import ShardFiles, entries_of
 from drrho.reference.store import (
     REFERENCE_CARDS,
@@ -38,12 +39,14 @@ class PrecomputeReport:
         absent: number of rows without embeddings, by reason.
         shards_found: shards that were complete before this run.
         joined: number of rows by how an imported row was found for them.
+        judgement: how the reference does on a sample of the pairs; None if that was not asked for.
     """
 
     num_samples: int
     absent: dict[str, int]
     shards_found: int
     joined: dict[str, int] = field(default_factory=dict)
+    judgement: Judgement | None = None
 
     @property
     def num_encoded(self) -> int:
@@ -150,6 +153,7 @@ def _open_folder(encoder: EmbeddingModel, manifest: Manifest, *, folder: Path) -
         model=encoder.identity,
         embedding_dim=encoder.embedding_dim,
         shards=entries_of(manifest.shards),
+        trained_on=encoder.trained_on,
     )
     if not REFERENCE_CARDS.exists(folder):
         REFERENCE_CARDS.save(card, folder)

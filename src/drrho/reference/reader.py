@@ -55,6 +55,13 @@ class Reference:
         return {"ensemble": models, "weights": list(self.weights)}
 
     @property
+    def trained_on(self) -> set[str] | None:
+        """Contents of the shards that any of the models was trained on; None if all are unknown."""
+        known = [stores[0].trained_on for stores in self.stores]
+        found = [set(shards) for shards in known if shards is not None]
+        return set().union(*found) if found else None
+
+    @property
     def embedding_dim(self) -> int:
         """Dimension of the concatenated embeddings."""
         return sum(stores[0].embedding_dim for stores in self.stores)

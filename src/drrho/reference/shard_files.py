@@ -7,7 +7,7 @@ its shards, in any order and wherever they lie, and no other.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,7 +29,7 @@ from drrho.runtime.files import (
     write_atomically,
     write_json,
 )
-from drrho.runtime.records import from_json
+from drrho.runtime.records import OPTIONAL, from_json
 
 Card = TypeVar("Card")
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # tensors of a file: types and shapes
@@ -305,6 +305,9 @@ class CardKind(Generic[Card]):
     def save(self, card: Any, folder: Path) -> None:
         """Write a card, atomically."""
         content = asdict(card)
+        for part in fields(card):
+            if part.metadata == OPTIONAL and content[part.name] is None:
+                del content[part.name]
         version = content.pop("version")
         write_json(folder / self.file_name, {**self.header, "version": version, **content})
 

@@ -6,7 +6,7 @@ share cancels in the differences R_ij - R_ii that the loss takes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from drrho.data.manifest import Manifest
 from drrho.reference.rows import in_order, locate
 from drrho.reference.shard_files import CardKind, Layout, ShardEntry, ShardFile, ShardFiles
 from drrho.runtime.checks import require_at_least
-from drrho.runtime.records import from_json
+from drrho.runtime.records import OPTIONAL, from_json
 
 FILE_NAME = "reference.json"
 TENSORS = ("image", "text", "present")
@@ -38,12 +38,14 @@ class ReferenceCard:
         model: the encoder's identity, as `TwoTower.identity`, and the precision.
         shards: in the order of the manifest they were computed for.
         version: version of the format; from 2 on files have checksums.
+        trained_on: `content_sha256` of the shards that the model was trained on; None if unknown.
     """
 
     model: dict[str, str]
     embedding_dim: int
     shards: tuple[ShardEntry, ...]
     version: int = 2
+    trained_on: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self):
         require_at_least(1, embedding_dim=self.embedding_dim)
@@ -163,6 +165,7 @@ class ReferenceStore:
         self, card: ReferenceCard, offsets: list[int], shard: Callable[[int], ShardFile]
     ) -> None:
         self.identity = card.model
+        self.trained_on = card.trained_on
         self.embedding_dim = card.embedding_dim
         self.num_shards = len(offsets) - 1
         self._offsets = torch.tensor(offsets)

@@ -93,9 +93,7 @@ def features_of_pairs(
         for number, chunk in enumerate(chunks):
             file = folder / f"block-{number:05d}.npy"
             if not file.is_file():
-                found = torch.cat(
-                    list(_encoded(tower, shards, chunk, batch_size, device, progress))
-                )
+                found = _encoded(tower, shards, chunk, batch_size, device, progress)
                 content = io.BytesIO()
                 np.save(content, found.numpy(), allow_pickle=False)
                 write_atomically(file, content.getvalue())
@@ -114,41 +112,55 @@ def _encoded(
     batch_size: int,
     device: torch.device,
     progress: Progress,
-) -> Iterator[Tensor]:
-    """Yield the features of each batch; a row that cannot be decoded is NaN."""
+) -> Float32[Tensor, "pairs dim"]:
+    """Encode the pairs of a block; a row that cannot be decoded is NaN."""
+    batches = _images if isinstance(tower, ImageTower) else _texts
+    places: list[int] = []
+    parts: list[Tensor] = []
+    for rows, inputs in batches(tower, shards, ids, batch_size):
+        if rows:
+            with torch.no_grad():
+                features = features_of(tower.module, inputs.to(device), name=_name(tower))
+            places += rows
+            parts.append(features.cpu())
+            progress.advance(len(rows))
+    if not parts:
+        raise ValueError(f"none of {len(ids)} pairs, from id {int(ids[0])} on, could be decoded")
+    found = torch.full((len(ids), parts[0].shape[1]), torch.nan)
+    found[places] = torch.cat(parts)
+    return found
+
+
+def _images(
+    tower: Any, shards: OpenShards, ids: Tensor, batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield batches of transformed images with their rows."""
 
     def pixels(sample: RawSample) -> Tensor:
-        assert isinstance(tower, ImageTower)
         return transformed(tower.transform, decode_image(sample))
 
-    is_image = isinstance(tower, ImageTower)
-    lost = 0
-    for batch in ids.split(batch_size):
-        wanted = batch.tolist()
-        found: dict[int, Any] = dict(
-            shards.readable(wanted, [], decode=pixels if is_image else decode_caption)
-        )
-        progress.advance(len(wanted))
-        if not found:
-            lost += len(wanted)
-            continue
-        inputs = list(found.values())
-        prepared = torch.stack(inputs) if is_image else tower.tokenizer(inputs)
-        with torch.no_grad():
-            features = features_of(tower.module, prepared.to(device), name=f"the {_side(tower)}")
-        places = torch.tensor([sample_id in found for sample_id in wanted])
-        block = torch.full((len(wanted), features.shape[1]), torch.nan)
-        block[places] = features.cpu()
-        if lost:
-            yield torch.full((lost, features.shape[1]), torch.nan)
-            lost = 0
-        yield block
-    if lost:
-        raise ValueError(f"the last {lost} pairs of a block could not be decoded")
+    for start in range(0, len(ids), batch_size):
+        wanted = ids[start : start + batch_size].tolist()
+        found = dict(shards.readable(wanted, [], decode=pixels))
+        rows = [start + row for row, sample_id in enumerate(wanted) if sample_id in found]
+        yield rows, torch.stack(list(found.values())) if found else torch.empty(0)
 
 
-def _side(tower: ImageTower | TextTower) -> str:
-    return "image tower" if isinstance(tower, ImageTower) else "text tower"
+def _texts(
+    tower: Any, shards: OpenShards, ids: Tensor, batch_size: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield batches of token ids with their rows, texts of similar length together."""
+    captions = dict(shards.readable(ids.tolist(), [], decode=decode_caption))
+    rows = [row for row, sample_id in enumerate(ids.tolist()) if sample_id in captions]
+    found = {row: captions[int(ids[row])] for row in rows}
+    rows.sort(key=lambda row: len(found[row]))
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        yield batch, tower.tokenizer([found[row] for row in batch])
+
+
+def _name(tower: ImageTower | TextTower) -> str:
+    return "the image tower" if isinstance(tower, ImageTower) else "the text tower"
 
 
 def _key(tower: ImageTower | TextTower, manifest: Manifest, ids: Tensor) -> str:

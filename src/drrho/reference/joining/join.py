@@ -12,18 +12,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from drrho.data.indexing import open_manifest
-from drrho.data.manifest import Manifest, Shard
-from drrho.models.build import LOADERS, save_model
+from drrho.data.manifest import Manifest
+from drrho.models.build import LOADERS, find_model, save_model
 from drrho.models.joined import (
     JOINED_FILE,
     FittedHead,
     JoinedCard,
     Method,
-    SeenShard,
     join_towers,
     with_heads,
 )
 from drrho.models.program import trusting
+from drrho.models.seen import training_data_of
 from drrho.models.towers.sources import build_tower
 from drrho.models.towers.tower import ImageTower, TextTower
 from drrho.reference.joining.features import BLOCK, Features, features_of_pairs, read_captions
@@ -171,7 +171,7 @@ def join_reference(config: JoinConfig) -> JoinedCard:
             chosen_on=len(choose.rows),
             judged_on=len(judge.rows),
             held_out=mrr_of_pairs(*found, judge.captions, generator=generator),
-            data=tuple(_seen(shard) for shard in manifest.shards),
+            data=_seen(config, manifest),
         )
         model = with_heads(join_towers(image, text, card), heads.state())
         with suppress(FileNotFoundError):
@@ -195,9 +195,15 @@ def run_join(config: JoinConfig) -> str:
     )
 
 
-def _seen(shard: Shard) -> SeenShard:
-    num_samples, keys, contents = shard.contents
-    return SeenShard(num_samples=num_samples, keys_sha256=keys, content_sha256=contents)
+def _seen(config: JoinConfig, manifest: Manifest) -> tuple[str, ...]:
+    """List the contents of the shards that the heads, or a tower, were trained on."""
+    of_towers = [
+        training_data_of(find_model(source)) or ()
+        for source in (config.image, config.text)
+        if source.startswith("run:") or Path(source).expanduser().is_dir()
+    ]
+    shards = [shard.content_sha256 for shard in manifest.shards]
+    return tuple(dict.fromkeys([*shards, *(it for seen in of_towers for it in seen)]))
 
 
 def _encoded(

@@ -13,6 +13,7 @@ from drrho.evaluation.metrics.retrieval import (
     retrieval_ranks,
 )
 from drrho.models.joined import MRR
+from drrho.reference.judgement import guessed_mrr
 
 
 def mrr_of_pairs(
@@ -44,19 +45,4 @@ def reciprocal_ranks_of_pairs(
     first = torch.tensor([index[caption] for caption in distinct])
     ranks = retrieval_ranks(images.float(), texts[first].float(), pairs)
     carriers = torch.bincount(pairs[1], minlength=len(distinct)).tolist()
-    # Of images to texts one of all is right; of texts to images as many as carry the text.
-    by_number = {n: guessed(len(captions), n) for n in set(carriers)}
-    of_texts = sum(by_number[n] for n in carriers) / len(carriers)
-    guessing = (guessed(len(distinct), 1) + of_texts) / 2
-    return reciprocal_rank_of_images(ranks, pairs), guessing
-
-
-def guessed(candidates: int, right: int) -> float:
-    """Compute the expected reciprocal rank of the best of `right` candidates in random order."""
-    # P(best at rank r) = C(N - r, m - 1) / C(N, m), by its ratio from one rank to the next.
-    chance, total = right / candidates, 0.0
-    for rank in range(1, candidates - right + 2):
-        total += chance / rank
-        if rank < candidates:
-            chance *= (candidates - rank - right + 1) / (candidates - rank)
-    return total
+    return reciprocal_rank_of_images(ranks, pairs), guessed_mrr(carriers)

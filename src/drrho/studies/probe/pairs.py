@@ -20,6 +20,7 @@ from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.models.build import build_model, find_model
+from drrho.models.seen import training_data_of
 from drrho.recipe.override import changed_kind
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
@@ -46,11 +47,13 @@ class Pairs:
         ids: of the samples, ascending.
         cosines: of images (rows) and texts.
         rate: pairs encoded in a second; None if they were stored.
+        trained_on: `content_sha256` of the shards that the model was trained on; None if unknown.
     """
 
     ids: Int64[Tensor, " pairs"]
     cosines: Cosines
     rate: float | None
+    trained_on: tuple[str, ...] | None = None
 
 
 class Trained(NamedTuple):
@@ -146,7 +149,12 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
         ids = manifest.usable_ids()
         rows = stored.gather(ids)
         kept = rows.keep(rows.present)
-        return Pairs(ids=ids[rows.present], cosines=_cosines(kept.image, kept.text), rate=None)
+        return Pairs(
+            ids=ids[rows.present],
+            cosines=_cosines(kept.image, kept.text),
+            rate=None,
+            trained_on=stored.trained_on,
+        )
     architecture, _, pretrained = name.partition("@")
     config = find_model(architecture, pretrained=pretrained or None)
     config.require_trained()
@@ -160,7 +168,12 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
         description=f"pairs by {name}",
     )
     rate = len(found.sample_ids) / (time.monotonic() - began)
-    return Pairs(ids=found.sample_ids, cosines=_cosines(*found.target), rate=rate)
+    return Pairs(
+        ids=found.sample_ids,
+        cosines=_cosines(*found.target),
+        rate=rate,
+        trained_on=training_data_of(config),
+    )
 
 
 def common_pairs(models: Mapping[str, Pairs]) -> dict[str, Pairs]:

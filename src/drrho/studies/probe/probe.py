@@ -21,12 +21,14 @@ from drrho.models.program import trusting
 from drrho.recipe.command import recipe_of
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import with_steps
+from drrho.reference.judgement import Judgement, judge_cosines, seen_shards
 from drrho.reference.losses.table import read_loss_table
 from drrho.runtime.files import expand_paths, write_atomically
 from drrho.runtime.launch import require_one_process, resolve_device
 from drrho.runtime.records import write_record
 from drrho.studies.probe.contamination import Contamination, contamination
 from drrho.studies.probe.pairs import (
+    Pairs,
     PairsProbe,
     Trained,
     common_pairs,
@@ -220,9 +222,25 @@ def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
         held_out=len(pairs[pilots[0]].ids),
         pilot_steps=steps,
         temperature=recipe.objective.temperature.initial,
-        references=_pair_rows(found, rates, num_pairs=len(train.usable_ids()), generator=generator),
+        references={
+            name: replace(row, judgement=_judged(pairs[name], train, seed=config.seed))
+            for name, row in _pair_rows(
+                found, rates, num_pairs=len(train.usable_ids()), generator=generator
+            ).items()
+        },
     )
     return _written(results, config.output)
+
+
+def _judged(pairs: Pairs, train: Manifest, *, seed: int) -> Judgement:
+    """Judge a reference on the held-out pairs, whose texts are distinct."""
+    return judge_cosines(
+        pairs.cosines,
+        torch.arange(len(pairs.ids)),
+        seen=seen_shards(pairs.trained_on, train),
+        shards=len(train.shards),
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def _held_out(manifest: Manifest, generator: torch.Generator) -> tuple[Manifest, Manifest]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from drrho.reference.judgement import Judgement
 from drrho.runtime.records import OPTIONAL
 from drrho.studies.probe.contamination import Contamination
 from drrho.studies.probe.steerability import Estimate, Steerability
@@ -24,6 +25,8 @@ class ProbedReference(Steerability):
         by_anchor: steerability of the anchors' losses.
         divergence: divergence of the weights from uniform, in nats.
         precompute_seconds: time to embed all training pairs; None if they are stored.
+        judgement: how it does on the held-out pairs, and whether it was trained on the pairs that
+            it would steer on.
     """
 
     contamination: Contamination | None
@@ -34,6 +37,7 @@ class ProbedReference(Steerability):
     by_anchor: float | None = field(default=None, metadata=OPTIONAL)
     divergence: float | None = field(default=None, metadata=OPTIONAL)
     precompute_seconds: float | None = None
+    judgement: Judgement | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

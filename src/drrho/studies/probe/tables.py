@@ -53,6 +53,8 @@ def _of_pairs(found: ProbedReference) -> list[str]:
 
 def _notes(name: str, found: ProbedReference) -> list[str]:
     notes, seen = [], found.contamination
+    if found.judgement is not None:
+        notes.append(f"{name}: {found.judgement}")
     if seen is not None and seen.alarm:
         notes.append(
             f"ALARM: {name} has a loss lower by {-seen.gap:.4f} on training samples than on "
