@@ -30,6 +30,7 @@ from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.studies.probe.pairs import (
     PairsProbe,
+    Seen,
     Trained,
     common_pairs,
     embed,
@@ -192,10 +193,12 @@ def probe(
         [pairs[pilot] for pilot in pilots],
         {name: pairs[name] for name in models},
         trained=Trained(temperature=TEMPERATURE),
-        seen={
-            name: with_distinct_texts(embed(source, subset, device=device))
-            for name, source in models.items()
-        },
+        seen=Seen(
+            {
+                name: with_distinct_texts(embed(source, subset, device=device))
+                for name, source in models.items()
+            }
+        ),
         generator=generator,
     )
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from drrho.studies.probe.contamination import contamination
+from drrho.studies.probe.contamination import LEAST_EFFECT, contamination
+from drrho.studies.probe.familiarity import familiarity, matched
 from drrho.studies.probe.negatives import NegativeWeights, anchor_losses, gap_moments
 from drrho.studies.probe.steerability import (
     bootstrap_weights,
@@ -214,3 +215,43 @@ def test_anchor_losses_and_weights():
     assert NegativeWeights(sharp, 0.07).effective_share == pytest.approx(1 / 4)
     with pytest.raises(ValueError, match="temperature"):
         anchor_losses(level, 0.0)
+
+
+def test_harder_held_out_pairs_are_no_contamination_once_they_are_matched():
+    """Losses fall with familiarity, and the held-out pairs are unfamiliar: by nothing else."""
+
+    def found(shift, *, use):
+        generator = torch.Generator().manual_seed(5)
+        known = torch.rand(600, generator=generator)
+        unknown = 0.5 * torch.rand(600, generator=generator)
+        train = -4 * known.double() + normal(600, seed=1) + shift
+        held_out = -4 * unknown.double() + normal(600, seed=2)
+        return contamination(
+            train,
+            held_out,
+            resamples=300,
+            generator=generator,
+            weights=matched(known, unknown) if use else None,
+            least_effect=LEAST_EFFECT if use else 0.0,
+        ).alarm
+
+    assert found(0.0, use=False), "harder pairs alone bring it about"
+    assert not found(0.0, use=True)
+    assert found(-2.0, use=True), "what was seen is still noticed"
+
+
+def test_a_caption_is_as_familiar_as_the_nearest_other_one():
+    among = ["a red circle", "two green squares", "a red circle", "grinning face"]
+    own = familiarity(among, among, own=torch.arange(4))
+    assert own[0] == pytest.approx(1.0)
+    assert own[2] == pytest.approx(1.0)
+    assert own[3] < 0.3
+    others = familiarity(["grinning faces", "xyzzy"], among)
+    assert 0.7 < others[0] < 1
+    assert others[1] < 0.1
+
+
+def test_pairs_that_nothing_matches_are_not_compared():
+    assert matched(torch.ones(50), torch.zeros(50)) is None
+    both = matched(torch.tensor([0.0] * 5 + [1.0] * 45), torch.zeros(50))
+    assert both is None or both.train[5:].sum() == 0

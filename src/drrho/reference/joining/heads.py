@@ -14,7 +14,7 @@ Technometrics 1970; H. Hotelling, Biometrika 1936, regularised as by H. D. Vinod
 1976; powers of the correlations, Y. Gong et al., IJCV 2014 (arXiv 1212.4522).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -129,10 +129,12 @@ def ridge_heads(moments: Moments) -> Iterator[Heads]:
         )
 
 
-def cca_heads(moments: Moments) -> Iterator[Heads]:
+def cca_heads(
+    moments: Moments, *, shares: Sequence[float] = SHARES, powers: Sequence[float] = POWERS
+) -> Iterator[Heads]:
     """Fit a regularised CCA, one for each penalty, power and number of directions."""
     sides = [torch.linalg.eigh(side) for side in (moments.image, moments.text)]
-    for share in SHARES:
+    for share in shares:
         roots = []
         for side, (values, vectors) in zip((moments.image, moments.text), sides, strict=True):
             penalty = share * side.diagonal().mean()
@@ -142,7 +144,7 @@ def cca_heads(moments: Moments) -> Iterator[Heads]:
         )
         full = len(correlations)
         for k in sorted({min(k, full) for k in (*DIMENSIONS, full)}):
-            for power in POWERS:
+            for power in powers:
                 scale = correlations[:k].pow(power)
                 yield Heads(
                     method="cca",

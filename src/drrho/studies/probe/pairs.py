@@ -1,9 +1,10 @@
 """Probing references of contrastive training: pilots, embeddings of held-out pairs, moments."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,12 @@ from drrho.models.seen import training_data_of
 from drrho.recipe.override import changed_kind
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
+from drrho.reference.joining.features import read_captions
 from drrho.reference.store import FILE_NAME as STORE_FILE
 from drrho.reference.store import ReferenceStore
 from drrho.runtime.launch import resolve_device
-from drrho.studies.probe.contamination import Contamination, contamination
+from drrho.studies.probe.contamination import LEAST_EFFECT, Contamination, contamination
+from drrho.studies.probe.familiarity import Matched, familiarity, matched
 from drrho.studies.probe.negatives import NegativeWeights, anchor_losses, gap_moments
 from drrho.studies.probe.steerability import (
     Steerability,
@@ -37,6 +40,9 @@ from drrho.studies.probe.steerability import (
 )
 
 Cosines = Float64[Tensor, "pairs pairs"]
+# Ids of training pairs and of held-out ones -> weights; None if too few are alike.
+Matching = Callable[[Tensor, Tensor], Matched | None]
+MOST_CAPTIONS = 20_000  # of the training data, that others are compared with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,19 @@ class Trained(NamedTuple):
 
     temperature: float
     reference_scale: float = 1.0
+
+
+class Seen(NamedTuple):
+    """Training pairs, to compare with the held-out ones.
+
+    Attributes:
+        pairs: name of a reference -> embeddings of as many pairs; None where there are none.
+        matching: weights of training and held-out pairs, by their ids; None for held-out pairs
+            that were drawn from the training data.
+    """
+
+    pairs: Mapping[str, Pairs | None]
+    matching: Matching | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +222,7 @@ def probe_pairs(
     references: Mapping[str, Pairs],
     *,
     trained: Trained,
-    seen: Mapping[str, Pairs | None],
+    seen: Seen,
     generator: torch.Generator,
     resamples: int = 400,
 ) -> PairsProbe:
@@ -213,7 +232,7 @@ def probe_pairs(
         pilots: embeddings of the two pilots.
         references: name -> embeddings of the same pairs.
         trained: temperature and scale.
-        seen: name -> embeddings of as many training pairs; None where there are none.
+        seen: training pairs, to look for contamination.
         generator: generator of the bootstrap.
     """
     names, temperature = list(references), trained.temperature
@@ -233,11 +252,12 @@ def probe_pairs(
         },
         contamination={
             name: None
-            if (training := seen.get(name)) is None
-            else contamination(
+            if (training := seen.pairs.get(name)) is None
+            else _contamination(
+                (training.ids, references[name].ids),
                 anchor_losses(trained.reference_scale * training.cosines, temperature),
                 losses_of[name],
-                resamples=1000,
+                matching=seen.matching,
                 generator=generator,
             )
             for name in names
@@ -245,6 +265,52 @@ def probe_pairs(
         held_out_losses={name: float(losses_of[name].mean()) for name in names},
         reciprocal_ranks={name: reciprocal_ranks(references[name].cosines) for name in names},
     )
+
+
+def _contamination(
+    ids: tuple[Tensor, Tensor],
+    train: Float64[Tensor, " seen"],
+    held_out: Float64[Tensor, " unseen"],
+    *,
+    matching: Matching | None,
+    generator: torch.Generator,
+) -> Contamination | None:
+    """Compare losses of pairs that are equally familiar; None if too few are."""
+    test = partial(contamination, train, held_out, resamples=1000, generator=generator)
+    if matching is None:
+        return test()
+    weights = matching(*ids)
+    return None if weights is None else test(weights=weights, least_effect=LEAST_EFFECT)
+
+
+def matching_by_captions(
+    train: Manifest, held_out: Manifest, subset: Manifest, *, generator: torch.Generator
+) -> Matching:
+    """Read captions, and match pairs by how familiar these are among the training data's.
+
+    Args:
+        subset: the training pairs to compare; their own captions do not count.
+        generator: generator of the choice of at most 20,000 training captions.
+    """
+    ids = train.usable_ids()
+    drawn = ids[torch.randperm(len(ids), generator=generator)[:MOST_CAPTIONS]]
+    own, apart = subset.usable_ids(), held_out.usable_ids()
+    known = torch.cat([own, drawn]).unique()
+    captions, others = (
+        [caption or "" for caption in read_captions(manifest, wanted)]
+        for manifest, wanted in ((train, known), (held_out, apart))
+    )
+    places = torch.searchsorted(known, own)
+    of_train = familiarity([captions[i] for i in places.tolist()], captions, own=places)
+    of_held_out = familiarity(others, captions)
+
+    def weights(seen: Tensor, unseen: Tensor) -> Matched | None:
+        return matched(
+            of_train[torch.searchsorted(own, seen)],
+            of_held_out[torch.searchsorted(apart, unseen)],
+        )
+
+    return weights
 
 
 def reciprocal_ranks(cosines: Cosines) -> Float64[Tensor, " pairs"]:

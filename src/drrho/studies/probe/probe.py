@@ -30,10 +30,12 @@ from drrho.studies.probe.contamination import Contamination, contamination
 from drrho.studies.probe.pairs import (
     Pairs,
     PairsProbe,
+    Seen,
     Trained,
     common_pairs,
     embed,
     embed_all,
+    matching_by_captions,
     probe_pairs,
     train_pilots,
     training_subset,
@@ -212,7 +214,12 @@ def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
                 recipe.objective.reference_scale if isinstance(recipe.objective, DRRhoCLIP) else 1.0
             ),
         ),
-        seen={name: training for name, _, training in embedded},
+        seen=Seen(
+            {name: training for name, _, training in embedded},
+            None
+            if config.held_out is None
+            else matching_by_captions(train, held_out, subset, generator=generator),
+        ),
         generator=generator,
         resamples=config.resamples,
     )
