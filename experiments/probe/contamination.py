@@ -1,4 +1,4 @@
-"""How often does the alarm of contamination fire on clean references, and on those that have seen?
+r"""How often does the alarm of contamination fire on clean references, and on those that have seen?
 
 Real pairs, and references that take milliseconds: heads by canonical correlation over the frozen
 features of two models (`drrho reference join`), of three penalties, from memorising to smooth. The
@@ -7,7 +7,7 @@ half is clean when the other is the training data of a target, one that was fitt
 seen it, and one that was fitted on both has seen it among as many others. The held-out pairs are
 the data set's own, which may be harder.
 
-    python experiments/probe/contamination.py --train DATA --held-out DATA \\
+    python experiments/probe/contamination.py --train DATA --held-out DATA \
         --image SOURCE --text SOURCE
 
 The features are computed once, into `--features`. The rest takes some seconds for each seed.

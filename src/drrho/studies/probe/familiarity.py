@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 DIMENSIONS = 1024  # trigrams share them by a hash
-BINS = 6  # of familiarity, with as many held-out pairs each
+BINS = 6  # of familiarity, with as many held-out pairs each; fewer where these are few
 FEWEST_IN_BIN = 5  # pairs of either kind
 ROWS = 512  # compared at once
 
@@ -66,7 +66,8 @@ def matched(
     Returns:
         None if too few are left to compare.
     """
-    edges = held_out.quantile(torch.linspace(0, 1, BINS + 1)[1:-1]).unique()
+    number = max(1, min(BINS, len(held_out) // (2 * FEWEST_IN_BIN)))
+    edges = held_out.quantile(torch.linspace(0, 1, number + 1)[1:-1]).unique()
     bins = [torch.bucketize(side, edges) for side in (train, held_out)]
     counts = [side.bincount(minlength=len(edges) + 1).double() for side in bins]
     both = (counts[0] >= FEWEST_IN_BIN) & (counts[1] >= FEWEST_IN_BIN)
