@@ -20,8 +20,8 @@ from drrho.encoding.encoder import EmbeddingModel, load
 from drrho.evaluation.evaluate import EvaluateConfig, evaluate_named_model
 from drrho.evaluation.tasks.benchmark import evaluate_task_list
 from drrho.models.build import Model
-from drrho.models.joined import JoinedCard
 from drrho.models.program import trusting
+from drrho.models.towers.joined import JoinedCard
 from drrho.recipe.document import RunResults
 from drrho.recipe.export import ExportConfig, export_model
 from drrho.recipe.folder import Row, read_run

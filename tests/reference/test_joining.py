@@ -13,8 +13,8 @@ import drrho
 from drrho.cli import main
 from drrho.data.indexing import index_shards
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.models.joined import read_joined_card
 from drrho.models.program import trusting
+from drrho.models.towers.joined import read_joined_card
 from drrho.reference.joining.features import features_of_pairs
 from drrho.reference.joining.heads import (
     cca_heads,

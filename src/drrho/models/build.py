@@ -16,7 +16,6 @@ from drrho.models.hugging_face import (
     build_hugging_face,
     save_hugging_face,
 )
-from drrho.models.joined import JOINED_FILE, JoinedTwoTower, load_joined, save_joined
 from drrho.models.open_clip import OPEN_CLIP_FILE, build_open_clip, import_open_clip, save_tokenizer
 from drrho.models.program import (
     PROGRAM_FILE,
@@ -26,6 +25,7 @@ from drrho.models.program import (
     save_with_program,
 )
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
+from drrho.models.towers.joined import JOINED_FILE, JoinedTwoTower, load_joined, save_joined
 from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.records import from_json, read_json_object

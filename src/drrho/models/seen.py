@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from drrho.models.build import Model
-from drrho.models.joined import JOINED_FILE, read_joined_card
+from drrho.models.towers.joined import JOINED_FILE, read_joined_card
 from drrho.runtime.records import read_record, write_record
 
 SEEN_FILE = "trained_on.json"

@@ -14,7 +14,7 @@ from drrho.data.manifest import Manifest
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.evaluation.metrics.retrieval import RetrievalRanks, reciprocal_rank_of_images
-from drrho.models.joined import MRR
+from drrho.models.towers.joined import MRR
 from drrho.reference.reader import Reference
 
 SAMPLE = 1000  # pairs

@@ -1,1 +1,1 @@
-"""Vision models and text models alone, from which a joined reference is made."""
+"""Vision models and text models alone, and the dual encoders that are made of them."""

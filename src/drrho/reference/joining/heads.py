@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from drrho.models.joined import Method
+from drrho.models.towers.joined import Method
 
 SHARES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # ridge penalties, of the mean variance
 POWERS = (0.0, 0.5, 1.0)
@@ -63,7 +63,7 @@ class Heads:
         return (features.double() - self.text_mean) @ self.text
 
     def state(self) -> dict[str, Tensor]:
-        """Return weights and biases, as `drrho.models.joined` names them."""
+        """Return weights and biases, as `drrho.models.towers.joined` names them."""
         return {
             "image_head.weight": self.image.T.float().contiguous(),
             "image_head.bias": -(self.image_mean @ self.image).float(),

@@ -14,7 +14,9 @@ from torch.nn.functional import normalize
 from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
 from drrho.models.build import LOADERS, find_model, save_model
-from drrho.models.joined import (
+from drrho.models.program import trusting
+from drrho.models.seen import training_data_of
+from drrho.models.towers.joined import (
     JOINED_FILE,
     FittedHead,
     JoinedCard,
@@ -22,8 +24,6 @@ from drrho.models.joined import (
     join_towers,
     with_heads,
 )
-from drrho.models.program import trusting
-from drrho.models.seen import training_data_of
 from drrho.models.towers.sources import build_tower
 from drrho.models.towers.tower import ImageTower, TextTower
 from drrho.reference.joining.features import BLOCK, Features, features_of_pairs, read_captions

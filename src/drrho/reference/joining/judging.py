@@ -12,7 +12,7 @@ from drrho.evaluation.metrics.retrieval import (
     reciprocal_rank_of_images,
     retrieval_ranks,
 )
-from drrho.models.joined import MRR
+from drrho.models.towers.joined import MRR
 from drrho.reference.judgement import guessed_mrr
 
 
