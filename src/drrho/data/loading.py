@@ -268,6 +268,14 @@ class _TrainingPairs(Dataset[Batch]):
         split, views = self.caches.split, self.config.views
         places, images, captions, numbers, skipped = [], [], [], [], []
         visit = Visit(self.shards, self.caches, wanted, at_least=self._at_least)
+        if visit.is_cached and views is None and not split.draws:
+            return Batch(
+                sample_ids=torch.tensor(wanted, dtype=torch.int64),
+                images=visit.cached_pixels,
+                tokens=visit.tokens(range(len(wanted)), [None] * len(wanted), self.tokenizer),
+                skipped=(),
+                normalization=split.normalization,
+            )
         # What is drawn is a function of (seed, epoch, sample id); where nothing is, nothing is set.
         with preserved_generators() if split.draws else nullcontext():
             for place, sample_id in enumerate(wanted):

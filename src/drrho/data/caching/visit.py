@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -54,6 +54,16 @@ class Visit:
         if places:
             read = shards.read([wanted[place] for place in places])
             self.samples = dict(zip(places, read, strict=True))
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the images and the tokens of all samples are there, read or not."""
+        return len(self._rows) > 0 and bool((self._has_pixels & self._has_tokens).all())
+
+    @property
+    def cached_pixels(self) -> UInt8[Tensor, "batch channels height width"]:
+        """The pixels behind the transform's fixed part, where all are there."""
+        return self._pixels
 
     def image(self, place: int) -> Image.Image | Tensor:
         """Return the decoded image, or the pixels behind the transform's fixed part.
