@@ -21,6 +21,8 @@ TOWER = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
 }
+VISION = TOWER | {"image_size": 32, "patch_size": 16}
+TEXT = TOWER | {"vocab_size": 9, "max_position_embeddings": 10}
 TEXTS = ["a red circle", "blue square", "a a a a a a a a a a a a a a a"]
 
 
@@ -88,6 +90,47 @@ def chinese_clip():
     )
 
 
+def clipseg():
+    return transformers.CLIPSegModel(
+        transformers.CLIPSegConfig(
+            text_config=TEXT | {"bos_token_id": 1, "eos_token_id": 2},
+            vision_config=VISION,
+            projection_dim=12,
+        )
+    )
+
+
+def meta_clip():
+    return transformers.MetaClip2Model(
+        transformers.MetaClip2Config(
+            text_config=TEXT | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+            vision_config=VISION,
+            projection_dim=12,
+        )
+    )
+
+
+def aim():
+    return transformers.Aimv2Model(
+        transformers.Aimv2Config(
+            text_config=TEXT | {"eos_token_id": 2}, vision_config=VISION, projection_dim=12
+        )
+    )
+
+
+def group_vit():
+    stages = {"depths": [1, 1, 1], "num_group_tokens": [8, 4, 0], "num_output_groups": [8, 4, 0]}
+    vision = {"image_size": 32, "patch_size": 4, "num_hidden_layers": 3}
+    return transformers.GroupViTModel(
+        transformers.GroupViTConfig(
+            text_config=TEXT | {"bos_token_id": 1, "eos_token_id": 2},
+            vision_config=TOWER | vision | stages,
+            projection_dim=12,
+            projection_intermediate_dim=16,
+        )
+    )
+
+
 KINDS = {
     "clip": (clip, "<pad>"),
     "clip filled up with its end": (clip, "</s>"),
@@ -97,6 +140,10 @@ KINDS = {
     "dual filled up with its end": (dual, "</s>"),
     "alt clip": (alt_clip, "<pad>"),
     "chinese clip": (chinese_clip, "<pad>"),
+    "clipseg": (clipseg, "<pad>"),
+    "meta clip": (meta_clip, "<pad>"),
+    "aim": (aim, "<pad>"),
+    "group vit": (group_vit, "<pad>"),
 }
 
 
@@ -143,6 +190,25 @@ def test_embeddings_are_those_of_transformers(folder):
         assert_close(one, other)
     unit = model.module.encode_text(model.tokenizer(TEXTS), normalize=True).norm(dim=1)
     assert_close(unit, torch.ones(3))
+
+
+@pytest.mark.parametrize("make", [clip, alt_clip, clipseg, meta_clip, aim, group_vit])
+def test_cosines_are_those_that_the_model_itself_compares(make, tmp_path):
+    torch.manual_seed(0)
+    theirs = make().eval()
+    theirs.save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
+    tokenizer(pad="<pad>").save_pretrained(tmp_path)
+    model = build_model(Model(name=f"transformers:{tmp_path}"), seed=0)
+    model.module.eval()
+    images, tokens = model.eval_transform(picture())[None], model.tokenizer(TEXTS)
+    mask = (tokens != 0).long()
+    with torch.no_grad():
+        found = theirs(input_ids=tokens, pixel_values=images, attention_mask=mask)
+        texts = model.module.encode_text(tokens, normalize=True)
+        cosines = model.module.encode_image(images, normalize=True) @ texts.T
+    scale = found.logits_per_image[0, 0] / cosines[0, 0]
+    assert_close(found.logits_per_image, scale * cosines, rtol=1e-4, atol=1e-4)
 
 
 def test_it_trains_and_is_written_as_transformers_reads_it(folder, tmp_path):

@@ -134,7 +134,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
     transformers = import_transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        _require_bounded(folder, transformers, local)
+        require_bounded(folder, transformers, local)
         model, found = transformers.AutoModel.from_pretrained(
             str(folder), use_safetensors=True, output_loading_info=True, **local
         )
@@ -190,7 +190,7 @@ def require_no_code(folder: Path) -> None:
                 )
 
 
-def _require_bounded(folder: Path, transformers: Any, options: Mapping[str, Any]) -> None:
+def require_bounded(folder: Path, transformers: Any, options: Mapping[str, Any]) -> None:
     """Raise ValueError if a configuration asks for more than the weights beside it hold."""
     held = Held.by(folder)
     for name in (PROCESSOR_FILE, HUGGING_FACE_FILE):

@@ -14,6 +14,7 @@ from drrho.models.hugging_face import (
     ProcessorTransform,
     build_hugging_face,
     import_transformers,
+    require_bounded,
     require_no_code,
     text_mask,
 )
@@ -113,6 +114,7 @@ def build_hugging_face_tower(folder: Path, side: Side) -> ImageTower | TextTower
     transformers = import_transformers()
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
+        require_bounded(folder, transformers, local)
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
         if hasattr(config, "text_config") and hasattr(config, "vision_config"):
             model = build_hugging_face(folder)

@@ -210,17 +210,27 @@ def load_joined(folder: Path) -> TwoTower:
         ValueError: a part is damaged, or a tower is built by a program that is not trusted.
     """
     card = read_joined_card(folder)
+    heads = _heads(folder / HEADS_FILE, card)
     image, text = (load_tower(folder / side, side) for side in SIDES)
     assert isinstance(image, ImageTower)
     assert isinstance(text, TextTower)
-    path = folder / HEADS_FILE
+    return with_heads(join_towers(image, text, card), heads)
+
+
+def _heads(path: Path, card: JoinedCard) -> dict[str, Tensor]:
+    """Load the heads, and compare their shapes with the card before anything is built of it."""
     require_regular(path)
     try:
-        return with_heads(join_towers(image, text, card), load_file(path))
-    except (RuntimeError, SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not fit {JOINED_FILE}: {shorten(str(error), 800)}"
-        ) from error
+        heads = load_file(path)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged: {shorten(str(error), 800)}") from error
+    sizes = {"image": card.image_features, "text": card.text_features}
+    wanted = {f"{side}_head.bias": (card.embed_dim,) for side in sizes}
+    wanted |= {f"{side}_head.weight": (card.embed_dim, size) for side, size in sizes.items()}
+    found = {name: tuple(value.shape) for name, value in heads.items()}
+    if found != wanted or not all(value.isfinite().all() for value in heads.values()):
+        raise ValueError(f"{path} does not fit {JOINED_FILE}: it has {found}, not {wanted}")
+    return heads
 
 
 def read_joined_card(folder: Path) -> JoinedCard:

@@ -8,7 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from drrho.models.hugging_face import import_transformers, require_no_code
+from drrho.models.hugging_face import (
+    HUGGING_FACE_FILE,
+    import_transformers,
+    require_bounded,
+    require_no_code,
+)
 from drrho.models.towers.hugging_face import trimmed
 from drrho.models.towers.tower import TextTower
 from drrho.models.two_tower import weights_sha256
@@ -73,6 +78,9 @@ def build_sentence_tower(folder: Path) -> TextTower:
     """
     _require_no_code(folder)
     library = import_sentence_transformers()
+    if (folder / HUGGING_FACE_FILE).is_file():
+        local = {"local_files_only": True, "trust_remote_code": False}
+        require_bounded(folder, import_transformers(), local)
     try:
         model: Any = library.SentenceTransformer(
             str(folder),
@@ -145,7 +153,7 @@ def _require_no_code(folder: Path) -> None:
                 f"'sentence-transformers:{folder / place}' has weights as a pickle, which is not "
                 "read; load it and save it with safe_serialization=True"
             )
-    if (folder / "config.json").is_file():
+    if (folder / HUGGING_FACE_FILE).is_file():
         require_no_code(folder)
 
 

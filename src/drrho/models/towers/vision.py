@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from drrho.models.bounds import Held, require_fits
 from drrho.models.open_clip import plain_checkpoint
 from drrho.models.towers.tower import ImageTower
 from drrho.models.two_tower import ImageTransform, weights_sha256
@@ -149,6 +150,12 @@ def load_vision(folder: Path) -> ImageTower:
     """
     config = read_record(folder / VISION_FILE, VisionConfig)
     make = _timm if config.library == "timm" else _torchvision
+    require_fits(
+        lambda: make(config.architecture, False)[0],
+        Held.by(folder),
+        config={},
+        where=str(folder / VISION_FILE),
+    )
     model, _, _ = make(config.architecture, False)
     _load_weights(model, folder / WEIGHTS_FILE, source=str(folder / VISION_FILE))
     return _tower(config, model)

@@ -284,15 +284,15 @@ def _contamination(
 
 
 def matching_by_captions(
-    train: Manifest, held_out: Manifest, subset: Manifest, *, generator: torch.Generator
+    train: Manifest, held_out: Manifest, subset: Manifest, *, seed: int
 ) -> Matching:
     """Read captions, and match pairs by how familiar these are among the training data's.
 
     Args:
         subset: the training pairs to compare; their own captions do not count.
-        generator: generator of the choice of at most 20,000 training captions.
+        seed: random seed of the choice of at most 20,000 training captions.
     """
-    ids = train.usable_ids()
+    generator, ids = torch.Generator().manual_seed(seed), train.usable_ids()
     drawn = ids[torch.randperm(len(ids), generator=generator)[:MOST_CAPTIONS]]
     own, apart = subset.usable_ids(), held_out.usable_ids()
     known = torch.cat([own, drawn]).unique()

@@ -218,7 +218,7 @@ def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
             {name: training for name, _, training in embedded},
             None
             if config.held_out is None
-            else matching_by_captions(train, held_out, subset, generator=generator),
+            else matching_by_captions(train, held_out, subset, seed=config.seed),
         ),
         generator=generator,
         resamples=config.resamples,
