@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.models.test_hugging_face import TEXT, TEXTS, VISION, picture, tokenizer
+from tests.models.test_hugging_face import TEXT, TEXTS, VISION, clip, picture, tokenizer
 
+from drrho.models.build import Model, build_model
 from drrho.models.hugging_face import import_transformers
 from drrho.models.towers.files import load_tower, save_tower
 from drrho.models.towers.sentence_transformers import (
@@ -57,7 +58,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 @pytest.mark.parametrize("size", [0, 5000])
 def test_a_transform_has_a_size_that_can_be(size, tmp_path):
     fine = VisionTransform(
-        size=32, resize=36, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
+        size=32, resize=36, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
     with pytest.raises(ValueError, match="size must be 1 to 4096 pixels"):
         VisionTransform(**vars(fine) | {"size": size})
@@ -101,14 +102,15 @@ def test_a_vision_model_of_transformers_gives_its_pooled_output(tmp_path):
 
 @pytest.fixture
 def sentence_model(tmp_path):
+    pytest.importorskip("sentence_transformers")
     library = import_sentence_transformers()
-    modules: Any = pytest.importorskip("sentence_transformers.models")
+    modules: Any = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     torch.manual_seed(0)
     plain = tmp_path / "plain"
     transformers.BertModel(transformers.BertConfig(**TEXT)).save_pretrained(plain)
     tokenizer(pad="<pad>").save_pretrained(plain)
     words = modules.Transformer(str(plain), max_seq_length=10)
-    pooling = modules.Pooling(words.get_word_embedding_dimension())
+    pooling = modules.Pooling(16)
     model = library.SentenceTransformer(modules=[words, pooling, modules.Normalize()], device="cpu")
     model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
     return model, tmp_path / "model"
@@ -124,6 +126,39 @@ def test_a_sentence_model_gives_the_embeddings_of_its_library(sentence_model, tm
         again = saved_again(tower, "text", tmp_path / "saved")
         torch.testing.assert_close(again.module(again.tokenizer(TEXTS)), expected)
     assert again.identity == tower.identity
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sentence_model_of_images_and_texts_is_a_dual_encoder(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    library = import_sentence_transformers()
+    modules: Any = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    torch.manual_seed(0)
+    plain = tmp_path / "plain"
+    clip().save_pretrained(plain)
+    images = transformers.CLIPImageProcessor(size=40, crop_size=32)
+    transformers.CLIPProcessor(images, tokenizer(pad="<pad>")).save_pretrained(plain)
+    theirs = library.SentenceTransformer(modules=[modules.Transformer(str(plain))], device="cpu")
+    theirs.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    source = f"sentence-transformers:{tmp_path / 'model'}"
+    model: Any = build_model(Model(source), seed=0)
+    model.module.eval()
+    pixels, tokens = model.eval_transform(picture())[None], model.tokenizer(TEXTS)
+    text: Any = build_tower(source, "text")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.module.encode_image(pixels), theirs.encode([picture()], convert_to_tensor=True)
+        )
+        expected = theirs.encode(TEXTS, convert_to_tensor=True)
+        torch.testing.assert_close(model.module.encode_text(tokens), expected)
+        torch.testing.assert_close(text.module(text.tokenizer(TEXTS)), expected)
+
+
+def test_a_sentence_model_of_texts_alone_is_no_dual_encoder(sentence_model):
+    with pytest.raises(ValueError, match="embeds texts, and cannot be given as the image tower"):
+        build_tower(f"sentence-transformers:{sentence_model[1]}", "image")
+    with pytest.raises(ValueError, match="embeds texts alone"):
+        build_model(Model(f"sentence-transformers:{sentence_model[1]}"), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_options_without_effect_or_sense_are_errors(options, message, data, tmp_
         ("timm:resnet18@absent.safetensors", "TEXTS", "no file of weights"),
         ("ViT-B-32", "TEXTS", "random weights"),
         ("IMAGES", "timm:resnet18", "embeds images, and cannot be given as the text tower"),
-        ("sentence-transformers:x", "TEXTS", "embeds texts, and cannot be given as the image"),
+        ("sentence-transformers:x", "TEXTS", "has no modules.json"),
         ("IMAGES", "sentence-transformers:absent", "has no modules.json"),
         ("IMAGES", "transformers:absent", "has no config.json"),
         ("TEXTS", "TEXTS", "it must define build"),

@@ -26,6 +26,7 @@ from drrho.models.program import (
 )
 from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
 from drrho.models.towers.joined import JOINED_FILE, JoinedTwoTower, load_joined, save_joined
+from drrho.models.towers.sentence_transformers import build_sentence_two_tower
 from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.records import from_json, read_json_object
@@ -41,7 +42,8 @@ class Model:
     Attributes:
         name: "small"; an open_clip architecture such as "ViT-B-32";
             "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a
-            folder of a Hugging Face dual encoder; "python:FILE.py", whose `build()` returns a
+            folder of a Hugging Face dual encoder; "sentence-transformers:PATH", one of images and
+            texts; "python:FILE.py", whose `build()` returns a
             `TwoTower`; or "run:PATH", the model that a finished `drrho train` left in its run
             folder, or the folder of that model or of an exported one.
         pretrained: open_clip tag or checkpoint file; only for open_clip architectures.
@@ -107,6 +109,8 @@ def build_model(config: Model, *, seed: int) -> TwoTower:
             return load_model(_model_folder(Path(place).expanduser()))
         case "transformers":
             return build_hugging_face(Path(place).expanduser())
+        case "sentence-transformers":
+            return build_sentence_two_tower(Path(place).expanduser())
         case "python":
             return build_by_program(Path(place).expanduser())
     with torch.random.fork_rng(devices=[]):

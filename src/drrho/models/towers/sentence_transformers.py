@@ -1,4 +1,4 @@
-"""Text models of sentence-transformers from a local folder."""
+"""Models of sentence-transformers from a local folder: of texts, or of images and texts."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -10,20 +10,21 @@ from torch import Tensor, nn
 
 from drrho.models.hugging_face import (
     HUGGING_FACE_FILE,
+    build_hugging_face,
     import_transformers,
     require_bounded,
     require_no_code,
 )
 from drrho.models.towers.hugging_face import trimmed
 from drrho.models.towers.tower import TextTower
-from drrho.models.two_tower import weights_sha256
+from drrho.models.two_tower import TwoTower, weights_sha256
 from drrho.runtime.files import parse_json, read_regular
 from drrho.runtime.optional import import_optional
 
 MODULES_FILE = "modules.json"
 MAX_JSON = 2**20  # bytes
 # Parts of a model that are built of what their files say, and name no code.
-KNOWN_PARTS = {"Transformer", "Pooling", "Normalize", "Dense", "LayerNorm"}
+KNOWN_PARTS = {"CLIPModel", "Transformer", "Pooling", "Normalize", "Dense", "LayerNorm"}
 # Weights as pickles, which are not read.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -112,6 +113,37 @@ def build_sentence_tower(folder: Path) -> TextTower:
     )
 
 
+def embeds_images(folder: Path) -> bool:
+    """Tell whether a model embeds images too; errors as `build_sentence_tower`."""
+    first = _require_no_code(folder)[0]
+    file = first / HUGGING_FACE_FILE
+    return file.is_file() and {"text_config", "vision_config"} <= _json(file).keys()
+
+
+def build_sentence_two_tower(folder: Path) -> TwoTower:
+    """Load a model of images and texts: a dual encoder of transformers in its folder.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it embeds texts alone, changes the embeddings of its dual encoder, or cannot be
+            loaded.
+    """
+    first, *others = _require_no_code(folder)
+    if not embeds_images(folder):
+        raise ValueError(
+            f"model 'sentence-transformers:{folder}' embeds texts alone; `drrho reference join` "
+            "joins it with a vision model"
+        )
+    names = [part["type"].rpartition(".")[2] for part in _json(folder / MODULES_FILE)[1:]]
+    if set(names) - {"Normalize"}:
+        raise ValueError(
+            f"model 'sentence-transformers:{folder}' has {', '.join(names)} after its dual "
+            f"encoder in {first}, of {len(others) + 1} parts; of images and texts only that "
+            "encoder itself can be loaded"
+        )
+    return build_hugging_face(first)
+
+
 def import_sentence_transformers() -> Any:
     """Import sentence-transformers, also where torchvision's operators cannot be loaded."""
     import_transformers()
@@ -120,10 +152,13 @@ def import_sentence_transformers() -> Any:
     )
 
 
-def _require_no_code(folder: Path) -> None:
+def _require_no_code(folder: Path) -> list[Path]:
     """Raise ValueError unless all parts of a model are known, lie in its folder and are no pickle.
 
     sentence-transformers imports the class that `modules.json` names.
+
+    Returns:
+        The folders of the parts.
     """
     file = folder / MODULES_FILE
     if not file.is_file():
@@ -133,8 +168,10 @@ def _require_no_code(folder: Path) -> None:
         )
     parts = _json(file)
     where = f"'sentence-transformers:{folder}': {MODULES_FILE}"
-    for part in parts if isinstance(parts, list) else [None]:
-        kind, place = (part or {}).get("type"), (part or {}).get("path")
+    folders = []
+    for part in parts if isinstance(parts, list) and parts else [None]:
+        fields = part if isinstance(part, dict) else {}
+        kind, place = fields.get("type"), fields.get("path")
         if not isinstance(kind, str) or not isinstance(place, str):
             raise ValueError(f"{where} is no list of parts with type and path; was it damaged?")
         package, _, name = kind.rpartition(".")
@@ -153,8 +190,10 @@ def _require_no_code(folder: Path) -> None:
                 f"'sentence-transformers:{folder / place}' has weights as a pickle, which is not "
                 "read; load it and save it with safe_serialization=True"
             )
-    if (folder / HUGGING_FACE_FILE).is_file():
-        require_no_code(folder)
+        folders.append(folder / place)
+        if (folder / place / HUGGING_FACE_FILE).is_file():
+            require_no_code(folder / place)
+    return folders
 
 
 def _require_known_methods(folder: Path) -> None:

@@ -6,7 +6,11 @@ from drrho.models.build import build_model, find_model
 from drrho.models.program import run_program
 from drrho.models.towers.files import half, kinds_of
 from drrho.models.towers.hugging_face import build_hugging_face_tower
-from drrho.models.towers.sentence_transformers import build_sentence_tower
+from drrho.models.towers.sentence_transformers import (
+    build_sentence_tower,
+    build_sentence_two_tower,
+    embeds_images,
+)
 from drrho.models.towers.tower import ImageTower, Side, TextTower
 from drrho.models.towers.vision import build_vision
 
@@ -35,14 +39,17 @@ def build_tower(
         raise ValueError(
             f"image_size = {image_size} has no effect on {source!r}, which has its own transform"
         )
-    if is_vision or schema == "sentence-transformers":
-        _require_side(source, side, "image" if is_vision else "text")
+    if is_vision:
+        _require_side(source, side, "image")
     path = Path(place).expanduser()
     match schema:
         case "timm" | "torchvision":
             name, _, weights = place.partition("@")
             tower = build_vision(schema, name, weights or None, image_size=image_size)
+        case "sentence-transformers" if embeds_images(path):
+            tower = half(build_sentence_two_tower(path), side)
         case "sentence-transformers":
+            _require_side(source, side, "text")
             tower = build_sentence_tower(path)
         case "transformers":
             tower = build_hugging_face_tower(path, side)
