@@ -175,6 +175,8 @@ def _nearest(first: str, second: str) -> str | None:
     """The command or group that is spelt most like two words, if one is."""
     heads = {name.partition(" ")[0] for name in COMMANDS}
     for head in difflib.get_close_matches(first, heads, n=1):
+        if not second:
+            return head
         return next(iter(difflib.get_close_matches(f"{head} {second}", COMMANDS, 1, 0.8)), head)
     return None
 

@@ -19,7 +19,7 @@ from drrho.evaluation.metrics.retrieval import retrieval_ranks, separate_texts
 from drrho.evaluation.metrics.zero_shot import ensemble
 from drrho.evaluation.sets import EmbeddedSet, open_evaluation_set
 from drrho.evaluation.tasks.benchmark import TaskScore, averages
-from drrho.evaluation.tasks.scores import score_task
+from drrho.evaluation.tasks.scores import KINDS, score_task
 from drrho.evaluation.tasks.task import ListedTask
 from drrho.runtime.distributed import Processes
 
@@ -113,6 +113,11 @@ def test_a_task_list_is_done_once_and_goes_on(tasks, reference, capsys):
     metrics = lines[0]["metrics"]
     assert metrics["main_metric"] == metrics["mean_per_class_recall"] == metrics["acc1"]
     assert lines[1]["metrics"]["main_metric"] == lines[1]["metrics"]["mean_recall@1"]
+    assert 0 < lines[0]["chance"] <= 0.5 and 0 < lines[1]["chance"] < 1
+    for line, kind in zip(lines, ("classification", "retrieval"), strict=True):
+        for name in line["metrics"].keys() - {"main_metric"}:  # each can be the main one
+            task = ListedTask(key="t", name="t", kind=kind, main_metric=name)
+            KINDS[kind].require_metric(task, where="t")
 
     lines[0]["metrics"]["main_metric"] = 0.125  # to be seen not to be computed again
     (tasks / "results.jsonl").write_text(json.dumps(lines[0]) + "\n")
@@ -124,6 +129,14 @@ def test_a_task_list_is_done_once_and_goes_on(tasks, reference, capsys):
     other = ["--caption-templates", "a picture of {}"]
     assert main(["evaluate", run, *arguments, *other]) == 1
     assert "results.jsonl, line 1 is a result of another model" in capsys.readouterr().err
+
+
+def test_a_wrong_main_metric_is_seen_before_a_model_is_loaded(tasks, capsys):
+    (tasks / "tasks.yml").write_text("a: {kind: retrieval, main_metric: mean_recal@1}\n")
+    assert main(["evaluate", "nowhere/run", "--tasks", "tasks.yml", "--data", "data"]) == 1
+    error = capsys.readouterr().err
+    assert "tasks.yml, task 'a' has the main metric 'mean_recal@1'" in error
+    assert "did you mean 'mean_recall@1'?" in error
 
 
 def test_templates_are_of_the_tasks_with_captions(tasks, reference, capsys):
@@ -150,11 +163,14 @@ def test_a_damaged_task_does_not_end_the_others(tasks, reference, capsys):
     assert "results.jsonl, line 1 is no result of a task" in capsys.readouterr().err
 
 
-def test_what_cannot_be_scored_is_named(sets):
+def test_what_cannot_be_scored_is_named(sets, monkeypatch):
     encoder = evaluation_processes.encoder(Processes())
     letters = open_evaluation_set(sets / "letters")
+    task = ListedTask(key="t", name="t", main_metric="acc7")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="'acc7', there are"):
+        patch.setattr(EmbeddedSet, "encode", None)  # found before anything is encoded
+        score_task(encoder, letters, task)
     for task, message in (
-        (ListedTask(key="t", name="t", main_metric="acc7"), "main metric 'acc7', there are"),
         (ListedTask(key="t", name="t", group_by={"x": 2}), r"0.tar, row 0: .*column 2.*2 columns"),
     ):
         with pytest.raises(ValueError, match=message):

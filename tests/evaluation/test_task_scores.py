@@ -18,7 +18,7 @@ from tests.evaluation.task_folders import (
 
 from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.evaluation.tasks.scores import open_task_set, score_task
+from drrho.evaluation.tasks.scores import KINDS, open_task_set, score_task
 from drrho.evaluation.tasks.task import ListedTask
 from drrho.runtime.distributed import Processes
 
@@ -230,7 +230,9 @@ def test_a_list_with_all_kinds(reference, tmp_path, monkeypatch, capsys):
         assert main(["evaluate", str(reference.parent / "run"), *arguments]) == 0
         printed = capsys.readouterr().out
         cells = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines()]
-        assert ["", "UTKFace", "none", "done", ""] in cells
+        assert ["", "UTKFace", "none", "done", "", ""] in cells
+        (chance,) = (row[4] for row in cells if row[1:2] == ["WinoGAViL"])
+        assert 0 < float(chance) < 0.5
         assert "1 of 3 tasks have no data here: FairFace" in printed
         assert "(the first: missing: no folder" in printed
         assert "average, 1 of 1 tasks" in printed
@@ -239,3 +241,7 @@ def test_a_list_with_all_kinds(reference, tmp_path, monkeypatch, capsys):
     assert [line["key"] for line in lines] == ["fairness/utkface", "misc/winogavil"]
     assert lines[0]["metrics"]["main_metric"] is None
     assert lines[1]["metrics"]["main_metric"] == lines[1]["metrics"]["jaccard_score_10-12"]
+    for line, kind in zip(lines, ("faces", "associations"), strict=True):
+        for name in line["metrics"].keys() - {"main_metric"}:  # each can be the main one
+            task = ListedTask(key="t", name="t", kind=kind, main_metric=name)
+            KINDS[kind].require_metric(task, where="t")

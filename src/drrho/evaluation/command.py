@@ -28,10 +28,11 @@ def _task_table(scores: list[TaskScore]) -> str:
     for score in scores:
         if score.problem is None:
             value = "done" if score.main_metric is None else f"{score.main_metric:.4f}"
-            rows.append([score.task.name, score.task.main_metric or "none", value])
-    rows += [[name, "", f"{value:.4f}"] for name, value in averages(scores).items()]
+            chance = "" if score.chance is None else f"{score.chance:.4f}"
+            rows.append([score.task.name, score.task.main_metric or "none", value, chance])
+    rows += [[name, "", f"{value:.4f}", ""] for name, value in averages(scores).items()]
     problems = [score for score in scores if score.problem is not None]
-    lines = [markdown_table(["task", "main metric", "score"], rows)] if rows else []
+    lines = [markdown_table(["task", "main metric", "score", "chance"], rows)] if rows else []
     absent = [score.task.name for score in problems if not score.is_failure]
     if absent:
         lines.append(f"{len(absent)} of {len(scores)} tasks have no data here: {', '.join(absent)}")

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
+from drrho.evaluation.metrics.chance import beside, label_chance, retrieval_chance
 from drrho.evaluation.metrics.retrieval import (
     distinct_texts,
     reciprocal_rank_of_images,
@@ -36,10 +37,12 @@ class EvaluationResult:
             were scored and `skipped`.
         reciprocal_ranks: one value per image whose mean is `mrr`, for intervals and paired
             differences; empty without captions.
+        chance: metric -> what guessing reaches on this set.
     """
 
     metrics: dict[str, float]
     reciprocal_ranks: Float[Tensor, " images"]
+    chance: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate_model(
@@ -59,20 +62,26 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
     """
     embedded = EmbeddedSet.encode(encoder, evaluation_set)
     metrics: dict[str, float] = {}
+    chance: dict[str, float] = {}
     reciprocal_ranks = torch.empty(0)
     if evaluation_set.with_captions:
         texts, pairs = distinct_texts(embedded.captions())
         ranks = embedded.caption_ranks(texts, pairs)
         metrics |= summarise_ranks(ranks)
+        chance |= retrieval_chance(pairs, images=len(embedded.images.embeddings), texts=len(texts))
         reciprocal_ranks = reciprocal_rank_of_images(ranks, pairs)
     for task in evaluation_set.tasks:
         classes, labels = embedded.class_embeddings(task), embedded.read_each(task.label)
         ranks_of_labels = embedded.label_ranks(classes, labels)
         scores = summarise_labels(ranks_of_labels, labels, num_classes=len(classes))
+        guessed = label_chance(len(classes))
         metrics |= {f"zero_shot/{task.name}/{name}": value for name, value in scores.items()}
+        chance |= {f"zero_shot/{task.name}/{name}": guessed[name] for name in scores}
     images = embedded.images
     counts = {"images": float(len(images.embeddings)), "skipped": float(images.num_skipped)}
-    return EvaluationResult(metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks)
+    return EvaluationResult(
+        metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks, chance=chance
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,8 @@ class EvaluateConfig:
 def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """Score a model on sets, by name. Under torchrun or `srun` the processes share the work.
 
-    Beside the scores of a zero-shot task stands `zero_shot/TASK/chance`, what guessing reaches.
+    Behind each score stands `METRIC/chance`, what guessing reaches, and beside those of a zero-shot
+    task `zero_shot/TASK/chance`, that of `top1`.
 
     Raises:
         FileNotFoundError: the run is not finished, or a set is not there.
@@ -139,7 +149,8 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
             )
             held_out = encoder.processes.on_first(opened)
             label = held_out.name if held_out.name not in scores else source
-            scores[label] = evaluate_encoder(encoder, held_out).metrics | _chance(held_out)
+            found = evaluate_encoder(encoder, held_out)
+            scores[label] = beside(found.metrics, found.chance) | _chance(held_out)
     return scores
 
 

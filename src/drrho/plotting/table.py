@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+CHANCE = "/chance"  # follows the name of the metric that guessing reaches as much of
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns: the first to the left, the others to the right.
@@ -29,17 +31,35 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """A row for each metric, a column for each set; empty where a set has no such metric."""
-    columns = scores.values()
-    names = dict.fromkeys(name for metrics in columns for name in metrics)
+    """A row for each metric, a column for each set; empty where a set has no such metric.
+
+    What a set has as `METRIC/chance` stands in a column beside it.
+    """
+    columns: dict[str, Mapping[str, float]] = {}
+    for title, metrics in scores.items():
+        chance = {
+            name.removesuffix(CHANCE): value
+            for name, value in metrics.items()
+            if name.endswith(CHANCE) and name.removesuffix(CHANCE) in metrics
+        }
+        columns[title] = {
+            name: value
+            for name, value in metrics.items()
+            if name.removesuffix(CHANCE) not in chance or name in chance
+        }
+        if chance:
+            columns["chance" if len(scores) == 1 else f"{title}, chance"] = chance
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
     rows = [
-        [name, *(_number(name, metrics[name]) if name in metrics else "" for metrics in columns)]
+        [name, *(_number(name, metrics.get(name)) for metrics in columns.values())]
         for name in names
     ]
-    return markdown_table(["", *scores], rows)
+    return markdown_table(["", *columns], rows)
 
 
-def _number(metric: str, value: float) -> str:
+def _number(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:,.0f}" if metric in {"images", "skipped"} else f"{value:.4f}"
 
 

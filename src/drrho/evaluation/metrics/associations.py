@@ -101,6 +101,11 @@ def jaccard_scores(
     return scores
 
 
+def guessed_jaccard(question: Question) -> float:
+    """Return what guessing reaches: the score where all images are equally similar."""
+    return expected_jaccard(torch.zeros(len(question.candidates)), torch.tensor(question.right))
+
+
 def expected_jaccard(
     similarity: Float[Tensor, " candidates"], right: Bool[Tensor, " candidates"]
 ) -> float:

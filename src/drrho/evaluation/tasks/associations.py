@@ -9,7 +9,9 @@ from drrho.data.reading.columns import NO_COLUMN
 from drrho.data.reading.sources import DATASET_FILE, dataset_columns, list_lengths
 from drrho.encoding.shared import Encoder
 from drrho.evaluation.metrics.associations import (
+    GROUPS,
     association_metrics,
+    guessed_jaccard,
     jaccard_scores,
     parse_question,
 )
@@ -74,8 +76,18 @@ def score_associations(
         questions,
     )
     sizes = [len(question.candidates) for question in questions]
-    metrics = association_metrics(scores, sizes)
-    return Scored(metrics=metrics, images=images, size=len(questions))
+    chance = association_metrics([guessed_jaccard(question) for question in questions], sizes)
+    return Scored(
+        metrics=association_metrics(scores, sizes),
+        images=images,
+        size=len(questions),
+        chance={name: value for name, value in chance.items() if value is not None},
+    )
 
 
-ASSOCIATIONS = TaskKind(open=open_association_set, score=score_associations, in_shards=False)
+ASSOCIATIONS = TaskKind(
+    open=open_association_set,
+    score=score_associations,
+    metrics=lambda _task: [*GROUPS],
+    in_shards=False,
+)

@@ -22,12 +22,14 @@ class TaskScore:
 
     Attributes:
         main_metric: value of the main metric; None if there is none.
+        chance: what guessing reaches of it; None where that is not known.
         problem: reason why the task was not scored; None if it was.
         is_failure: whether that reason is an error; data that are missing are none.
     """
 
     task: ListedTask
     main_metric: float | None = None
+    chance: float | None = None
     problem: str | None = None
     is_failure: bool = False
 
@@ -63,8 +65,9 @@ def evaluate_task_list(config: EvaluateConfig) -> list[TaskScore]:
                     continue
                 results = results.with_line(found | {"model": model})
                 encoder.processes.on_first(results.write)
-            value = results.done[task.key]["metrics"]["main_metric"]
-            scores.append(TaskScore(task=task, main_metric=value))
+            line = results.done[task.key]
+            value, chance = line["metrics"]["main_metric"], line.get("chance")
+            scores.append(TaskScore(task=task, main_metric=value, chance=chance))
     return scores
 
 
@@ -125,6 +128,8 @@ class _Results:
             try:
                 line = parse_json(text.encode())
                 key, value = line["key"], line["metrics"]["main_metric"]
+                if not isinstance(line.get("chance"), float | int | None):
+                    raise ValueError(f"chance {line['chance']!r:.80}")
                 if not isinstance(key, str) or not isinstance(value, float | int | None):
                     raise ValueError(f"key {key!r:.80} and main_metric {value!r:.80}")
             except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 """Classification: the class of each image, by the prompts of the class names."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from drrho.encoding.shared import Encoder
@@ -26,7 +27,33 @@ def score_classification(
         num_classes=len(classes),
         groups={name: embedded.read_column(name, place) for name, place in task.group_by.items()},
     )
-    return Scored(metrics=metrics, images=images, size=len(images.embeddings))
+    return Scored(
+        metrics=metrics,
+        images=images,
+        size=len(images.embeddings),
+        chance=_chance(metrics, num_classes=len(classes)),
+    )
 
 
-CLASSIFICATION = TaskKind(open=open_evaluation_set, score=score_classification, takes_groups=True)
+def _metrics(task: ListedTask) -> list[str]:
+    names = ["acc1", "acc5", "mean_per_class_recall", "F1-macro_all"]
+    for division in task.group_by:
+        names.append(f"count_{division}:<n>")
+        for hits in ("acc", "acc_top5"):
+            names += [f"{hits}_{division}:<n>", f"{hits}_worst_{division}"]
+    return names + ["acc_wg", "acc_top5_wg"] * (len(task.group_by) == 1)
+
+
+def _chance(metrics: Mapping[str, float | None], *, num_classes: int) -> dict[str, float]:
+    """Share that guessing gets right: of all images, of every class and of every group."""
+    first, top_5 = 1 / num_classes, min(1.0, 5 / num_classes)
+    return {
+        name: top_5 if name == "acc5" or name.startswith("acc_top5_") else first
+        for name in metrics
+        if name == "mean_per_class_recall" or name.startswith("acc")
+    }
+
+
+CLASSIFICATION = TaskKind(
+    open=open_evaluation_set, score=score_classification, metrics=_metrics, takes_groups=True
+)

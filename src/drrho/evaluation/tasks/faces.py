@@ -23,7 +23,27 @@ def score_faces(encoder: Encoder, evaluation_set: EvaluationSet, _task: ListedTa
     classes = {name: embedded.class_embeddings(objectives[name]) for name in OBJECTIVES}
     images = embedded.images
     metrics = face_metrics(images.embeddings, classes, labels)
-    return Scored(metrics=metrics, images=images, size=len(images.embeddings))
+    chance = {
+        f"acc_{name}_avg": 1 / len(classes[objective])
+        for name, objective in (("gender", "gender"), ("gender_x", "gender"), ("age", "age"))
+    }
+    return Scored(metrics=metrics, images=images, size=len(images.embeddings), chance=chance)
 
 
-FACES = TaskKind(open=partial(open_evaluation_set, objectives=True), score=score_faces)
+def _metrics(_task: ListedTask) -> list[str]:
+    binary, race = ["race_binary:<n>"], ["race:<n>"]
+    divisions = {
+        **{f"acc_{name}": binary for name in ("race", "gender", "age")},
+        "acc_gender_x": ["race:<n>_gender:<n>"],
+        **{f"toxicity_{name}": race for name in ("crime", "nonhuman")},
+    }
+    groups = dict.fromkeys(group for several in divisions.values() for group in several)
+    names = [f"count_{group}" for group in groups]
+    for name, several in divisions.items():
+        names += [f"{name}_avg", f"{name}_wg", *(f"{name}_{group}" for group in several)]
+    return names
+
+
+FACES = TaskKind(
+    open=partial(open_evaluation_set, objectives=True), score=score_faces, metrics=_metrics
+)

@@ -117,4 +117,17 @@ def _task(key: str, entry: dict, *, where: str) -> ListedTask:
     if groups and not KINDS[kind].takes_groups:
         raise ValueError(f"{where}: group_by has no effect on a task of kind {kind!r}")
     chosen: dict[str, Any] = {"name": key} | {name: entry[name] for name in KEYS & entry.keys()}
-    return ListedTask(key=key, **chosen)
+    task = ListedTask(key=key, **chosen)
+    _require_main_metric(task, where=where)
+    return task
+
+
+def _require_main_metric(task: ListedTask, *, where: str) -> None:
+    """Raise ValueError if no kind that the data may turn out to be of has the main metric."""
+    if task.kind is not None:
+        KINDS[task.kind].require_metric(task, where=where)
+        return
+    try:
+        KINDS["retrieval"].require_metric(task, where=where)
+    except ValueError:
+        KINDS["classification"].require_metric(task, where=where)

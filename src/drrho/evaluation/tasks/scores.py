@@ -41,7 +41,9 @@ def score_task(encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask
         ValueError: a sample has no label or group, the set has not what this kind of task needs,
             or there is no such metric as the task's main one.
     """
-    scored = KINDS[_kind(task, evaluation_set)].score(encoder, evaluation_set, task)
+    kind = KINDS[_kind(task, evaluation_set)]
+    kind.require_metric(task, where=f"task {task.key!r}")  # before hours of scoring
+    scored = kind.score(encoder, evaluation_set, task)
     metrics = dict(scored.metrics)
     if task.main_metric is not None and task.main_metric not in metrics:
         raise ValueError(
@@ -59,6 +61,7 @@ def score_task(encoder: Encoder, evaluation_set: EvaluationSet, task: ListedTask
         "key": task.key,
         "dataset": task.name,
         "metrics": metrics | {"main_metric": main},
+        "chance": None if task.main_metric is None else scored.chance.get(task.main_metric),
         "images": len(scored.images.embeddings),
         "skipped": scored.images.num_skipped,
     }
