@@ -86,6 +86,7 @@ def test_associations(encoder, towers, tmp_path):
             "jaccard_score_10-12": pytest.approx(scores[2]),
             "main_metric": pytest.approx(scores[2]),
         },
+        "chance": pytest.approx((63 / 5 + 21 / 2 + 1) / 120),
         "images": 24,
         "skipped": 0,
     }

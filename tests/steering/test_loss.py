@@ -18,6 +18,7 @@ from drrho.risk import (
     effective_sample_size,
     excess_loss,
 )
+from drrho.risk.duality import standard_deviation
 from drrho.steering import (
     BatchEstimator,
     DRRhoLoss,
@@ -27,6 +28,7 @@ from drrho.steering import (
     MovingAverage,
     MultiLevelMonteCarlo,
 )
+from drrho.steering.base import ExcessLosses
 
 KL = KL(temperature=0.5)
 
@@ -230,3 +232,23 @@ def test_steering_learns_what_the_reference_knows_in_spite_of_wrong_labels():
 def test_estimators_average_over_about_ten_batches_unless_told_otherwise():
     assert MovingAverage().rate == LearnedDual().rate == 0.1
     assert not MovingAverage().normalise
+
+
+def test_a_dual_without_a_scale_of_its_own_moves_by_the_spread_of_the_losses():
+    """The spread under the base measure: of 0 and 4 with weights 3 and 1 it is sqrt(3)."""
+    q = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    losses = torch.tensor([0.0, 4.0], dtype=torch.float64)
+    assert_close(standard_deviation(losses, q), torch.tensor(3.0).double().sqrt())
+    estimator = LearnedDual(rate=0.25)
+    batch = ExcessLosses(excess=losses, base_measure=q)
+    estimator(CVaR(fraction=0.5), batch)
+    scale = estimator.scale.item()
+    estimator(CVaR(fraction=0.5), batch)
+    assert estimator.scale.item() == pytest.approx(scale + 0.25 * (math.sqrt(3) - scale))
+
+
+@pytest.mark.parametrize("options", [{"smallest": 0, "levels": 1}, {"smallest": 1, "levels": 0}])
+def test_multi_level_batches_have_a_size_and_a_level(options):
+    (name,) = (name for name, value in options.items() if value == 0)
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        MultiLevelMonteCarlo(**options)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,14 @@ from threading import Thread
 
 import torch
 
-from drrho.data.manifest import CURATED, REPEATED_KEY, FieldHash, Manifest, Shard
+from drrho.data.manifest import (
+    CAPTION_FAULTS,
+    CURATED,
+    REPEATED_KEY,
+    FieldHash,
+    Manifest,
+    Shard,
+)
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
@@ -118,15 +126,15 @@ def index_shards(
         with Progress(
             "index", total=len(urls), unit="shards", initial=len(urls) - len(missing)
         ) as progress:
-            unusable = sum(len(shard.unusable) for shard in found.values())
+            shown = Counter(why for shard in found.values() for why in _faults(shard))
             wanted = [(url, layouts[url], states[url], columns) for url in missing]
             for url, one in zip(missing, _indexed(wanted, workers=workers), strict=True):
                 if isinstance(one, Shard):
                     found[url] = one
-                    unusable += len(one.unusable)
+                    shown.update(_faults(one))
                 else:
                     faults[url] = one
-                progress.advance(1, unusable=unusable)
+                progress.advance(1, **({"unusable": 0} | shown))
         if faults and (not skip_bad or not found):
             raise _combined(faults, num_shards=len(urls), kept=keep is not None)
         complete = True
@@ -314,6 +322,12 @@ def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> d
         if states.get(shard.url) == FileState(shard.size, shard.modified)
         if shard.members is not None  # else an index of an earlier version, to be completed
     }
+
+
+def _faults(shard: Shard) -> Iterator[str]:
+    """Tell samples without a caption, of which labels may be wanted, from unusable ones."""
+    for why in shard.unusable.values():
+        yield "without caption" if why in CAPTION_FAULTS else "unusable"
 
 
 def _not_curated(unusable: dict[int, str]) -> dict[int, str]:

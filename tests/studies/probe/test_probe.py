@@ -109,6 +109,10 @@ def test_references_of_pairs_are_ranked(tmp_path, monkeypatch, scenes, reference
     document = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert document["pilot_steps"] == 2
     assert 10 <= document["held_out"] <= 12  # less those with the caption of another
+    assert document["held_out"] + sum(document["not_used"].values()) == 12
+    assert f"On {document['held_out']} held-out samples" in printed
+    assert ("of 12; the others are not used (" in printed) == (document["held_out"] < 12)
+    assert "Guessing reaches an MRR of 0." in printed
     named, stored = (document["references"][name] for name in (model, "stored"))
     # Stored in half precision.
     assert named["steerability"][0] == pytest.approx(stored["steerability"][0], abs=1e-2)

@@ -39,6 +39,7 @@ from drrho.studies.probe.pairs import (
     probe_pairs,
     train_pilots,
     training_subset,
+    with_distinct_texts,
 )
 from drrho.studies.probe.plots import draw_probe
 from drrho.studies.probe.results import FILE_NAME, ProbedReference, ProbeResults
@@ -192,7 +193,8 @@ def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
         held_out, train = _held_out(train, generator)
     else:
         held_out = open_manifest(config.held_out)
-    if len(held_out.usable_ids()) > config.max_pairs:
+    num_held_out = len(held_out.usable_ids())
+    if num_held_out > config.max_pairs:
         held_out = training_subset(held_out, config.max_pairs, generator=generator)
     size = min(len(held_out.usable_ids()), len(train.usable_ids()))
     subset = training_subset(train, size, generator=generator)
@@ -201,10 +203,9 @@ def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     steps = config.pilot_steps or max(1, with_steps(recipe, train).training.num_steps // 4)
     pilots = train_pilots(recipe, train, output=output, steps=steps)
     device = resolve_device(recipe.device)
-    pairs = common_pairs(
-        {name: embed(name, held_out, device=device) for name in pilots}
-        | {name: found for name, found, _ in embedded}
-    )
+    models = {name: embed(name, held_out, device=device) for name in pilots}
+    models |= {name: found for name, found, _ in embedded}
+    pairs = common_pairs(models)
     found = probe_pairs(
         [pairs[name] for name in pilots],
         {name: pairs[name] for name in config.reference},
@@ -227,6 +228,7 @@ def _probe_recipe(recipe: Recipe, config: ProbeConfig) -> ProbeResults:
     results = ProbeResults(
         kind="pairs",
         held_out=len(pairs[pilots[0]].ids),
+        not_used=_not_used(models, pairs, num_held_out=num_held_out, looked_at=held_out),
         pilot_steps=steps,
         temperature=recipe.objective.temperature.initial,
         references={
@@ -248,6 +250,20 @@ def _judged(pairs: Pairs, train: Manifest, *, seed: int) -> Judgement:
         shards=len(train.shards),
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _not_used(
+    models: dict[str, Pairs], kept: dict[str, Pairs], *, num_held_out: int, looked_at: Manifest
+) -> dict[str, int]:
+    """Count the held-out pairs that the ranking does without, by reason."""
+    first, num_looked_at = next(iter(models)), len(looked_at.usable_ids())
+    repeated = len(models[first].ids) - len(with_distinct_texts(models[first]).ids)
+    counts = {
+        "beyond max_pairs": num_held_out - num_looked_at,
+        "with the caption of an earlier pair, whose image is no negative": repeated,
+        "without embeddings of every model": num_looked_at - repeated - len(kept[first].ids),
+    }
+    return {reason: count for reason, count in counts.items() if count > 0}
 
 
 def _held_out(manifest: Manifest, generator: torch.Generator) -> tuple[Manifest, Manifest]:

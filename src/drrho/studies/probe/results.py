@@ -48,6 +48,8 @@ class ProbeResults:
         kind: "losses" of any training loop, or "pairs" of a contrastive recipe.
         held_out: number of held-out samples.
         references: name -> results, best first, those with an alarm last.
+        not_used: reason -> number of held-out pairs that the ranking does without; only in a probe
+            of pairs.
         left_out: samples without a finite loss of every model; only in a probe of losses.
         pilot_steps: optimiser steps of each pilot; only in a probe of pairs.
         temperature: the recipe's; only in a probe of pairs.
@@ -57,6 +59,7 @@ class ProbeResults:
     kind: Literal["losses", "pairs"]
     held_out: int
     references: Mapping[str, ProbedReference]
+    not_used: Mapping[str, int] | None = field(default=None, metadata=OPTIONAL)
     left_out: int | None = field(default=None, metadata=OPTIONAL)
     pilot_steps: int | None = field(default=None, metadata=OPTIONAL)
     temperature: float | None = field(default=None, metadata=OPTIONAL)

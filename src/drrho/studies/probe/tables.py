@@ -1,6 +1,6 @@
 """A probe of references as a table."""
 
-from drrho.plotting.table import markdown_table
+from drrho.plotting.table import in_brackets, markdown_table
 from drrho.studies.probe.results import ProbedReference, ProbeResults
 
 
@@ -28,7 +28,13 @@ def probe_table(results: ProbeResults) -> str:
         notes += _notes(name, found)
     left_out = results.left_out
     lost = f"; {left_out:,} without a finite loss of every model are left out" if left_out else ""
+    if results.not_used:
+        total = results.held_out + sum(results.not_used.values())
+        lost = f" of {total:,}; the others are not used{in_brackets(results.not_used)}"
     closing = f"On {results.held_out:,} held-out samples{lost}. "
+    if not of_losses:
+        guessed = sum(1 / rank for rank in range(1, results.held_out + 1)) / results.held_out
+        closing += f"Guessing reaches an MRR of {guessed:.3f}. "
     closing += (
         "S is the share of the excess risk of plain training that the reference is predicted to "
         "remove."
