@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from drrho.training.parallel import replicate, unreached_parameters
+from drrho.training.parallel import replicate, shard, unreached_parameters, whole_weights
 
 INPUTS = torch.linspace(-1, 1, 24).view(8, 3)
 
@@ -46,19 +46,31 @@ def test_what_a_backward_pass_reaches_is_found_and_nothing_is_changed(recomputed
     assert module.training
 
 
-def after_two_steps(rank, recomputed):
+def after_two_steps(rank, recomputed, *, sharded=False):
     """Weights after two steps of this process's half; `None` trains alone, on all."""
     rows = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
     module = Partly(recomputed=recomputed)
     module.dropout.p = 0.0
     module.norm.eval()
-    trained = module if rank is None else replicate(module, torch.device("cpu"), inputs=[INPUTS])
+    if sharded:
+        module.logit_bias = nn.Parameter(torch.tensor([2.0]))  # scalars cannot be shared out
+    if rank is None:
+        trained = module
+    elif sharded:
+        shard(module, methods=())
+        trained = module
+    else:
+        trained = replicate(module, torch.device("cpu"), inputs=[INPUTS])
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(2):
         optimizer.zero_grad()
         trained(INPUTS[rows])[0].square().mean().backward()
         optimizer.step()
-    return module.state_dict()
+    return whole_weights(module) if sharded else module.state_dict()
+
+
+def sharded_steps(rank, recomputed):
+    return after_two_steps(rank, recomputed, sharded=True)
 
 
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -67,3 +79,17 @@ def test_two_processes_train_them_as_one_does(recomputed):
     for found in run(after_two_steps, recomputed, world=2):
         assert_close(found, alone)
     assert torch.equal(alone["mask_token"], torch.ones(3))
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_two_processes_that_share_the_parameters_out_train_them_as_one_does(recomputed):
+    """FSDP2: the first process has the whole weights, which are those of one process."""
+    alone = after_two_steps(None, recomputed, sharded=True)
+    found, _ = run(sharded_steps, recomputed, world=2)
+    assert_close({name: found[name] for name in alone}, alone)
+    assert torch.equal(found["mask_token"], torch.ones(3))
+
+
+def test_a_trained_scalar_that_is_not_reached_cannot_be_sharded():
+    with pytest.raises(ValueError, match="logit_bias is a scalar that is trained; use parallel"):
+        shard(Partly(), methods=())
