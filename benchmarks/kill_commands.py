@@ -6,7 +6,7 @@ Each command runs once without interruption. Then it runs in another folder, get
 random moment of its time, and is run again, until it was killed often enough; the last run may
 finish. Its files have to be those of the uninterrupted run: the same bytes, except for times, and
 pictures and pages, which only have to be there. `kill.py` does the same to training with several
-processes. `export` is not among them: it writes one file, of architectures too large for this.
+processes.
 """
 
 import argparse
@@ -47,6 +47,35 @@ recipe = drrho.Comparison(
     output="out", methods=["openclip", "drrho_clip"], recipe=recipe, test="test2.json"
 )
 """
+# A model of open_clip that can be exported, and embeddings as DataCompDR stores them.
+PROGRAM = """
+import io, json, tarfile
+from pathlib import Path
+import numpy as np, torch
+from safetensors.torch import save_file
+from drrho.models.open_clip import import_open_clip
+torch.manual_seed(0)
+text = dict(context_length=16, vocab_size=49408, width=16, heads=2, layers=1)
+vision = dict(image_size=32, layers=1, width=32, head_width=16, patch_size=16)
+config = dict(embed_dim=16, vision_cfg=vision, text_cfg=text)
+Path("tiny").mkdir()
+Path("tiny/open_clip_config.json").write_text(json.dumps(dict(model_cfg=config)))
+save_file(import_open_clip().CLIP(**config).state_dict(), "tiny/model.safetensors")
+draws = np.random.default_rng(0)
+for shard in sorted(Path("train").glob("*.tar")):
+    Path("members").mkdir(exist_ok=True)
+    keys = {Path(name).stem for name in tarfile.open(shard).getnames()}
+    with tarfile.open(Path("members", shard.name), "w") as tar:
+        for key in sorted(keys):
+            file = io.BytesIO()
+            np.savez(file, **{n: draws.normal(size=(1, 8)) for n in ("image_emb", "text_emb")})
+            info = tarfile.TarInfo(f"{key}.npz")
+            info.size = file.tell()
+            file.seek(0)
+            tar.addfile(info, file)
+columns = np.random.default_rng(1).normal(size=(400, 4)) ** 2
+np.savetxt("losses.csv", columns, delimiter=",", header="one,two,good,bad", comments="")
+"""
 # What is made once for all, by name of the command that makes it.
 INPUTS = (
     "scenes train --scenes.num-samples 200 --scenes.seed 0 --scenes.samples-per-shard 50",
@@ -59,13 +88,19 @@ INPUTS = (
     "reference precompute --data train.json --model run:reference-run --output reference",
     "reference precompute --data test.json --model run:reference-run --output reference-test",
     "train steered.py --output run",
+    "train plain.py --output exportable --model.name local-dir:tiny --training.steps 2",
 )
+FIRST_OF_SHARDS = 3  # from which on they are there, for `PROGRAM`
 COMMANDS = (
     "scenes out --scenes.num-samples 2000 --scenes.seed 3 --scenes.samples-per-shard 100",
     "index train --output out/train.json",
     "mix train.json test.json --output out/mixed.json",
     "reference precompute --data train.json --model run:reference-run --output out",
     "reference verify reference --data train.json",
+    "reference import members members --data train.json --model tiny --output out",
+    "probe losses losses.csv --pilots one two --output out",
+    "export exportable --format open-clip --output out/weights.safetensors",
+    "export exportable --format hugging-face --output out",
     "train steered.py --output out",
     "compare compare.py",
     "probe steered.py --reference run:reference-run --output out --pilot-steps 20",
@@ -176,7 +211,10 @@ def write_inputs(folder: Path) -> None:
     (folder / "plain.py").write_text(RECIPE.format(**plain))
     (folder / "steered.py").write_text(RECIPE.format(**steered))
     (folder / "compare.py").write_text(COMPARISON)
-    for command in INPUTS:
+    (folder / "inputs.py").write_text(PROGRAM)
+    for number, command in enumerate(INPUTS):
+        if number == FIRST_OF_SHARDS:
+            subprocess.run([sys.executable, "inputs.py"], cwd=folder, check=True)
         say(command)
         finish(drrho(folder, command))
 
@@ -203,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=5, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="commands that begin so")
+    parser.add_argument("--only", default="", help="commands that begin so, or so: A,B")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +250,7 @@ def main() -> None:
         outcomes = [
             interrupted(inputs, command, kills=options.kills, draw=draw)
             for command in COMMANDS
-            if command.startswith(options.only)
+            if command.startswith(tuple(options.only.split(",")))
         ]
     command = f"`python benchmarks/kill_commands.py --kills {options.kills}`"
     print("\n".join(["# kill -9 of every command", "", f"{command}. {machine()}", ""]))

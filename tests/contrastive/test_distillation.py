@@ -51,7 +51,7 @@ def test_teachers_are_averaged_after_their_softmax(target):
 
 
 @pytest.mark.parametrize("tile", [5, 64])
-@pytest.mark.parametrize("num_teachers", [1, 3])
+@pytest.mark.parametrize("num_teachers", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(), (2, 1), (2, 23)], ids=str)
 @pytest.mark.parametrize("impl", ["tiles", JOINT], ids=["separate", "joint"])
 def test_tiles_are_the_exact_function(tile, num_teachers, shape, impl, monkeypatch):

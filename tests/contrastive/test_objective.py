@@ -351,3 +351,8 @@ def test_the_guide_has_the_table_of_algorithms():
     before, table, _ = guide.read_text().partition("".join(rows) + "\n")
     assert table
     assert before.endswith("|---|---|---|---|---|---|\n")
+
+
+def test_gamma_falls_in_the_part_of_the_run_that_its_epochs_are():
+    assert FastCLIP(gamma_decay_epochs=3, gamma_min=0.5).decay_share(epochs=12) == 0.25
+    assert FastCLIP().decay_share(epochs=12) is None

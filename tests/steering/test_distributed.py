@@ -39,6 +39,7 @@ CASES = {
     "multi-level": lambda: DRRhoLoss(
         ChiSquareBall(radius=0.3), MultiLevelMonteCarlo(smallest=4, levels=2)
     ),
+    "weighted": lambda: DRRhoLoss(KL(temperature=0.5)),
     "plain where missing": lambda: DRRhoLoss(
         KL(temperature=0.5), missing="plain", nonfinite="drop"
     ),
@@ -65,7 +66,8 @@ def train(case, *, rank, world, micro_batches=None):
 
     def losses_of(rows):
         losses = (parallel(inputs[rows]).squeeze(1) - targets[rows]).square()
-        return Losses(losses, reference[rows], rows % 7 != 3, rows)
+        weights = 0.5 + rows % 3 if case == "weighted" else None
+        return Losses(losses, reference[rows], rows % 7 != 3, rows, weights)
 
     values = []
     for step in range(STEPS):
@@ -74,7 +76,7 @@ def train(case, *, rank, world, micro_batches=None):
         optimizer.zero_grad()
         if micro_batches is None:
             measured = losses_of(own)
-            result = loss(*measured[:4])
+            result = loss(*measured[:4], sample_weight=measured.sample_weight)
             result.loss.backward()
             values.append(result.loss.detach())
         else:
