@@ -67,7 +67,7 @@ TESTS: dict[str, Sequence[str]] = {
     ],
     "contrastive/objectives/distillation.py": [
         CONTRASTIVE + it for it in ("distillation.py", "tiles_distributed.py", "objective.py")
-    ],
+    ] + ["tests/contrastive/unhooked.py"],
     "contrastive/objectives/siglip.py": [
         CONTRASTIVE + it for it in ("siglip.py", "tiles_distributed.py", "objective.py")
     ],
@@ -79,7 +79,7 @@ TESTS: dict[str, Sequence[str]] = {
     "contrastive/pairs.py": [CONTRASTIVE + it for it in ("tiles.py", "risk.py", "jest.py")],
     "contrastive/selection/*.py": [
         CONTRASTIVE + it for it in ("rho.py", "jest_distributed.py", "jest.py")
-    ],
+    ] + ["tests/contrastive/unhooked.py"],
     "contrastive/tiles/kernels.py": [CONTRASTIVE + "kernels.py"],
     "contrastive/tiles/*.py": [
         CONTRASTIVE + it

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from drrho.contrastive.exact import clip_loss
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import (
-    Distillation,
     Teacher,
     converted_weight,
     distillation_anchor_losses,
@@ -150,9 +149,3 @@ def test_the_published_weight_is_half_of_it_but_for_the_diagonal():
     """By hand, from "The official code": w (B - 1) / (2 B)."""
     assert converted_weight(1.0, batch_size=2) == 0.25
     assert converted_weight(3.0, batch_size=5) == pytest.approx(1.2)
-
-
-def test_a_temperature_that_is_none_is_refused():
-    with pytest.raises((TypeError, ValueError), match="temperature"):
-        Distillation(temperature="warm", teacher_temperatures=(0.1,))
-    assert Distillation(temperature=0.5, teacher_temperatures=(0.1,)).temperature.initial == 0.5

@@ -283,8 +283,6 @@ def test_a_tile_bounds_what_a_large_chunk_takes(monkeypatch):
         ({"batch_size": 4}, "num_chunks must be between 1 and batch_size, 4, .* got 16"),
         ({"batch_size": 4, "num_chunks": 0}, "num_chunks must be between 1 and .* got 0"),
         ({"batch_size": 4, "num_chunks": 1}, "num_chunks = 1 draws uniformly"),
-        ({"batch_size": 4, "num_chunks": 2, "selection": "best"}, "selection must be one of"),
-        ({"batch_size": 4, "num_chunks": 2, "score": "other"}, "score must be one of"),
     ],
 )
 def test_config_that_cannot_be(options, message):

@@ -10,6 +10,7 @@ from drrho.contrastive.objectives import distillation, siglip
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.selection import jest
 from drrho.contrastive.tiles import log_sums
 from drrho.integrations.pairs import SteeredPairs
 from drrho.recipe.named.published import named_recipe
@@ -30,11 +31,20 @@ def test_an_unknown_implementation_is_told_the_known_ones():
     [
         (lambda: PerSample(rule="Adam"), "temperature.rule"),  # pyright: ignore[reportArgumentType]
         (lambda: drrho.FastCLIP(gamma_schedule="no"), "objective.gamma_schedule"),  # pyright: ignore[reportArgumentType]
+        (lambda: jest.JestConfig(batch_size=4, num_chunks=2, selection="best"), "selection"),  # pyright: ignore[reportArgumentType]
+        (lambda: jest.JestConfig(batch_size=4, num_chunks=2, score="other"), "score"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_an_unknown_rule_or_schedule_is_told_the_known_ones(make, field):
     with pytest.raises(ValueError, match=f"{field} must be one of"):
         make()
+
+
+def test_a_temperature_that_is_none_is_refused_by_distillation_too():
+    made = distillation.Distillation(temperature=0.5, teacher_temperatures=(0.1,))
+    assert made.temperature.initial == 0.5
+    with pytest.raises((TypeError, ValueError), match="temperature"):
+        distillation.Distillation(temperature="warm", teacher_temperatures=(0.1,))  # pyright: ignore[reportArgumentType]
 
 
 def test_the_models_rate_does_not_wait_for_a_temperature():
