@@ -20,12 +20,22 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
 
 from drrho.data.indexing import index_shards
 from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
 from drrho.encoding.encoder import load
 from drrho.models.build import Model
+from drrho.models.seen import training_data_of
+from drrho.models.towers.joined import (
+    HEADS_FILE,
+    MRR,
+    FittedHead,
+    JoinedCard,
+    load_heads,
+    read_joined_card,
+)
 from drrho.recipe.export import load_checkpoint_model
 from drrho.recipe.folder import read_run, stages_of
 from drrho.reference.formats.clip_retrieval import ClipRetrieval
@@ -34,7 +44,7 @@ from drrho.reference.losses.store import LossStore
 from drrho.reference.losses.table import read_loss_table
 from drrho.reference.losses.writer import LossWriter
 from drrho.reference.reader import open_reference
-from drrho.runtime.records import read_record
+from drrho.runtime.records import read_record, write_record
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.runs import failure, read_precompute_cost
 from drrho.studies.compare.scores import open_tests, read_scores, score
@@ -106,6 +116,12 @@ def model_of(folder):
     return model.encode_text(["a lemon"]).tolist()
 
 
+def joined_of(folder):
+    card = read_joined_card(folder / "joined")
+    heads = load_heads(folder / "joined" / HEADS_FILE, card)
+    return card, {name: value.shape for name, value in heads.items()}
+
+
 def points_of(name):
     def read(folder):
         runs = read_runs([str(folder / name)])
@@ -170,6 +186,10 @@ READERS = {
     "checkpoint": Reader(checkpoint_of, ("run/checkpoints/step-00000006/*",), exact=True),
     "run": Reader(run_of, ("run/recipe.json", "run/results.json", "run/metrics.jsonl")),
     "model": Reader(model_of, ("run/model/*",), exact=False),
+    "joined": Reader(joined_of, ("joined/*",)),
+    "trained_on": Reader(
+        lambda folder: training_data_of(Model(f"run:{folder / 'run'}")), ("run/trained_on.json",)
+    ),
     "comparison": Reader(comparison_of, ("results.json",)),
     "scores": Reader(scores_of, ("scores/scores.json", "scores/scores.safetensors")),
     "notes": Reader(notes_of, ("notes/*.json",)),
@@ -211,6 +231,7 @@ def valid(scenes, reference, tmp_path_factory):
         writer.write(torch.arange(40), torch.arange(40.0))
     for name in ("probe/probe.json", "compare/results.json"):
         shutil.copy(FIXTURES / name, folder / Path(name).name)
+    write_joined(folder / "joined")
     write_studies(folder)
     write_foreign(folder / "foreign")
     return folder
@@ -235,6 +256,28 @@ def write_tables(folder):
         (folder.parent / "pictures" / kind).mkdir(parents=True)
         Image.new("RGB", (9, 9), (90, 0, 0)).save(folder.parent / "pictures" / kind / f"a.{kind}")
         (folder.parent / "pictures" / kind / "a.txt").write_text("red")
+
+
+def write_joined(folder):
+    head = FittedHead(method="cca", settings="penalty 1", mrr=0.5)
+    card = JoinedCard(
+        image="timm:a",
+        text="transformers:b",
+        image_features=4,
+        text_features=3,
+        embed_dim=2,
+        head=head,
+        tried=(head,),
+        fitted_on=90,
+        chosen_on=10,
+        judged_on=10,
+        held_out=MRR(0.5, 0.4, 0.6, 0.1),
+        data=("0" * 64,),
+    )
+    write_record(folder / "joined.json", card)
+    sizes = {"image": 4, "text": 3}
+    heads = {f"{side}_head.weight": torch.ones(2, size) for side, size in sizes.items()}
+    save_file(heads | {f"{side}_head.bias": torch.ones(2) for side in sizes}, folder / HEADS_FILE)
 
 
 def write_studies(folder):

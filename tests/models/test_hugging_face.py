@@ -1,5 +1,6 @@
 """Hugging Face's dual encoders give what transformers gives, train, and are written back."""
 
+import json
 import pickle
 
 import numpy as np
@@ -237,6 +238,14 @@ def test_workers_can_have_its_transform_and_tokenizer(folder):
     transform, tokens = pickle.loads(pickle.dumps((model.eval_transform, model.tokenizer)))
     assert torch.equal(transform(picture()), model.eval_transform(picture()))
     assert torch.equal(tokens(TEXTS), model.tokenizer(TEXTS))
+
+
+def test_quantised_weights_that_cannot_be_loaded_name_their_method(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"cannot be loaded.*quantised by awq: install"):
+        build_model(Model(name=f"transformers:{folder}"), seed=0)
 
 
 def test_what_is_no_dual_encoder_is_named(tmp_path):

@@ -142,9 +142,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
     except Exception as error:  # whatever files and configurations can raise
         raise ValueError(
-            f"model 'transformers:{folder}' cannot be loaded: {error}. It needs config.json, "
-            "model.safetensors (a .bin is a pickle, which is not read: load and save it with "
-            "safe_serialization=True), preprocessor_config.json and the tokenizer's files"
+            f"model 'transformers:{folder}' cannot be loaded: {error}. {_remedy(folder)}"
         ) from error
     methods = [getattr(model, f"get_{kind}_features", None) for kind in ("image", "text")]
     if not all(map(callable, methods)) or model.config.model_type in OTHERWISE:
@@ -167,8 +165,29 @@ def build_hugging_face(folder: Path) -> TwoTower:
             f"model 'transformers:{folder}': its tokenizer has no padding token; set the one that "
             "it was trained with and save it again: tokenizer.pad_token = ..."
         )
-    # Named here: what from_pretrained calls the type changed between its versions.
-    return _two_tower(model.to(torch.float32), processor, tokenizer)
+    # Named here: what from_pretrained calls the type changed between its versions. Quantised
+    # weights have types of their own.
+    plain = model if _quantised_by(folder) else model.to(torch.float32)
+    return _two_tower(plain, processor, tokenizer)
+
+
+def _remedy(folder: Path) -> str:
+    method = _quantised_by(folder)
+    if method is not None:
+        return (
+            f"Its weights are quantised by {method}: install the package of that method, and use a "
+            "device that it has code for, or take the weights that are not quantised"
+        )
+    return (
+        "It needs config.json, model.safetensors (a .bin is a pickle, which is not read: load and "
+        "save it with safe_serialization=True), preprocessor_config.json and the tokenizer's files"
+    )
+
+
+def _quantised_by(folder: Path) -> str | None:
+    """Return the method by which weights are quantised; None for plain ones."""
+    found = read_json_object(folder / HUGGING_FACE_FILE).get("quantization_config")
+    return None if found is None else str(dict(found).get("quant_method", "an unknown method"))
 
 
 def require_no_code(folder: Path) -> None:

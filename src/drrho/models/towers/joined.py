@@ -210,15 +210,20 @@ def load_joined(folder: Path) -> TwoTower:
         ValueError: a part is damaged, or a tower is built by a program that is not trusted.
     """
     card = read_joined_card(folder)
-    heads = _heads(folder / HEADS_FILE, card)
+    heads = load_heads(folder / HEADS_FILE, card)
     image, text = (load_tower(folder / side, side) for side in SIDES)
     assert isinstance(image, ImageTower)
     assert isinstance(text, TextTower)
     return with_heads(join_towers(image, text, card), heads)
 
 
-def _heads(path: Path, card: JoinedCard) -> dict[str, Tensor]:
-    """Load the heads, and compare their shapes with the card before anything is built of it."""
+def load_heads(path: Path, card: JoinedCard) -> dict[str, Tensor]:
+    """Load the heads, and compare their shapes with the card before anything is built of it.
+
+    Raises:
+        FileNotFoundError: they are not there.
+        ValueError: they are damaged, or do not fit the card.
+    """
     require_regular(path)
     try:
         heads = load_file(path)
