@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ from drrho.contrastive.objectives.distillation import Teacher, tiled_distillatio
 from drrho.contrastive.objectives.global_risk import GlobalContrastiveLoss
 from drrho.contrastive.objectives.siglip import tiled_siglip_anchor_losses
 from drrho.contrastive.pairs import PairEmbeddings
+from drrho.contrastive.tiles.implementation import Implementation
 from drrho.contrastive.tiles.log_sums import tiled_log_gap_means
+from drrho.contrastive.tiles.tiling import JOINT, Tiling
 from drrho.models.build import Model, build_model
 
 BATCHES = [1024, 2048, 4096, 8192, 16384, 32768, 65536]
@@ -94,8 +97,15 @@ def published(target: PairEmbeddings, reference: PairEmbeddings, tau: Tensor) ->
     return tau * total
 
 
-def ours(target: PairEmbeddings, reference: PairEmbeddings | None, tau: Tensor) -> Tensor:
-    log_means = tiled_log_gap_means(target, reference, temperature=tau)
+def ours(
+    target: PairEmbeddings,
+    reference: PairEmbeddings | None,
+    tau: Tensor,
+    *,
+    kept_megabytes: float | None = None,
+) -> Tensor:
+    tiling = Tiling(kept_megabytes=kept_megabytes)
+    log_means = tiled_log_gap_means(target, reference, temperature=tau, tiling=tiling)
     return tau * log_anchor_losses(log_means, EPSILON).mean()
 
 
@@ -104,9 +114,15 @@ def siglip(target: PairEmbeddings, _: PairEmbeddings, tau: Tensor) -> Tensor:
     return tiled_siglip_anchor_losses(target, temperature=tau, bias=bias).mean()
 
 
-def distillation(target: PairEmbeddings, reference: PairEmbeddings, tau: Tensor) -> Tensor:
+def distillation(
+    target: PairEmbeddings,
+    reference: PairEmbeddings,
+    tau: Tensor,
+    *,
+    impl: Implementation = JOINT,
+) -> Tensor:
     teachers = [Teacher(reference, 0.01)]
-    return tiled_distillation_anchor_losses(target, teachers, temperature=tau).mean()
+    return tiled_distillation_anchor_losses(target, teachers, temperature=tau, impl=impl).mean()
 
 
 def stepped(loss: Callable, *, learned: bool = False, with_reference: bool = True) -> Callable:
@@ -126,11 +142,14 @@ METHODS = {
     "published": stepped(published),
     "ours": stepped(ours),
     "ours, learned temperature": stepped(ours, learned=True),
+    "ours, no tiles kept": stepped(partial(ours, kept_megabytes=0)),
+    "ours, 200 MB of tiles kept": stepped(partial(ours, kept_megabytes=200)),
     "ours, no reference": stepped(ours, with_reference=False),
     "SigLIP": stepped(siglip, learned=True),
     "distillation": stepped(distillation),
+    "distillation, separate passes": stepped(partial(distillation, impl="tiles")),
 }
-LARGE = ("four products", "ours")
+LARGE = ("four products", "ours", "ours, no tiles kept")
 
 
 def fits(method: str, batch: int) -> bool:
@@ -176,8 +195,8 @@ class Row:
     peak: float | None
 
 
-def measured(batch: int, dim: int, *, budget: float) -> list[Row]:
-    names = [name for name in METHODS if fits(name, batch)]
+def measured(batch: int, dim: int, *, methods: Sequence[str], budget: float) -> list[Row]:
+    names = [name for name in METHODS if name in methods and fits(name, batch)]
     if batch >= ONCE_FROM:
         names = [name for name in names if name in LARGE]
     models = embeddings(batch, dim)
@@ -284,6 +303,7 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--dim", type=int, default=512, help="of target and reference")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each batch size")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--json", type=Path, help="write the rows there too")
     parser.add_argument("--no-step", action="store_true", help="leave ViT-S/16 out")
     parser.add_argument("--peak-of", choices=list(METHODS), help=argparse.SUPPRESS)
@@ -294,8 +314,9 @@ def main() -> None:
 
     lines = ["# Contrastive losses: time and memory", "", machine(), ""]
     rows: list[Row] = []
+    methods = ["four products", *options.methods]
     for batch in options.batch:
-        rows += measured(batch, options.dim, budget=options.seconds)
+        rows += measured(batch, options.dim, methods=methods, budget=options.seconds)
     lines += [*table(rows), ""]
     if not options.no_step:
         lines += step_section(options.dim)

@@ -1,5 +1,6 @@
 """`drrho report`: one HTML page about finished and unfinished runs."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,8 +115,9 @@ def write_report(config: ReportConfig) -> Path:
 def _names(runs: list[RunFolder]) -> dict[Path, str]:
     """The folders' names, with those of the folders above where two are alike."""
     short = [run.path.resolve().name for run in runs]
+    counts = Counter(short)
     return {
-        run.path: name if short.count(name) == 1 else f"{run.path.resolve().parent.name}/{name}"
+        run.path: name if counts[name] == 1 else f"{run.path.resolve().parent.name}/{name}"
         for run, name in zip(runs, short, strict=True)
     }
 
@@ -129,7 +131,8 @@ def _with_galleries(runs: list[RunFolder], config: ReportConfig) -> list[Path]:
         (run.path.parent, run.recipe.objective.method): run.path
         for run in reversed(steered or runs)
     }
-    return [run.path for run in runs if run.path in first.values()][:MOST_GALLERIES]
+    chosen = set(first.values())
+    return [run.path for run in runs if run.path in chosen][:MOST_GALLERIES]
 
 
 def _reported(
