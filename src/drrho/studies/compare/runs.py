@@ -24,6 +24,7 @@ from drrho.runtime.files import write_json
 from drrho.runtime.locks import exclusive
 from drrho.runtime.provenance import config_differences
 from drrho.runtime.records import from_json, read_json_object, to_json
+from drrho.studies.compare.guard import require_unseen
 from drrho.studies.compare.results import PrecomputeCost
 from drrho.studies.compare.scores import Tests, open_tests, score
 from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
@@ -40,10 +41,12 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
 
     Raises:
         FileNotFoundError: a test set is not there; found before anything is trained.
-        ValueError: a test set has nothing to evaluate; found before anything is trained.
+        ValueError: a test set has nothing to evaluate, or holds samples that a method or its
+            reference is trained or validated on; found before anything is trained.
         TrainingInterrupted: a signal came; what was finished is kept, and the run continues.
     """
-    tests = open_tests(comparison.tests)
+    tests, parts = open_tests(comparison.tests), tuple(parts)
+    require_unseen(comparison, dict.fromkeys(part.method for part in parts), tests)
     if comparison.threads is not None:
         torch.set_num_threads(comparison.threads)
     for part in parts:
