@@ -16,6 +16,7 @@ from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.table import markdown_table
 from drrho.runtime.files import write_atomically
 from drrho.studies.compare.results import Difference, Results, read_results
+from drrho.studies.compare.statistics import with_tests
 
 BASELINE, TEST = "openclip", "test"
 
@@ -28,17 +29,19 @@ def difference(results: Results, method: str) -> Difference | None:
 
 
 def cell(results: Results, method: str) -> str:
-    """MRR, in bold where its difference from the baseline has an interval above 0."""
+    """MRR, in bold where it is above the baseline's after Holm's correction; seeds won where the
+    interval of the difference, not adjusted, is above 0.
+    """
     if method not in results.methods:
         return ""
     mrr = f"{results.methods[method].tests[TEST]['mrr']:.3f}"
     row = difference(results, method)
     if row is None:
         return mrr
-    low, high = row.interval
-    if low > 0:
-        return f"**{mrr}** ({row.won}/{len(row.seeds)})"
-    return f"{mrr}{' (behind)' if high < 0 else ''}"
+    mrr = f"**{mrr}**" if row.is_clear and row.mrr > 0 else mrr
+    if row.excludes_zero and row.mrr > 0:
+        return f"{mrr} ({row.won}/{len(row.seeds)})"
+    return f"{mrr} (behind)" if row.is_clear and row.mrr < 0 else mrr
 
 
 def table(studies: Mapping[str, Results], methods: list[str]) -> str:
@@ -59,10 +62,12 @@ def draw(studies: Mapping[str, Results], methods: list[str], path: Path) -> None
     for ax, (name, results) in zip(axes, studies.items(), strict=True):
         for place, method in enumerate(shown):
             row = difference(results, method)
-            if row is None:
+            if row is None or row.shown_interval is None:
                 continue
-            low, high = row.interval
-            colour = "#0072B2" if low > 0 else "#D55E00" if high < 0 else "#888888"
+            low, high = row.shown_interval
+            colour = "#888888"
+            if row.is_clear:
+                colour = "#0072B2" if row.mrr > 0 else "#D55E00"
             ax.plot([low, high], [place, place], color=colour, linewidth=2)
             ax.plot(row.mrr, place, "o", color=colour)
         ax.axvline(0, color="black", linewidth=0.8)
@@ -70,7 +75,7 @@ def draw(studies: Mapping[str, Results], methods: list[str], path: Path) -> None
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(shown)), [method_title(method) for method in shown])
     axes[0].invert_yaxis()
-    figure.supxlabel(f"MRR minus {method_title(BASELINE)}'s, 95 % interval", fontsize=10)
+    figure.supxlabel(f"MRR minus {method_title(BASELINE)}'s, 95 % over seeds", fontsize=10)
     figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=120)
 
@@ -80,7 +85,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    studies = {it.name: read_results(it / "results.json") for it in arguments.folders}
+    studies = {it.name: with_tests(read_results(it / "results.json")) for it in arguments.folders}
     methods = list(dict.fromkeys(name for it in studies.values() for name in it.methods))
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output / "summary.md", f"{table(studies, methods)}\n".encode())

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from drrho.studies.compare.results import read_results
+from drrho.studies.compare.statistics import with_tests
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -82,11 +85,17 @@ def test_its_table_of_real_captions_is_the_committed_results():
     results = [study["references"]["reference"], *(study["methods"][name] for name in names)]
     assert printed == [f"{it['tests']['test']['mrr']:.3f}" for it in results]
     assert all([run["seed"] for run in it["runs"]] == [0, 1, 2] for it in results[1:])
-    (difference,) = (
-        it
-        for it in study["differences"]
-        if (it["method"], it["minus"]) == ("fastclip_both_halves", "drrho_clip")
-    )
-    low, high = difference["interval"]
+    tested = with_tests(read_results(path))
+    paired = {
+        (it.method, it.minus): it.paired
+        for it in (*tested.differences, *tested.from_references)
+        if it.paired is not None
+    }
+    low, high = paired["fastclip_both_halves", "drrho_clip"].interval
     assert low > 0
-    assert f"difference {low:.3f} to {high:.3f})" in " ".join(README.split())
+    words = " ".join(README.split())
+    assert f"difference {low:.3f} to {high:.3f})" in words
+    low, high = paired["drrho_clip", "reference"].interval
+    assert f"cannot be told apart over three seeds ({low:+.3f} to {high:+.3f})" in words
+    assert low < 0 < high
+    assert f"p = {paired['drrho_clip', 'fastclip'].holm:.2f} after Holm's" in words

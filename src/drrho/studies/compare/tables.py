@@ -181,7 +181,9 @@ def _in_words(row: Difference, results: Results) -> str:
         _reference_title(name) if name in results.references else method_title(name)
         for name in (row.method, row.minus)
     )
-    size = f"{abs(row.mrr):.3f} ({_with_what_certainty(row, results)})"
+    if row.shown_interval is None:
+        return f"{method} less {other}: {row.mrr:+.3f} (one {_units(results)[:-1]}, no interval)."
+    size = f"{abs(row.mrr):.3f} ({_with_what_certainty(row, row.shown_interval, results)})"
     side = "ahead of" if row.mrr > 0 else "behind"
     if row.is_clear:
         return f"{method} is {side} {other} by {size}."
@@ -194,11 +196,9 @@ def _reference_title(name: str) -> str:
     return "the reference" if name == "reference" else f"the reference {name}"
 
 
-def _with_what_certainty(row: Difference, results: Results) -> str:
-    ends, seeds, units = row.shown_interval, len(row.seeds), _units(results)
-    notes = (
-        [] if ends is None else [f"interval of the difference: {ends[0]:+.3f} to {ends[1]:+.3f}"]
-    )
+def _with_what_certainty(row: Difference, ends: Interval, results: Results) -> str:
+    seeds, units = len(row.seeds), _units(results)
+    notes = [f"interval of the difference: {ends[0]:+.3f} to {ends[1]:+.3f}"]
     if row.paired is not None:
         p = f"p = {row.paired.p:.2g}"
         notes.append(
@@ -208,7 +208,7 @@ def _with_what_certainty(row: Difference, results: Results) -> str:
         )
     if seeds > 1:
         notes.append(f"higher in {row.won} of {seeds} {units}")
-    return "; ".join(notes) or f"one {units[:-1]}"
+    return "; ".join(notes)
 
 
 def _by_seed(results: Results) -> str:
