@@ -93,6 +93,20 @@ def test_the_family_is_the_primaries_where_they_are_named():
     assert smallest.holm == pytest.approx(3 * smallest.p)
 
 
+def test_an_unfinished_study_in_replicates_has_no_verdict():
+    """Its primaries that are not there yet count in the correction."""
+    found = comparison((("drrho_clip", "clip"), ("other", "clip"), ("more", "clip")))
+    (row,) = found.differences
+    assert row.paired is not None
+    assert row.paired.holm == pytest.approx(3 * row.paired.p)
+    begun = replace(found.setup, replicated=True, seeds=(0, 1, 2, 3, 4))
+    assert "DRRho-CLIP is ahead of CLIP" in explain(found)
+    text = explain(replace(found, setup=begun))
+    assert "No verdict yet, DRRho-CLIP less CLIP: +0.0" in text
+    assert "higher in 4 of 4 replicates" in text
+    assert "ahead of CLIP" not in text
+
+
 def test_what_does_not_survive_the_correction_is_no_lead():
     """p = 0.046 alone; beside it the same twice more, and the differences between the three."""
     scores, other = (0.10, 0.13, 0.11, 0.16), (0.09, 0.109, 0.105, 0.135)

@@ -84,7 +84,10 @@ def with_tests(results: Results) -> Results:
     )
     family = _family(results)
     named = [row for row in family if row.paired is not None]
-    adjusted = holm([row.paired.p for row in named if row.paired is not None])
+    p_values = [row.paired.p for row in named if row.paired is not None]
+    # Primaries that are not finished yet count as if nothing were found.
+    absent = len(results.setup.primaries) * len(results.setup.test) - len(named)
+    adjusted = holm(p_values + [1.0] * absent)[: len(named)]
     found = {_key(row): p for row, p in zip(named, adjusted, strict=True)}
 
     def corrected(rows: Iterable[Difference]) -> tuple[Difference, ...]:

@@ -183,7 +183,10 @@ def _in_words(row: Difference, results: Results) -> str:
     )
     if row.shown_interval is None:
         return f"{method} less {other}: {row.mrr:+.3f} (one {_units(results)[:-1]}, no interval)."
-    size = f"{abs(row.mrr):.3f} ({_with_what_certainty(row, row.shown_interval, results)})"
+    certainty = _with_what_certainty(row, row.shown_interval, results)
+    if results.setup.replicated and len(row.seeds) < len(results.setup.seeds):
+        return f"No verdict yet, {method} less {other}: {row.mrr:+.3f} ({certainty})."
+    size = f"{abs(row.mrr):.3f} ({certainty})"
     side = "ahead of" if row.mrr > 0 else "behind"
     if row.is_clear:
         return f"{method} is {side} {other} by {size}."
@@ -259,7 +262,7 @@ def _choices(results: Results) -> str:
         return ""
     rows = []
     for name, choice in ((name, method.choice) for name, method in results.methods.items()):
-        if choice is None:
+        if choice is None or (choice.scores is None and results.setup.replicated):
             continue
         scores = choice.scores or (None,) * len(choice.settings)
         for place, (changes, score) in enumerate(zip(choice.settings, scores, strict=True)):
