@@ -11,7 +11,7 @@ from drrho.plotting.png import draw_png
 from drrho.studies.compare.curves import Runs, curve_chart, styles_in_words
 from drrho.studies.compare.results import Difference, Results
 from drrho.studies.compare.statistics import mrr_interval, shown_differences, with_tests
-from drrho.studies.compare.tables import interval_name
+from drrho.studies.compare.tables import interval_name, units_of
 from drrho.training.metrics import PANELS, metrics_of
 
 COSTS = (("training_gflop", 1e-3, "TFLOP of a run"), ("seconds", 1.0, "seconds of a run"))
@@ -42,7 +42,7 @@ def draw_differences(results: Results, path: Path) -> None:
     results = with_tests(results)
     what = interval_name(results)
     charts = [
-        _forest(shown, f"Differences of MRR on {test}, {what}")
+        _forest(shown, f"Differences of MRR on {test}, {what}", units=units_of(results))
         for test in results.setup.test
         if (shown := drawn_differences(results, test))
     ]
@@ -58,7 +58,7 @@ def drawn_differences(results: Results, test: str) -> list[Difference]:
     return [row for row in rows if row.test == test and row.shown_interval is not None]
 
 
-def _forest(rows: list[Difference], title: str) -> Chart:
+def _forest(rows: list[Difference], title: str, *, units: str) -> Chart:
     series = [
         row_with_interval(place, row.mrr, *ends, colour=0 if row.is_clear else None)
         for place, row in enumerate(rows)
@@ -66,7 +66,7 @@ def _forest(rows: list[Difference], title: str) -> Chart:
     ]
     return Chart(
         title=title,
-        x_label="difference of MRR; to the right of the axes: seeds won",
+        x_label=f"difference of MRR; to the right of the axes: {units} won",
         y_label="",
         series=series,
         upright=0.0,

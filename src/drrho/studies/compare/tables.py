@@ -60,7 +60,7 @@ def score_table(test: str, results: Results) -> ScoreTable:
     }
     wanted = len(results.setup.seeds)
     for name, method in results.methods.items():
-        seeds, units = len(method.runs), _units(results)
+        seeds, units = len(method.runs), units_of(results)
         title = method_title(name) + ("" if seeds == wanted else f" ({seeds} of {wanted} {units})")
         rows[title] = (method.tests.get(test, {}), mrr_interval(results, method, test))
     present = [metrics for metrics, _ in rows.values() if metrics]
@@ -111,10 +111,11 @@ def differences_in_words(results: Results) -> list[str]:
 
 def interval_name(results: Results) -> str:
     """The intervals that tables and plots show, in a few words."""
-    return f"95 % over {'test images' if len(results.setup.seeds) == 1 else _units(results)}"
+    return f"95 % over {'test images' if len(results.setup.seeds) == 1 else units_of(results)}"
 
 
-def _units(results: Results) -> str:
+def units_of(results: Results) -> str:
+    """What is repeated: "seeds" or "replicates"."""
     return "replicates" if results.setup.replicated else "seeds"
 
 
@@ -182,7 +183,7 @@ def _in_words(row: Difference, results: Results) -> str:
         for name in (row.method, row.minus)
     )
     if row.shown_interval is None:
-        return f"{method} less {other}: {row.mrr:+.3f} (one {_units(results)[:-1]}, no interval)."
+        return f"{method} less {other}: {row.mrr:+.3f} (one {units_of(results)[:-1]}, no interval)."
     certainty = _with_what_certainty(row, row.shown_interval, results)
     if results.setup.replicated and len(row.seeds) < len(results.setup.seeds):
         return f"No verdict yet, {method} less {other}: {row.mrr:+.3f} ({certainty})."
@@ -200,7 +201,7 @@ def _reference_title(name: str) -> str:
 
 
 def _with_what_certainty(row: Difference, ends: Interval, results: Results) -> str:
-    seeds, units = len(row.seeds), _units(results)
+    seeds, units = len(row.seeds), units_of(results)
     notes = [f"interval of the difference: {ends[0]:+.3f} to {ends[1]:+.3f}"]
     if row.paired is not None:
         p = f"p = {row.paired.p:.2g}"
@@ -232,7 +233,7 @@ def _by_seed(results: Results) -> str:
                 for name, runs in methods.items()
             ]
             title = "MRR" if score == "mrr" else f"Accuracy ({_column(score, SHORT_DIRECTIONS)})"
-            sentences.append(f"{title} by {_units(results)[:-1]}{where}: {'; '.join(scores)}.")
+            sentences.append(f"{title} by {units_of(results)[:-1]}{where}: {'; '.join(scores)}.")
     return "\n\n".join(sentences)
 
 
@@ -317,12 +318,12 @@ def _change(line: str) -> str:
 def _absent(results: Results) -> str:
     """Runs that failed, with their reason, and those that are not there yet."""
     sentences = [
-        f"{method_title(name)}, {_units(results)[:-1]} {seed}, failed: {reason}"
+        f"{method_title(name)}, {units_of(results)[:-1]} {seed}, failed: {reason}"
         for name, method in results.methods.items()
         for seed, reason in method.failed.items()
     ]
     missing = [
-        f"{method_title(name)} {_units(results)[:-1]} {', '.join(map(str, method.missing))}"
+        f"{method_title(name)} {units_of(results)[:-1]} {', '.join(map(str, method.missing))}"
         for name, method in results.methods.items()
         if method.missing
     ]
@@ -332,7 +333,7 @@ def _absent(results: Results) -> str:
 
 
 def _intervals_text(results: Results) -> str:
-    seeds, units = len(results.setup.seeds), _units(results)
+    seeds, units = len(results.setup.seeds), units_of(results)
     if seeds == 1:
         return (
             "Intervals: 95 %, bootstrap over the test images, pair by pair for differences. They "
