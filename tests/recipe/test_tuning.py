@@ -1,5 +1,6 @@
 """Fine-tuning: locks, adapters and rates by layer in whole runs, alone and with all else."""
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -12,16 +13,21 @@ from tests.recipe.test_training import files_of, go_back
 from torch.testing import assert_close
 
 from drrho.cli import main
-from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.memory.temperature import Learned, PerSample
 from drrho.contrastive.objectives.clip import CLIP
-from drrho.models.build import build_model, load_model
+from drrho.contrastive.objectives.global_risk import FastCLIP
+from drrho.models.build import Model, build_model, load_model
 from drrho.models.lora import LoRA
 from drrho.models.tuning import Tuning
 from drrho.recipe.command import recipe_of
 from drrho.recipe.named.finetune import FineTuningScale, finetune_recipe
 from drrho.recipe.selection import Selection
 from drrho.recipe.train import train_recipe
+from drrho.training.averaging import EMA
+from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
+from drrho.training.optimizer import Optimizer
+from drrho.training.tensor_files import read_tensors
 
 LOCKED = Tuning(lock_image=True)
 PARTLY = Tuning(
@@ -210,3 +216,131 @@ def test_finetune_trains_a_pretrained_model(recipe, tmp_path, capsys):
     assert main([*arguments, "--tuning.lock-image"]) == 0
     assert main(["recipes"]) == 0
     assert "finetune" in capsys.readouterr().out
+
+
+def averaged(recipe, **changes):
+    training = replace(recipe.training, ema=EMA(decay=0.5), **changes)
+    return replace(recipe, training=training)
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), BOTH])
+def test_the_average_of_the_weights_is_evaluated_saved_and_exported(recipe, tuning, tmp_path):
+    """It is the recursion itself, over the weights of every step."""
+    recipe = replace(averaged(recipe, checkpoint_every=1, keep_checkpoints=6), tuning=tuning)
+    results = train_recipe(recipe)
+    run = tmp_path / "run"
+    steps = [read_tensors(it) for it in list_checkpoints(run / "checkpoints")]
+    names = [n.removeprefix("model.") for n in steps[0] if n.startswith("model.")]
+    expected = {name: steps[0][f"model.{name}"] for name in names}
+    for step in steps[1:]:
+        for name in names:
+            expected[name] = torch.lerp(expected[name], step[f"model.{name}"], 0.5)
+    for name in names:
+        assert_close(steps[-1][f"ema.module.{name}"], expected[name], rtol=0, atol=0)
+    found = load_model(run / "ema" / "model").module.state_dict()
+    plain = load_model(run / "model").module.state_dict()
+    assert found.keys() == plain.keys()
+    assert any(not torch.equal(found[name], plain[name]) for name in plain)
+    rows = read_metrics(run)
+    assert [("ema/mrr" in row) for row in rows] == [("evaluation/mrr" in row) for row in rows]
+    assert results.metrics["ema/mrr"] == rows[-1]["ema/mrr"]
+    model = build_model(Model(f"run:{run}/ema"), seed=0).module
+    for checkpoint in ([], ["--checkpoint", str(list_checkpoints(run / "checkpoints")[-1])]):
+        output = tmp_path / "average.safetensors"
+        arguments = ["export", str(run), "--ema", "--format", "open-clip", "--output", str(output)]
+        assert main([*arguments, *checkpoint]) == 0
+        exported = load_file(output)
+        assert all(torch.equal(exported[n], v) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), BOTH])
+def test_a_resumed_average_is_the_uninterrupted_one(recipe, tuning, tmp_path):
+    recipe = replace(averaged(recipe), tuning=tuning, micro_batch_size=3)
+    train_recipe(replace(recipe, output=str(tmp_path / "whole")))
+    train_recipe(recipe)
+    go_back(tmp_path / "run", before=6)
+    train_recipe(recipe)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert files_of(run) == files_of(whole)
+    name = "ema/model/open_clip_model.safetensors"
+    assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_the_best_model_may_be_the_average(recipe, tmp_path):
+    train_recipe(averaged(recipe, keep_best="ema/mrr"))
+    best = load_file(tmp_path / "run" / "best" / "model" / "open_clip_model.safetensors")
+    step = json.loads((tmp_path / "run" / "best" / "best.json").read_text())["step"]
+    checkpoint = read_tensors(tmp_path / "run" / "checkpoints" / f"step-{6:08d}")
+    if step == 6:
+        assert all(torch.equal(v, checkpoint[f"ema.module.{n}"]) for n, v in best.items())
+    last = weights(tmp_path / "run")
+    assert any(not torch.equal(value, last[name]) for name, value in best.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"decay": 0.0}, "decay must lie in"), ({"decay": 1.0}, "decay must lie in")],
+)
+def test_the_decay_of_the_average_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        EMA(**options)
+
+
+def test_a_run_without_an_average_exports_none(recipe, tmp_path, capsys):
+    train_recipe(recipe)
+    arguments = ["--ema", "--format", "open-clip", "--output", str(tmp_path / "x.pt")]
+    assert main(["export", recipe.output, *arguments]) == 1
+    assert "was trained without training.ema" in capsys.readouterr().err
+
+
+def resting(recipe, steps):
+    optimizer = replace(recipe.training.optimizer, moment_warmup_steps=steps)
+    return replace(recipe, training=replace(recipe.training, optimizer=optimizer))
+
+
+def test_moments_are_gathered_before_anything_moves(recipe, tmp_path):
+    """The moments are those of AdamW over the gradients at the first weights."""
+    recipe = resting(replace(recipe, objective=CLIP(temperature=Learned()), reference=None), 2)
+    training = replace(recipe.training, checkpoint_every=1, keep_checkpoints=6)
+    recipe = replace(recipe, training=training)
+    before = build_model(recipe.model, seed=0).module.state_dict()
+    train_recipe(recipe)
+    steps = [read_tensors(it) for it in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    for step in steps[:2]:
+        assert all(torch.equal(step[f"model.{name}"], value) for name, value in before.items())
+        own = [name for name in step if name.startswith("loss.temperature")]
+        assert own
+        assert all(torch.equal(step[name], steps[0][name]) for name in own)
+    name = "visual.proj"
+    first, second = (step[f"optimizer.model.{name}.exp_avg"] for step in steps[:2])
+    assert not torch.equal(first, second)
+    assert steps[1][f"optimizer.model.{name}.step"] == 2
+    assert not torch.equal(steps[2][f"model.{name}"], before[name])
+    rows = read_metrics(tmp_path / "run")
+    assert [row["learning_rate"] > 0 for row in rows] == [False] * 2 + [True] * 4
+    assert rows[0]["learning_rate/temperature"] == 0
+
+
+def test_the_averages_of_the_samples_are_gathered_too(recipe, tmp_path):
+    train_recipe(resting(recipe, 2))
+    run = tmp_path / "run"
+    go_back(run, before=6)
+    whole = files_of(run)[1]
+    train_recipe(resting(recipe, 2))
+    assert files_of(run)[1] == whole
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "message"),
+    [(6, 0, "leaves no step that moves"), (5, 2, "longer than the run of steps = 6 after")],
+)
+def test_the_rest_leaves_room_for_the_run(recipe, steps, warmup, message):
+    optimizer = Optimizer(warmup_steps=warmup, moment_warmup_steps=steps)
+    with pytest.raises(ValueError, match=message):
+        replace(recipe.training, optimizer=optimizer)
+
+
+def test_temperatures_of_samples_do_not_rest(recipe):
+    objective = FastCLIP(temperature=PerSample(initial=0.05), rho=0.5)
+    with pytest.raises(ValueError, match="does not fit a temperature for each sample"):
+        resting(replace(recipe, objective=objective, reference=None), 2)

@@ -347,6 +347,11 @@ def _of_steps(
         f"{-(-recipe.loading.batch_size // num_processes):,} loaded by each of {num_processes} "
         "processes"
     )
+    if optimizer.moment_warmup_steps:
+        yield (
+            f"moments      {optimizer.moment_warmup_steps:,} steps move nothing, and gather the "
+            "optimiser's moments and the samples' averages"
+        )
     yield (
         f"rate         linear to {optimizer.learning_rate:g} in {optimizer.warmup_steps:,} steps, "
         f"then {optimizer.schedule}; weight decay {optimizer.weight_decay:g}"

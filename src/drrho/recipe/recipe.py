@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from drrho.contrastive.memory.temperature import PerSample
 from drrho.contrastive.objectives.objective import Objective, check_passes
 from drrho.contrastive.objectives.siglip import SigLIP
 from drrho.contrastive.tiles.tiling import Tiling
@@ -140,6 +141,12 @@ class Recipe:
             raise ValueError(
                 "micro_batch_size must be at least 1 and below loading.batch_size = "
                 f"{self.loading.batch_size}, got {self.micro_batch_size}; None encodes it at once"
+            )
+        rest = self.training.optimizer.moment_warmup_steps
+        if rest and isinstance(self.objective.temperature, PerSample):
+            raise ValueError(
+                f"training.optimizer.moment_warmup_steps = {rest} does not fit a temperature for "
+                "each sample, which moves with the loss in these steps too; leave one of them out"
             )
         self._check_references()
         if self.selection is not None:

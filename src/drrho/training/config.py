@@ -77,10 +77,17 @@ class Training:
         require_positive(max_grad_norm=self.max_grad_norm)
         if self.steps is None:
             return
-        if self.optimizer.warmup_steps > self.steps:
+        rest = self.optimizer.moment_warmup_steps
+        if rest >= self.steps:
+            raise ValueError(
+                f"optimizer.moment_warmup_steps = {rest} leaves no step that moves the model in a "
+                f"run of steps = {self.steps}"
+            )
+        if self.optimizer.warmup_steps > self.steps - rest:
+            after = f" after optimizer.moment_warmup_steps = {rest}" if rest else ""
             raise ValueError(
                 f"optimizer.warmup_steps = {self.optimizer.warmup_steps} is longer than the run "
-                f"of steps = {self.steps}"
+                f"of steps = {self.steps}{after}"
             )
         # They raise ValueError where they do not fit the run.
         learning_rate_schedule(self.optimizer, steps=self.steps)

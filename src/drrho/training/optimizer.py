@@ -10,7 +10,14 @@ from torch.optim import AdamW
 
 from drrho.runtime.checks import require_at_least, require_positive
 from drrho.runtime.records import OPTIONAL
-from drrho.training.schedules import Schedule, after_warmup, constant, cooldown, warmup_cosine
+from drrho.training.schedules import (
+    Schedule,
+    after_rest,
+    after_warmup,
+    constant,
+    cooldown,
+    warmup_cosine,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +120,14 @@ class Optimizer:
         layer_decay: factor of the learning rate from a layer to the one before it, in each tower:
             the last group of a tower (its projection) has the rate of the tower, the one before it
             `layer_decay` times that, and so on to the embeddings. None is the same rate in all.
+        moment_warmup_steps: steps at the start of the run that move no weight and no temperature,
+            and gather AdamW's moments and the averages of the samples all the same, so that the
+            first step of a pretrained model is no step of a cold optimiser. They count towards the
+            length of the run; the warm-up of the learning rate follows them.
+
+    Source: `moment_warmup_steps` is the first stage of TuneCLIP (Mehta et al., "Breaking the limits
+        of open-weight CLIP", 2026, arXiv 2601.09859), the recovery of the optimiser's statistics;
+        its second stage, a loss with a margin, is not here.
     """
 
     learning_rate: float = 5e-4
@@ -126,6 +141,7 @@ class Optimizer:
     image_lr_scale: float | None = field(default=None, metadata=OPTIONAL)
     text_lr_scale: float | None = field(default=None, metadata=OPTIONAL)
     layer_decay: float | None = field(default=None, metadata=OPTIONAL)
+    moment_warmup_steps: int = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         require_positive(
@@ -143,7 +159,9 @@ class Optimizer:
             raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
-        require_at_least(0, warmup_steps=self.warmup_steps)
+        require_at_least(
+            0, warmup_steps=self.warmup_steps, moment_warmup_steps=self.moment_warmup_steps
+        )
         if not isinstance(self.schedule, RateDecay):
             raise TypeError(
                 "schedule must be CosineDecay, ConstantRate or Cooldown, got "
@@ -158,7 +176,13 @@ def learning_rate_schedule(config: Optimizer, *, steps: int) -> Schedule:
         ValueError: warm-up and cooldown are longer than the run, or the end of the schedule is
             above its peak.
     """
-    return _schedule(config.schedule, config.learning_rate, config.warmup_steps, steps)
+    schedule = _schedule(
+        config.schedule,
+        config.learning_rate,
+        config.warmup_steps,
+        steps - config.moment_warmup_steps,
+    )
+    return after_rest(schedule, steps=config.moment_warmup_steps)
 
 
 def temperature_rate_schedule(
@@ -173,18 +197,25 @@ def temperature_rate_schedule(
     Raises:
         ValueError: as `learning_rate_schedule`.
     """
-    decay = config.temperature_schedule
+    decay, rest = config.temperature_schedule, config.moment_warmup_steps
     peak = config.learning_rate * (config.temperature_lr_scale or 1.0)
     match decay:
         case None:
             return None
         case ThresholdDecay():
-            low = peak * decay.factor
-            return lambda _: low if temperature() <= decay.threshold else peak
+            schedule = _below_threshold(decay, peak, temperature)
         case ConstantRate():
-            return constant(peak)
+            schedule = constant(peak)
         case _:
-            return _schedule(decay, peak, config.warmup_steps, steps)
+            schedule = _schedule(decay, peak, config.warmup_steps, steps - rest)
+    return after_rest(schedule, steps=rest)
+
+
+def _below_threshold(
+    decay: ThresholdDecay, peak: float, temperature: Callable[[], float]
+) -> Schedule:
+    low = peak * decay.factor
+    return lambda _: low if temperature() <= decay.threshold else peak
 
 
 def _schedule(decay: RateDecay, peak: float, warmup_steps: int, steps: int) -> Schedule:

@@ -103,6 +103,15 @@ def after_warmup(decay: Schedule, peak: float, *, warmup_steps: int) -> Schedule
     return _checked(schedule)
 
 
+def after_rest(schedule: Schedule, *, steps: int) -> Schedule:
+    """0 for some steps, then `schedule`, whose step 0 is the first after them."""
+    return (
+        _checked(lambda step: 0.0 if step < steps else schedule(step - steps))
+        if steps
+        else schedule
+    )
+
+
 def cooldown(peak: float, final: float, *, start: int, steps: int, power: float = 1.0) -> Schedule:
     """`peak` until step `start`, then a polynomial to `final`, reached `steps` later.
 
