@@ -8,7 +8,7 @@ import docstring_parser
 import pytest
 
 from drrho.cli import COMMANDS, _load
-from drrho.recipe.command import FineTuningOptions, ScaleOptions
+from drrho.recipe.arguments.command import FineTuningOptions, ScaleOptions
 from drrho.recipe.recipe import Recipe
 
 # Beginnings that need the name of the option, or another option's text, to be understood.

@@ -7,8 +7,8 @@ import pytest
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.data.indexing import open_manifest
 from drrho.models.build import Model
+from drrho.recipe.arguments.override import overridden
 from drrho.recipe.folder import read_run
-from drrho.recipe.override import overridden
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import train_recipe, with_steps
 from drrho.studies.compare.runs import finished

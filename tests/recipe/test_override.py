@@ -10,7 +10,7 @@ import pytest
 from drrho.contrastive.memory.temperature import AnyTemperature, Learned, PerSample
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
-from drrho.recipe.override import changed_kind, overridden
+from drrho.recipe.arguments.override import changed_kind, overridden
 from drrho.training.optimizer import ConstantRate, Cooldown, ThresholdDecay
 
 PAIRS = [

@@ -19,7 +19,7 @@ from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.models.build import Model, build_model, load_model
 from drrho.models.lora import LoRA
 from drrho.models.tuning import Tuning
-from drrho.recipe.command import recipe_of
+from drrho.recipe.arguments.command import recipe_of
 from drrho.recipe.named.finetune import FineTuningScale, finetune_recipe
 from drrho.recipe.selection import Selection
 from drrho.recipe.train import train_recipe

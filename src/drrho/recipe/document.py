@@ -8,10 +8,31 @@ from typing import Any, ClassVar
 from drrho.recipe.filtering import FilterReport
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.files import write_json
-from drrho.runtime.records import FORMAT, from_json, read_json_object, read_versioned, to_json
+from drrho.runtime.records import (
+    FORMAT,
+    OPTIONAL,
+    from_json,
+    read_json_object,
+    read_versioned,
+    to_json,
+)
+from drrho.training.optimizer import Optimizer
 
 RECIPE_FILE, RESULTS_FILE = "recipe.json", "results.json"
 CONTENTS = "contents"  # identities of what a recipe names, recorded beside its own fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a run, before it was extended.
+
+    Attributes:
+        steps: steps that it ended after.
+        optimizer: rates and schedules that it was trained under, as of a run of so many steps.
+    """
+
+    steps: int
+    optimizer: Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +48,7 @@ class RunResults:
         skipped: reason -> number of samples left out of their batches.
         skipped_steps: steps left out because a number was not finite.
         processes: number of processes.
+        parts: parts of the run before it was extended; none of a run trained in one.
         reference, teachers: identities of their stores.
         versions: library -> version.
     """
@@ -43,6 +65,7 @@ class RunResults:
     samples_without_reference: int | None = None
     filtering: FilterReport | None = None
     processes: int = 1
+    parts: tuple[Part, ...] = field(default=(), metadata=OPTIONAL)
     reference: Mapping[str, Any] | None = None
     teachers: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -60,13 +83,13 @@ def write_run_results(folder: Path, results: RunResults) -> None:
     write_json(folder / RESULTS_FILE, {FORMAT: results.version, **content})
 
 
-def read_run_results(folder: Path) -> RunResults | None:
-    """Read a run's `results.json`; None if it is not finished.
+def read_run_results(folder: Path, *, name: str = RESULTS_FILE) -> RunResults | None:
+    """Read a run's `results.json`, or that of an earlier part; None if it is not finished.
 
     Raises:
         ValueError: the file is damaged, or of a later version.
     """
-    path = folder / RESULTS_FILE
+    path = folder / name
     if not path.is_file():
         return None
     content = read_versioned(path, RunResults)

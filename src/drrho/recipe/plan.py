@@ -28,6 +28,12 @@ from drrho.models.build import build_model
 from drrho.models.tuning import describe_tuning
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
+from drrho.recipe.continuing import (
+    describe_extension,
+    extends,
+    part_of,
+    require_extensible,
+)
 from drrho.recipe.document import (
     RECIPE_FILE,
     RESULTS_FILE,
@@ -265,6 +271,10 @@ def _folder(recipe: Recipe, config: dict) -> str:
     )
     if results is None and not (folder / RECIPE_FILE).is_file():
         return written + "; a new run"
+    if results is not None and extends(recipe, results):
+        require_extensible(recipe, config, results)
+        goes_on = describe_extension(recipe, part_of(results))
+        return f"{written}; extends the run there: {goes_on}"
     before = read_recipe_file(folder) if results is None else results.config
     if changed := config_differences(before, config, may_change=MAY_CHANGE):
         raise ValueError(

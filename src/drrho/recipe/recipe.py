@@ -24,7 +24,7 @@ from drrho.runtime.records import OPTIONAL
 from drrho.training.config import Training
 from drrho.training.parallel import Parallel
 
-Resume = Literal["latest", "never", "required"]
+Resume = Literal["latest", "never", "required", "extend"]
 MissingReference = Literal["leave_out", "plain"]
 Kind = TypeVar("Kind")
 
@@ -93,7 +93,8 @@ class Recipe:
         seed: random seed of the initial weights, the order of the data and random transforms.
         resume: treatment of a run found in `output`: "latest" continues it at its latest
             checkpoint, or returns it if it is finished; "never" makes its presence an error,
-            "required" its absence.
+            "required" its absence. "extend" goes on with a finished run to the recipe's steps,
+            under the schedule of a run of so many from there on.
         device: device to compute on; "auto" takes the GPU if there is one.
     """
 

@@ -29,35 +29,39 @@ from drrho.models.lora import merged_weights
 from drrho.models.seen import note_training_data
 from drrho.models.two_tower import TwoTower
 from drrho.recipe.batches import Stores, steered
+from drrho.recipe.continuing import (
+    describe_extension,
+    earlier_results,
+    finished_results,
+    may_change,
+    part_of,
+)
 from drrho.recipe.document import (
     CONTENTS,
     RECIPE_FILE,
+    Part,
     RunResults,
-    read_run_results,
     upgraded,
     write_run_results,
 )
 from drrho.recipe.export import EMA_NAME
 from drrho.recipe.filtering import FilterReport, filtered
-from drrho.recipe.folder import read_run
 from drrho.recipe.held_out import HeldOutVariances
-from drrho.recipe.recipe import MAY_CHANGE, Recipe
+from drrho.recipe.recipe import Recipe
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.recipe.tuning import prepare_target
 from drrho.reference.judgement import judge_reference
 from drrho.reference.reader import open_reference
 from drrho.runtime.distributed import Processes
-from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import is_follower, require_shared, together
 from drrho.runtime.locks import exclusive
 from drrho.runtime.progress import announce
-from drrho.runtime.provenance import config_differences, plain, versions
+from drrho.runtime.provenance import plain, versions
 from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json
 from drrho.training.averaging import build_average
-from drrho.training.checkpoint import list_checkpoints, lost_message, recover_replaced
 from drrho.training.loop import Evaluator, train
 from drrho.training.optimizer import (
     RateGroup,
@@ -104,7 +108,7 @@ def _train_or_return(recipe: Recipe, processes: Processes, *, device: torch.devi
     recipe = with_steps(recipe, manifest)
     config = run_config(recipe, manifest, stores, report)
     with exclusive(folder) if processes.is_first else nullcontext():
-        finished = processes.on_first(lambda: _finished_results(recipe, config))
+        finished = processes.on_first(lambda: finished_results(recipe, config))
         if finished is not None:
             return finished
         return _Training(recipe, config, manifest, stores, report, processes, device).run()
@@ -135,7 +139,7 @@ class _Training:
         loss = ContrastiveObjective(recipe.objective, num_samples=num_samples, impl=tiling)
         loss.to(self.device)
         state = self._state(model, loss, rates=rates, average=average)
-        state.resume(may_change=MAY_CHANGE, upgrade=upgraded)
+        parts = self._resume(state)
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
             contents = (shard.content_sha256 for shard in self.manifest.shards)
@@ -182,6 +186,7 @@ class _Training:
             ),
             filtering=self.report,
             processes=self.processes.size,
+            parts=parts,
             reference=self.stores.identities["reference"],
             teachers=tuple(self.stores.identities["teachers"]),
             versions=versions(),
@@ -196,6 +201,22 @@ class _Training:
             judgement = judge_reference(store, self.manifest)
             if judgement is not None:
                 announce(f"reference {folder}: {judgement}")
+
+    def _resume(self, state: TrainingState) -> tuple[Part, ...]:
+        """Continue from the newest checkpoint, and list the parts that an extension has before it.
+
+        The last row of an earlier part is written again, its evaluation included.
+        """
+        recipe = self.recipe
+        changing = self.processes.on_first(lambda: may_change(recipe))
+        state.resume(may_change=changing, upgrade=upgraded)
+        found = self.processes.on_first(lambda: earlier_results(recipe))
+        parts = tuple(map(part_of, found))
+        if parts and state.step == parts[-1].steps:
+            state.metrics = dict(found[-1].metrics)
+            if self.processes.is_first:
+                warnings.warn(describe_extension(recipe, parts[-1]), stacklevel=3)
+        return parts
 
     def _average(self, model: TwoTower) -> AveragedModel | None:
         """Build the moving average that the recipe asks for; a copy made before any wrapper."""
@@ -419,52 +440,3 @@ def gamma_schedule(recipe: Recipe, *, epochs: float) -> Schedule:
         steps=recipe.training.num_steps,
         decay_share=objective.decay_share(epochs=epochs),
     )
-
-
-def _finished_results(recipe: Recipe, config: dict[str, Any]) -> RunResults | None:
-    folder = Path(recipe.output)
-    results = read_run_results(folder)
-    recover_replaced(folder / "checkpoints")
-    found = results is not None or len(list_checkpoints(folder / "checkpoints")) > 0
-    lost = not found and _reached_a_checkpoint(folder)
-    _require_choice_of_resume(recipe, found=found or lost)
-    if lost:
-        raise CheckpointError(lost_message(folder / "checkpoints"))
-    if results is None:
-        return None
-    changed = config_differences(results.config, config, may_change=MAY_CHANGE)
-    if changed:
-        raise ValueError(
-            f"{folder} holds a finished run of another recipe; train in another folder, or remove "
-            "it:\n  " + "\n  ".join(changed)
-        )
-    before, now = results.recipe.evaluation.data, recipe.evaluation.data
-    if now is not None and before != now:
-        done = "was not evaluated" if before is None else f"was evaluated on {before}"
-        raise ValueError(
-            f"{folder} is finished and {done}; for another set run "
-            f"`drrho evaluate {folder} --data {now}`"
-        )
-    return results
-
-
-def _reached_a_checkpoint(folder: Path) -> bool:
-    """Whether the log of a run without a folder of checkpoints says that it has written one."""
-    if (folder / "checkpoints").exists() or not (folder / RECIPE_FILE).is_file():
-        return False
-    run = read_run(folder)
-    return run.step >= run.recipe.training.checkpoint_every
-
-
-def _require_choice_of_resume(recipe: Recipe, *, found: bool) -> None:
-    match recipe.resume:
-        case "never" if found:
-            raise ValueError(
-                f"{recipe.output} holds a run, and resume = 'never': choose another output, remove "
-                "it, or continue it with resume = 'latest'"
-            )
-        case "required" if not found:
-            raise ValueError(
-                f"{recipe.output} holds no run to continue, and resume = 'required'; to begin one "
-                "use resume = 'latest'"
-            )

@@ -22,7 +22,7 @@ from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.models.build import build_model, find_model
 from drrho.models.seen import training_data_of
-from drrho.recipe.override import changed_kind
+from drrho.recipe.arguments.override import changed_kind
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.joining.features import read_captions

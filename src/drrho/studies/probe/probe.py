@@ -18,7 +18,7 @@ from drrho.data.manifest import Manifest
 from drrho.data.subset import split_at_random
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.models.program import trusting
-from drrho.recipe.command import recipe_of
+from drrho.recipe.arguments.command import recipe_of
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import with_steps
 from drrho.reference.judgement import Judgement, judge_cosines, seen_shards

@@ -11,7 +11,11 @@ from drrho.runtime.records import OPTIONAL, TAGS, tag_of
 
 Kind = TypeVar("Kind")
 # Given one, the recipe's other one goes.
-ALTERNATIVES = {"training.steps": "training.epochs", "training.epochs": "training.steps"}
+ALTERNATIVES = {
+    "training.steps": "training.epochs",
+    "training.epochs": "training.steps",
+    "model.name": "model.pretrained",  # weights are those of an architecture
+}
 
 
 def overridden(

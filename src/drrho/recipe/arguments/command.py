@@ -10,16 +10,17 @@ import tyro
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
 from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, metrics_table
+from drrho.recipe.arguments.override import overridden
+from drrho.recipe.continuing import describe_extension
 from drrho.recipe.export import EMA_NAME
 from drrho.recipe.named.finetune import FINETUNE, SUMMARY, FineTuningScale, finetune_recipe
 from drrho.recipe.named.published import Scale, named_recipe
-from drrho.recipe.override import overridden
 from drrho.recipe.plan import plan_run
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 from drrho.runtime.errors import UsageError
 
-DRY_RUN, TRUST, SCALE = "--dry-run", "--trust", "--scale."
+DRY_RUN, TRUST, SCALE, EXTEND = "--dry-run", "--trust", "--scale.", "--extend"
 HELP = ("--help", "--")
 # Short names of the options that are typed most.
 ALIASES = {
@@ -70,13 +71,17 @@ def run_train(arguments: list[str]) -> str | tuple[str, int]:
     """Train a model by a recipe: FILE.py, or the name of a published one.
 
     A run found in the recipe's output folder is continued. `--dry-run` checks and describes the
-    run, and writes nothing. `--trust` runs the program that the folder of a model run:PATH names.
+    run, and writes nothing. `--extend` goes on with a finished run to the steps that are given.
+    `--trust` runs the program that the folder of a model run:PATH names.
     """
     if not arguments or arguments[0].startswith("-"):
         usage = "usage: drrho train FILE.py|NAME ...; --help after it lists what it takes"
         return f"{usage}\n\n{_list_of_recipes()}", 0 if {"--help", "-h"} & set(arguments) else 2
     source, *options = arguments
-    recipe = recipe_of(source, [it for it in options if it not in (DRY_RUN, TRUST)])
+    own = [it for it in options if it not in (DRY_RUN, TRUST, EXTEND)]
+    if EXTEND in options:
+        own += ["--resume", "extend"]
+    recipe = recipe_of(source, own)
     with trusting(everything=TRUST in options):
         return plan_run(recipe) if DRY_RUN in options else _trained(recipe)
 
@@ -95,6 +100,8 @@ def _trained(recipe: Recipe) -> str:
     scores = {model: found for model, found in scores.items() if found}
     table = f"{metrics_table(scores)}\n\n" if scores else ""
     skipped = sum(results.skipped.values())
+    if results.parts:
+        table += f"extended: {describe_extension(results.recipe, results.parts[-1])}\n\n"
     if results.filtering is not None:
         table += f"filtering: {results.filtering}\n\n"
     return (
@@ -198,7 +205,8 @@ def _described(aliases: Mapping[str, str]) -> str:
     short = ", ".join(f"{short} = {full}" for short, full in aliases.items())
     return (
         "Train a model by this recipe, with any field changed. --dry-run checks and describes the "
-        "run. --trust runs the program that the folder of a model run:PATH names. "
-        "--objective.method and --objective.temperature.kind choose another class of objective and "
-        f"of temperature.\n\nShort names: {short}"
+        "run. --extend goes on with a finished run to more steps (--resume extend). --trust runs "
+        "the program that the folder of a model run:PATH names. --objective.method and "
+        "--objective.temperature.kind choose another class of objective and of temperature."
+        f"\n\nShort names: {short}"
     )
