@@ -15,7 +15,7 @@ from PIL import Image
 
 from drrho.cli import COMMANDS, main
 from drrho.data.items import manifest_of_items
-from drrho.recipe import command
+from drrho.recipe.arguments import command
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.losses.writer import LossWriter
 from drrho.studies.compare.replicates import Replicates

@@ -57,9 +57,9 @@ def test_locks_are_those_of_open_clip(model, tower, number):
         getattr(theirs, f"lock_{tower}_tower")(**{option: number})
     except AssertionError:  # a tower that open_clip locks wholly or not at all
         with pytest.raises(ValueError, match="partial locking not currently supported"):
-            tune(model, Tuning(lock_image=True, lock_image_unlocked_groups=number))
+            tune(model, Tuning(lock_image=True, lock_image_unlocked_groups=number), seed=0)
         return
-    tune(model, Tuning(**{f"lock_{tower}": True, f"lock_{tower}_{option}": number}))
+    tune(model, Tuning(**{f"lock_{tower}": True, f"lock_{tower}_{option}": number}), seed=0)
     assert trained(model.module) == trained(theirs) != trained(build_like(model))
 
 
@@ -90,7 +90,7 @@ def test_statistics_of_a_locked_tower_stay_as_with_open_clips_option(
     model = architecture(name, tmp_path_factory)
     theirs = copy.deepcopy(model.module)
     theirs.lock_image_tower(freeze_bn_stats=freeze is not False)
-    tune(model, Tuning(lock_image=True, lock_image_freeze_bn_stats=freeze))
+    tune(model, Tuning(lock_image=True, lock_image_freeze_bn_stats=freeze), seed=0)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for module in (model.module, theirs):
         module.train()
@@ -137,16 +137,16 @@ def test_other_models_are_locked_layer_by_layer(name, tower, tmp_path_factory):
     layers = layers_of(model).of(tower)
     before = trained(model.module)
     option = "unlocked_groups" if tower == "image" else "unlocked_layers"
-    tune(model, Tuning(**{f"lock_{tower}": True, f"lock_{tower}_{option}": 1}))
+    tune(model, Tuning(**{f"lock_{tower}": True, f"lock_{tower}_{option}": 1}), seed=0)
     assert before - trained(model.module) == {it for layer in layers[:-1] for it in layer}
     too_many = Tuning(**{f"lock_{tower}": True, f"lock_{tower}_{option}": len(layers)})
     with pytest.raises(ValueError, match=f"lock_{tower}_{option} = {len(layers)} leaves nothing"):
-        tune(any_model(name, tmp_path_factory), too_many)
+        tune(any_model(name, tmp_path_factory), too_many, seed=0)
 
 
 def test_batch_norm_of_a_locked_small_tower_stays(tmp_path_factory):
     model = any_model("small", tmp_path_factory)
-    tune(model, Tuning(lock_image=True, lock_image_unlocked_groups=1))
+    tune(model, Tuning(lock_image=True, lock_image_unlocked_groups=1), seed=0)
     before = copy.deepcopy(model.module.state_dict())
     model.module.train()
     model.module.encode_image(torch.randn(4, 3, 64, 64))
@@ -165,6 +165,7 @@ def test_batch_norm_of_a_locked_small_tower_stays(tmp_path_factory):
         ("vit", {"lock_text": True, "lock_image": True}, "nothing of the model would be trained"),
         ("program", {"lock_image": True, "lock_image_unlocked_groups": 1}, "has 1 layer"),
         ("vit", {"lora": LoRA(targets=("nothing",))}, "is called 'nothing'"),
+        ("vit", {"lora": LoRA(rank=10**9)}, "is more than the rank of every layer"),
         ("vit", {"lora": LoRA(dropout=0.1)}, "lora.dropout = 0.1 does not fit"),
         ("vit", {"lora": LoRA(rank=10**9)}, r"lora.rank = 1,000,000,000 is above \d+, the rank"),
         ("vit", {"lora": LoRA(targets=("out_proj",))}, "is called 'out_proj'"),
@@ -172,7 +173,7 @@ def test_batch_norm_of_a_locked_small_tower_stays(tmp_path_factory):
 )
 def test_an_option_without_effect_on_a_model_is_an_error(name, config, message, tmp_path_factory):
     with pytest.raises(ValueError, match=message):
-        tune(any_model(name, tmp_path_factory), Tuning(**config))
+        tune(any_model(name, tmp_path_factory), Tuning(**config), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_adapters_merge_into_the_model_without_them(name, tmp_path_factory):
     plain = any_model(name, tmp_path_factory)
     model = any_model(name, tmp_path_factory)
     model.module.load_state_dict(plain.module.state_dict())
-    tune(model, Tuning(lora=LoRA(rank=2, alpha=8.0)))
+    tune(model, Tuning(lora=LoRA(rank=2, alpha=8.0)), seed=0)
     images = torch.randn(2, 3, *sample_inputs(plain)[0].shape[2:])
     for either in (plain, model):
         either.module.eval()
@@ -225,7 +226,7 @@ def test_adapters_merge_into_the_model_without_them(name, tmp_path_factory):
 def test_every_adapter_has_a_gradient_and_the_base_none(tmp_path_factory):
     model = any_model("vit", tmp_path_factory)
     before = copy.deepcopy(model.module.state_dict())
-    tune(model, Tuning(lora=LoRA(rank=2)))
+    tune(model, Tuning(lora=LoRA(rank=2)), seed=0)
     images, tokens = sample_inputs(model)
     for _ in range(2):
         sum(
@@ -239,6 +240,6 @@ def test_every_adapter_has_a_gradient_and_the_base_none(tmp_path_factory):
 
 def test_only_named_layers_of_the_trained_tower_get_adapters(tmp_path_factory):
     model = any_model("vit", tmp_path_factory)
-    tune(model, Tuning(lock_image=True, lora=LoRA(targets=("c_fc",))))
+    tune(model, Tuning(lock_image=True, lora=LoRA(targets=("c_fc",))), seed=0)
     names = {name.partition(".lora_")[0] for name in trained(model.module)}
     assert names == {f"transformer.resblocks.{n}.mlp.c_fc" for n in range(2)}

@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from drrho.models.lora import LoRA
 from drrho.models.tuning import Tuning
 from drrho.recipe.arguments.command import recipe_of
 from drrho.recipe.named.finetune import FineTuningScale, finetune_recipe
+from drrho.recipe.plan import plan_run
 from drrho.recipe.selection import Selection
 from drrho.recipe.train import train_recipe
 from drrho.training.averaging import EMA
@@ -344,3 +346,30 @@ def test_temperatures_of_samples_do_not_rest(recipe):
     objective = FastCLIP(temperature=PerSample(initial=0.05), rho=0.5)
     with pytest.raises(ValueError, match="does not fit a temperature for each sample"):
         resting(replace(recipe, objective=objective, reference=None), 2)
+
+
+def test_a_configuration_alone_is_an_architecture_for_a_target(recipe, tmp_path, capsys):
+    folder = tmp_path / "configuration"
+    folder.mkdir()
+    source = Path(recipe.model.name.removeprefix("local-dir:"))
+    (folder / "open_clip_config.json").write_bytes((source / "open_clip_config.json").read_bytes())
+    (folder / "README.md").write_text("an architecture")
+    model = Model(f"local-dir:{folder}")
+    with pytest.raises(ValueError, match="random weights"):
+        model.require_trained()
+    drawn = build_model(model, seed=0, target=True).module.state_dict()
+    again = build_model(model, seed=0, target=True).module.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in drawn.items())
+    assert main(["evaluate", model.name, "--data", recipe.evaluation.data]) == 1
+    capsys.readouterr()
+    small = replace(recipe, model=model, output=str(tmp_path / "run"))
+    assert "with random weights" in plan_run(small)
+    train_recipe(small)
+    (folder / "open_clip_config.json").unlink()
+    load_model(tmp_path / "run" / "model")
+
+
+def test_another_model_leaves_the_weights_of_the_recipes_behind():
+    found = recipe_of("finetune", ["--model.name", "local-dir:x"])
+    assert found.model == Model("local-dir:x")
+    assert recipe_of("finetune", ["--model.pretrained", "openai"]).model.pretrained == "openai"

@@ -16,7 +16,14 @@ from drrho.models.hugging_face import (
     build_hugging_face,
     save_hugging_face,
 )
-from drrho.models.open_clip import OPEN_CLIP_FILE, build_open_clip, import_open_clip, save_tokenizer
+from drrho.models.open_clip import (
+    OPEN_CLIP_FILE,
+    build_open_clip,
+    import_open_clip,
+    is_configuration_alone,
+    require_configuration_fits,
+    save_tokenizer,
+)
 from drrho.models.program import (
     PROGRAM_FILE,
     build_by_program,
@@ -41,7 +48,8 @@ class Model:
 
     Attributes:
         name: "small"; an open_clip architecture such as "ViT-B-32";
-            "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them; "transformers:PATH", a
+            "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them, of which the first may
+            be a configuration alone, for a target with random weights; "transformers:PATH", a
             folder of a Hugging Face dual encoder; "sentence-transformers:PATH", one of images and
             texts; "python:FILE.py", whose `build()` returns a
             `TwoTower`; or "run:PATH", the model that a finished `drrho train` left in its run
@@ -67,6 +75,9 @@ class Model:
     @property
     def names_weights(self) -> bool:
         """Whether there are weights; an architecture alone has random ones."""
+        schema, _, place = self.name.partition(":")
+        if schema == "local-dir" and is_configuration_alone(Path(place).expanduser()):
+            return False
         return self.pretrained is not None or ":" in self.name
 
     def require_trained(self) -> None:
@@ -93,11 +104,12 @@ def find_model(place: str, *, pretrained: str | None = None) -> Model:
     return Model(name=f"run:{place}" if is_folder else place, pretrained=pretrained)
 
 
-def build_model(config: Model, *, seed: int) -> TwoTower:
+def build_model(config: Model, *, seed: int, target: bool = False) -> TwoTower:
     """Build a model, on the CPU, in float32.
 
     Args:
         seed: random seed of weights that are not loaded; the global generator is untouched.
+        target: whether "local-dir:PATH" may be a configuration alone, which gets random weights.
 
     Raises:
         ValueError: no such model, or it could not be loaded.
@@ -117,7 +129,8 @@ def build_model(config: Model, *, seed: int) -> TwoTower:
         torch.manual_seed(seed)
         if config.name == "small":
             return _build_small(config.small)
-        return build_open_clip(config.name, config.pretrained)
+        untrained = target and not config.names_weights
+        return build_open_clip(config.name, config.pretrained, untrained=untrained)
 
 
 def require_trusted_model(config: Model) -> None:
@@ -144,9 +157,9 @@ def build_recorded_model(config: Model, *, seed: int, run: Path) -> TwoTower:
         ValueError: as `require_trusted_model`; or the model is out of proportion to the folder.
     """
     require_trusted_model(config)
-    if ":" not in config.name:
+    if ":" not in config.name or not config.names_weights:
         _require_bounded_by_run(config, run)
-    return build_model(config, seed=seed)
+    return build_model(config, seed=seed, target=True)
 
 
 def _require_bounded_by_run(config: Model, run: Path) -> None:
@@ -154,6 +167,10 @@ def _require_bounded_by_run(config: Model, run: Path) -> None:
     where, held = str(run / "recipe.json"), Held.below(run)
     if config.name == "small":
         _require_bounded_small(config.small, held, where=f"{where} (model.small)")
+        return
+    schema, _, place = config.name.partition(":")
+    if schema == "local-dir":
+        require_configuration_fits(config.name, Path(place), held)
         return
     name, open_clip = config.name.replace("/", "-"), import_open_clip()
     if name in open_clip.list_models():  # else `build_model` says what is wrong

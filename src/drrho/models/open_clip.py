@@ -29,6 +29,7 @@ from drrho.runtime.torchvision import import_torchvision
 OPEN_CLIP_FILE = "open_clip_config.json"
 # What open_clip reads in a folder, and the names that it takes first where there are several.
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
+WITHOUT_WEIGHTS = {"", ".json", ".jsonl", ".md", ".model", ".txt"}  # of other files there
 WEIGHTS_NAMES = {
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin"),
@@ -44,13 +45,14 @@ def import_open_clip() -> ModuleType:
     return import_optional("open_clip", user="open_clip models and tokenizers", extra="clip")
 
 
-def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
+def build_open_clip(name: str, pretrained: str | None, *, untrained: bool = False) -> TwoTower:
     """Build an open_clip model in float32, on the CPU.
 
     Args:
         name: an architecture ("ViT-B-32"), "local-dir:PATH" or "hf-hub:OWNER/NAME".
         pretrained: a tag ("laion2b_s34b_b79k") or a checkpoint file; None gives random
             weights for an architecture, and the folder's own for "local-dir:".
+        untrained: whether a "local-dir:" that is a configuration alone gets random weights.
 
     Raises:
         ValueError: open_clip knows no such architecture or tag, could not load it, or found no
@@ -59,14 +61,14 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
     open_clip = import_open_clip()
     schema, _, location = name.partition(":")
     if schema == "local-dir":
-        _require_local_model(Path(location))
+        _require_local_model(Path(location), untrained=untrained)
     elif schema != "hf-hub":
         name = name.replace("/", "-")  # OpenAI's names have slashes, open_clip's files dashes
         _require_known(open_clip, name, pretrained)
     try:
         config = open_clip.get_model_config(name)
         options = _tokenizer_options(config)
-        if schema in ("local-dir", "hf-hub"):
+        if schema in ("local-dir", "hf-hub") and not untrained:
             _require_bounded(open_clip, name, Path(location))
         with tempfile.TemporaryDirectory() as folder:
             module, train_transform, eval_transform = open_clip.create_model_and_transforms(
@@ -74,7 +76,7 @@ def build_open_clip(name: str, pretrained: str | None) -> TwoTower:
                 pretrained=None if pretrained is None else plain_checkpoint(pretrained, folder),
                 precision="fp32",
                 # Without it open_clip goes on with random weights.
-                require_pretrained=pretrained is not None or ":" in name,
+                require_pretrained=pretrained is not None or (":" in name and not untrained),
             )
         tokenizer = open_clip.get_tokenizer(name, **options)
     except Exception as error:  # whatever a hub, a file or a config can raise
@@ -112,12 +114,21 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.tokenizer.save_pretrained(str(folder))
 
 
-def _require_local_model(folder: Path) -> None:
+def is_configuration_alone(folder: Path) -> bool:
+    """Whether a folder has open_clip's configuration, perhaps a tokenizer, and nothing else."""
+    if not (folder / OPEN_CLIP_FILE).is_file():
+        return False
+    return all(path.suffix in WITHOUT_WEIGHTS for path in folder.iterdir() if path.is_file())
+
+
+def _require_local_model(folder: Path, *, untrained: bool) -> None:
     if not (folder / OPEN_CLIP_FILE).is_file():
         raise ValueError(
             f"model 'local-dir:{folder}': it has no {OPEN_CLIP_FILE}; give the folder that "
             "open_clip's push_to_hf_hub, a Hugging Face download or `drrho train` made"
         )
+    if untrained and is_configuration_alone(folder):
+        return
     names = {path.name for path in folder.iterdir()}
     weights = sorted(name for name in names if name.endswith(WEIGHTS_SUFFIXES))
     if not weights:
@@ -125,7 +136,8 @@ def _require_local_model(folder: Path) -> None:
         raise ValueError(
             f"model 'local-dir:{folder}': it has no weights ({', '.join(WEIGHTS_SUFFIXES)}) beside "
             f"{OPEN_CLIP_FILE}, but {found}; was the download complete? open_clip does not read "
-            "a .pt there: give it as pretrained of its architecture, or rename it to .pth"
+            "a .pt there: give it as pretrained of its architecture, or rename it to .pth. A "
+            "configuration alone can only be a target, trained from random weights"
         )
     for file in weights:
         require_regular(folder / file)
@@ -140,7 +152,12 @@ def _require_bounded(open_clip: ModuleType, name: str, folder: Path) -> None:
     """Raise ValueError if a configuration asks for more than the weights beside it hold."""
     if name.startswith("hf-hub:"):
         folder = Path(open_clip.download_pretrained_from_hf(str(folder))).parent
-    where, held = str(folder / OPEN_CLIP_FILE), Held.by(folder)
+    require_configuration_fits(name, folder, Held.by(folder))
+
+
+def require_configuration_fits(name: str, folder: Path, held: Held) -> None:
+    """Raise ValueError if the configuration in a folder asks for more than some weights hold."""
+    open_clip, where = import_open_clip(), str(folder / OPEN_CLIP_FILE)
     config = read_json_object(folder / OPEN_CLIP_FILE)
     require_in_proportion(config, held, where=where)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -69,8 +70,11 @@ class Tuning:
         return self.lock_image or self.lock_text
 
 
-def tune(model: TwoTower, config: Tuning) -> None:
+def tune(model: TwoTower, config: Tuning, *, seed: int) -> None:
     """Lock parts of a model, and give it adapters; before it has an optimiser.
+
+    Args:
+        seed: random seed of the adapters; the global generator is untouched.
 
     Raises:
         ValueError: an option has no effect on this model, or nothing of it would be trained.
@@ -84,7 +88,9 @@ def tune(model: TwoTower, config: Tuning) -> None:
         _lock_text(model.module, config, layers)
     if config.lora is not None:
         trained = _trained(model.module)
-        add_adapters(model, config.lora)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_adapters(model, config.lora)
         keep_statistics(_locked_batch_norms(model.module, trained))
     if not any(p.requires_grad for p in model.module.parameters()):
         raise ValueError(

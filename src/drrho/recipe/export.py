@@ -98,7 +98,7 @@ def load_checkpoint_model(run: Path, checkpoint: Path, *, ema: bool = False) -> 
     trained = model
     if recipe.tuning.lora is not None:
         trained = replace(model, module=copy.deepcopy(model.module))
-        tune(trained, recipe.tuning)
+        tune(trained, recipe.tuning, seed=0)
     prefix = EMA_PREFIX if ema else PREFIX
     weights = {
         name.removeprefix(prefix): value

@@ -190,7 +190,7 @@ def plan_run(recipe: Recipe) -> str:
     steps = steps_per_epoch(left, batch_size=recipe.loading.batch_size)
     recipe = with_steps(recipe, left)
     folder_line = _folder(recipe, run_config(recipe, manifest, stores, report))
-    model = build_model(recipe.model, seed=recipe.seed)
+    model = build_model(recipe.model, seed=recipe.seed, target=True)
     loss = ContrastiveObjective(recipe.objective, num_samples=1)
     rates = prepare_target(model, recipe)
     build_optimizer(model.module, recipe.training.optimizer, loss=loss, rates=rates)
@@ -325,7 +325,8 @@ def _indented(judgement: Judgement | None) -> Iterable[str]:
 
 def _of_model(recipe: Recipe, sizes: Sizes, device: torch.device) -> str:
     return (
-        f"model        {recipe.model.name}: {sizes.parameters:,} parameters, on {device}, "
+        f"model        {recipe.model.name}: {sizes.parameters:,} parameters"
+        f"{'' if recipe.model.names_weights else ' with random weights'}, on {device}, "
         f"{recipe.training.precision}"
     )
 

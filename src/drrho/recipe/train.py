@@ -131,7 +131,7 @@ class _Training:
         recipe, folder = self.recipe, Path(self.recipe.output)
         if self.processes.is_first:
             self._judge()
-        model = build_model(recipe.model, seed=recipe.seed)
+        model = build_model(recipe.model, seed=recipe.seed, target=True)
         rates = prepare_target(model, recipe)
         average = self._average(model)
         self._prepare(model.module)

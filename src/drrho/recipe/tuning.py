@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from drrho.models.layers import TOWERS, Tower, TowerLayers, layers_of
@@ -25,9 +24,7 @@ def prepare_target(model: TwoTower, recipe: Recipe) -> Mapping[str, RateGroup] |
     wanted = (optimizer.image_lr_scale, optimizer.text_lr_scale, optimizer.layer_decay)
     # Before anything is locked: a layer counts from the end of the whole tower.
     layers = None if wanted == (None, None, None) else layers_of(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)  # adapters are drawn
-        tune(model, recipe.tuning)
+    tune(model, recipe.tuning, seed=recipe.seed)
     return None if layers is None else rates_by_layer(model.module, layers, optimizer)
 
 
