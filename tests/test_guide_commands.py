@@ -38,6 +38,7 @@ TINY_CLIP = {
 SIZES = {
     *("--batch-size", "--workers", "--loading.batch-size", "--scale.batch-size"),
     *("--scale.samples-seen", "--training.steps", "--training.optimizer.warmup-steps"),
+    "--training.optimizer.moment-warmup-steps",
 }
 OF_RECIPE = ("--steps", "2", "--batch-size", "4")
 OF_NAME = ("--scale.samples-seen", "8", "--scale.batch-size", "4")

@@ -10,6 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from drrho.cli import main
+from drrho.recipe.named.finetune import FineTuningScale
 from drrho.recipe.named.published import Scale
 from drrho.recipe.recipe import Recipe
 
@@ -93,8 +94,12 @@ def test_options_of_open_clip_exist():
     assert not known - options - {"default"}, "an option that open_clip has and the guide lacks"
 
 
+SCALES = (Scale, FineTuningScale)
 # Of `drrho train`, beside the fields of a recipe that its help lists.
-OF_TRAIN = {"dry-run", *(f"scale.{it.name.replace('_', '-')}" for it in fields(Scale))}
+OF_TRAIN = {
+    *("dry-run", "extend"),
+    *(f"scale.{it.name.replace('_', '-')}" for kind in SCALES for it in fields(kind)),
+}
 
 
 def commands_of_pages():
@@ -132,7 +137,8 @@ def test_options_of_commands_in_the_pages_exist(capsys):
         for option in re.findall(r"(?<=\s)--([a-z][\w.-]*)", rest):
             checked += 1
             listed = f"--{option.replace('_', '-')}" in helps[key]
-            if not listed and not (words[0] == "train" and option in OF_TRAIN):
+            of_train = option in OF_TRAIN or exists(Recipe, option.replace("-", "_"))
+            if not listed and not (words[0] == "train" and of_train):
                 unknown.append(f"{page}: drrho {' '.join(words)} --{option}")
     assert checked > 20
     assert not unknown, "\n".join(unknown)

@@ -54,6 +54,7 @@ from drrho.studies.compare.replicates import Replicates as Replicates
 from drrho.studies.compare.spec import Comparison as Comparison
 from drrho.studies.compare.spec import GapConfig as GapConfig
 from drrho.studies.compare.spec import TuningConfig as TuningConfig
+from drrho.training.averaging import EMA as EMA
 from drrho.training.config import Training as Training
 from drrho.training.optimizer import ConstantRate as ConstantRate
 from drrho.training.optimizer import Cooldown as Cooldown

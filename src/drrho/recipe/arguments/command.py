@@ -207,6 +207,7 @@ def _described(aliases: Mapping[str, str]) -> str:
         "Train a model by this recipe, with any field changed. --dry-run checks and describes the "
         "run. --extend goes on with a finished run to more steps (--resume extend). --trust runs "
         "the program that the folder of a model run:PATH names. --objective.method and "
-        "--objective.temperature.kind choose another class of objective and of temperature."
+        "--objective.temperature.kind choose another class of objective and of temperature. A part "
+        "that is left out begins with one of its options: --tuning.lora.rank, --training.ema.decay."
         f"\n\nShort names: {short}"
     )
