@@ -1,10 +1,21 @@
 """The small model: trimming captions is exact, positions are seen, widths are checked."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
-from drrho.models.small import SmallConfig, SmallTwoTower
+from drrho.cli import main
+from drrho.models.build import Model, build_model
+from drrho.models.export import export_open_clip
+from drrho.models.open_clip import import_open_clip
+from drrho.models.small import WIDEST, SmallConfig, SmallTwoTower, open_clip_form
+from drrho.models.tuning import Tuning
+from drrho.recipe.train import train_recipe
 
 NARROW = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_heads=2, context_length=12)
 
@@ -51,3 +62,72 @@ def test_normalize_gives_unit_length(model):
 def test_widths_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SmallConfig(**options)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A model with statistics and weights of its own, as training leaves it."""
+    config = SmallConfig(embed_dim=8, image_width=3, text_width=8, text_heads=2, text_layers=2)
+    model = build_model(Model("small", small=config), seed=0)
+    for name, value in model.module.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value) * (1 if "var" in name else 0.5))
+    return model
+
+
+def test_open_clip_loads_what_is_exported_with_the_same_embeddings(wide, tmp_path):
+    folder = tmp_path / "exported"
+    export_open_clip(wide, folder)
+    open_clip = import_open_clip()
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    picture = Image.effect_noise((90, 70), 50).convert("RGB")
+    captions = ["a large red circle, at the top left", "two"]
+    assert_close(transform(picture), wide.eval_transform(picture), rtol=0, atol=0)
+    assert torch.equal(tokenizer(captions), wide.tokenizer(captions))
+    images = torch.stack([transform(picture), torch.randn(3, 64, 64)])
+    for module in (wide.module.eval(), theirs.eval()):
+        module.requires_grad_(False)
+    for ours, other in (
+        (wide.module.encode_image(images), theirs.encode_image(images)),
+        (wide.module.encode_text(tokenizer(captions)), theirs.encode_text(tokenizer(captions))),
+    ):
+        assert_close(other, ours, rtol=1e-4, atol=1e-5)
+    loaded = build_model(Model(f"local-dir:{folder}"), seed=0).module.eval()
+    assert torch.equal(loaded.encode_image(images), theirs.encode_image(images))
+
+
+def test_a_run_of_the_small_model_is_exported_in_a_folder(plain_recipe, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    train_recipe(replace(plain_recipe, output=run))
+    arguments = ["export", run, "--format", "open-clip", "--output"]
+    assert main([*arguments, str(tmp_path / "model")]) == 0
+    assert "drrho.models.small.register()" in capsys.readouterr().out
+    train_recipe(
+        replace(
+            plain_recipe,
+            model=Model(f"local-dir:{tmp_path / 'model'}"),
+            output=str(tmp_path / "next"),
+            tuning=Tuning(lock_image=True),
+        )
+    )
+    assert main([*arguments, str(tmp_path / "model.pt")]) == 1
+    assert "is written as a folder" in capsys.readouterr().err
+
+
+def test_another_program_loads_it_once_the_towers_are_registered(wide, tmp_path):
+    export_open_clip(wide, tmp_path / "exported")
+    program = (
+        "from drrho.models.small import register; register(); register(); import open_clip; "
+        f"print(len(open_clip.create_model_and_transforms('local-dir:{tmp_path / 'exported'}')))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert found.stdout.strip() == "3", found.stderr
+
+
+def test_a_tower_too_wide_to_be_registered_is_not_exported():
+    config = SmallConfig(image_width=WIDEST + 1)
+    with pytest.raises(ValueError, match="image_width = 257 cannot be written"):
+        open_clip_form(config, {}, vocabulary_size=8)

@@ -165,7 +165,7 @@ def test_batch_norm_of_a_locked_small_tower_stays(tmp_path_factory):
         ("vit", {"lock_text": True, "lock_image": True}, "nothing of the model would be trained"),
         ("program", {"lock_image": True, "lock_image_unlocked_groups": 1}, "has 1 layer"),
         ("vit", {"lora": LoRA(targets=("nothing",))}, "is called 'nothing'"),
-        ("vit", {"lora": LoRA(rank=10**9)}, "is more than the rank of every layer"),
+        ("vit", {"lora": LoRA(rank=10**9)}, "the rank of the widest layer"),
         ("vit", {"lora": LoRA(dropout=0.1)}, "lora.dropout = 0.1 does not fit"),
         ("vit", {"lora": LoRA(rank=10**9)}, r"lora.rank = 1,000,000,000 is above \d+, the rank"),
         ("vit", {"lora": LoRA(targets=("out_proj",))}, "is called 'out_proj'"),

@@ -31,7 +31,7 @@ from drrho.models.program import (
     require_trusted,
     save_with_program,
 )
-from drrho.models.small import IMAGE_SIZE, SmallConfig, SmallTwoTower
+from drrho.models.small import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD, SmallConfig, SmallTwoTower
 from drrho.models.towers.joined import JOINED_FILE, JoinedTwoTower, load_joined, save_joined
 from drrho.models.towers.sentence_transformers import build_sentence_two_tower
 from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
@@ -245,7 +245,7 @@ def _build_small(config: SmallConfig) -> TwoTower:
     tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
     module = SmallTwoTower(config, tokenizer.vocab_size)
     transform = open_clip.image_transform(
-        IMAGE_SIZE, is_train=False, mean=(0.5, 0.5, 0.5), std=(0.28, 0.28, 0.28)
+        IMAGE_SIZE, is_train=False, mean=IMAGE_MEAN, std=IMAGE_STD
     )
     return TwoTower(
         module=module,

@@ -22,9 +22,11 @@ from drrho.models.hugging_face import (
     save_hugging_face,
 )
 from drrho.models.open_clip import OPEN_CLIP_FILE, import_open_clip
+from drrho.models.small import SmallTwoTower, open_clip_form
 from drrho.models.two_tower import TwoTower
-from drrho.runtime.files import opened_atomically, write_atomically
+from drrho.runtime.files import opened_atomically, write_atomically, write_json
 
+WEIGHTS_FILE = "open_clip_model.safetensors"  # the name that open_clip looks for
 # Largest difference of an embedding after conversion, relative to its length.
 CONVERSION_TOLERANCE = 1e-4
 THEIR_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
@@ -33,12 +35,19 @@ THEIR_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoft
 def export_open_clip(model: TwoTower, path: Path) -> None:
     """Write what `open_clip.create_model_and_transforms(NAME, pretrained=PATH)` loads.
 
+    The small model becomes a folder that it loads as "local-dir:PATH", in a program that has called
+    `drrho.models.small.register`.
+
     Args:
-        path: `.safetensors`, or `.pt` as open_clip's own training writes it.
+        path: `.safetensors`, or `.pt` as open_clip's own training writes it; a folder for the small
+            model.
 
     Raises:
         ValueError: another ending, or a model that is none of open_clip's.
     """
+    if isinstance(model.module, SmallTwoTower):
+        _export_small(model.module, path)
+        return
     _open_clip_config(model)
     weights = {name: value.contiguous() for name, value in model.module.state_dict().items()}
     match path.suffix:
@@ -80,12 +89,27 @@ def export_hugging_face(model: TwoTower, folder: Path) -> None:
     converted.save_pretrained(str(folder))
 
 
+def _export_small(module: SmallTwoTower, folder: Path) -> None:
+    if folder.suffix in (".pt", ".safetensors"):
+        raise ValueError(
+            f"a small model is no architecture that open_clip has by name, and is written as a "
+            f"folder with its configuration; got {folder}, give a name without ending"
+        )
+    vocabulary_size = len(module.token_embedding.weight)
+    config, weights = open_clip_form(
+        module.config, module.state_dict(), vocabulary_size=vocabulary_size
+    )
+    content = {name: value.contiguous() for name, value in weights.items()}
+    write_atomically(folder / WEIGHTS_FILE, save(content))
+    write_json(folder / OPEN_CLIP_FILE, config)
+
+
 def _open_clip_config(model: TwoTower) -> dict[str, Any]:
     if OPEN_CLIP_FILE not in model.architecture:
         raise ValueError(
             f"model {model.identity['architecture']!r} is none of open_clip's and cannot be "
-            "written as one; `small` is read by drrho alone, and a model 'transformers:PATH' can "
-            "be written for Hugging Face"
+            "written as one; `small` can be written for open_clip, and a model 'transformers:PATH' "
+            "can be written for Hugging Face"
         )
     return model.architecture[OPEN_CLIP_FILE]
 

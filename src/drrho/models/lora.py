@@ -1,7 +1,7 @@
 """Adapters of low rank (LoRA) by peft, merged into the weights at export."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -76,7 +76,6 @@ def add_adapters(model: TwoTower, config: LoRA) -> None:
             f"lora.dropout = {config.dropout} does not fit {attentions[0]}, whose weight is one "
             "for queries, keys and values; leave it out, or give lora.targets without attention"
         )
-    _require_low(module, names, config.rank)
     for name in names:
         owner = module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, nn.TransformerEncoderLayer):
@@ -97,17 +96,6 @@ def add_adapters(model: TwoTower, config: LoRA) -> None:
         peft.inject_adapter_in_model(lora, module.get_submodule(owner))
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(".lora_" in name)
-
-
-def _require_low(module: nn.Module, names: Sequence[str], rank: int) -> None:
-    """Raise ValueError for a rank that no layer has: it would be no adapter of low rank."""
-    weights = {n: p for name in names for n, p in module.get_submodule(name).named_parameters()}
-    most = max(min(weight.shape) for weight in weights.values() if weight.ndim == 2)
-    if rank > most:
-        raise ValueError(
-            f"lora.rank = {rank} is more than the rank of every layer that gets an adapter, which "
-            f"is at most {most}; take a lower one, such as 8"
-        )
 
 
 def _targets(model: TwoTower, ends: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from drrho.models.bounds import Held, require_fits, require_in_proportion
 from drrho.models.hugging_face import import_transformers
+from drrho.models.small import register
 from drrho.models.two_tower import (
     TwoTower,
     freeze_own_temperature,
@@ -42,7 +43,9 @@ STATE_NAMES = ("state_dict", "model_state_dict", "model", "module")
 def import_open_clip() -> ModuleType:
     """Import open_clip, also where torchvision's compiled operators cannot be loaded."""
     import_torchvision()
-    return import_optional("open_clip", user="open_clip models and tokenizers", extra="clip")
+    open_clip = import_optional("open_clip", user="open_clip models and tokenizers", extra="clip")
+    register()
+    return open_clip
 
 
 def build_open_clip(name: str, pretrained: str | None, *, untrained: bool = False) -> TwoTower:

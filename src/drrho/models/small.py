@@ -1,10 +1,16 @@
 """The small two-tower model: trains on a laptop's CPU in about a minute on small images.
 
 With it every recipe, test and demonstration can run without a GPU or a download. It has the
-interface of open_clip's models (`encode_image`, `encode_text`).
+interface of open_clip's models (`encode_image`, `encode_text`), and becomes one of them by
+`open_clip_form`: its text tower is open_clip's own, and its image tower one of timm's, under the
+names that `register` makes known.
 """
 
+import importlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +18,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from drrho.runtime.checks import require_at_least
+from drrho.runtime.torchvision import import_torchvision
 
 IMAGE_SIZE = 64  # pixels; the convolutional tower ends in a 4 x 4 grid of it
+IMAGE_MEAN, IMAGE_STD = (0.5, 0.5, 0.5), (0.28, 0.28, 0.28)
+WIDEST = 256  # image_width that `register` knows
+# Names here -> names in open_clip, of the whole model and of a text layer.
+NAMES = {
+    "token_embedding.weight": "token_embedding.weight",
+    "position_embedding": "positional_embedding",
+    "text_transformer.norm.weight": "ln_final.weight",
+    "text_transformer.norm.bias": "ln_final.bias",
+    "image_tower.7.weight": "visual.head.proj.weight",
+    "image_tower.7.bias": "visual.head.proj.bias",
+}
+LAYER_NAMES = {
+    "self_attn.": "attn.",
+    "norm1.": "ln_1.",
+    "norm2.": "ln_2.",
+    "linear1.": "mlp.c_fc.",
+    "linear2.": "mlp.c_proj.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +82,10 @@ class SmallTwoTower(nn.Module):
 
     def __init__(self, config: SmallConfig, vocabulary_size: int):
         super().__init__()
+        self.config = config
         width = config.image_width
         self.image_tower = nn.Sequential(
-            _convolution(3, width, stride=2),
-            _convolution(width, 2 * width, stride=2),
-            _convolution(2 * width, 2 * width, stride=1),
-            _convolution(2 * width, 4 * width, stride=2),
-            _convolution(4 * width, 4 * width, stride=1),
-            _convolution(4 * width, 8 * width, stride=2),
-            nn.Flatten(),
-            nn.Linear(8 * width * 4 * 4, config.embed_dim),
+            *_convolutions(width), nn.Flatten(), nn.Linear(_features(width), config.embed_dim)
         )
         self.image_tower.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.token_embedding = nn.Embedding(vocabulary_size, config.text_width)
@@ -121,3 +140,116 @@ def _convolution(channels_in: int, channels_out: int, *, stride: int) -> nn.Sequ
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
     )
+
+
+def _convolutions(width: int) -> list[nn.Module]:
+    return [
+        _convolution(3, width, stride=2),
+        _convolution(width, 2 * width, stride=2),
+        _convolution(2 * width, 2 * width, stride=1),
+        _convolution(2 * width, 4 * width, stride=2),
+        _convolution(4 * width, 4 * width, stride=1),
+        _convolution(4 * width, 8 * width, stride=2),
+    ]
+
+
+def _features(width: int) -> int:
+    return 8 * width * 4 * 4
+
+
+class SmallTrunk(nn.Module):
+    """The convolutions of the image tower as a model of timm, whose features are the grid."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(*_convolutions(width))
+        self.convolutions.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.num_features = _features(width)
+        # What open_clip reads of a model of timm.
+        self.default_cfg = {"input_size": (3, IMAGE_SIZE, IMAGE_SIZE), "pool_size": None}
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "") -> None:
+        """Do nothing: it has no classifier and no pooling."""
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Compute the features of images of `IMAGE_SIZE` pixels."""
+        found = self.convolutions(images.contiguous(memory_format=torch.channels_last))
+        return found.flatten(1)
+
+
+def register() -> None:
+    """Make the image towers known to timm, as drrho_small_WIDTH, and so to open_clip.
+
+    A program that loads an exported small model calls this first.
+    """
+    import_torchvision()
+    timm: Any = importlib.import_module("timm.models")
+    if timm.is_model(_timm_name(1)):
+        return
+
+    def entry(width: int) -> Any:
+        def build(pretrained: bool = False, **_: Any) -> SmallTrunk:
+            if pretrained:
+                raise ValueError(f"{_timm_name(width)} has no pretrained weights")
+            return SmallTrunk(width)
+
+        build.__name__ = _timm_name(width)
+        return build
+
+    for width in range(1, WIDEST + 1):
+        timm.register_model(entry(width))
+
+
+def _timm_name(width: int) -> str:
+    return f"drrho_small_{width}"
+
+
+def open_clip_form(
+    config: SmallConfig, weights: Mapping[str, Tensor], *, vocabulary_size: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Convert the model to open_clip's configuration and weights, with the same embeddings.
+
+    Returns:
+        Content of `open_clip_config.json`, and the state of the model that it describes.
+
+    Raises:
+        ValueError: the image tower is too wide for `register`.
+    """
+    if config.image_width > WIDEST:
+        raise ValueError(
+            f"a small model with image_width = {config.image_width} cannot be written for "
+            f"open_clip, which knows widths up to {WIDEST}"
+        )
+    vision = {
+        "timm_model_name": _timm_name(config.image_width),
+        "timm_pool": "",
+        "timm_proj": "linear",
+        "timm_proj_bias": True,
+        "image_size": IMAGE_SIZE,
+    }
+    text = {
+        "context_length": config.context_length,
+        "vocab_size": vocabulary_size,
+        "width": config.text_width,
+        "heads": config.text_heads,
+        "layers": config.text_layers,
+    }
+    preprocess = {"size": IMAGE_SIZE, "mode": "RGB", "mean": IMAGE_MEAN, "std": IMAGE_STD}
+    found = {_open_clip_name(name): value for name, value in weights.items()}
+    found["text_projection"] = found.pop("text_projection.weight").T.contiguous()
+    # It belongs to the loss here; this is the value that open_clip begins with.
+    found["logit_scale"] = torch.tensor(math.log(1 / 0.07))
+    model = {"embed_dim": config.embed_dim, "vision_cfg": vision, "text_cfg": text}
+    return {"model_cfg": model, "preprocess_cfg": preprocess}, found
+
+
+def _open_clip_name(name: str) -> str:
+    if name.startswith("text_transformer.layers."):
+        _, _, number, own = name.split(".", 3)
+        for ours, theirs in LAYER_NAMES.items():
+            own = theirs + own.removeprefix(ours) if own.startswith(ours) else own
+        return f"transformer.resblocks.{number}.{own}"
+    convolutions = "visual.trunk.convolutions."
+    return NAMES.get(name) or name.replace("image_tower.", convolutions)

@@ -28,7 +28,7 @@ class ExportConfig:
     Attributes:
         run: folder of a run.
         format: format to write: "open-clip", a file for `create_model_and_transforms(NAME,
-            pretrained=FILE)`, or "hugging-face", a folder for
+            pretrained=FILE)` (a folder of the model "small"), or "hugging-face", a folder for
             `transformers.AutoModel.from_pretrained`.
         output: file to write, .pt or .safetensors, or a folder.
         checkpoint: checkpoint of the run to export, such as runs/mine/checkpoints/step-00001000; by
@@ -119,6 +119,11 @@ def run_export(config: ExportConfig) -> str:
     """Write a trained model as open_clip or Hugging Face loads it."""
     output = export_model(config)
     match config.format:
+        case "open-clip" if output.is_dir():
+            return (
+                f"{output}: drrho.models.small.register(), then "
+                f"open_clip.create_model_and_transforms('local-dir:{output}')"
+            )
         case "open-clip":
             return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
         case "hugging-face":
