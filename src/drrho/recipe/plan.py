@@ -101,7 +101,8 @@ def sizes_of(recipe: Recipe, model: TwoTower, *, num_samples: int, num_processes
     parameters = sum(p.numel() for p in model.module.parameters())
     shares = num_processes if recipe.parallel == "sharded" else 1
     state = per_sample_bytes(recipe.objective) * num_samples
-    one_checkpoint = FLOAT * (parameters + 2 * trainable) + state
+    copies = 1 if recipe.training.ema is None else 2  # of the weights
+    one_checkpoint = FLOAT * (copies * parameters + 2 * trainable) + state
     trained, loaded = (
         -(-size // num_processes) for size in (recipe.trained_batch_size, recipe.loading.batch_size)
     )
@@ -111,7 +112,7 @@ def sizes_of(recipe: Recipe, model: TwoTower, *, num_samples: int, num_processes
         kept = activation_bytes(model, precision=recipe.training.precision) * at_once
     return Sizes(
         parameters=parameters,
-        model_and_optimizer=FLOAT * (parameters + 3 * trainable) // shares,
+        model_and_optimizer=FLOAT * (copies * parameters + 3 * trainable) // shares,
         activations=kept,
         images=2 * loaded * FLOAT * _pixels(model).numel(),
         per_sample=state // num_processes,
