@@ -47,6 +47,7 @@ SMALLER = {
     "index": ("--workers", "0"),
     "reference precompute": ("--batch-size", "8", "--device", "cpu"),
     "evaluate": ("--device", "cpu"),
+    "steer": ("--batch-size", "4", "--epochs", "0.1", "--device", "cpu"),
 }
 STAND_INS = {"step-00001000": "step-00000002", "MODEL_OF_THE_REFERENCE": "run:runs/other"}
 

@@ -72,6 +72,7 @@ from drrho.verbs import join_reference as join_reference
 from drrho.verbs import precompute_reference as precompute_reference
 from drrho.verbs import probe as probe
 from drrho.verbs import report as report
+from drrho.verbs import steer as steer
 from drrho.verbs import train as train
 
 __version__: str

@@ -28,6 +28,8 @@ COMMANDS = {
     "demo": "drrho.studies.demo:run_demo",
     "index": "drrho.data.index:run_index",
     "mix": "drrho.data.index:run_mix",
+    "split": "drrho.data.splits:run_split",
+    "steer": "drrho.studies.steer.steer:run_steer",
     "reference precompute": "drrho.reference.build:run_precompute",
     "reference verify": "drrho.reference.build:run_verify",
     "reference import": "drrho.reference.formats.build:run_import",

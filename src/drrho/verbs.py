@@ -45,6 +45,9 @@ from drrho.studies.curate.curate import curate as curate_pairs
 from drrho.studies.probe.probe import ProbeConfig, probe_recipe
 from drrho.studies.probe.results import ProbeResults
 from drrho.studies.report.write import ReportConfig, write_report
+from drrho.studies.steer.config import SteerConfig
+from drrho.studies.steer.results import SteerResults
+from drrho.studies.steer.steer import steer as steer_model
 
 P = ParamSpec("P")
 Config = TypeVar("Config")
@@ -351,6 +354,17 @@ def report(  # noqa: PLR0913 - the fields of its command
     own = [name for run in trusted for name in (run.recipe.model.name, f"run:{run.path}")]
     with trusting(*own):
         return write_report(config)
+
+
+@_with_fields_of(SteerConfig)
+def steer(config: SteerConfig) -> SteerResults | None:
+    """Steers a model by a reference on a user's own pairs: all steps from the images to a report.
+
+    >>> print(drrho.steer("photos", reference="ViT-B-32@laion2b_s34b_b79k", output="runs/steered"))
+
+    None for a dry run, which only says what would be done.
+    """
+    return steer_model(config)
 
 
 @_with_fields_of(ExportConfig)

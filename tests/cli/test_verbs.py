@@ -19,6 +19,7 @@ CALLED = {
 WITHOUT_A_VERB = {
     "demo": "a comparison of its own, shown once",
     "mix": "writes a manifest, which programs make with drrho.data",
+    "split": "writes manifests, which programs make with drrho.data",
     "reference verify": "a report to read",
     "reference losses": "a report to read",
     "probe losses": "the same verb, probe, takes losses in Python",
@@ -34,6 +35,7 @@ WITHOUT_A_COMMAND = {
 }
 VERBS = {
     *("train", "load", "index", "evaluate", "probe", "compare", "curate", "report", "export"),
+    "steer",
     *("precompute_reference", "open_reference", "import_reference"),
     "join_reference",
 }
@@ -70,5 +72,5 @@ def test_a_verb_takes_trust_where_its_command_does(command):
 def test_these_commands_take_trust_and_no_other():
     assert {name for name in COMMANDS if takes_trust(name)} == {
         *("train", "compare", "probe", "evaluate", "export", "report", "curate"),
-        *("reference precompute", "reference verify", "reference join"),
+        *("reference precompute", "reference verify", "reference join", "steer"),
     }

@@ -300,6 +300,15 @@ class Manifest:
             raise ValueError(f"manifest {path} is damaged ({error}); {remedy}") from error
 
 
+def is_manifest(path: str | Path) -> bool:
+    """Tell whether a file is a manifest, of any version, by its first bytes."""
+    if not str(path).endswith(".json"):
+        return False
+    with suppress(OSError), open(path, "rb") as file:
+        return FORMAT.encode() in file.read(HEAD_BYTES)
+    return False
+
+
 def _unused_rows(path: Path, *, keep: str | None) -> list[Path]:
     """List the files of rows that older versions of a manifest left and no copy of it names."""
     pattern = re.compile(rf"{re.escape(path.stem)}\.rows-[0-9a-f]{{12}}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -131,6 +131,11 @@ class EvaluateConfig:
 
 
 def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
+    """Score a model on sets, by name: the metrics of `evaluate_sets`."""
+    return {name: found.metrics for name, found in evaluate_sets(config).items()}
+
+
+def evaluate_sets(config: EvaluateConfig) -> dict[str, EvaluationResult]:
     """Score a model on sets, by name. Under torchrun or `srun` the processes share the work.
 
     Behind each score stands `METRIC/chance`, what guessing reaches, and beside those of a zero-shot
@@ -141,17 +146,18 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
         ValueError: no such model, or a set has nothing to evaluate.
         ProcessFailed: with several processes, this one failed or lost another.
     """
-    scores: dict[str, dict[str, float]] = {}
+    results: dict[str, EvaluationResult] = {}
     with named_encoder(config) as encoder:
         for source in config.data:
             opened = partial(
                 open_evaluation_set, source, caption_templates=config.caption_templates
             )
             held_out = encoder.processes.on_first(opened)
-            label = held_out.name if held_out.name not in scores else source
+            label = held_out.name if held_out.name not in results else source
             found = evaluate_encoder(encoder, held_out)
-            scores[label] = beside(found.metrics, found.chance) | _chance(held_out)
-    return scores
+            metrics = beside(found.metrics, found.chance) | _chance(held_out)
+            results[label] = replace(found, metrics=metrics)
+    return results
 
 
 def _chance(held_out: EvaluationSet) -> dict[str, float]:

@@ -13,7 +13,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from drrho.data.manifest import FORMAT, HEAD_BYTES
+from drrho.data.manifest import is_manifest
 from drrho.data.reading.cells import parse_cells, read_image
 from drrho.data.reading.columns import find_column, find_field
 from drrho.data.reading.delimited import (
@@ -178,13 +178,7 @@ def find_captions(folder: str) -> str | None:
 
 def _is_ours(path: Path) -> bool:
     """Tell whether a json file is an index, or describes classes."""
-    if path.suffix.lower() != JSON_SUFFIX:
-        return False
-    if path.name == "zero_shot.json":
-        return True
-    with suppress(OSError), path.open("rb") as file:
-        return FORMAT.encode() in file.read(HEAD_BYTES)
-    return True
+    return path.name == "zero_shot.json" or is_manifest(path)
 
 
 def other_images(folder: str) -> Counter[str]:

@@ -1,0 +1,1 @@
+"""One command from a user's own pairs and a reference to a steered model and its report."""

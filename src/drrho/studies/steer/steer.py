@@ -1,0 +1,105 @@
+"""`drrho steer`: from a user's own pairs and a reference to a steered model and its report."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from drrho.data.manifest import Manifest
+from drrho.models.program import trusting
+from drrho.runtime.files import parse_json, read_regular, write_json
+from drrho.runtime.launch import require_one_process
+from drrho.runtime.locks import exclusive
+from drrho.runtime.provenance import config_differences, plain
+from drrho.studies.steer.config import SteerConfig, SteerFiles
+from drrho.studies.steer.results import SteerResults
+from drrho.studies.steer.steps import (
+    data_steps,
+    describe,
+    held_out_pairs,
+    read_in_memory,
+    say,
+    take,
+    training_pairs,
+)
+from drrho.studies.steer.way import Way
+
+# The last three make the recipe, which is compared itself.
+MAY_CHANGE = (
+    *("output", "with_plain", "dry_run", "workers", "device", "trust"),
+    *("recipe", "batch_size", "epochs"),
+)
+MAX_FILE = 2**24  # bytes of the file of what was asked for
+
+
+class SteerInterrupted(ValueError):
+    """Error: Ctrl-C came in a step other than training, which has an error of its own."""
+
+    exit_status = 130
+
+
+def steer(config: SteerConfig) -> SteerResults | None:
+    """Do every step that is not done yet, and return what was found; None for a dry run.
+
+    What it does is said on standard error.
+
+    Raises:
+        FileNotFoundError: data or a model are not there.
+        ValueError: the folder belongs to a call with other data or models; or a step's own error.
+        TrainingInterrupted, SteerInterrupted: a signal came; the same call goes on.
+    """
+    require_one_process("drrho steer")
+    with trusting(everything=config.trust):
+        if config.dry_run:
+            _plan(config)
+            return None
+        with exclusive(Path(config.output)):
+            _require_same_call(config)
+            try:
+                return _run(config)
+            except KeyboardInterrupt:
+                raise SteerInterrupted(
+                    f"interrupted; the same command goes on where it was in {config.output}"
+                ) from None
+
+
+def run_steer(config: SteerConfig) -> str:
+    """Steer a model by a reference on your own pairs: all steps from the images to a report."""
+    results = steer(config)
+    return "a dry run: nothing was started or written" if results is None else str(results)
+
+
+def _plan(config: SteerConfig) -> None:
+    """Say what would be done and what it would cost."""
+    way = Way.open(config, *read_in_memory(config))
+    steps = [*data_steps(config, SteerFiles(Path(config.output))), *way.steps()]
+    for number, step in enumerate(steps, start=1):
+        describe(step, f"{number}/{len(steps)}")
+    if way.recipe_text is not None:
+        say(f"\n{way.recipe_text}")
+
+
+def _run(config: SteerConfig) -> SteerResults:
+    files = SteerFiles(Path(config.output))
+    steps = data_steps(config, files)
+    total = len(steps) + Way.num_steps(config)
+    for number, step in enumerate(steps, start=1):
+        take(step, f"{number}/{total}")
+    train, held_out = training_pairs(config, files), held_out_pairs(config, files)
+    way = Way.open(config, Manifest.load(train), Manifest.load(held_out))
+    for number, step in enumerate(way.steps(), start=len(steps) + 1):
+        take(step, f"{number}/{total}")
+    return way.results()
+
+
+def _require_same_call(config: SteerConfig) -> None:
+    """Raise ValueError if the folder belongs to a call with other data or models."""
+    path, asked = SteerFiles(Path(config.output)).asked, plain(asdict(config))
+    if path.exists():
+        before = parse_json(read_regular(path, most=MAX_FILE))
+        if not isinstance(before, dict):
+            raise ValueError(f"{path} is damaged; remove it")
+        if changed := config_differences(before, asked, may_change=MAY_CHANGE):
+            raise ValueError(
+                f"{config.output} holds another steering; take another output, or remove it:\n  "
+                + "\n  ".join(changed)
+            )
+    write_json(path, asked)
