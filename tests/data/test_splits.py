@@ -21,7 +21,7 @@ def images_of(manifest):
 
 def indexed(folder, count, *, copies=1):
     image = pair(0)["jpg"]  # with a few bytes behind its end, which nobody decodes here
-    rows = [{"jpg": image + b"%d" % (n // copies), "txt": f"text {n}"} for n in range(count)]
+    rows = [{"jpg": image + b"%d" % (n // copies), "txt": b"text %d" % n} for n in range(count)]
     write_shard(folder / "a.tar", rows)
     return write_manifest(IndexConfig(data=str(folder)))[0]
 

@@ -19,11 +19,10 @@ from drrho.studies.compare.compare import compare, comparison_report
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.spec import Comparison
 from drrho.studies.report.write import ReportConfig, write_report
-from drrho.training.config import Precision, Training
+from drrho.training.config import Precision, Training, fastest_precision
 from drrho.training.optimizer import Optimizer
 
 MODEL = Model(name="small", small=SmallConfig(text_width=96, text_heads=3))
-BFLOAT16 = ("avx512_bf16", "amx_tile")  # instructions
 METHODS = (CLIP(), FastCLIP(), DRRhoCLIP())
 
 
@@ -124,10 +123,7 @@ def demo_comparison(config: DemoConfig) -> Comparison:
 
 def _fastest_precision() -> Precision:
     """Choose bfloat16 where the processor has instructions for it, and there is no GPU."""
-    # Private functions of torch, which later versions may lack.
-    asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in BFLOAT16)
-    has_bfloat16 = any(ask() for ask in asked if ask is not None)
-    return "bfloat16" if has_bfloat16 and not torch.cuda.is_available() else "float32"
+    return "float32" if torch.cuda.is_available() else fastest_precision(torch.device("cpu"))
 
 
 def run_demo(config: DemoConfig) -> str:

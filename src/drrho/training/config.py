@@ -16,6 +16,7 @@ from drrho.training.optimizer import (
 
 Precision = Literal["float32", "bfloat16", "float16"]
 NotFinite = Literal["stop", "skip"]
+BFLOAT16 = ("avx512_bf16", "amx_tile")  # instructions of processors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,17 @@ class Training:
                 f"many passes over these data are {steps} steps; leave one of them out"
             )
         return replace(self, steps=steps)
+
+
+def fastest_precision(device: torch.device) -> Precision:
+    """Choose bfloat16 where the device has instructions for it, and float32 elsewhere."""
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Private functions of torch, which later versions may lack.
+        asked = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in BFLOAT16)
+        has_bfloat16 = device.type == "cpu" and any(ask() for ask in asked if ask is not None)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def require_precision(precision: Precision, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.runtime.launch import resolve_device
 from drrho.studies.steer.config import SteerConfig, SteerFiles
 from drrho.studies.steer.steps import held_out_pairs, training_pairs
-from drrho.training.config import Precision, Training
+from drrho.training.config import Training, fastest_precision
 from drrho.training.optimizer import Optimizer
 
 LARGEST_BATCH = {"cpu": 256, "cuda": 512}
@@ -45,7 +45,7 @@ def choose_recipe(
     epochs = _epochs(config, num_pairs, fine_tuned=model.names_weights)
     steps = max(1, round(epochs * (num_pairs // batch_size)))
     rate = _learning_rate(model, parameters)
-    precision = _precision(model, device)
+    precision = fastest_precision(device)
     kind = "fine-tuned" if model.names_weights else "trained from random weights"
     base = _from_start(model, batch_size, rate)
     if model.names_weights:
@@ -83,7 +83,7 @@ def choose_recipe(
         f"learning rate {rate:g}: the model has {parameters:,} parameters and is {kind}",
         f"temperature {recipe.objective.temperature.initial:g}: "
         + ("of the recipe `finetune`" if model.names_weights else "the default"),
-        f"{precision}: what this device computes fastest in",
+        f"{precision}: what this device has instructions for",
     ]
     return recipe, notes
 
@@ -142,23 +142,6 @@ def _learning_rate(model: Model, parameters: int) -> float:
     if model.names_weights:
         return 1e-5
     return 1e-3 if parameters < SMALL_PARAMETERS else 1e-4
-
-
-def _precision(model: Model, device: torch.device) -> Precision:
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    # The small model gains nothing by it on a processor.
-    if device.type == "cpu" and model.name != "small" and _processor_has_bfloat16():
-        return "bfloat16"
-    return "float32"
-
-
-def _processor_has_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _kind(device: torch.device) -> str:

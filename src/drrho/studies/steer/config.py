@@ -36,11 +36,11 @@ class SteerConfig:
         dry_run: read the data, say what would be done and what it would cost; write nothing.
         batch_size: pairs in a batch; None chooses.
         epochs: passes over the training pairs; None chooses.
-        image_column: as of `drrho index`.
-        caption_column: as of `drrho index`.
-        images: as of `drrho index`.
-        image_extension: as of `drrho index`.
-        caption_field: as of `drrho index`.
+        image_column: column of a table with the images; None finds it, as `drrho index` does.
+        caption_column: column of a table with the captions; None finds it.
+        images: folder that paths in a table are relative to; None finds it.
+        image_extension: extension of the images in tar files, where it is none of the usual.
+        caption_field: field of json files, in tar files or beside images, that has the captions.
         workers: worker processes that read and decode; 0 does it in the main process.
         seed: random seed of the held-out pairs, the initial weights and the order of the data.
         device: device to compute on; "auto" takes the GPU if there is one.

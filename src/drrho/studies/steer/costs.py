@@ -42,8 +42,10 @@ def measure(
     seconds = {}
     for name, model in (("reference", reference), ("target", encoder)):
         batch, reading = _read(model.transform, model.tokenizer, manifest, size)
+        batch = batch.to(reference.device)
         seconds[name] = reading + _time(lambda m=model, b=batch: _encode(m, b), size)
     batch, reading = _read(target.train_transform, target.tokenizer, manifest, size)
+    batch = batch.to(reference.device)
     step = _time(lambda: _step(target, batch, reference.device, precision), size)
     return Rates(**seconds, step=reading + step)
 
@@ -82,8 +84,8 @@ def _step(target: TwoTower, batch: Batch, device: torch.device, precision: Preci
     # In evaluation mode: a step in training would move the statistics of BatchNorm.
     module.eval()
     with torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32"):
-        image = module.encode_image(batch.images.to(device), normalize=True)
-        text = module.encode_text(batch.tokens.to(device), normalize=True)
+        image = module.encode_image(batch.images, normalize=True)
+        text = module.encode_text(batch.tokens, normalize=True)
     (image.float() @ text.float().T).sum().backward()
     module.zero_grad(set_to_none=True)
     if device.type == "cuda":

@@ -62,7 +62,7 @@ def steer(config: SteerConfig) -> SteerResults | None:
 
 
 def run_steer(config: SteerConfig) -> str:
-    """Steer a model by a reference on your own pairs: all steps from the images to a report."""
+    """Go all the way from your own pairs to a steered model and its report."""
     results = steer(config)
     return "a dry run: nothing was started or written" if results is None else str(results)
 

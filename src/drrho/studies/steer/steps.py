@@ -38,7 +38,7 @@ def take(step: Step, number: str) -> None:
     describe(step, number)
     began = time.monotonic()
     found = step.work()
-    say(f"    {found} ({readable_seconds(time.monotonic() - began)})")
+    say(f"    {readable_seconds(time.monotonic() - began)}: {found}")
 
 
 def describe(step: Step, number: str) -> None:
