@@ -11,9 +11,8 @@ from torch import Tensor
 
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.plotting.table import markdown_table
+from drrho.reference.judgement import NEAR_GUESSING
 
-# The lower end of an interval has to be beyond so many times guessing to be told from it.
-NEAR_GUESSING = 2.0
 TITLES = {
     "reference": "reference",
     "start": "target before training",
@@ -81,11 +80,6 @@ class SteerResults:
         )
 
 
-def guessing_mrr(num_texts: int) -> float:
-    """Mean reciprocal rank of one right text at a random place among so many: H_n / n."""
-    return float((1 / torch.arange(1, num_texts + 1, dtype=torch.float64)).mean())
-
-
 def interval_of(values: Float64[Tensor, " images"]) -> Interval:
     """Compute the mean and its interval, with the same resamples at every call."""
     low, high = bootstrap_interval(values, generator=torch.Generator().manual_seed(0))
@@ -124,7 +118,7 @@ def sentences_of(
 
 def near_guessing(mrr: Interval, guessing: float) -> bool:
     """Tell whether a model cannot be told from guessing."""
-    return mrr.low < NEAR_GUESSING * guessing
+    return mrr.low <= NEAR_GUESSING * guessing
 
 
 def _near_guessing(mrr: Mapping[str, Interval], guessing: float) -> Iterator[str]:

@@ -1,11 +1,14 @@
 """The steps of `drrho steer` once its data are known: from the reference's score to the report."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from drrho.data.manifest import Manifest
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import decode_captions
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.evaluation.evaluate import EvaluateConfig
 from drrho.models.build import Model, build_model, save_model
@@ -14,6 +17,7 @@ from drrho.recipe.plan import readable_bytes
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.reference.judgement import guessed_mrr
 from drrho.reference.precompute import stored_bytes
 from drrho.runtime.files import read_regular, write_atomically
 from drrho.runtime.launch import resolve_device
@@ -27,7 +31,6 @@ from drrho.studies.steer.recipe_file import write_recipe_text
 from drrho.studies.steer.results import (
     SteerResults,
     differences_from_target,
-    guessing_mrr,
     interval_of,
     near_guessing,
     sentences_of,
@@ -57,6 +60,8 @@ class Way:
         rates: seconds of a pair; None once the run is finished.
         parameters: number of parameters of the target.
         embedding_dim: dimension of the reference's embeddings; 0 once the run is finished.
+        scores: scores of the models on the held-out pairs, as they are found.
+        warnings: what the judgement of the reference warns of, as it is found.
     """
 
     config: SteerConfig
@@ -68,6 +73,7 @@ class Way:
     parameters: int
     embedding_dim: int
     scores: dict[str, Scores] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def open(cls, config: SteerConfig, train: Manifest, held_out: Manifest) -> "Way":
@@ -129,8 +135,10 @@ class Way:
 
     @cached_property
     def guessing(self) -> float:
-        """Mean reciprocal rank of guessing among the held-out pairs."""
-        return guessing_mrr(len(self.held_out.usable_ids()))
+        """Mean reciprocal rank of guessing among the held-out pairs, by their first captions."""
+        samples = OpenShards(self.held_out).read(self.held_out.usable_ids().tolist())
+        carriers = Counter(decode_captions(sample)[0] for sample in samples)
+        return guessed_mrr(list(carriers.values()))
 
     def steps(self) -> list[Step]:
         """List the steps, each with its costs."""
@@ -157,7 +165,10 @@ class Way:
             mrr=mrr,
             first={name: found.first for name, found in self.scores.items()},
             differences=differences,
-            sentences=sentences_of(mrr, differences, guessing=self.guessing),
+            sentences=(
+                *(f"the reference: {warning}" for warning in self.warnings),
+                *sentences_of(mrr, differences, guessing=self.guessing),
+            ),
             folder=self.config.output,
         )
         write_record(self.files.results, results)
@@ -203,7 +214,11 @@ class Way:
 
         def work() -> str:
             report = precompute_reference(config)
-            return f"{config.output}: {report}; {report.shards_found} shards were there already"
+            counts = f"{config.output}: {report}; {report.shards_found} shards were there already"
+            if (judgement := report.judgement) is None:
+                return counts
+            self.warnings.extend([] if judgement.warning is None else [judgement.warning])
+            return f"{counts}\n    {judgement}"
 
         return Step(
             name="embeddings",
