@@ -67,6 +67,8 @@ def run(tree: Path, program: str, *arguments: object) -> list[float] | float:
 
 def write_small_samples(folder: Path) -> None:
     """Write shards of images of a kilobyte, which nothing decodes, and captions."""
+    if folder.exists():  # of an earlier run in the same --folder
+        return
     generator = np.random.default_rng(0)
     folder.mkdir()
     for shard in range(SHARDS):
@@ -102,7 +104,7 @@ def index_row(trees: list[Path], folder: Path, *, turns: int) -> str:
     write_small_samples(folder / "small")
     found = []
     for turn in range(turns):
-        outputs = [folder / f"{tree.name}-{turn}.json" for tree in trees]
+        outputs = [folder / f"{tree.name}-{turn}-{os.getpid()}.json" for tree in trees]
         pairs = zip(trees, outputs, strict=True)
         found.append([run(tree, INDEX, folder / "small", output) for tree, output in pairs])
     seconds = np.array(found)
