@@ -28,7 +28,6 @@ import torch
 from measuring import in_turn, machine
 from PIL import Image
 from small_clip import write_small_clip
-from torch.nn.functional import normalize
 
 import drrho
 from drrho.data.indexing import open_manifest
@@ -36,7 +35,7 @@ from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import decode_caption, decode_image
-from drrho.encoding.encoder import ReferenceEncoder
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.models.build import Model, build_model
 from drrho.models.two_tower import TwoTower
 from drrho.reference.precompute import precompute
@@ -173,7 +172,7 @@ def readers(folder: Path, python: str, *, turns: int, workers: int) -> Iterator[
             )
 
 
-def bare_loop(encoder: ReferenceEncoder, manifest: Manifest) -> Callable[[], None]:
+def bare_loop(encoder: EmbeddingModel, manifest: Manifest) -> Callable[[], None]:
     """Decodes, transforms, tokenises and encodes what lies in memory."""
     ids = list(range(manifest.num_samples))
     samples = OpenShards(manifest).read(ids)
@@ -183,8 +182,8 @@ def bare_loop(encoder: ReferenceEncoder, manifest: Manifest) -> Callable[[], Non
             part = samples[first : first + BATCH]
             images = torch.stack([encoder.transform(decode_image(s)) for s in part])
             tokens = encoder.tokenizer([decode_caption(s) for s in part])
-            for embeddings in (encoder.encode_image(images), encoder.encode_text(tokens)):
-                normalize(embeddings, dim=-1).half()
+            for embeddings in (encoder.encode_pixels(images), encoder.encode_tokens(tokens)):
+                embeddings.half()
 
     return call
 
@@ -194,7 +193,7 @@ def precomputing(folder: Path, *, turns: int) -> str:
     manifest = open_manifest(str(folder / "data"))
     manifest = Manifest(shards=manifest.shards[:2])
     model = build_model(Model(name=f"local-dir:{folder}/model{SIZES[0]}"), seed=0)
-    encoder = ReferenceEncoder(model, precision="float32", device="cpu")
+    encoder = EmbeddingModel.frozen(model, device="cpu")
     bare = bare_loop(encoder, manifest)
 
     def stored() -> None:

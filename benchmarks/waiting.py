@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 from measuring import machine
 
-STEPS = 40
+STEPS = 25
 SHARDS, SAMPLES = 2000, 100
 # The method of the demonstration that needs no reference. Prints the share of time spent waiting
 # for data, and the seconds of the steps.
@@ -62,7 +63,9 @@ def run(tree: Path, program: str, *arguments: object) -> list[float] | float:
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{tree}: {done.stderr[-3000:]}")
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    print(f"{time.strftime('%H:%M:%S')} {tree.name} {found}", file=sys.stderr)
+    return found
 
 
 def write_small_samples(folder: Path) -> None:

@@ -185,6 +185,13 @@ def test_other_data_and_transforms_have_other_files(manifest, tmp_path):
     assert len(cache_files(tmp_path)) == 1, "those of data that are gone are removed"
 
 
+def test_manifests_of_one_folder_keep_their_own_files(manifest, tmp_path):
+    shard = write_shard(tmp_path / "new" / "a.tar", [pair(40 + n) for n in range(9)])
+    for name, data in (("train.small", manifest), ("train", index_shards(shard))):
+        batches(data, FIXED, beside=str(tmp_path / f"{name}.json"), count=1)
+    assert len(cache_files(tmp_path)) == 2
+
+
 def test_few_files_are_kept(manifest, tmp_path):
     for size in range(8, 24, 2):
         transform = open_clip.image_transform(size, is_train=False)
@@ -259,8 +266,12 @@ def test_a_place_that_cannot_be_written_is_replaced(manifest, tmp_path, monkeypa
     expected = batches(manifest, opaque(FIXED), cache="off")
     assert_same(batches(manifest, FIXED, beside=str(blocked / "m.json")), expected)
     assert list((tmp_path / "home" / "drrho").glob("m-*.pixels"))
+    batches(manifest, FIXED, beside="s3://bucket/far.json")
+    assert list((tmp_path / "home" / "drrho").glob("far-*.pixels"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked / ".drrho-cache"))
     assert_same(batches(manifest, FIXED, beside=str(blocked / "m.json")), expected)
+    with pytest.raises(ValueError, match="no folder can be written"):
+        batches(manifest, FIXED, beside=str(blocked / "m.json"), cache="file")
 
 
 def caches_for(manifest, transform, **options):

@@ -41,6 +41,7 @@ from drrho.data.loading import (
     steps_per_epoch,
     training_batches,
 )
+from drrho.data.reading import workers
 from drrho.data.views import Views
 
 ROOT = Path(__file__).parents[2]
@@ -424,5 +425,5 @@ def test_a_worker_that_is_lost_is_said_in_a_sentence(manifest):
     ],
 )
 def test_errors_of_lost_workers_are_told_from_others(message, sentence):
-    found = loading._loss_of_worker(message)
+    found = workers.loss_of_worker(message)
     assert found is None if sentence is None else sentence in found

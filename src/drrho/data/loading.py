@@ -4,22 +4,15 @@ The batch of a training step is a function of (manifest, seed, step) alone: to r
 nothing but the number of the step, and the number of worker processes changes nothing.
 """
 
-import atexit
-import os
-import signal
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
-from ctypes import c_bool
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.sharedctypes import RawValue
-from types import FrameType
 from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from drrho.data.batch import Batch, Examples
 from drrho.data.caching.caches import Caches, Mode, Tokenizer, Transform, open_caches
@@ -30,6 +23,7 @@ from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.images import UnusableSample, transformed
 from drrho.data.reading.shards import RawSample, decode_captions, decode_image, decode_metadata
+from drrho.data.reading.workers import load_in_order
 from drrho.data.views import View, Views, transformed_view
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed, preserved_generators, seed_generators
@@ -170,7 +164,7 @@ def training_batches(
         config=config,
     )
     plan = _training_plan(manifest, config, position)
-    batches = iter(_load(pairs, plan, workers=config.workers))
+    batches = iter(load_in_order(pairs, plan, workers=config.workers))
     # The share of one of several processes may be empty, where the batch is not.
     return _never_empty(batches) if position.share[1] == 1 else batches
 
@@ -250,7 +244,7 @@ def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of 
     examples = _EvaluationExamples(
         shards=OpenShards(manifest), transform=transform, parts=frozenset(parts), view=view
     )
-    return _without_empty_ones(_load(examples, plan, workers=workers))
+    return _without_empty_ones(load_in_order(examples, plan, workers=workers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -388,74 +382,6 @@ def _evaluation_plan(manifest: Manifest, *, batch_size: int, with_captions: bool
     shards = range(len(manifest.shards))
     ids = (manifest.usable_ids_in(shard, with_captions=with_captions) for shard in shards)
     return [chunk for part in ids if len(part) > 0 for chunk in part.split(batch_size)]
-
-
-def _load(dataset: Dataset, plan: Iterator, *, workers: int) -> Iterable:
-    """Load the items of a data set in the order of the plan, whatever the number of workers."""
-    exiting = RawValue(c_bool, False)
-    if workers > 0:
-        # Before the function that multiprocessing registered: it ends workers, and waits for them.
-        atexit.register(setattr, exiting, "value", True)
-    loader = DataLoader(
-        dataset,
-        sampler=plan,
-        batch_size=None,  # an item is a batch already
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or it would draw from the global one
-        worker_init_fn=partial(_outlive_signals, exiting),
-    )
-    return loader if workers == 0 else _from_workers(loader)
-
-
-def _from_workers(loader: Iterable) -> Iterator:
-    """Yield what workers load; where one of them was lost, say so in a sentence.
-
-    Raises:
-        OSError: a worker was killed, or the shared memory for batches is full.
-    """
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if (sentence := _loss_of_worker(str(error))) is None:
-                raise
-            raise OSError(sentence) from error
-        yield batch
-
-
-def _loss_of_worker(message: str) -> str | None:
-    """Explain an error that torch raises for a worker that is gone; None for other errors."""
-    if any(sign in message for sign in ("shared memory", "Bus error", "No space left", "shm")):
-        return (
-            "the shared memory (/dev/shm) in which worker processes hand over batches is full; "
-            "enlarge it (docker run --shm-size=8g), or lower loading.workers or loading.batch_size"
-        )
-    if "DataLoader worker" in message and "Traceback" not in message:
-        return (
-            "a worker process that loads data was killed, most often for memory; lower "
-            "loading.workers, or give the job more memory"
-        )
-    return None
-
-
-def _outlive_signals(exiting: c_bool, _worker: int) -> None:
-    """Ignore, in a worker, the signals of a scheduler, which the main process handles.
-
-    The main process ends its workers when it closes the stream, or with SIGTERM when it exits
-    (`exiting`, shared memory); a worker whose main process was killed notices within 5 seconds
-    (torch's watchdog).
-    """
-
-    def exit_if_asked(_number: int, _frame: FrameType | None) -> None:
-        if exiting.value:
-            os._exit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, exit_if_asked)
 
 
 def _never_empty(batches: Iterable[Batch]) -> Iterator[Batch]:

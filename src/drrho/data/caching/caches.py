@@ -101,7 +101,7 @@ class _Place:
         others = [
             other
             for other in self.folder.glob(f"*.{kind}")
-            if other != path and other.name.rpartition(".")[0].startswith(f"{self.prefix}.")
+            if other != path and other.name.rsplit(".", 2)[0] == self.prefix
         ]
         same = [o for o in others if o.name.startswith(f"{self.prefix}.{self.contents[:12]}-")]
         same.sort(key=lambda other: other.stat().st_mtime, reverse=True)
@@ -165,6 +165,10 @@ def _open_pixels(
         return None, f"images are not cached: {shown} would be more than {lack}"
     description = f"pixels {split.description} {size} draft {draft}"
     path = place.path("pixels", description)
+    if mode == "file" and path is None:
+        raise ValueError(
+            "loading.cache = 'file': no folder can be written; take 'memory' or 'auto'"
+        )
     try:
         rows = MappedRows(
             path,
@@ -214,17 +218,21 @@ def _lack(num_bytes: int, place: _Place) -> str:
 
 def _find_place(manifest: Manifest, beside: str | None) -> _Place:
     """Find the first folder that can be written: beside the manifest, or the user's for caches."""
-    hashed = hashlib.sha256(repr([shard.contents for shard in manifest.shards]).encode())
-    contents = hashed.hexdigest()
-    path = None if beside is None else local_path(beside)
-    if path is None:
+    described = repr([shard.contents for shard in manifest.shards])
+    contents = hashlib.sha256(described.encode()).hexdigest()
+    if beside is None:
         return _Place(None, "", contents)
-    path = os.path.abspath(os.path.expanduser(path))
-    stem = Path(path).stem if path.endswith(".json") else "data"
-    folder = Path(path).parent if path.endswith(".json") or not os.path.isdir(path) else Path(path)
+    found = local_path(beside)
+    path = beside if found is None else os.path.abspath(os.path.expanduser(found))
+    is_manifest = path.endswith(".json")
+    stem = Path(path).stem if is_manifest else "data"
+    hashed = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "drrho"
-    unique = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()[:8]
-    for place, prefix in ((folder / FOLDER, stem), (user, f"{stem}-{unique}")):
+    places = [(user, f"{stem}-{hashed}")]
+    if found is not None:
+        folder = Path(path) if os.path.isdir(path) else Path(path).parent
+        places.insert(0, (folder / FOLDER, stem))
+    for place, prefix in places:
         with suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
             if os.access(place, os.W_OK):
