@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from measuring import machine
 
-STEPS = 25
+STEPS = 30
 SHARDS, SAMPLES = 2000, 100
 # The method of the demonstration that needs no reference. Prints the share of time spent waiting
 # for data, and the seconds of the steps.
@@ -36,7 +36,7 @@ config = DemoConfig(output=str(folder))
 draw_demo_scenes(config)
 recipe = demo_comparison(config).methods["clip"]
 training = recipe.training
-training = replace(training, steps=steps, log_every=1, checkpoint_every=steps, evaluate_every=None)
+training = replace(training, steps=steps, log_every=5, checkpoint_every=steps, evaluate_every=None)
 output = folder / "timed"
 shutil.rmtree(output, ignore_errors=True)
 without = type(recipe.evaluation)()
@@ -46,7 +46,8 @@ rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().spli
 seconds = [row["seconds"] for row in rows]
 lasted = [now - before for before, now in zip([seconds[0], *seconds], seconds)][1:]
 waited = sum(row["time/data_wait"] * length for row, length in zip(rows[1:], lasted))
-print(json.dumps([waited / sum(lasted), sum(lasted) / len(lasted)]))
+steps = rows[-1]["step"] - rows[0]["step"]
+print(json.dumps([waited / sum(lasted), sum(lasted) / steps]))
 """
 INDEX = """
 import json, sys, time
