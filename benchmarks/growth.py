@@ -50,7 +50,7 @@ BATCH = 32_768
 
 
 class Measured(NamedTuple):
-    """Seconds of a step by its name, and bytes that it left in memory."""
+    """Processor seconds of a step by its name, and bytes that it left in memory."""
 
     name: str
     seconds: float
@@ -63,9 +63,9 @@ def resident() -> int:
 
 @contextmanager
 def measured(found: list[Measured], name: str) -> Iterator[None]:
-    before, start = resident(), time.perf_counter()
+    before, start = resident(), time.process_time()
     yield
-    found.append(Measured(name, time.perf_counter() - start, max(0, resident() - before)))
+    found.append(Measured(name, time.process_time() - start, max(0, resident() - before)))
 
 
 def simulated(num_shards: int, rows: int, folder: Path) -> Manifest:
@@ -260,8 +260,9 @@ def main() -> None:
         "",
         f"`python benchmarks/growth.py`. {machine()}",
         "",
-        "Memory is what a step leaves resident. The last column is the time beside that of a tenth",
-        "of the size: 10 is linear, 100 would be quadratic.",
+        "Seconds are the processor's, which other work on the machine changes least. Memory is",
+        "what a step leaves resident. The last column is the time beside that of a tenth of the",
+        "size: 10 is linear, 100 would be quadratic.",
         "",
         "| | step | of | seconds | us each | bytes each | times a tenth's |",
         "|---|---|---:|---:|---:|---:|---:|",
