@@ -22,6 +22,8 @@ from drrho.cli import main
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.models.open_clip import import_open_clip
 from tests.data.tar_files import pair, write_shard
+from tests.integrations.test_sentence_transformers import pairs as text_pairs
+from tests.integrations.test_sentence_transformers import sentence_transformer
 from tests.models.test_hugging_face import siglip, tokenizer, transformers
 from tests.reference.test_importing import COUNT, UIDS, write_datacomp, write_members
 from tests.small_runs import TINY
@@ -213,6 +215,9 @@ def workspace(stand_ins, tmp_path_factory):
     siglip().save_pretrained("siglip")
     transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained("siglip")
     tokenizer(pad="<pad>").save_pretrained("siglip")
+    sentence_transformer("texts").save("MINILM", create_model_card=False)
+    rows = (dict(zip(("query", "passage"), row.values(), strict=True)) for row in text_pairs())
+    Path("questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     patch.undo()
     return folder
 

@@ -3,6 +3,9 @@
 import gc
 from pathlib import Path
 
+import drrho.integrations  # noqa: F401 - first: it imports torchvision, whole or not
+
+# isort: split
 import datasets
 import pytest
 import torch
@@ -326,6 +329,12 @@ def test_a_loss_with_state_does_not_train_in_a_trainer_that_would_lose_it(tmp_pa
     )
     with pytest.raises(ValueError, match="train with drrho.PairsTrainer"):
         host.train()
+
+
+def test_a_trainer_evaluates_before_it_has_trained(tmp_path):
+    host = trainer(tmp_path, **STEERED)
+    found = host.evaluate(pairs())
+    assert 0 < found["eval_loss"] < 10 and host.pair_losses["loss"].gamma is None
 
 
 def test_references_from_a_model_and_from_columns_are_the_same(tmp_path):

@@ -13,6 +13,7 @@ from drrho.models.hugging_face import import_transformers
 from drrho.models.towers.files import load_tower, save_tower
 from drrho.models.towers.sentence_transformers import (
     build_sentence_tower,
+    build_sentence_two_tower,
     import_sentence_transformers,
 )
 from drrho.models.towers.sources import build_tower
@@ -158,7 +159,7 @@ def test_a_sentence_model_of_texts_alone_is_no_dual_encoder(sentence_model):
     with pytest.raises(ValueError, match="embeds texts, and cannot be given as the image tower"):
         build_tower(f"sentence-transformers:{sentence_model[1]}", "image")
     with pytest.raises(ValueError, match="embeds texts alone"):
-        build_model(Model(f"sentence-transformers:{sentence_model[1]}"), seed=0)
+        build_sentence_two_tower(sentence_model[1])
 
 
 @pytest.mark.parametrize(

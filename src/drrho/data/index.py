@@ -35,6 +35,10 @@ class IndexConfig:
         caption_column: column of a table or dataset with the captions, or with lists of captions;
             by default `caption`, or the only one with a known name (`title`, `text`, ...). '' where
             there is none.
+        anchor_column: column of a table or dataset with the anchors of pairs of texts, whose
+            positives are in `caption_column`; by default a table is one of pairs of texts if it has
+            no images and two columns with known names (`anchor` and `positive`, `query` and
+            `passage`, `question` and `answer`, `sentence1` and `sentence2`, ...).
         images: folder that image paths in a table are relative to; by default the table's own
             folder, or the one folder in it or beside it that has them.
         image_extension: extension of the images in tar files, all that is behind the key, such as
@@ -51,6 +55,7 @@ class IndexConfig:
     workers: int = 0
     image_column: str | None = None
     caption_column: str | None = None
+    anchor_column: str | None = None
     images: str | None = None
     image_extension: str | None = None
     caption_field: str | None = None
@@ -61,6 +66,11 @@ class IndexConfig:
         if self.output is not None:
             _require_json(self.output)
         require_at_least(0, workers=self.workers)
+        if self.anchor_column is not None and (self.image_column or self.images) is not None:
+            raise ValueError(
+                "image_column and images have no effect with anchor_column: pairs of texts have no "
+                "images; leave them out"
+            )
 
 
 def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
@@ -84,6 +94,7 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     columns = Columns(
         image=config.image_column,
         caption=config.caption_column,
+        anchor=config.anchor_column,
         images=config.images,
         image_extension=config.image_extension,
         caption_field=config.caption_field,

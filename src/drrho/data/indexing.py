@@ -62,6 +62,8 @@ class Columns:
             folder near it that has them.
         image_extension: of tar files, what images are called behind their key; None is jpg, jpeg,
             png or webp.
+        anchor: column of the anchors of pairs of texts, whose positives are in the column of the
+            caption; None is no pairs of texts, but where two columns are known to be that.
         caption_field: of tar files and of images in folders, the field of a sample's json file that
             has its caption or a list of several; None takes txt files, and in folders without
             these the field that is known to hold captions.
@@ -72,6 +74,7 @@ class Columns:
     images: str | None = None
     image_extension: str | None = None
     caption_field: str | None = None
+    anchor: str | None = None
 
 
 def open_manifest(source: str | Path) -> Manifest:
@@ -370,7 +373,9 @@ def _index_one(
             samples = (renamed(sample, layout) for sample in read_shard(url))
             return summarise_shard(url, samples, layout=layout, state=state)
         caption = columns.caption_field if layout.kind == "folder" else columns.caption
-        layout = recognised(url, layout, image=columns.image, caption=caption)
+        layout = recognised(
+            url, layout, image=columns.image, caption=caption, anchor=columns.anchor
+        )
         rows = open_rows(url, layout)
         samples = (rows[row] for row in range(rows.num_rows))
         return summarise_shard(url, samples, layout=layout, state=state)

@@ -21,7 +21,7 @@ from drrho.data.caching.visit import Visit
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
-from drrho.data.reading.images import UnusableSample, transformed
+from drrho.data.reading.images import UnusableSample, takes_texts, transformed
 from drrho.data.reading.shards import RawSample, decode_captions, decode_image, decode_metadata
 from drrho.data.reading.workers import load_in_order
 from drrho.data.views import View, Views, transformed_view
@@ -303,10 +303,12 @@ class _TrainingPairs(Dataset[Batch]):
         return self.caches.split.target if self.config.draft else None
 
     def _transformed(
-        self, visit: Visit, place: int, image: Image.Image | Tensor, view: View | None
+        self, visit: Visit, place: int, image: Image.Image | str | Tensor, view: View | None
     ) -> Tensor:
         """Return the pixels of an image, or what the transform gives where these are not known."""
         split = self.caches.split
+        if not isinstance(image, Tensor) and (isinstance(image, str) or takes_texts(split.rest)):
+            return transformed_view(split.rest, image, visit.samples[place], view=view)
         if view is not None:
             assert isinstance(image, Image.Image)
             sample = visit.samples[place]

@@ -156,6 +156,19 @@ class Manifest:
     def num_samples(self) -> int:
         return self.offsets[-1]
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether the samples are pairs of texts.
+
+        Raises:
+            ValueError: some are, and others have images.
+        """
+        layouts = [shard.layout or {} for shard in self.shards]
+        kinds = {str(layout.get("kind")).startswith("text_") for layout in layouts}
+        if len(kinds) > 1:
+            raise ValueError("some shards have pairs of texts and others images; index them apart")
+        return kinds == {True}
+
     def locate(self, sample_id: int) -> tuple[int, int]:
         """Find the index of the shard that holds a sample, and its row there.
 

@@ -114,7 +114,7 @@ class View:
 
 def transformed_view(
     transform: Callable[[Image.Image], Tensor],
-    image: Image.Image,
+    image: Image.Image | str,
     sample: RawSample,
     *,
     view: View | None,
@@ -122,4 +122,8 @@ def transformed_view(
     """Transform a view of a sample's image, or the image itself; errors as `transformed`."""
     if view is None:
         return transformed(transform, image)
+    if isinstance(image, str):
+        raise ValueError(
+            "views are crops of images, and the data are pairs of texts; leave views out"
+        )
     return transformed(lambda whole: transform(view.image(whole, sample)), image)

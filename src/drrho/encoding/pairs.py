@@ -67,6 +67,6 @@ def embed_pairs(
     )
 
 
-def decode_pair(sample: RawSample) -> tuple[Image.Image, str]:
+def decode_pair(sample: RawSample) -> tuple[Image.Image | str, str]:
     """Decode image and first caption; errors as `decode_image` and `decode_caption`."""
     return decode_image(sample), decode_caption(sample)

@@ -33,8 +33,9 @@ class EvaluationResult:
     """The scores of a model on a set.
 
     Attributes:
-        metrics: `mrr`, `image_to_text/R@1`, ..., `zero_shot/TASK/top1`, ..., and how many `images`
-            were scored and `skipped`.
+        metrics: `mrr`, `image_to_text/R@1`, ..., of pairs of texts `anchor_to_positive/ndcg@10`
+            and the others of `information_retrieval`, `zero_shot/TASK/top1`, ..., and how many
+            `images` were scored and `skipped`.
         reciprocal_ranks: one value per image whose mean is `mrr`, for intervals and paired
             differences; empty without captions.
         chance: metric -> what guessing reaches on this set.
@@ -66,10 +67,13 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
     reciprocal_ranks = torch.empty(0)
     if evaluation_set.with_captions:
         texts, pairs = distinct_texts(embedded.captions())
-        ranks = embedded.caption_ranks(texts, pairs)
+        embeddings = embedded.caption_embeddings(texts)
+        ranks = embedded.caption_ranks(texts, pairs, embeddings)
         metrics |= summarise_ranks(ranks)
         chance |= retrieval_chance(pairs, images=len(embedded.images.embeddings), texts=len(texts))
         reciprocal_ranks = reciprocal_rank_of_images(ranks, pairs)
+        if evaluation_set.of_texts:
+            metrics |= embedded.text_retrieval(texts, embeddings)
     for task in evaluation_set.tasks:
         classes, labels = embedded.class_embeddings(task), embedded.read_each(task.label)
         ranks_of_labels = embedded.label_ranks(classes, labels)

@@ -19,8 +19,10 @@ from torch import Tensor
 from drrho.data.indexing import open_manifest
 from drrho.data.loading import Part
 from drrho.data.manifest import Manifest
+from drrho.data.reading.shards import ANCHOR_EXTENSION
 from drrho.encoding.shared import Encoder, SharedImages
 from drrho.evaluation.metrics.associations import Question
+from drrho.evaluation.metrics.information_retrieval import both_directions, queries_of
 from drrho.evaluation.metrics.ranks import PositiveRanks, positive_ranks
 from drrho.evaluation.metrics.retrieval import Pairs, RetrievalRanks, retrieval_ranks
 from drrho.evaluation.metrics.zero_shot import PLACEHOLDER, ZeroShotTask, ensemble, label_ranks
@@ -68,7 +70,12 @@ class EvaluationSet:
     def parts(self) -> tuple[Part, ...]:
         """Parts of a sample that the scores need beside the image."""
         captions: tuple[Part, ...] = ("caption",) if self.with_captions else ()
-        return (*captions, "metadata") if self.tasks else captions
+        return (*captions, "metadata") if self.tasks or self.of_texts else captions
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether the samples are pairs of texts; their anchors are in the metadata."""
+        return self.with_captions and self.manifest.has_texts
 
 
 def open_evaluation_set(
@@ -250,15 +257,37 @@ class EmbeddedSet:
         """Rank each image's class, the images divided among the processes."""
         return label_ranks(self.images.embeddings, classes, labels, rank=self._ranks)
 
-    def caption_ranks(self, texts: list[str], pairs: Pairs) -> RetrievalRanks:
-        """Rank images and texts in both directions, the queries divided among the processes."""
+    def caption_embeddings(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
+        """Encode captions, or the mean of each one's templates."""
         if templates := self.evaluation_set.caption_templates:
             prompts = [t.replace(PLACEHOLDER, text) for text in texts for t in templates]
             owners = torch.arange(len(texts)).repeat_interleave(len(templates))
-            embeddings = ensemble(self.encoder.texts(prompts), owners)
-        else:
-            embeddings = self.encoder.texts(texts)
+            return ensemble(self.encoder.texts(prompts), owners)
+        return self.encoder.texts(texts)
 
+    def text_retrieval(
+        self, texts: list[str], embeddings: Float[Tensor, "texts dim"]
+    ) -> Mapping[str, float]:
+        """Compute the metrics of information retrieval of pairs of texts.
+
+        Args:
+            texts, embeddings: the positives, as `distinct_texts` lists them.
+        """
+        own = [str(metadata[ANCHOR_EXTENSION]) for metadata in self.images.own_metadata]
+        anchors = [one for part in self.encoder.processes.all_gather_object(own) for one in part]
+        rows, documents, pairs = queries_of(anchors, self.captions())
+        assert documents == texts
+        return both_directions(self.images.embeddings[rows], embeddings, pairs)
+
+    def caption_ranks(
+        self, texts: list[str], pairs: Pairs, embeddings: Float[Tensor, "texts dim"] | None = None
+    ) -> RetrievalRanks:
+        """Rank images and texts in both directions, the queries divided among the processes.
+
+        Args:
+            embeddings: `caption_embeddings` of the texts; None encodes them.
+        """
+        embeddings = self.caption_embeddings(texts) if embeddings is None else embeddings
         return retrieval_ranks(self.images.embeddings, embeddings, pairs, rank=self._ranks)
 
     def _ranks(

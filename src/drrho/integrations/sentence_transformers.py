@@ -130,11 +130,6 @@ class DRRhoPairsLoss(CachedLossMixin, nn.Module):
         self.gamma: float | None = 1.0 if num_samples is None else None
         self._unit = UnitLength(SIDES)
 
-    @property
-    def has_state(self) -> bool:
-        """Whether there is something that a checkpoint has to hold."""
-        return bool(self.steering.state_dict())
-
     def forward(
         self, sentence_features: Iterable[Features], labels: Tensor | None = None
     ) -> Tensor:
@@ -334,7 +329,7 @@ class PairsTrainer(TrainerWithState, SentenceTransformerTrainer):
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         for name, loss in self.pair_losses.items():
-            if loss.steering.num_samples is not None:
+            if loss.steering.num_samples is not None and loss.model.training:
                 loss.gamma = self._schedule_of(name, loss)(self.state.global_step)
         return super().compute_loss(*args, **options)
 

@@ -33,7 +33,12 @@ from drrho.models.program import (
 )
 from drrho.models.small import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD, SmallConfig, SmallTwoTower
 from drrho.models.towers.joined import JOINED_FILE, JoinedTwoTower, load_joined, save_joined
-from drrho.models.towers.sentence_transformers import build_sentence_two_tower
+from drrho.models.towers.sentence_transformers import (
+    MODULES_FILE,
+    build_sentence_two_tower,
+    embeds_images,
+)
+from drrho.models.towers.text_pairs import TextPairTower, build_text_pairs, save_text_pairs
 from drrho.models.two_tower import TwoTower, weights_sha256, with_trained_weights
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.records import from_json, read_json_object
@@ -51,7 +56,7 @@ class Model:
             "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them, of which the first may
             be a configuration alone, for a target with random weights; "transformers:PATH", a
             folder of a Hugging Face dual encoder; "sentence-transformers:PATH", one of images and
-            texts; "python:FILE.py", whose `build()` returns a
+            texts, or of texts alone for pairs of texts; "python:FILE.py", whose `build()` returns a
             `TwoTower`; or "run:PATH", the model that a finished `drrho train` left in its run
             folder, or the folder of that model or of an exported one.
         pretrained: open_clip tag or checkpoint file; only for open_clip architectures.
@@ -122,7 +127,7 @@ def build_model(config: Model, *, seed: int, target: bool = False) -> TwoTower:
         case "transformers":
             return build_hugging_face(Path(place).expanduser())
         case "sentence-transformers":
-            return build_sentence_two_tower(Path(place).expanduser())
+            return _build_sentences(Path(place).expanduser())
         case "python":
             return build_by_program(Path(place).expanduser())
     with torch.random.fork_rng(devices=[]):
@@ -188,7 +193,8 @@ def save_model(
     """Write weights and architecture; `load_model` needs nothing else, wherever the folder goes.
 
     An open_clip model is written as a folder that open_clip itself reads as "local-dir:PATH", one
-    of Hugging Face as a folder that transformers reads. One of "python:FILE.py" needs the file,
+    of Hugging Face as a folder that transformers reads, one of sentence-transformers as a folder
+    that it reads. One of "python:FILE.py" needs the file,
     unchanged and in its place.
 
     Args:
@@ -211,6 +217,9 @@ def save_model(
         return
     if isinstance(model.module, HuggingFaceTwoTower):
         save_hugging_face(model, folder, weights)
+        return
+    if isinstance(model.module, TextPairTower):
+        save_text_pairs(model, folder, weights)
         return
     content = save({name: tensor.contiguous() for name, tensor in weights.items()})
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -238,6 +247,11 @@ def load_model(folder: Path) -> TwoTower:
 def _model_folder(place: Path) -> Path:
     """Return the folder itself if a model lies in it, else that of the model of a run."""
     return place if any((place / name).is_file() for name in LOADERS) else place / "model"
+
+
+def _build_sentences(folder: Path) -> TwoTower:
+    """Load a model of sentence-transformers: of images and texts, or of pairs of texts."""
+    return build_sentence_two_tower(folder) if embeds_images(folder) else build_text_pairs(folder)
 
 
 def _build_small(config: SmallConfig) -> TwoTower:
@@ -286,6 +300,7 @@ LOADERS: dict[str, Callable[[Path], TwoTower]] = {
     PROGRAM_FILE: load_with_program,
     JOINED_FILE: load_joined,
     OPEN_CLIP_FILE: lambda folder: build_open_clip(f"local-dir:{folder}", None),
+    MODULES_FILE: _build_sentences,  # before the file of transformers, which may be beside it
     HUGGING_FACE_FILE: build_hugging_face,
     SMALL_CONFIG_FILE: _load_small,
 }

@@ -23,6 +23,7 @@ from drrho.models.hugging_face import (
 )
 from drrho.models.open_clip import OPEN_CLIP_FILE, import_open_clip
 from drrho.models.small import SmallTwoTower, open_clip_form
+from drrho.models.towers.text_pairs import TextPairTower, save_text_pairs
 from drrho.models.two_tower import TwoTower
 from drrho.runtime.files import opened_atomically, write_atomically, write_json
 
@@ -71,6 +72,9 @@ def export_hugging_face(model: TwoTower, folder: Path) -> None:
     """
     if isinstance(model.module, HuggingFaceTwoTower):
         save_hugging_face(model, folder, model.module.state_dict())
+        return
+    if isinstance(model.module, TextPairTower):
+        save_text_pairs(model, folder, model.module.state_dict())
         return
     config = _open_clip_config(model)
     architecture = with_defaults(config["model_cfg"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -86,6 +87,13 @@ def without_wrappers(names: Sequence[str]) -> list[str]:
     while names and all(name.startswith(COMMON_PREFIXES) for name in found):
         found = [name.partition(".")[2] for name in found]
     return found
+
+
+def blank_image(model: TwoTower) -> Tensor:
+    """Make an image that went through the training transform; of pairs of texts, an anchor."""
+    takes_texts = getattr(model.train_transform, "takes_texts", False)
+    transform: Callable[[Any], Tensor] = model.train_transform
+    return transform("a" if takes_texts else new_image("RGB", (64, 64)))
 
 
 def freeze_own_temperature(module: nn.Module) -> None:

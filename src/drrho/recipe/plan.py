@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from drrho.contrastive.memory.temperature import Learned, PerSample
@@ -26,7 +25,7 @@ from drrho.data.order import steps_per_epoch
 from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model
 from drrho.models.tuning import describe_tuning
-from drrho.models.two_tower import TwoTower
+from drrho.models.two_tower import TwoTower, blank_image
 from drrho.recipe.batches import Stores, steered
 from drrho.recipe.continuing import (
     describe_extension,
@@ -169,7 +168,7 @@ def _saved_bytes(model: TwoTower, num_pairs: int, precision: Precision) -> int:
 def _pixels(model: TwoTower) -> Tensor:
     """Transform an image as training does."""
     with preserved_generators():
-        return model.train_transform(Image.new("RGB", (64, 64)))[None]
+        return blank_image(model)[None]
 
 
 def plan_run(recipe: Recipe) -> str:

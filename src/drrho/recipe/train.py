@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -27,7 +26,7 @@ from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model, save_model
 from drrho.models.lora import merged_weights
 from drrho.models.seen import note_training_data
-from drrho.models.two_tower import TwoTower
+from drrho.models.two_tower import TwoTower, blank_image
 from drrho.recipe.batches import Stores, steered
 from drrho.recipe.continuing import (
     describe_extension,
@@ -306,7 +305,7 @@ class _Training:
 
     def _placeholder(self, model: TwoTower) -> tuple[Tensor, Tensor]:
         with preserved_generators():
-            image = model.train_transform(Image.new("RGB", (64, 64)))
+            image = blank_image(model)
         images, tokens = torch.stack([image] * 2), model.tokenizer(["", ""])
         return images.to(self.device), tokens.to(self.device)
 

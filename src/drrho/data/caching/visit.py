@@ -65,8 +65,8 @@ class Visit:
         """The pixels behind the transform's fixed part, where all are there."""
         return self._pixels
 
-    def image(self, place: int) -> Image.Image | Tensor:
-        """Return the decoded image, or the pixels behind the transform's fixed part.
+    def image(self, place: int) -> Image.Image | str | Tensor:
+        """Return the decoded image or anchor, or the pixels behind the transform's fixed part.
 
         Raises:
             UnusableSample: as `decode_image`.

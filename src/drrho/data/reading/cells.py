@@ -26,9 +26,23 @@ def parse_cells(
         ValueError: a cell holds neither what is wanted nor nothing; names file, row, column, type.
     """
     image, *captions = cells
+    if layout.has_texts:
+        return _text_pair(cells, layout, f"{url}, row {row}, column")
     where = f"{url}, row {row}, column"
     texts = [] if not captions else _texts(captions[0], f"{where} {layout.caption!r}")
     return _image(image, root, f"{where} {layout.image!r}"), texts
+
+
+def _text_pair(cells: list[Any], layout: Layout, where: str) -> tuple[bytes | str, list[str]]:
+    anchor, positive = cells
+    texts = _texts(positive, f"{where} {layout.caption!r}")
+    if isinstance(anchor, Unreadable):
+        return str(anchor), texts
+    if _is_missing(anchor):
+        return "no anchor", texts
+    if not isinstance(anchor, str):
+        raise _wrong(anchor, f"{where} {layout.image!r}", "a text", "--anchor-column")
+    return anchor.encode(errors="surrogateescape"), texts
 
 
 def read_image(path: Path) -> bytes | str:

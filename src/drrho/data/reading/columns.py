@@ -12,6 +12,22 @@ CAPTION_NAMES = (
     *("caption", "captions", "text", "texts", "title", "sentence", "sentences", "description"),
     *("alttext", "alt", "comment", "prompt", "txt"),
 )
+# Columns of pairs of texts: anchor and positive.
+PAIR_NAMES = (
+    *(("anchor", "positive"), ("query", "positive"), ("query", "passage"), ("query", "document")),
+    *(
+        ("query", "answer"),
+        ("question", "answer"),
+        ("question", "passage"),
+        ("sentence1", "sentence2"),
+    ),
+    *(
+        ("text1", "text2"),
+        ("sentence0", "sentence1"),
+        ("sentencea", "sentenceb"),
+        ("texta", "textb"),
+    ),
+)
 URL_NAMES = ("url", "imageurl", "imgurl")
 NO_COLUMN = ""  # as the name of a column: there is none
 
@@ -48,11 +64,22 @@ def find_column(url: str, wanted: str | None, present: Sequence[str], *, of: str
             "fetched; fetch them with img2dataset and index its folder, or name a column of paths "
             f"or bytes: {option} NAME"
         )
-    without = "" if of == "image" else f", or {option} '' if there is none"
+    without = f", or {option} '' if there is none"
+    if of == "image":
+        without = "; or, of pairs of texts: --anchor-column NAME --caption-column NAME"
     raise ValueError(
         f"{url} has no column {of!r}, it has {list(present)}; say which holds {of}s: "
         f"{option} NAME{without}"
     )
+
+
+def find_pair(present: Sequence[str]) -> tuple[str, str] | None:
+    """Choose two columns that are known to be pairs of texts; None where there may be images."""
+    by_name = {_plain(name): name for name in present}
+    if any(name in by_name for name in (*IMAGE_NAMES, *URL_NAMES)):
+        return None
+    found = [pair for pair in PAIR_NAMES if all(name in by_name for name in pair)]
+    return (by_name[found[0][0]], by_name[found[0][1]]) if len(found) == 1 else None
 
 
 def find_field(where: str, present: Sequence[str]) -> str | None:

@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -79,12 +79,25 @@ def decode_image_bytes(content: bytes, *, at_least: int | None = None) -> Image.
         raise UnusableSample("corrupt image") from error
 
 
-def transformed(transform: Callable[[Image.Image], Output], image: Image.Image) -> Output:
-    """Apply a transform to an image.
+def takes_texts(transform: Callable[..., object]) -> bool:
+    """Whether a transform is one of the anchors of pairs of texts."""
+    return getattr(transform, "takes_texts", False)
+
+
+def transformed(transform: Callable[[Any], Output], image: Image.Image | str) -> Output:
+    """Apply a transform to an image, or to the anchor of a pair of texts.
 
     Raises:
         UnusableSample: the transform raised any error, such as that of memory.
+        ValueError: the transform is one of images, and this is a text, or the other way round.
     """
+    if isinstance(image, str) != takes_texts(transform):
+        found, taken = ("texts", "images") if isinstance(image, str) else ("images", "texts")
+        remedy = "sentence-transformers:PATH" if found == "texts" else "another model"
+        raise ValueError(
+            f"the data have {found} where the model takes {taken}: pairs of texts are for models "
+            f"of texts, pairs of image and text for those of both; take {remedy}"
+        )
     try:
         return transform(image)
     except Exception as error:

@@ -30,6 +30,8 @@ LIKE_IMAGES = frozenset(
     [*IMAGE_EXTENSIONS, "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl", "svg"]
 )
 CAPTION_EXTENSION = "txt"
+ANCHOR_EXTENSION = "anchor"  # the text of a pair of texts that is in the place of the image
+CONTENTS = (*IMAGE_EXTENSIONS, ANCHOR_EXTENSION)
 CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
 # The files of a sample that are decoded, beside images that are called otherwise.
 DECODED = frozenset(
@@ -196,8 +198,8 @@ def _sample(key: str, row: int, fields: dict[str, bytes], files: list[TarFile]) 
 
 
 def image_bytes(sample: RawSample) -> bytes | None:
-    """Return the encoded image, or None if the sample has none."""
-    for extension in IMAGE_EXTENSIONS:
+    """Return the encoded image, or the anchor of a pair of texts; None if there is none."""
+    for extension in CONTENTS:
         if extension in sample.fields:
             return sample.fields[extension]
     return None
@@ -211,6 +213,8 @@ def find_fault(sample: RawSample) -> str | None:
     if not content.strip(b"\0"):  # zeros are what a download with holes has
         return "empty image"
     try:
+        if ANCHOR_EXTENSION in sample.fields:
+            decode_image(sample)
         decode_caption(sample)
     except UnusableSample as unusable:
         return unusable.reason
@@ -261,12 +265,27 @@ def _missing_image(sample: RawSample) -> str:
     return f"{sample.no_image}, but .{', .'.join(others[:3])}" if others else sample.no_image
 
 
-def decode_image(sample: RawSample, *, at_least: int | None = None) -> Image.Image:
-    """Decode the image of a sample, as `decode_image_bytes`; UnusableSample if there is none."""
+def decode_image(sample: RawSample, *, at_least: int | None = None) -> Image.Image | str:
+    """Decode the image of a sample, as `decode_image_bytes`; UnusableSample if there is none.
+
+    Of a pair of texts it is the anchor, without white space around it.
+    """
     content = image_bytes(sample)
     if content is None:
         raise UnusableSample(_missing_image(sample))
+    if ANCHOR_EXTENSION in sample.fields:
+        return _decode_anchor(content)
     return decode_image_bytes(content, at_least=at_least)
+
+
+def _decode_anchor(content: bytes) -> str:
+    try:
+        anchor = content.decode().strip()
+    except ValueError as error:
+        raise UnusableSample("undecodable anchor") from error
+    if not anchor:
+        raise UnusableSample("empty anchor")
+    return anchor
 
 
 def decode_caption(sample: RawSample) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from drrho.data.manifest import is_manifest
 from drrho.data.reading.cells import parse_cells, read_image
-from drrho.data.reading.columns import find_column, find_field
+from drrho.data.reading.columns import find_column, find_field, find_pair
 from drrho.data.reading.delimited import (
     read_delimited,
     read_header,
@@ -25,6 +25,7 @@ from drrho.data.reading.delimited import (
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.parquet import read_columns, read_names, require_columns
 from drrho.data.reading.shards import (
+    ANCHOR_EXTENSION,
     CAPTION_EXTENSION,
     IMAGE_EXTENSIONS,
     LIKE_IMAGES,
@@ -58,15 +59,20 @@ class Rows:
 
     Attributes:
         read: row number -> its content.
+        of_texts: whether a sample has the anchor of a pair of texts in the place of the image.
     """
 
     num_rows: int
     read: Callable[[int], Row]
+    of_texts: bool = False
 
     def __getitem__(self, row: int) -> RawSample:
         key, image, captions, metadata = self.read(row)
         fields = caption_fields(captions)
-        if isinstance(image, bytes):
+        if isinstance(image, bytes) and self.of_texts:
+            fields[ANCHOR_EXTENSION] = image
+            metadata = metadata | {ANCHOR_EXTENSION: image.decode(errors="replace").strip()}
+        elif isinstance(image, bytes):
             fields[IMAGE_EXTENSIONS[0]] = image
         if metadata:
             fields["json"] = json.dumps(metadata).encode()
@@ -83,21 +89,29 @@ def open_rows(url: str, layout: Layout) -> Rows:
         ModuleNotFoundError: the package that reads it is not installed.
     """
     match layout.kind:
-        case "table":
+        case "table" | "text_table":
             return _table_rows(url, layout)
         case "folder":
             return _folder_rows(url, layout)
-        case "dataset":
+        case "dataset" | "text_dataset":
             return _dataset_rows(url, layout)
         case "tar":
             raise ValueError(f"{url} is a tar file, which is read sample by sample")
 
 
-def recognised(url: str, layout: Layout, *, image: str | None, caption: str | None) -> Layout:
+def recognised(
+    url: str,
+    layout: Layout,
+    *,
+    image: str | None,
+    caption: str | None,
+    anchor: str | None = None,
+) -> Layout:
     """Complete the layout of a source by the names of its columns, as `find_column` chooses them.
 
     Of a folder of images the caption is the field of the json files that stand beside images
-    without a txt; None where there are none.
+    without a txt; None where there are none. With an anchor, or where two columns are known to be
+    pairs of texts (`find_pair`), the layout is that of pairs of texts.
 
     Raises:
         ValueError: there are columns, but none or no single one that is known.
@@ -110,6 +124,16 @@ def recognised(url: str, layout: Layout, *, image: str | None, caption: str | No
         present = read_names(url)
     else:
         present = _names_in(url)
+    pair = find_pair(present) if (image, caption, anchor) == (None, None, None) else None
+    if pair is not None or anchor is not None:
+        kind = "text_dataset" if layout.kind == "dataset" else "text_table"
+        first, second = pair or (anchor, find_column(url, caption, present, of="caption"))
+        if second is None or first == second:
+            raise ValueError(
+                f"pairs of texts need two columns, got {first!r} as anchors and {second!r} as "
+                "positives; name the other: --caption-column NAME"
+            )
+        return replace(layout, kind=kind, image=first, caption=second, root=None)
     return replace(
         layout,
         image=find_column(url, image, present, of="image"),
@@ -248,12 +272,13 @@ def _table_rows(url: str, layout: Layout) -> Rows:
     cells = readers.get(os.path.splitext(url)[1].lower(), read_delimited)(
         url, wanted, remedy=REMEDY
     )
-    root = _root_of(url, cells[0]) if layout.root is None else Path(layout.root)
+    searched = layout.root is None and not layout.has_texts
+    root = _root_of(url, cells[0]) if searched else Path(layout.root or ".")
 
     def read(row: int) -> Row:
         return str(row), *parse_cells([column[row] for column in cells], layout, row, url, root), {}
 
-    return Rows(len(cells[0]), read)
+    return Rows(len(cells[0]), read, layout.has_texts)
 
 
 def _root_of(url: str, images: list[Any]) -> Path:
@@ -341,7 +366,7 @@ def _dataset_rows(url: str, layout: Layout) -> Rows:
         cells = [cell.as_py() for cell in (image, *captions)]
         return key, *parse_cells(cells, layout, row, url, Path(url)), {}
 
-    return Rows(len(dataset) if ends is None else sum(lengths or ()), read)
+    return Rows(len(dataset) if ends is None else sum(lengths or ()), read, layout.has_texts)
 
 
 def _lengths(column: Any) -> list[int] | None:

@@ -278,7 +278,9 @@ def _thumbnails(manifest: Manifest, sample_ids: dict[int, int]) -> dict[int, str
     return {place: _data_url(found[sample_id][0]) for place, sample_id in sample_ids.items()}
 
 
-def _data_url(image: Image.Image) -> str:
+def _data_url(image: Image.Image | str) -> str:
+    if isinstance(image, str):
+        raise ValueError("a gallery shows images, and these data are pairs of texts")
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
