@@ -71,15 +71,9 @@ def with_tests(results: Results) -> Results:
     from_references = results.from_references or _from_references(results)
     results = replace(
         results,
-        differences=tuple(
-            _with_test(row, _scores(results.methods[row.method].runs, row.test), other)
-            for row in results.differences
-            for other in [_scores(results.methods[row.minus].runs, row.test)]
-        ),
+        differences=tuple(_with_test(results, row) for row in results.differences),
         from_references=tuple(
-            _with_test(row, _scores(results.methods[row.method].runs, row.test), other)
-            for row in from_references
-            for other in [reference_scores(results.references[row.minus], row.test, row.seeds)]
+            _with_test(results, row, from_reference=True) for row in from_references
         ),
     )
     family = _family(results)
@@ -125,7 +119,7 @@ def mrr_interval(results: Results, method: MethodResults, test: str) -> Interval
     """The interval of a method's MRR that tables and plots show: over seeds where it has several,
     over the test images where there is one seed.
     """
-    if len(results.setup.seeds) == 1:
+    if len(results.setup.seeds) <= 1:
         return method.intervals.get(test)
     scores = list(_scores(method.runs, test).values())
     return mean_interval(scores) if len(scores) > 1 else None
@@ -198,7 +192,14 @@ def _family(results: Results) -> list[Difference]:
     return [row for row in rows if frozenset((row.method, row.minus)) in primaries]
 
 
-def _with_test(row: Difference, own: Scores, other: Scores) -> Difference:
+def _with_test(results: Results, row: Difference, *, from_reference: bool = False) -> Difference:
+    """Adds the test over the seeds; none where a file has a difference without its runs."""
+    own, other = (
+        _scores(results.methods[name].runs, row.test) if name in results.methods else {}
+        for name in (row.method, row.minus)
+    )
+    if from_reference:
+        other = reference_scores(results.references[row.minus], row.test, row.seeds)
     seeds = [seed for seed in row.seeds if seed in own and seed in other]
     return replace(row, paired=paired_test([own[seed] - other[seed] for seed in seeds]))
 

@@ -111,6 +111,8 @@ def differences_in_words(results: Results) -> list[str]:
 
 def interval_name(results: Results) -> str:
     """The intervals that tables and plots show, in a few words."""
+    if not results.setup.seeds:
+        return "95 % interval"  # a file of the first layout, which does not say
     return f"95 % over {'test images' if len(results.setup.seeds) == 1 else units_of(results)}"
 
 
