@@ -12,8 +12,8 @@ import torch
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
+from drrho.recipe.arguments.override import changed_kind
 from drrho.recipe.named.finetune import FineTuningScale, finetune_recipe
-from drrho.recipe.override import changed_kind
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.runtime.launch import resolve_device
 from drrho.studies.steer.config import SteerConfig, SteerFiles
