@@ -30,7 +30,7 @@ import drrho
 recipe = drrho.Recipe(
     output="out", data="train.json", reference={reference},
     loading=drrho.Loading(batch_size=16),
-    model=drrho.Model(name="small", small=drrho.SmallConfig(image_width=4, text_width=16)),
+    model={model},
     objective={objective},
     training=drrho.Training(
         steps={steps}, optimizer=drrho.Optimizer(learning_rate=1e-3), log_every=5,
@@ -88,7 +88,7 @@ INPUTS = (
     "reference precompute --data train.json --model run:reference-run --output reference",
     "reference precompute --data test.json --model run:reference-run --output reference-test",
     "train steered.py --output run",
-    "train plain.py --output exportable --model.name local-dir:tiny --training.steps 2",
+    "train tiny.py --output exportable",
 )
 FIRST_OF_SHARDS = 3  # from which on they are there, for `PROGRAM`
 COMMANDS = (
@@ -201,14 +201,24 @@ def stable(value: Any) -> Any:
 
 def write_inputs(folder: Path) -> None:
     folder.mkdir()
-    plain = {"reference": "None", "objective": "drrho.CLIP()", "steps": 40, "held_out": ""}
+    small = 'drrho.Model("small", small=drrho.SmallConfig(image_width=4, text_width=16))'
+    plain = {
+        "model": small,
+        "reference": "None",
+        "objective": "drrho.CLIP()",
+        "steps": 40,
+        "held_out": "",
+    }
+    tiny = plain | {"model": 'drrho.Model("local-dir:tiny")', "steps": 5}
     steered = {
+        "model": small,
         "reference": '"reference"',
         "objective": "drrho.DRRhoCLIP()",
         "steps": 60,
         "held_out": ', references=("reference-test",)',
     }
     (folder / "plain.py").write_text(RECIPE.format(**plain))
+    (folder / "tiny.py").write_text(RECIPE.format(**tiny))
     (folder / "steered.py").write_text(RECIPE.format(**steered))
     (folder / "compare.py").write_text(COMPARISON)
     (folder / "inputs.py").write_text(PROGRAM)
