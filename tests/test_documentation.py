@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tools import write_tables
 
+from tests.integrations import test_sentence_transformers as text_pairs
+
 ROOT = Path(__file__).parents[1]
 CODE = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
@@ -88,6 +90,19 @@ GUIDES = [
 ]
 
 
+def names_of_text_pairs(folder):
+    """What the page on text pairs takes from its reader: small models and some pairs."""
+    return {
+        "dataset": text_pairs.pairs(),
+        "model": text_pairs.sentence_transformer(folder / "model"),
+        "guide": text_pairs.sentence_transformer(folder / "guide", seed=1),
+        "args": text_pairs.arguments(folder),
+    }
+
+
+TAKEN = {"text_pairs.md": names_of_text_pairs}
+
+
 # What Lightning says about machines with more than this code needs.
 @pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*available but not used"
@@ -98,7 +113,7 @@ def test_code_of_the_guides_runs(guide, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", guide.read_text("utf-8"), flags=re.DOTALL)
     assert blocks
-    names = {}
+    names = TAKEN[guide.name](tmp_path) if guide.name in TAKEN else {}
     for block in blocks:
         exec(compile(block, guide.name, "exec"), names)
 

@@ -51,7 +51,12 @@ SMALLER = {
     "evaluate": ("--device", "cpu"),
     "steer": ("--batch-size", "4", "--epochs", "0.1", "--device", "cpu"),
 }
-STAND_INS = {"step-00001000": "step-00000002", "MODEL_OF_THE_REFERENCE": "run:runs/other"}
+STAND_INS = {
+    "step-00001000": "step-00000002",
+    "MODEL_OF_THE_REFERENCE": "run:runs/other",
+    "timm:resnet50": "run:runs/other",
+    "sentence-transformers:all-MiniLM-L6-v2": "run:runs/other",
+}
 
 
 def pages():

@@ -90,7 +90,7 @@ def test_stores_for_evaluation_and_filtering_are_compared_by_processes(
     model = build_model(recipe.model, seed=0)
     processes = _Other(rank=0, size=2)
     with pytest.raises(ValueError, match="processes of this run differ in evaluation.references"):
-        _evaluators(recipe, model, processes, device=torch.device("cpu"))
+        _evaluators(recipe, {"evaluation": model}, processes, device=torch.device("cpu"))
     recipe = replace(plain_recipe, filtering=Filtering(threshold=0.0, reference=str(reference)))
     manifest = open_manifest(recipe.data)
     stores = Stores.open(recipe, manifest)

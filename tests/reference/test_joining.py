@@ -244,6 +244,14 @@ def test_moments_in_chunks_are_those_of_all():
     torch.testing.assert_close(chunked.image_mean, x.double().mean(dim=0))
 
 
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_features_that_are_the_same_for_all_pairs_are_refused(side):
+    sides = {"image": torch.randn(5, 3), "text": torch.randn(5, 4)}
+    sides[side] = torch.full((5, 3), 0.3)
+    with pytest.raises(ValueError, match=f"the {side} model gives all pairs the same features"):
+        moments_of(iter([(sides["image"], sides["text"])]))
+
+
 def test_ridge_is_that_of_scikit_learn():
     linear = pytest.importorskip("sklearn.linear_model")
     x, y = pairs_of_features(seed=1)

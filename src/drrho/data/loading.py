@@ -47,8 +47,8 @@ class Loading:
         views: fixed views of every sample to train on, those that a reference was stored for: one
             is drawn at each visit by (seed, epoch, sample id), followed by the model's evaluation
             transform. None uses the model's training transform.
-        cache: where images are kept behind the fixed part of their transform, 3 bytes a pixel, and
-            the token ids of first captions: in a "file" beside the manifest (or in
+        cache: place where images are kept behind the fixed part of their transform, 3 bytes a
+            pixel, and the token ids of first captions: in a "file" beside the manifest (or in
             `~/.cache/drrho`), which processes and later runs share; in "memory" of this process and
             its workers; "off" nowhere. "auto" takes a file where the images take at most a quarter
             of the memory and half of the disk that are free.

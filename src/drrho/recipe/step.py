@@ -52,6 +52,7 @@ class LossClock:
         arrived: list[Mark] = []
         # Those of a locked tower have no gradient.
         trained = [embedding for embedding in embeddings if embedding.requires_grad]
+        num_trained = len(trained)
 
         # A hook that held a tensor of its own graph would keep the graph, and all that it reaches,
         # for ever: the garbage collector cannot see through the graph's nodes.
@@ -60,7 +61,7 @@ class LossClock:
 
         def arrive(gradient: Tensor) -> None:
             arrived.append(_mark(gradient))
-            if len(arrived) == len(trained) and started:
+            if len(arrived) == num_trained and started:
                 self._intervals.append(_Interval(started[0], arrived[-1]))
 
         loss.register_hook(start)

@@ -8,7 +8,7 @@ import pytest
 from drrho.studies.compare.results import find_results, read_results, write_results
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "results"
-NAMED = ("demo", *(f"comparison/{name}" for name in ("scenes-0", "scenes-30", "scenes-60")))
+NAMED = tuple(f"comparison/{name}" for name in ("scenes-0", "scenes-30", "scenes-60"))
 NAMED += ("comparison/emoji-pictograms", "comparison/openstax-figures")
 
 

@@ -90,6 +90,9 @@ def moments_of(chunks: Iterator[tuple[Tensor, Tensor]]) -> Moments:
 
     Args:
         chunks: image features and text features of the same pairs.
+
+    Raises:
+        ValueError: all images, or all texts, have the same features, as far as float32 tells.
     """
     first: tuple[Tensor, Tensor] | None = None
     sums: list[Tensor] = []
@@ -103,6 +106,13 @@ def moments_of(chunks: Iterator[tuple[Tensor, Tensor]]) -> Moments:
         count += len(x)
     assert first is not None
     dx, dy, xx, yy, xy = (part / count for part in sums)
+    for side, squares, offset, origin in (("image", xx, dx, first[0]), ("text", yy, dy, first[1])):
+        variance = float((squares.diagonal() - offset.square()).sum())
+        if not variance > 1e-12 * float((origin + offset).square().sum()):
+            raise ValueError(
+                f"the {side} model gives all pairs the same features, so that nothing can be told "
+                f"apart by it; take another {side} model, or look at what it is given"
+            )
     return Moments(
         image_mean=first[0] + dx,
         text_mean=first[1] + dy,
