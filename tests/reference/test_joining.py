@@ -13,6 +13,7 @@ import drrho
 from drrho.cli import main
 from drrho.data.indexing import index_shards
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.evaluation.metrics.chance import reciprocal_rank_chance
 from drrho.models.program import trusting
 from drrho.models.towers.joined import read_joined_card
 from drrho.reference.joining.features import features_of_pairs
@@ -23,7 +24,6 @@ from drrho.reference.joining.heads import (
     ridge_heads,
 )
 from drrho.reference.joining.judging import mrr_of_pairs
-from drrho.reference.judgement import guessed
 
 TOWERS = """
 import torch
@@ -296,7 +296,9 @@ def test_guessing_is_the_mean_over_random_orders(candidates, right):
     generator = torch.Generator().manual_seed(0)
     orders = torch.stack([torch.randperm(candidates, generator=generator) for _ in range(20000)])
     best = (orders < right).int().argmax(dim=1) + 1
-    assert guessed(candidates, right) == pytest.approx(float((1 / best).mean()), abs=0.01)
+    assert reciprocal_rank_chance(candidates, right) == pytest.approx(
+        float((1 / best).mean()), abs=0.01
+    )
 
 
 def test_equal_captions_are_one_text():
@@ -308,8 +310,10 @@ def test_equal_captions_are_one_text():
         generator=torch.Generator().manual_seed(0),
     )
     assert found.value > 0.7  # the second image shares its text with the first
-    of_images, of_texts = (1 + 1 / 2) / 2, (guessed(3, 2) + guessed(3, 1)) / 2
-    of_images, of_texts = (1 + 1 / 2) / 2, (guessed(3, 2) + guessed(3, 1)) / 2
+    of_images, of_texts = (
+        (1 + 1 / 2) / 2,
+        (reciprocal_rank_chance(3, 2) + reciprocal_rank_chance(3, 1)) / 2,
+    )
     assert found.guessing == pytest.approx((of_images + of_texts) / 2)
 
 

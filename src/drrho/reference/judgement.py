@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drrho.data.manifest import Manifest
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.evaluation.metrics.chance import reciprocal_rank_chance
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.evaluation.metrics.retrieval import RetrievalRanks, reciprocal_rank_of_images
 from drrho.models.towers.joined import MRR
@@ -153,20 +154,9 @@ def guessed_mrr(carriers: Sequence[int]) -> float:
         carriers: for each distinct text the number of images that carry it.
     """
     images = sum(carriers)
-    by_number = {number: guessed(images, number) for number in set(carriers)}
+    by_number = {number: reciprocal_rank_chance(images, number) for number in set(carriers)}
     of_texts = sum(by_number[number] for number in carriers) / len(carriers)
-    return (guessed(len(carriers), 1) + of_texts) / 2
-
-
-def guessed(candidates: int, right: int) -> float:
-    """Compute the expected reciprocal rank of the best of `right` candidates in random order."""
-    # P(best at rank r) = C(N - r, m - 1) / C(N, m), by its ratio from one rank to the next.
-    chance, total = right / candidates, 0.0
-    for rank in range(1, candidates - right + 2):
-        total += chance / rank
-        if rank < candidates:
-            chance *= (candidates - rank - right + 1) / (candidates - rank)
-    return total
+    return (reciprocal_rank_chance(len(carriers)) + of_texts) / 2
 
 
 def _warning(mrr: MRR, first: float, *, pairs: int, seen: int | None, shards: int) -> str | None:

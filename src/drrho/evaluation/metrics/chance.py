@@ -38,10 +38,18 @@ def retrieval_chance(
         beyond = _all_beyond(counts[direction], candidates)
         for k in recall_at:
             metrics[f"{direction}/R@{k}"] = 1 - float(beyond[min(k, candidates)])
-        found = (beyond[:-1] - beyond[1:]) / torch.arange(1, candidates + 1)
-        metrics[f"mrr_{direction}"] = float(found.sum())
+        metrics[f"mrr_{direction}"] = _mean_reciprocal(beyond)
     metrics["mrr"] = (metrics["mrr_image_to_text"] + metrics["mrr_text_to_image"]) / 2
     return metrics
+
+
+def reciprocal_rank_chance(candidates: int, right: int = 1) -> float:
+    """Compute the expected reciprocal rank of the best of `right` candidates in random order."""
+    return _mean_reciprocal(_all_beyond(torch.tensor([right]), candidates))
+
+
+def _mean_reciprocal(beyond: Float64[Tensor, " ranks"]) -> float:
+    return float(((beyond[:-1] - beyond[1:]) / torch.arange(1, len(beyond))).sum())
 
 
 def _all_beyond(positives: Int[Tensor, " queries"], candidates: int) -> Float64[Tensor, " ranks"]:

@@ -1,5 +1,6 @@
 """A probe of references as a table."""
 
+from drrho.evaluation.metrics.chance import reciprocal_rank_chance
 from drrho.plotting.table import in_brackets, markdown_table
 from drrho.studies.probe.results import ProbedReference, ProbeResults
 
@@ -33,7 +34,7 @@ def probe_table(results: ProbeResults) -> str:
         lost = f" of {total:,}; the others are not used{in_brackets(results.not_used)}"
     closing = f"On {results.held_out:,} held-out samples{lost}. "
     if not of_losses:
-        guessed = sum(1 / rank for rank in range(1, results.held_out + 1)) / results.held_out
+        guessed = reciprocal_rank_chance(results.held_out)
         closing += f"Guessing reaches an MRR of {guessed:.3f}. "
     closing += (
         "S is the share of the excess risk of plain training that the reference is predicted to "
