@@ -125,14 +125,7 @@ def build_hugging_face(folder: Path) -> TwoTower:
         FileNotFoundError: there is no such model.
         ValueError: it cannot be loaded, or is no dual encoder.
     """
-    if not (folder / HUGGING_FACE_FILE).is_file():
-        raise FileNotFoundError(
-            f"model 'transformers:{folder}': it has no {HUGGING_FACE_FILE}; give the folder that "
-            "save_pretrained or a download from Hugging Face made"
-        )
-    require_no_code(folder)
-    transformers = import_transformers()
-    local = {"local_files_only": True, "trust_remote_code": False}
+    transformers, local = open_folder(folder)
     try:
         require_bounded(folder, transformers, local)
         model, found = transformers.AutoModel.from_pretrained(
@@ -165,10 +158,29 @@ def build_hugging_face(folder: Path) -> TwoTower:
             f"model 'transformers:{folder}': its tokenizer has no padding token; set the one that "
             "it was trained with and save it again: tokenizer.pad_token = ..."
         )
-    # Named here: what from_pretrained calls the type changed between its versions. Quantised
-    # weights have types of their own.
-    plain = model if _quantised_by(folder) else model.to(torch.float32)
-    return _two_tower(plain, processor, tokenizer)
+    return _two_tower(in_float32(model, folder), processor, tokenizer)
+
+
+def open_folder(folder: Path) -> tuple[Any, dict[str, bool]]:
+    """Check a folder of transformers; return the library, and the options that keep it local.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: the folder names code of its own.
+    """
+    if not (folder / HUGGING_FACE_FILE).is_file():
+        raise FileNotFoundError(
+            f"model 'transformers:{folder}': it has no {HUGGING_FACE_FILE}; give the folder that "
+            "save_pretrained or a download from Hugging Face made"
+        )
+    require_no_code(folder)
+    return import_transformers(), {"local_files_only": True, "trust_remote_code": False}
+
+
+def in_float32(model: Any, folder: Path) -> Any:
+    """Convert a loaded model's weights to float32; quantised ones have types of their own."""
+    # Named here: what from_pretrained calls the type changed between its versions.
+    return model if _quantised_by(folder) else model.to(torch.float32)
 
 
 def _remedy(folder: Path) -> str:

@@ -4,18 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from drrho.models.hugging_face import (
-    HUGGING_FACE_FILE,
     PaddingTokenizer,
     ProcessorTransform,
     build_hugging_face,
-    import_transformers,
+    in_float32,
+    open_folder,
     require_bounded,
-    require_no_code,
     text_mask,
 )
 from drrho.models.towers.tower import (
@@ -105,14 +103,7 @@ def build_hugging_face_tower(folder: Path, side: Side) -> ImageTower | TextTower
         FileNotFoundError: there is no such model.
         ValueError: it cannot be loaded, or has weights that do not fit.
     """
-    if not (folder / HUGGING_FACE_FILE).is_file():
-        raise FileNotFoundError(
-            f"'transformers:{folder}': it has no {HUGGING_FACE_FILE}; give the folder that "
-            "save_pretrained or a download from Hugging Face made"
-        )
-    require_no_code(folder)
-    transformers = import_transformers()
-    local = {"local_files_only": True, "trust_remote_code": False}
+    transformers, local = open_folder(folder)
     try:
         require_bounded(folder, transformers, local)
         config = transformers.AutoConfig.from_pretrained(str(folder), **local)
@@ -139,7 +130,7 @@ def build_hugging_face_tower(folder: Path, side: Side) -> ImageTower | TextTower
             f"'transformers:{folder}': its weights lack {len(missing)} parameters of a "
             f"{type(model).__name__}, such as {missing[0]}; was the download complete?"
         )
-    model = model.to(torch.float32)
+    model = in_float32(model, folder)
     return _images(model, prepares) if side == "image" else _texts(model, prepares, folder)
 
 
