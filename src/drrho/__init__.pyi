@@ -69,6 +69,7 @@ from drrho.verbs import export as export
 from drrho.verbs import import_reference as import_reference
 from drrho.verbs import index as index
 from drrho.verbs import join_reference as join_reference
+from drrho.verbs import ls as ls
 from drrho.verbs import precompute_reference as precompute_reference
 from drrho.verbs import probe as probe
 from drrho.verbs import report as report

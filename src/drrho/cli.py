@@ -47,6 +47,7 @@ COMMANDS = {
     "export": "drrho.recipe.export:run_export",
     "report": "drrho.studies.report.write:run_report",
     "curate": "drrho.studies.curate.curate:run_curate",
+    "ls": "drrho.studies.listing.ls:run_ls",
     "scenes": "drrho.data.scenes:run_scenes",
 }
 # Short forms that every command takes: of one option, and of the values of a precision.
@@ -95,10 +96,9 @@ def _called(given: list[str]) -> int:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             raise  # of the help, which tyro prints
         return end_with_groups(_reported(error))
-    # It imports torch, which the command has imported by now.
-    from drrho.runtime.launch import is_follower  # noqa: PLC0415
-
-    if not is_follower():
+    # A command that works with several processes has imported this; of others each prints.
+    launch = sys.modules.get("drrho.runtime.launch")
+    if launch is None or not launch.is_follower():
         print(text)
     return status
 

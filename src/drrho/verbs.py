@@ -42,6 +42,8 @@ from drrho.studies.compare.results import Results
 from drrho.studies.compare.spec import Comparison
 from drrho.studies.curate.curate import CurateConfig, Curation
 from drrho.studies.curate.curate import curate as curate_pairs
+from drrho.studies.listing.found import Found
+from drrho.studies.listing.ls import ListConfig, list_folder
 from drrho.studies.probe.probe import ProbeConfig, probe_recipe
 from drrho.studies.probe.results import ProbeResults
 from drrho.studies.report.write import ReportConfig, write_report
@@ -374,6 +376,15 @@ def export(config: ExportConfig) -> Path:
     >>> drrho.export("runs/mine", format="hugging-face", output="exported")
     """
     return export_model(config)
+
+
+@_with_fields_of(ListConfig)
+def ls(config: ListConfig) -> list[Found]:
+    """Lists what a folder holds: runs, stores, manifests and results, with state and score.
+
+    >>> [run.path for run in drrho.ls("runs", all=True) if run.state != "finished"]
+    """
+    return list_folder(config)
 
 
 def _folder(run: Reported) -> str:

@@ -35,7 +35,7 @@ WITHOUT_A_COMMAND = {
 }
 VERBS = {
     *("train", "load", "index", "evaluate", "probe", "compare", "curate", "report", "export"),
-    "steer",
+    *("steer", "ls"),
     *("precompute_reference", "open_reference", "import_reference"),
     "join_reference",
 }

@@ -1,0 +1,1 @@
+"""What a folder holds: runs, stores, manifests and results of studies."""
