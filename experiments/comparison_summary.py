@@ -11,14 +11,22 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from drrho.contrastive.objectives.algorithms import method_title
+from drrho.plotting.palette import COLOURS
 from drrho.plotting.table import markdown_table
 from drrho.runtime.files import write_atomically
 from drrho.studies.compare.results import Difference, Results, read_results
 from drrho.studies.compare.statistics import with_tests
 
 BASELINE, TEST = "openclip", "test"
+MARKS = {
+    "above": COLOURS[0],
+    "below": COLOURS[5],
+    "not told from zero": "#888888",
+}
 
 
 def difference(results: Results, method: str) -> Difference | None:
@@ -65,17 +73,22 @@ def draw(studies: Mapping[str, Results], methods: list[str], path: Path) -> None
             if row is None or row.shown_interval is None:
                 continue
             low, high = row.shown_interval
-            colour = "#888888"
+            colour = MARKS["not told from zero"]
             if row.is_clear:
-                colour = "#0072B2" if row.mrr > 0 else "#D55E00"
+                colour = MARKS["above" if row.mrr > 0 else "below"]
             ax.plot([low, high], [place, place], color=colour, linewidth=2)
             ax.plot(row.mrr, place, "o", color=colour)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_title(name, fontsize=10)
         ax.grid(axis="x", alpha=0.3)
+        ax.xaxis.set_major_locator(MaxNLocator(4))  # more of them collide
     axes[0].set_yticks(range(len(shown)), [method_title(method) for method in shown])
     axes[0].invert_yaxis()
     figure.supxlabel(f"MRR minus {method_title(BASELINE)}'s, 95 % over seeds", fontsize=10)
+    entries = [
+        Line2D([], [], color=colour, marker="o", label=name) for name, colour in MARKS.items()
+    ]
+    figure.legend(handles=entries, loc="outside upper right", ncols=len(entries), fontsize=9)
     figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=120)
 

@@ -1,10 +1,12 @@
 """Charts refuse what they cannot draw; that they draw is seen in tests/experiments."""
 
 import pytest
+from matplotlib.figure import Figure
 
-from drrho.plotting.chart import Chart, Series
+from drrho.plotting.axes import draw_axes
+from drrho.plotting.chart import Chart, Series, row_with_interval
 from drrho.plotting.palette import places
-from drrho.plotting.png import draw_png
+from drrho.plotting.png import LOOK, draw_png, legend_columns
 
 
 def chart(**changed):
@@ -34,3 +36,18 @@ def test_a_method_has_its_colour_in_every_picture_where_it_is_free():
     assert places(["a/drrho_clip-seed0", "drrho_clip-seed1"])["a/drrho_clip-seed0"] == 2
     many = places(["clip", "openclip", *map(str, range(20))])
     assert len(set(many.values())) == 22
+
+
+def test_a_legend_has_as_many_columns_as_fit():
+    assert legend_columns(["CLIP", "FastCLIP", "DRRho-CLIP"], width=9.6) == 3
+    many = ["DRRho-CLIP, weaker reference"] * 16
+    assert legend_columns(many, width=9.6) == 3
+    assert legend_columns(["a name that is longer than the picture is wide"], width=1.0) == 1
+
+
+def test_the_outermost_mark_is_not_clipped():
+    axes = Figure().subplots()
+    rows = [row_with_interval(place, 10.0, 0.0, 10.0, colour=0) for place in range(2)]
+    drawn = Chart(title="", x_label="x", y_label="", series=rows, x_range=(0, None))
+    draw_axes(axes, drawn, LOOK)
+    assert axes.get_xlim() == (0, pytest.approx(10.5))

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from drrho.plotting.chart import Chart, Series
 
 # Ratio of the ends of a logarithmic axis below which more than powers of ten are labelled.
 SHORT_AXIS = 200
+MARK_ROOM = 0.05  # of an axis, beyond the outermost mark
+MARKED = 8  # marks on a line that has them
+LONG_NUMBER = 10_000  # from here on an axis says 50k, 2M: long numbers collide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +34,27 @@ def draw_axes(axes: Axes, chart: Chart, look: Look) -> None:
         axes.axhline(chart.level, color=look.muted, linewidth=0.8, zorder=0)
     for name, height in chart.levels.items():
         axes.axhline(height, color=look.muted, linestyle="--", linewidth=1)
-        axes.annotate(name, (0.01, height), xycoords=("axes fraction", "data"), va="top")
+        axes.annotate(
+            name,
+            (0.01, height),
+            xytext=(0, -2 if _in_upper_half(height, chart) else 2),
+            textcoords="offset points",
+            xycoords=("axes fraction", "data"),
+            va="top" if _in_upper_half(height, chart) else "bottom",
+            fontsize=8,
+            color=look.muted,
+        )
     if chart.upright is not None:
         axes.axvline(chart.upright, color=look.ink, linewidth=1)
     axes.set_xscale(chart.x_scale)
     axes.set_yscale(chart.y_scale)
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
-    axes.set_xlim(*chart.x_range)
+    axes.set_xlim(*_ends(axes, chart))
     _label_short_axes(axes, chart)
+    longest = max((abs(x) for series in chart.series for x in series.x), default=0)
+    if chart.x_scale == "linear" and longest >= LONG_NUMBER:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if chart.rows:
         axes.set_yticks(range(len(chart.rows)), chart.rows)
         axes.set_ylim(len(chart.rows) - 0.5, -0.5)
@@ -49,6 +64,22 @@ def draw_axes(axes: Axes, chart: Chart, look: Look) -> None:
     if chart.x_ticks:
         axes.set_xticks(chart.x_ticks, [f"{number:,}" for number in chart.x_ticks])
         axes.set_xticks([], minor=True)
+
+
+def _ends(axes: Axes, chart: Chart) -> tuple[float | None, float | None]:
+    """The ends of the horizontal axis, with room for the outermost mark at an end left open."""
+    low, high = chart.x_range
+    if chart.x_scale == "log" or (low is None) == (high is None):
+        return low, high
+    left, right = axes.dataLim.intervalx
+    room = MARK_ROOM * (max(right, high or right) - min(left, low if low is not None else left))
+    return (low, right + room) if high is None else (left - room, high)
+
+
+def _in_upper_half(height: float, chart: Chart) -> bool:
+    """Whether most of what is drawn lies below a height, so that there is room for words."""
+    drawn = [y for series in chart.series for y in series.y] or [height]
+    return height >= (min(drawn) + max(drawn)) / 2
 
 
 def _draw_series(axes: Axes, series: Series, look: Look) -> None:
@@ -68,11 +99,12 @@ def _draw_series(axes: Axes, series: Series, look: Look) -> None:
         fmt=series.style,
         color=colour,
         label=series.name or "_nolegend_",
-        marker=lone,
+        marker=series.mark or lone,
         markersize=2 if "." in series.style and "-" not in series.style else look.marker,
         markerfacecolor="white" if series.hollow else None,
         linewidth=look.line,
         capsize=0 if series.interval == "along" else 2,
+        markevery=max(1, len(series.x) // MARKED) if series.mark else 1,
     )
     if series.interval == "band" and series.low:
         axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)

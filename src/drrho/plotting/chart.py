@@ -19,6 +19,7 @@ class Series:
         interval: how intervals are drawn: upright bars, bars along the horizontal axis, whose
             ends are positions, or a band around a line.
         style: matplotlib's marker and line: "o" measured, "-" predicted, "o-", "--", ".".
+        mark: marker at some points of a line; empty for none.
         colour: place in the palette, which wraps around; None for grey.
         hollow: whether markers are hollow.
     """
@@ -31,13 +32,20 @@ class Series:
     high: Sequence[float] = ()
     interval: Literal["upright", "along", "band"] = "upright"
     style: str = "o-"
+    mark: str = ""
     colour: int | None = 0
     hollow: bool = False
     steps: bool = False
 
 
 def row_with_interval(
-    place: int, value: float, low: float, high: float, *, colour: int | None
+    place: int,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    colour: int | None,
+    hollow: bool = False,
 ) -> Series:
     """A value with its interval in one row of a forest plot."""
     return Series(
@@ -49,6 +57,7 @@ def row_with_interval(
         interval="along",
         style="o",
         colour=colour,
+        hollow=hollow,
     )
 
 

@@ -3,9 +3,10 @@
 import itertools
 from collections.abc import Iterable
 
-# Okabe and Ito's colours, distinguishable with the common colour vision deficiencies, and purple.
-# The page has variants of the same hues for light and dark (templates/page.css).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#6A4FB3")
+# The hues of Okabe and Ito, distinguishable with the common colour vision deficiencies, and purple:
+# dark enough for lines on white (a contrast of 3), and lightened for dark pages.
+COLOURS = ("#0072B2", "#C98300", "#009E73", "#C2629A", "#3A97D3", "#D55E00", "#333333", "#6A4FB3")
+DARK = ("#4EA9EE", "#F0B23E", "#3FD0A4", "#EC9CC8", "#A5DBFF", "#FF8A5C", "#D0D0D0", "#B9A5FF")
 MARKERS = "osD^vPX*"  # beyond the last colour, methods differ in their marker
 METHODS = (
     *("clip openclip", "fastclip fastclip_v3", "drrho_clip", "siglip", "isogclr", "distillation"),
@@ -34,3 +35,8 @@ def places(names: Iterable[str]) -> dict[str, int]:
 def marker(place: int) -> str:
     """The marker of a place."""
     return MARKERS[(place // len(COLOURS)) % len(MARKERS)]
+
+
+def line_marker(place: int) -> str:
+    """The marker on a line of a place: none on the first of each colour."""
+    return "" if place < len(COLOURS) else marker(place)

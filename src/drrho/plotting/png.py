@@ -13,6 +13,7 @@ from drrho.plotting.chart import Chart
 from drrho.plotting.palette import COLOURS
 
 LOOK = Look(colours=COLOURS)
+LEGEND_LETTER, LEGEND_MARK = 0.09, 0.62  # inches of a letter of a legend, and of mark and gaps
 
 
 def draw_png(
@@ -59,13 +60,27 @@ def draw_png(
         unused.set_visible(False)
     shared = _legend([ax for chart, ax in zip(charts, axes, strict=False) if not chart.legend])
     if shared:
-        figure.legend(
-            shared.values(), shared.keys(), loc="outside lower center", ncols=min(len(shared), 5)
-        )
+        columns = legend_columns(list(shared), width=size[0])
+        figure.legend(shared.values(), shared.keys(), loc="outside lower center", ncols=columns)
     if title is not None:
         figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def legend_columns(names: Sequence[str], *, width: float) -> int:
+    """The largest number of columns, filled downwards, in which all names fit on a picture.
+
+    Args:
+        names: entries of the legend.
+        width: of the picture, in inches.
+    """
+    for columns in range(len(names), 1, -1):
+        rows = -(-len(names) // columns)
+        longest = [max(map(len, names[i : i + rows])) for i in range(0, len(names), rows)]
+        if sum(LEGEND_LETTER * letters + LEGEND_MARK for letters in longest) <= width:
+            return columns
+    return 1
 
 
 def _legend(axes: Sequence[Axes]) -> dict[str, Any]:

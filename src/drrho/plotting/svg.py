@@ -12,7 +12,6 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from drrho.plotting.axes import Look, draw_axes
 from drrho.plotting.chart import Chart
@@ -26,7 +25,6 @@ VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {
 }
 SIZE = (4.2, 2.7)  # inches: a phone's width, or half a desktop's page
 LOOK = Look(colours=SERIES, muted=MUTED, ink=INK, line=1.8, marker=3.5)
-LONG_NUMBER = 10_000  # from here on an axis says 50k, 2M: long numbers collide
 
 
 def draw_svg(chart: Chart, *, name: str, description: str) -> str:
@@ -53,9 +51,6 @@ def draw_svg(chart: Chart, *, name: str, description: str) -> str:
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = FigureCanvasSVG(figure).figure.subplots()
         draw_axes(axes, chart, LOOK)
-        longest = max((max(map(abs, series.x)) for series in chart.series), default=0)
-        if chart.x_scale == "linear" and longest >= LONG_NUMBER:
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()

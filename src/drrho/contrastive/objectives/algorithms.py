@@ -144,6 +144,7 @@ OTHER_TITLES: Mapping[str, str] = {
     "fastclip_distillation": "FastCLIP + distillation",
     "drrho_clip_equal": "DRRho-CLIP, equal reference",
     "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
+    "openclip_right_captions": "OpenCLIP, right captions only",
     "fastclip_both_halves": "FastCLIP on both halves",
     "fastclip_both_halves_840": "FastCLIP on both halves, 840 steps",
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.chart import Chart, Series
-from drrho.plotting.palette import places
+from drrho.plotting.palette import line_marker, places
 from drrho.training.metrics import Metric, Panel
 
 Row = Mapping[str, float | None]
@@ -20,6 +20,7 @@ def curve_chart(
     *,
     labelled: bool = False,
     levels: Mapping[str, float] | None = None,
+    colours: Mapping[str, int] | None = None,
 ) -> Chart:
     """Charts some metrics, a colour per name and a line style per metric.
 
@@ -32,8 +33,9 @@ def curve_chart(
         runs: logs by name.
         labelled: whether the name of a line says its metric too.
         levels: name -> height of a horizontal line, such as the reference's own score.
+        colours: name -> place in the palette; None takes those of the names.
     """
-    colours = places(runs)
+    colours = places(runs) if colours is None else colours
     series = []
     for name, logs in runs.items():
         title = method_title(name)
@@ -51,6 +53,7 @@ def curve_chart(
                     high=[max(values) for values in shared.values()] if several else (),
                     interval="band",
                     style=style,
+                    mark=line_marker(colours[name]),
                     colour=colours[name],
                 )
             )

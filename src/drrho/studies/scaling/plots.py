@@ -45,6 +45,12 @@ def laws_chart(results: ScalingResults, title: str = "") -> Chart:
                 colour=colours[method],
             )
         )
+    if any(not point.used for found in results.methods.values() for point in found.points):
+        series.append(
+            Series(
+                name="hollow: not used by the fit", x=[], y=[], style="o", colour=None, hollow=True
+            )
+        )
     return Chart(
         title=title,
         x_label="C: forward GFLOP per sample x samples seen",
