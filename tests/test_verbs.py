@@ -93,7 +93,7 @@ def test_an_editor_and_help_show_the_fields_of_a_command():
 
 def test_every_verb_shows_an_example():
     verbs = [name for name in drrho.__all__ if getattr(drrho, name).__module__ == "drrho.verbs"]
-    assert len(verbs) == 13
+    assert len(verbs) == 15
     for name in verbs:
         if name != "Run":
             assert f"drrho.{name}(" in getattr(drrho, name).__doc__, name

@@ -62,6 +62,7 @@ from drrho.training.optimizer import CosineDecay as CosineDecay
 from drrho.training.optimizer import Optimizer as Optimizer
 from drrho.training.optimizer import ThresholdDecay as ThresholdDecay
 from drrho.verbs import Run as Run
+from drrho.verbs import advise as advise
 from drrho.verbs import compare as compare
 from drrho.verbs import curate as curate
 from drrho.verbs import evaluate as evaluate

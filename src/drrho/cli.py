@@ -37,6 +37,7 @@ COMMANDS = {
     "reference losses": "drrho.reference.build:run_losses",
     "probe": "drrho.studies.probe.probe:run_probe",
     "probe losses": "drrho.studies.probe.probe:run_probe_losses",
+    "advise": "drrho.studies.advise.advise:run_advise",
     "train": "drrho.recipe.arguments.command:run_train",
     "recipes": "drrho.recipe.arguments.command:run_recipes",
     "compare": "drrho.studies.compare.compare:run_compare",

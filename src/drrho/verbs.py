@@ -36,6 +36,9 @@ from drrho.reference.joining.join import join_reference as join_models
 from drrho.reference.precompute import PrecomputeReport
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import Device, is_follower, require_one_process
+from drrho.studies.advise.advise import advise as advise_on
+from drrho.studies.advise.config import USES, AdviseConfig, Use
+from drrho.studies.advise.results import AdviceResults
 from drrho.studies.compare.compare import compare as run_comparison
 from drrho.studies.compare.replicates import Replicates
 from drrho.studies.compare.results import Results
@@ -280,6 +283,52 @@ def probe(  # noqa: PLR0913 - the fields of its command
         trust=trust,
     )
     return probe_recipe(recipe, config)
+
+
+def advise(  # noqa: PLR0913 - the fields of its command
+    recipe: Recipe,
+    *,
+    references: str | Sequence[str],
+    reference_data: str | Sequence[str] = (),
+    output: str = "runs/advice",
+    budget: float = 0.25,
+    uses: Sequence[Use] = USES[1:],
+    trust: bool = False,
+) -> AdviceResults:
+    """Races the uses of references for a recipe, and says which one to train by.
+
+    >>> print(drrho.advise(recipe, references="runs/reference"))
+
+    Short runs of plain training and of every use that applies (start from the reference, filter,
+    steer, distil, ...) are compared on held-out pairs, and the worse half goes no further.
+    `drrho.train` with the recipe that is written goes on with the best one.
+
+    Args:
+        recipe: training that is planned; the program and the data that it names are trusted.
+        references: models as `drrho.precompute_reference` takes them, ARCHITECTURE@PRETRAINED, or
+            folders of stored embeddings of the training pairs.
+        reference_data: data that each reference was trained on, "none" where they are not there.
+        output: folder of the raced runs, the recipe and advice.json, advice.md, advice.png.
+        budget: optimiser steps of the race for each reference, as a share of the recipe's.
+        uses: uses to race beside plain training.
+        trust: run the programs that the folders of models name.
+
+    Raises:
+        FileNotFoundError: a reference or data are not there.
+        ValueError: a reference does not fit the data, or the budget is too small.
+        TrainingInterrupted: a signal came; the same call continues.
+    """
+    config = AdviseConfig(
+        reference=_as_field(tuple[str, ...], references),
+        reference_data=_as_field(tuple[str, ...], reference_data),
+        output=output,
+        budget=budget,
+        uses=tuple(uses),
+        trust=trust,
+    )
+    results = advise_on(recipe, config)
+    assert results is not None  # it is None for a dry run
+    return results
 
 
 def compare(comparison: Comparison | Replicates, *, trust: bool = False) -> Results:

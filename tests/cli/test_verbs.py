@@ -35,7 +35,7 @@ WITHOUT_A_COMMAND = {
 }
 VERBS = {
     *("train", "load", "index", "evaluate", "probe", "compare", "curate", "report", "export"),
-    *("steer", "ls"),
+    *("steer", "ls", "advise"),
     *("precompute_reference", "open_reference", "import_reference"),
     "join_reference",
 }
@@ -72,5 +72,5 @@ def test_a_verb_takes_trust_where_its_command_does(command):
 def test_these_commands_take_trust_and_no_other():
     assert {name for name in COMMANDS if takes_trust(name)} == {
         *("train", "compare", "probe", "evaluate", "export", "report", "curate"),
-        *("reference precompute", "reference verify", "reference join", "steer"),
+        *("reference precompute", "reference verify", "reference join", "steer", "advise"),
     }

@@ -52,6 +52,7 @@ from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.recipe.tuning import prepare_target
 from drrho.reference.judgement import judge_reference
 from drrho.reference.reader import open_reference
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import is_follower, require_shared, together
@@ -61,7 +62,7 @@ from drrho.runtime.provenance import plain, versions
 from drrho.runtime.randomness import preserved_generators
 from drrho.runtime.records import to_json
 from drrho.training.averaging import build_average
-from drrho.training.loop import Evaluator, train
+from drrho.training.loop import Evaluator, TrainingResult, train
 from drrho.training.optimizer import (
     RateGroup,
     build_optimizer,
@@ -94,10 +95,28 @@ def train_recipe(recipe: Recipe) -> RunResults:
     if not recipe.output:
         raise ValueError("output = '' names no folder to train in; give one, such as runs/mine")
     with together(recipe.device, recipe) as (processes, device):
-        return _train_or_return(recipe, processes, device=device)
+        results = _train_or_return(recipe, processes, device=device)
+    assert results is not None  # it is None for a beginning alone
+    return results
 
 
-def _train_or_return(recipe: Recipe, processes: Processes, *, device: torch.device) -> RunResults:
+def train_beginning(recipe: Recipe, *, until: int) -> None:
+    """Train a run up to a step of its schedule, and leave it to be continued by `train_recipe`.
+
+    What is found in the folder is gone on with; a run that is as far stays as it is. The run that
+    is continued equals one that was trained at once, bit for bit on one machine's CPU.
+
+    Raises:
+        ValueError: `until` is not a step of the run; or as `train_recipe`.
+    """
+    require_at_least(1, until=until)
+    with together(recipe.device, recipe) as (processes, device):
+        _train_or_return(recipe, processes, device=device, until=until)
+
+
+def _train_or_return(
+    recipe: Recipe, processes: Processes, *, device: torch.device, until: int | None = None
+) -> RunResults | None:
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
     stores = processes.on_each(lambda: Stores.open(recipe, manifest))
@@ -110,7 +129,8 @@ def _train_or_return(recipe: Recipe, processes: Processes, *, device: torch.devi
         finished = processes.on_first(lambda: finished_results(recipe, config))
         if finished is not None:
             return finished
-        return _Training(recipe, config, manifest, stores, report, processes, device).run()
+        training = _Training(recipe, config, manifest, stores, report, processes, device)
+        return training.run(until=until)
 
 
 @dataclass(frozen=True)
@@ -125,10 +145,10 @@ class _Training:
     processes: Processes
     device: torch.device
 
-    def run(self) -> RunResults:
-        """Train to the end, and write the model and the results."""
+    def run(self, *, until: int | None) -> RunResults | None:
+        """Train to the end, and write the model and the results; None if `until` comes before."""
         recipe, folder = self.recipe, Path(self.recipe.output)
-        if self.processes.is_first:
+        if self.processes.is_first and until is None:
             self._judge()
         model = build_model(recipe.model, seed=recipe.seed, target=True)
         rates = prepare_target(model, recipe)
@@ -139,6 +159,9 @@ class _Training:
         loss.to(self.device)
         state = self._state(model, loss, rates=rates, average=average)
         parts = self._resume(state)
+        if until is not None and state.step >= until:
+            return None
+        state.until = until
         if self.processes.is_first:
             write_json(folder / RECIPE_FILE, self.config)
             contents = (shard.content_sha256 for shard in self.manifest.shards)
@@ -160,19 +183,29 @@ class _Training:
             learning_rate=learning_rate_schedule(
                 recipe.training.optimizer, steps=recipe.training.num_steps
             ),
-            evaluators=_evaluators(
-                recipe,
-                {"evaluation": model}
-                | ({} if average is None else {EMA_NAME: _of(average, model)}),
-                self.processes,
-                device=self.device,
-            ),
+            evaluators=_evaluators(recipe, models, self.processes, device=self.device),
         )
+        if state.step < recipe.training.num_steps:
+            return None
         self._save(model, folder / "model")
         if average is not None:
             self._save(models[EMA_NAME], folder / EMA_NAME / "model")
-        results = RunResults(
-            recipe=recipe,
+        results = self._results(result, state, epochs=epochs, parts=parts)
+        if self.processes.is_first:
+            write_run_results(folder, results)
+        return results
+
+    def _results(
+        self,
+        result: TrainingResult,
+        state: TrainingState,
+        *,
+        epochs: float,
+        parts: tuple[Part, ...],
+    ) -> RunResults:
+        """Collect the results of the finished run."""
+        return RunResults(
+            recipe=self.recipe,
             contents=self.config[CONTENTS],
             metrics=dict(result.metrics),
             samples_seen=result.samples_seen,
@@ -190,9 +223,6 @@ class _Training:
             teachers=tuple(self.stores.identities["teachers"]),
             versions=versions(),
         )
-        if self.processes.is_first:
-            write_run_results(folder, results)
-        return results
 
     def _judge(self) -> None:
         """Say on standard error how the references do on a sample of the pairs."""

@@ -57,7 +57,7 @@ def train(
     learning_rate: Schedule,
     evaluators: Mapping[str, Evaluator],
 ) -> TrainingResult:
-    """Train from `state.step` to `config.num_steps`.
+    """Train from `state.step` to `state.until`, or to `config.num_steps`.
 
     A run that was killed and resumed computes what the uninterrupted run computes, bit for bit on
     one machine's CPU. On several processes each calls this with its share of every batch.
@@ -82,7 +82,8 @@ def train(
     started = time.perf_counter() - state.seconds
     first = state.processes.is_first
     state.model.train()
-    run = _Run(objective, batches, state, config, learning_rate, evaluators)
+    end = config.num_steps if state.until is None else state.until
+    run = _Run(objective, batches, state, config, learning_rate, evaluators, end)
     with (
         ExitStack() as at_the_end,
         MetricsLog(
@@ -90,7 +91,7 @@ def train(
         ) as log,
         Progress(
             f"train {state.folder.name}",
-            total=config.num_steps,
+            total=end,
             unit="steps",
             initial=state.step,
             visible=first,
@@ -106,7 +107,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Run(Generic[AnyBatch]):
-    """The arguments of `train`."""
+    """The arguments of `train`; `end` is the step to stop after."""
 
     objective: Objective[AnyBatch]
     batches: Iterator[AnyBatch]
@@ -114,6 +115,7 @@ class _Run(Generic[AnyBatch]):
     config: Training
     learning_rate: Schedule
     evaluators: Mapping[str, Evaluator]
+    end: int
 
 
 def _loop(
@@ -131,7 +133,10 @@ def _loop(
                 raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
                 state.save(keep=config.keep_checkpoints)
             raise TrainingInterrupted(step=state.step, steps=config.num_steps, received=received)
-        if state.step == config.num_steps:
+        if state.step == run.end:
+            if not saved and state.step < config.num_steps:
+                raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
+                state.save(keep=config.keep_checkpoints)
             return row
 
         logged = _is_due(state.step + 1, config.log_every, config)
@@ -250,6 +255,11 @@ def _require_consistent(
         raise ValueError(
             f"the run stands at step {state.step}, beyond steps = {config.num_steps}; "
             "raise steps or train in another folder"
+        )
+    if state.until is not None and not state.step <= state.until <= config.num_steps:
+        raise ValueError(
+            f"until must lie between the run's step {state.step} and its last, "
+            f"{config.num_steps}, got {state.until}"
         )
 
 

@@ -79,6 +79,8 @@ class TrainingState:
         average: moving average of the model's weights; None has none.
         temperature_rate: learning rate of the optimiser's group "temperature" by step; None
             means the model's, times the group's `lr_scale`. Like `export` it is no state.
+        until: step to save a checkpoint and stop after, as an interruption would; None trains to
+            the end of the run. It is no state either.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
         skipped: reason -> samples of all processes that could not be used, repetitions counted.
         skipped_steps: number of steps that were skipped because a value was not finite.
@@ -99,6 +101,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler | None = None
     average: AveragedModel | None = None
     temperature_rate: Schedule | None = None
+    until: int | None = None
     step: int = 0
     samples_seen: int = 0
     skipped: Counter[str] = field(default_factory=Counter)

@@ -10,13 +10,13 @@ from drrho.cli import COMMANDS
 from drrho.data.index import IndexConfig
 from drrho.data.splits import SplitConfig
 from drrho.evaluation.evaluate import EvaluateConfig
+from drrho.recipe.arguments.recipe_text import write_recipe_text
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.build import PrecomputeConfig
 from drrho.studies.report.write import ReportConfig
 from drrho.studies.steer.choices import choose_recipe, plain_recipe
 from drrho.studies.steer.commands import command_of
 from drrho.studies.steer.config import SteerConfig, SteerFiles
-from drrho.studies.steer.recipe_file import write_recipe_text
 from drrho.studies.steer.results import Interval, sentences_of
 
 OWN = {"data": "photos", "reference": "run:runs/other", "device": "cpu"}
@@ -65,7 +65,10 @@ def test_the_file_of_a_recipe_is_the_recipe(tmp_path, output):
     recipe, notes = chosen(450, model="ViT-B-32@laion2b", output=output, workers=2, seed=3)
     for one in (recipe, plain_recipe(recipe, Path(output) / "plain")):
         path = tmp_path / "recipe.py"
-        path.write_text(write_recipe_text(one, notes=notes, command="drrho"), encoding="utf-8")
+        path.write_text(
+            write_recipe_text(one, made_by="drrho steer", notes=notes, command="drrho"),
+            encoding="utf-8",
+        )
         assert load_recipe(path, Recipe) == one
     assert one.reference is None
     assert one.training == recipe.training

@@ -9,9 +9,11 @@ from pathlib import Path
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import decode_captions
+from drrho.encoding.costs import Rates, measure
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.evaluation.evaluate import EvaluateConfig
 from drrho.models.build import Model, build_model, save_model
+from drrho.recipe.arguments.recipe_text import write_recipe_text
 from drrho.recipe.document import RESULTS_FILE
 from drrho.recipe.plan import readable_bytes
 from drrho.recipe.recipe import Recipe, load_recipe
@@ -26,8 +28,6 @@ from drrho.studies.report.write import ReportConfig, write_report
 from drrho.studies.steer.choices import choose_recipe, plain_recipe
 from drrho.studies.steer.commands import command_of
 from drrho.studies.steer.config import SteerConfig, SteerFiles
-from drrho.studies.steer.costs import Rates, measure
-from drrho.studies.steer.recipe_file import write_recipe_text
 from drrho.studies.steer.results import (
     SteerResults,
     differences_from_target,
@@ -99,7 +99,7 @@ class Way:
             num_pairs = len(train.usable_ids())
             given, notes = choose_recipe(config, files, num_pairs=num_pairs, parameters=parameters)
             command = f"drrho train {files.recipe}"
-            text = write_recipe_text(given, notes=notes, command=command)
+            text = write_recipe_text(given, made_by="drrho steer", notes=notes, command=command)
         rates, dim = None, 0
         if not (files.run / RESULTS_FILE).exists():
             device = resolve_device(config.device)
@@ -234,7 +234,10 @@ class Way:
                 plain = plain_recipe(self.recipe, self.files.plain)
                 notes = ["the steered run without its reference: FastCLIP"]
                 text = write_recipe_text(
-                    plain, notes=notes, command=f"drrho train {self.files.plain_recipe}"
+                    plain,
+                    made_by="drrho steer",
+                    notes=notes,
+                    command=f"drrho train {self.files.plain_recipe}",
                 )
                 write_atomically(self.files.plain_recipe, text.encode())
             if self.recipe_text is None:

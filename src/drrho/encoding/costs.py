@@ -1,4 +1,4 @@
-"""What the steps of `drrho steer` will take, measured on a few pairs of the data."""
+"""What encoding and training take for a pair, measured on a few pairs of the data."""
 
 import time
 from collections.abc import Callable
@@ -10,9 +10,8 @@ import torch
 from drrho.data.batch import Batch
 from drrho.data.loading import Loading, Position, Tokenizer, Transform, training_batches
 from drrho.data.manifest import Manifest
-from drrho.encoding.encoder import DTYPES, EmbeddingModel
+from drrho.encoding.encoder import DTYPES, EmbeddingModel, Precision
 from drrho.models.two_tower import TwoTower
-from drrho.training.config import Precision
 
 MEASURED = 16  # pairs
 

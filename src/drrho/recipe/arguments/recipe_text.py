@@ -9,16 +9,17 @@ from drrho.recipe.recipe import Recipe
 WIDTH = 100
 
 
-def write_recipe_text(recipe: Recipe, *, notes: list[str], command: str) -> str:
+def write_recipe_text(recipe: Recipe, *, made_by: str, notes: list[str], command: str) -> str:
     """Write the Python file that `drrho train` takes: what differs from the defaults is in it.
 
     Args:
+        made_by: command that wrote it.
         notes: why each value was chosen, a line each.
         command: command that trains by the file.
     """
     lines = "\n".join(f"* {note}" for note in notes)
     return (
-        f'"""Recipe of `drrho steer`; edit it, and train by it with\n\n    {command}\n\n{lines}\n'
+        f'"""Recipe of `{made_by}`; edit it, and train by it with\n\n    {command}\n\n{lines}\n'
         f'"""\n\nimport drrho\n\nrecipe = {_text(recipe, 0)}\n'
     )
 

@@ -1,0 +1,113 @@
+"""Results of `drrho advise`: what was raced, how it went, and what follows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from drrho.reference.judgement import Judgement
+from drrho.runtime.records import OPTIONAL
+from drrho.studies.advise.config import Use
+from drrho.studies.advise.halving import Interval, Rung
+from drrho.studies.advise.references import Geometry
+
+FILE_NAME = "advice.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceFound:
+    """What was found about a reference before the race.
+
+    Attributes:
+        given: what the user named.
+        judgement: how it does on training pairs; None if it has embeddings of fewer than two.
+        geometry: its cosines.
+    """
+
+    given: str
+    judgement: Judgement | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFound:
+    """What became of an arm.
+
+    Attributes:
+        title: the use in words.
+        use: kind of use.
+        reference: name of the reference; None for plain training.
+        run: folder of its run; None where it was not raced.
+        steps: optimiser steps that it has taken.
+        reason: why it was not raced, or why it went no further; None for who reached the last rung.
+        behind: the recommended arm's score less its own at their last common step, with its 95 %
+            interval; None for the recommended arm and for those not raced.
+    """
+
+    title: str
+    use: Use
+    reference: str | None
+    run: str | None
+    steps: int
+    reason: str | None
+    behind: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Cost of a race.
+
+    Attributes:
+        steps: optimiser steps of all arms together.
+        kept: those of the recommended arm, which its training goes on from.
+        seconds: training and scoring of the arms.
+        reference_seconds: encoding by the references.
+    """
+
+    steps: int
+    kept: int
+    seconds: float
+    reference_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviceResults:
+    """What `drrho advise` found. Printing it gives the recommendation and the tables.
+
+    Attributes:
+        planned_steps: optimiser steps of the whole training.
+        budget_steps: those that the race could take.
+        pairs: training pairs.
+        held_out: held-out images that arms were scored on.
+        held_out_data: where they are.
+        guessing: mean reciprocal rank of guessing among them.
+        references: what was found about each reference, by name.
+        arms: what became of each arm, the simplest first.
+        rungs: steps at which arms were compared.
+        recommended: name of the arm to go on with.
+        alike: arms of the last rung that cannot be told apart from it.
+        spent: cost.
+        sentence: the recommendation.
+        command: command that trains the recommended arm to its end.
+    """
+
+    version: ClassVar[int] = 1
+    planned_steps: int
+    budget_steps: int
+    pairs: int
+    held_out: int
+    held_out_data: str
+    guessing: float
+    references: Mapping[str, ReferenceFound]
+    arms: Mapping[str, ArmFound]
+    rungs: tuple[Rung, ...]
+    recommended: str
+    alike: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    spent: Spent
+    sentence: str
+    command: str
+
+    def __str__(self) -> str:
+        # The tables are of this module's types.
+        from drrho.studies.advise.tables import advice_text  # noqa: PLC0415
+
+        return advice_text(self)

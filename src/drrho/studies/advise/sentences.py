@@ -1,0 +1,43 @@
+"""The recommendation in a sentence, and what it rests on."""
+
+from collections.abc import Mapping, Sequence
+
+from drrho.reference.judgement import NEAR_GUESSING
+from drrho.studies.advise.arms import PLAIN
+from drrho.studies.advise.halving import Scores, paired_interval
+
+
+def recommendation(
+    titles: Mapping[str, str],
+    finals: Scores,
+    *,
+    chosen: str,
+    alike: Sequence[str],
+    step: tuple[int, int],
+    guessing: float,
+) -> str:
+    """Say what to do, by how much it led and where, and what cannot be told apart from it."""
+    where = f"at step {step[0]:,} of {step[1]:,}"
+    own = paired_interval(finals[chosen])
+    said = f"Recommended: {titles[chosen]}. {where.capitalize()} its MRR is {own}"
+    if chosen != PLAIN:
+        lead = paired_interval(finals[chosen] - finals[PLAIN])
+        told = (
+            "ahead of plain training by" if lead.low > 0 else "not told apart from plain training:"
+        )
+        said += f", {told} {lead}"
+    leader = max(finals, key=lambda name: float(finals[name].mean()))
+    if leader != chosen:
+        said += (
+            f"; {leader} is higher, by no more than one standard error, and the simpler use is "
+            "preferred"
+        )
+    others = [name for name in alike if name != PLAIN or chosen == PLAIN]
+    if others:
+        said += f". It cannot be told apart from {' and '.join(others)}"
+    if own.low <= NEAR_GUESSING * guessing:
+        said += (
+            f". This is near guessing ({guessing:.3f}): the race was too short to tell; raise "
+            "--budget or race fewer --uses"
+        )
+    return f"{said}."
