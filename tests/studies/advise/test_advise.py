@@ -73,6 +73,16 @@ def test_every_arm_is_raced_or_has_a_reason(raced):
     assert found.geometry.effective_rank > 1
 
 
+def test_the_page_and_the_list_show_the_race(raced, tmp_path):
+    folder, results = raced
+    page = drrho.report(str(folder), output=str(tmp_path / "page.html"), galleries=False)
+    text = page.read_text("utf-8")
+    assert "What to do with the reference" in text
+    assert f"{results.recommended}, recommended" in text
+    found = {it.path: it for it in drrho.ls(str(folder.parent))}
+    assert found["advice"].what == f"4 arms; recommended: {results.recommended}"
+
+
 def comparable(folder):
     """What a race leaves behind that must not depend on interruptions."""
     found = json.loads((folder / "advice.json").read_text().replace(str(folder), "FOLDER"))

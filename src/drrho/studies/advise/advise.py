@@ -39,6 +39,12 @@ MAY_CHANGE = ("output", "dry_run", "trust", "recipe.output", "recipe.loading.wor
 MAX_FILE = 2**24  # bytes of the file of what was asked for
 
 
+class AdviceInterrupted(ValueError):
+    """Error: Ctrl-C came outside training, which has an error of its own."""
+
+    exit_status = 130
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """What all arms of a race have in common.
@@ -69,7 +75,7 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
         FileNotFoundError: data or a reference are not there.
         ValueError: the folder belongs to a call with another recipe or references, the budget is
             too small, or nothing can be raced.
-        TrainingInterrupted: a signal came; the same call goes on.
+        TrainingInterrupted, AdviceInterrupted: a signal came; the same call goes on.
     """
     require_one_process("drrho advise")
     with trusting(recipe.model.name, everything=config.trust):
@@ -84,7 +90,12 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
             return None
         with exclusive(Path(config.output)):
             _require_same_call(recipe, config)
-            return _raced(open_setting(recipe, config, write=True), config)
+            try:
+                return _raced(open_setting(recipe, config, write=True), config)
+            except KeyboardInterrupt:
+                raise AdviceInterrupted(
+                    f"interrupted; the same command goes on where it was in {config.output}"
+                ) from None
 
 
 def open_setting(recipe: Recipe, config: AdviseConfig, *, write: bool) -> Setting:

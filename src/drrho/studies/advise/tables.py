@@ -21,7 +21,12 @@ def advice_text(results: AdviceResults) -> str:
 
 
 def arms_table(results: AdviceResults) -> str:
-    """A row for each arm that was raced, those that went furthest first."""
+    """Write the table of the arms that were raced."""
+    return markdown_table(*arm_rows(results))
+
+
+def arm_rows(results: AdviceResults) -> tuple[list[str], list[list[str]]]:
+    """Return header and a row for each arm that was raced, those that went furthest first."""
     raced = {name: arm for name, arm in results.arms.items() if arm.run is not None}
     last = {name: _last(results, name) for name in raced}
     order = sorted(raced, key=lambda name: (-raced[name].steps, -last[name].mean))
@@ -36,8 +41,7 @@ def arms_table(results: AdviceResults) -> str:
         ]
         for name in order
     ]
-    header = ["arm", "steps", "MRR there (95 %)", "recommended less it", ""]
-    return markdown_table(header, rows)
+    return ["arm", "steps", "MRR there (95 %)", "recommended less it", ""], rows
 
 
 def references_table(results: AdviceResults) -> str:

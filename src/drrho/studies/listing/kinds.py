@@ -232,6 +232,14 @@ def read_steering(path: Path) -> Found:
     return Found(path="", kind="steering", state="finished", what="steered target", score=score)
 
 
+def read_advice(path: Path) -> Found:
+    """Read the race of `drrho advise`: the arm that it recommends."""
+    content = read_json_object(path)
+    recommended = from_json(str, content.get("recommended"), where=f"{path}: recommended")
+    what = f"{_counted(len(content.get('arms', {})), 'arm')}; recommended: {recommended}"
+    return Found(path="", kind="advice", state="finished", what=what)
+
+
 def read_joined(path: Path) -> Found:
     """Read the card of a model that was joined of two towers."""
     content = read_json_object(path)
@@ -273,7 +281,12 @@ WHOLE = {
     "joined.json": read_joined,
 }
 # Studies: their folders hold runs and stores of their own.
-STUDIES = {"results.json": read_results, "steer.json": read_steering, "probe.json": read_probe}
+STUDIES = {
+    "results.json": read_results,
+    "steer.json": read_steering,
+    "probe.json": read_probe,
+    "advice.json": read_advice,
+}
 # Files that stand for themselves.
 SINGLE: Mapping[str, Reader] = {
     "scaling.json": _named("scaling law", "methods"),

@@ -350,7 +350,9 @@ def _written(results: ProbeResults, output: str | None) -> ProbeResults:
 class ProbeCommand(ProbeConfig):
     """Train two short pilots and rank references of a contrastive recipe.
 
-    `drrho probe losses` ranks by stored losses instead.
+    A quick look, with no training of the target: it ranks references, and cannot say whether one of
+    them helps, or what to do with it. `drrho advise` finds that in short runs. `drrho probe losses`
+    ranks by stored losses instead.
 
     Attributes:
         recipe: Python file that defines `recipe = Recipe(...)`, or the name of a published recipe,

@@ -41,8 +41,9 @@ def probe_table(results: ProbeResults) -> str:
         "remove."
         if of_losses
         else "Ordered by the reference's own mean reciprocal rank of the right partner, which "
-        "foretold gains best where that was checked; S did not (docs/results/probe.md). Heed "
-        "alarms, and try the first two in short runs."
+        "foretold gains best where that was checked; S did not (docs/results/probe.md). The order "
+        "does not say whether any of them helps: heed alarms, and try the first two in short runs "
+        "(`drrho advise`)."
     )
     return "\n\n".join([markdown_table(header, rows), closing, *notes])
 

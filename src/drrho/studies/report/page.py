@@ -7,7 +7,7 @@ tables for those who cannot see charts. The script only filters the galleries.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,8 +17,10 @@ from drrho.plotting.palette import COLOURS, places
 from drrho.recipe.folder import RunFolder
 from drrho.runtime.errors import without_secrets
 from drrho.runtime.records import to_json
+from drrho.studies.advise.results import AdviceResults
 from drrho.studies.compare.results import Results
 from drrho.studies.compare.tables import DIRECTIONS, differences_in_words, score_table
+from drrho.studies.report.advice import draw_advice
 from drrho.studies.report.alerts import TAIL, THRESHOLDS, Alert
 from drrho.studies.report.charts import draw_histogram, draw_panels, draw_scaling
 from drrho.studies.report.gallery import Gallery
@@ -54,6 +56,7 @@ class Report:
     runs: Sequence[ReportedRun]
     comparisons: Mapping[str, Results]
     scaling: Mapping[str, ScalingResults]
+    advice: Mapping[str, AdviceResults] = field(default_factory=dict)
     version: str
 
 
@@ -98,6 +101,7 @@ def render(report: Report) -> str:
             for name, results in report.comparisons.items()
         },
         scaling={name: draw_scaling(found, name) for name, found in report.scaling.items()},
+        advice={name: draw_advice(found, name) for name, found in report.advice.items()},
         galleries=galleries,
         histograms=[draw_histogram(g, number) for number, g in enumerate(galleries)],
         pictures=_pictures(galleries),

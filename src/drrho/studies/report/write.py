@@ -29,6 +29,7 @@ from drrho.runtime.files import expand_paths, require_no_folder, write_atomicall
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.records import read_record
 from drrho.studies.compare.results import find_results
+from drrho.studies.report.advice import find_advice
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
@@ -105,6 +106,7 @@ def write_report(config: ReportConfig) -> Path:
             for path in laws
             if path.is_file()
         },
+        advice=find_advice(folders),
         version=__version__,
     )
     output = Path(config.output).expanduser()
