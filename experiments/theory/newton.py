@@ -93,6 +93,19 @@ class Problem:
         reference = None if reference is None else reference[sets]
         return replace(self, x=self.x[sets], y=self.y[sets], reference_losses=reference)
 
+    def first(self, samples: int) -> "Problem":
+        """The first samples of each data set."""
+        return self._samples(slice(samples))
+
+    def last(self, samples: int) -> "Problem":
+        """The last samples of each data set."""
+        return self._samples(slice(-samples, None))
+
+    def _samples(self, some: slice) -> "Problem":
+        reference = self.reference_losses
+        reference = None if reference is None else reference[:, some]
+        return replace(self, x=self.x[:, some], y=self.y[:, some], reference_losses=reference)
+
     @property
     def zeros(self) -> Tensor:
         return torch.zeros_like(self.x[:, 0])
