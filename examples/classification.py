@@ -4,9 +4,9 @@
     python examples/classification.py --data FOLDER   # images in clip_benchmark's folder layout
 
 40 % of the training labels are replaced by a random class. A reference, of the target's
-architecture, learns from 200 clean samples that the target does not see; its losses on the
+architecture, learns from 200 clean samples that the target does not see; its predictions on the
 training samples are computed once and kept in a tensor, by sample index. Then the same target is
-trained from the same weights, for the same number of steps, by each method:
+trained for the same number of steps by each method:
 
 | method | what counts |
 |---|---|
@@ -14,13 +14,17 @@ trained from the same weights, for the same number of steps, by each method:
 | DRO | samples with large losses |
 | RHO-LOSS | the samples of a super-batch with the largest excess losses, equally |
 | DRRho | samples with large excess losses: DRO of the difference to the reference |
-| plain, clean too | all samples equally, the reference's among them: its data without steering |
+| distillation | all samples equally, with labels mixed with the reference's predictions |
+| start from reference | all samples equally, from the reference's weights |
+| union | all samples equally, the reference's among them: its data without steering |
+| union, DRRho; union, distillation | both at once |
 
 Every step takes the gradient at 64 samples; RHO-LOSS passes a super-batch forward on top of that.
 For every method alike, the weights with the best accuracy on 200 clean validation samples are
 kept. Every seed draws its own split, noise, weights and batches; the test samples are always the
-same. METHODS was chosen from CANDIDATES, three for each method, by their accuracy on validation
-(`--tune`), on digits and eurosat together and on seeds that the results do not use.
+same. SETTINGS was chosen by accuracy on validation (`--tune`), nine candidates for each method, on
+seeds that the results do not use: three learning rates times three strengths, or nine learning
+rates. With the same `--output` again, runs that are there are not repeated.
 
 Needs scikit-learn and Pillow.
 """
@@ -39,7 +43,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from scipy import stats
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -47,44 +50,78 @@ from torch.nn.functional import cross_entropy
 import drrho
 from drrho.plotting.table import markdown_table
 from drrho.steering.selection import select_top_k, selection_scores
+from drrho.studies.compare.statistics import mean_interval, paired_test
 
 BATCH = 64
 EVALUATE_EVERY = 20  # steps
 NOISE = 0.4  # share of training labels that are replaced
 NUM_CLEAN = NUM_VALIDATION = 200
-TUNING_SEEDS = range(100, 105)
+TUNING_SEEDS = range(100, 103)
+RATES = (8e-4, 2e-3, 5e-3)
+# For methods without a strength: as many candidates, a grid as much wider.
+MORE_RATES = (5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
+
+
+class Setting(NamedTuple):
+    """What is chosen on validation.
+
+    The strength is CVaR's fraction, the temperature of KL, the batches in a super-batch, or the
+    share of the reference's predictions in the labels.
+    """
+
+    learning_rate: float
+    strength: float = 1.0
+
+
+REFERENCE = Setting(2e-3)
+
+
+def mean(_: float) -> drrho.RiskMeasure:
+    return drrho.Mean()
+
+
+def cvar(fraction: float) -> drrho.RiskMeasure:
+    return drrho.CVaR(fraction=fraction)
+
+
+def kl(temperature: float) -> drrho.RiskMeasure:
+    return drrho.KL(temperature=temperature)
 
 
 class Method(NamedTuple):
-    """A risk; of the excess loss or the loss; of a batch or of one selected from several."""
+    """The risk for a strength, the strengths to try, and what the reference is used for."""
 
-    risk: drrho.RiskMeasure
-    excess: bool = False
-    super_batch: int = 1  # in batches; more than one selects the largest excess losses
+    risk: Callable[[float], drrho.RiskMeasure] = mean
+    strengths: tuple[float, ...] = ()
+    excess: bool = False  # the risk is of the excess loss
+    selects: bool = False  # the largest excess losses of a super-batch
+    teaches: bool = False
+    starts: bool = False
     clean_too: bool = False
-    learning_rate: float = 2e-3
+
+    def candidates(self) -> list[Setting]:
+        if not self.strengths:
+            return [Setting(rate) for rate in MORE_RATES]
+        return [Setting(rate, strength) for rate in RATES for strength in self.strengths]
 
 
+FRACTIONS, TEMPERATURES, SHARES = (0.3, 0.5, 0.8), (1.0, 4.0, 16.0), (0.3, 0.6, 0.9)
 METHODS = {
-    "plain": Method(drrho.Mean()),
-    "DRO, CVaR": Method(drrho.CVaR(fraction=0.8)),
-    "DRO, KL": Method(drrho.KL(temperature=16.0)),
-    "RHO-LOSS": Method(drrho.Mean(), super_batch=4),
-    "DRRho, CVaR": Method(drrho.CVaR(fraction=0.5), excess=True),
-    "DRRho, KL": Method(drrho.KL(temperature=4.0), excess=True),
-    "plain, clean too": Method(drrho.Mean(), clean_too=True, learning_rate=1e-3),
+    "plain": Method(),
+    "DRO, CVaR": Method(cvar, (0.5, 0.8, 0.95)),
+    "DRO, KL": Method(kl, (4.0, 16.0, 64.0)),
+    "RHO-LOSS": Method(strengths=(2.0, 4.0, 8.0), selects=True),
+    "DRRho, CVaR": Method(cvar, FRACTIONS, excess=True),
+    "DRRho, KL": Method(kl, TEMPERATURES, excess=True),
+    "distillation": Method(strengths=SHARES, teaches=True),
+    "start from reference": Method(starts=True),
+    "union": Method(clean_too=True),
+    "union, DRRho": Method(kl, TEMPERATURES, excess=True, clean_too=True),
+    "union, distillation": Method(strengths=SHARES, teaches=True, clean_too=True),
 }
-RATES, FRACTIONS, TEMPERATURES = (1e-3, 2e-3, 4e-3), (0.3, 0.5, 0.8), (1.0, 4.0, 16.0)
-CANDIDATES = {
-    **{f"plain, rate {r}": Method(drrho.Mean(), learning_rate=r) for r in RATES},
-    **{f"DRO, CVaR {a}": Method(drrho.CVaR(fraction=a)) for a in FRACTIONS},
-    **{f"DRO, KL {t}": Method(drrho.KL(temperature=t)) for t in TEMPERATURES},
-    **{f"RHO-LOSS {k}": Method(drrho.Mean(), super_batch=k) for k in (2, 3, 4)},
-    **{f"DRRho, CVaR {a}": Method(drrho.CVaR(fraction=a), excess=True) for a in FRACTIONS},
-    **{f"DRRho, KL {t}": Method(drrho.KL(temperature=t), excess=True) for t in TEMPERATURES},
-    **{
-        f"clean too, rate {r}": Method(drrho.Mean(), clean_too=True, learning_rate=r) for r in RATES
-    },
+SETTINGS = {
+    data: {name: method.candidates()[4] for name, method in METHODS.items()}
+    for data in ("digits", "photographs")
 }
 
 
@@ -156,37 +193,67 @@ def log_likelihood(model: nn.Module, samples: Samples) -> float:
 
 class Data(NamedTuple):
     """What a model is trained with, and `wrong` (n,): which labels are not the true ones, which
-    no method knows. Reference losses (n,) are by sample index; None where no method needs them.
+    no method knows. Predictions (n, classes), in logits, are the reference's, by sample index;
+    None for the training of the reference.
     """
 
     train: Samples
     validation: Samples
     wrong: Tensor
-    reference_losses: Tensor | None = None
+    reference: nn.Module | None = None
+    predictions: Tensor | None = None
+
+    def reference_losses(self, index: Tensor) -> Tensor:
+        return cross_entropy(self.predictions[index], self.train.labels[index], reduction="none")
 
 
 Score = Callable[[nn.Module, Samples], float]
 
 
+def choose(model: nn.Module, data: Data, index: Tensor) -> Tensor:
+    """The samples of a super-batch with the largest excess losses."""
+    with torch.no_grad():
+        losses = losses_of(model, data.train.at(index))
+    scores = selection_scores("excess", losses, data.reference_losses(index))
+    return index[select_top_k(scores, BATCH).index]
+
+
+def taught_losses(model: nn.Module, data: Data, index: Tensor, *, share: float) -> Tensor:
+    """Losses with labels of which a share is the reference's predictions."""
+    samples = data.train.at(index)
+    logits = model(samples.inputs)
+    soft = cross_entropy(logits, data.predictions[index].softmax(dim=1), reduction="none")
+    return (1 - share) * cross_entropy(logits, samples.labels, reduction="none") + share * soft
+
+
 def train(
-    data: Data, method: Method, *, seed: int, steps: int, score: Score = accuracy
+    data: Data,
+    method: Method,
+    setting: Setting,
+    *,
+    seed: int,
+    steps: int,
+    score: Score = accuracy,
 ) -> tuple[nn.Module, float]:
     """The best model on validation, and the share of all weight that wrong labels had."""
     torch.manual_seed(seed)  # for the first weights
     model = small_cnn(data.validation)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=method.learning_rate)
-    steering = drrho.DRRhoLoss(method.risk)
+    if method.starts:
+        model.load_state_dict(data.reference.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=setting.learning_rate, fused=True)
+    steering = drrho.DRRhoLoss(method.risk(setting.strength))
     generator = torch.Generator().manual_seed(seed)
     best, best_weights, weight_on_wrong = -math.inf, {}, 0.0
+    loaded = BATCH * int(setting.strength) if method.selects else BATCH
     for step in range(1, steps + 1):
-        index = torch.randperm(len(data.wrong), generator=generator)[: BATCH * method.super_batch]
-        if method.super_batch > 1:
-            with torch.no_grad():
-                losses = losses_of(model, data.train.at(index))
-            scores = selection_scores("excess", losses, data.reference_losses[index])
-            index = index[select_top_k(scores, BATCH).index]
-        losses = losses_of(model, data.train.at(index))
-        steered = steering(losses, data.reference_losses[index] if method.excess else None)
+        index = torch.randperm(len(data.wrong), generator=generator)[:loaded]
+        if method.selects:
+            index = choose(model, data, index)
+        if method.teaches:
+            losses = taught_losses(model, data, index, share=setting.strength)
+        else:
+            losses = losses_of(model, data.train.at(index))
+        steered = steering(losses, data.reference_losses(index) if method.excess else None)
         optimizer.zero_grad()
         steered.loss.backward()
         optimizer.step()
@@ -198,8 +265,8 @@ def train(
     return model, weight_on_wrong
 
 
-def prepare(samples: Samples, *, seed: int, steps: int) -> tuple[nn.Module, Data, Data]:
-    """The reference, the noisy data, and these together with the reference's clean samples."""
+def prepare(samples: Samples, *, seed: int, steps: int) -> tuple[Data, Data]:
+    """The noisy data, and these together with the reference's clean samples."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(samples.labels), generator=generator)
     parts = order.tensor_split([NUM_CLEAN, NUM_CLEAN + NUM_VALIDATION])
@@ -211,71 +278,127 @@ def prepare(samples: Samples, *, seed: int, steps: int) -> tuple[nn.Module, Data
 
     # Kept by likelihood, as its losses are what counts; with weights and batches of its own.
     alone = Data(clean, validation, wrong=torch.zeros(NUM_CLEAN, dtype=torch.bool))
-    plain = METHODS["plain"]
-    reference, _ = train(alone, plain, seed=seed + 1000, steps=steps, score=log_likelihood)
-    with torch.no_grad():
-        reference_losses = losses_of(reference, noisy)
+    reference, _ = train(
+        alone, Method(), REFERENCE, seed=seed + 1000, steps=steps, score=log_likelihood
+    )
     both = Samples(*map(torch.cat, zip(noisy, clean, strict=True)))
+    with torch.no_grad():
+        predictions = reference(both.inputs)
     return (
-        reference,
-        Data(noisy, validation, wrong, reference_losses),
-        Data(both, validation, torch.cat([wrong, alone.wrong])),
+        Data(noisy, validation, wrong, reference, predictions[:n]),
+        Data(both, validation, torch.cat([wrong, alone.wrong]), reference, predictions),
     )
 
 
+Result = dict[str, float]  # "accuracy", and "weight on wrong" but for the reference
+Runs = dict[str, tuple[str, Setting]]  # label -> name of a method, and its setting
+
+
+def run(
+    data: tuple[Data, Data], name: str, setting: Setting, *, seed: int, steps: int, on: Samples
+):
+    method, (noisy, both) = METHODS[name], data
+    model, on_wrong = train(
+        both if method.clean_too else noisy, method, setting, seed=seed, steps=steps
+    )
+    return {"accuracy": accuracy(model, on), "weight on wrong": on_wrong}
+
+
 def compare(
-    methods: dict[str, Method],
+    runs: Runs,
     samples: Samples,
     test: Samples | None,
     *,
     seeds: Sequence[int],
     steps: int,
-) -> dict[str, dict[str, list[float]]]:
-    """By method, one number for each seed. Without test samples, accuracy is on validation."""
-    results = {name: {"accuracy": [], "weight on wrong": []} for name in ("reference", *methods)}
+    kept: Path | None = None,
+) -> dict[str, list[Result]]:
+    """By label, one result for each seed. Without test samples, accuracy is on validation.
+
+    Results that are in the file `kept` are taken from there, and new ones are added to it.
+    """
+    found: dict[str, Result] = {}
+    if kept is not None and kept.is_file():
+        found |= dict(json.loads(line) for line in kept.read_text().splitlines())
+
+    def key(seed: int, label: str) -> str:
+        return json.dumps([seed, steps, runs.get(label, label)])
+
     for seed in seeds:
-        reference, noisy, both = prepare(samples, seed=seed, steps=steps)
-        unseen = noisy.validation if test is None else test
-        results["reference"]["accuracy"].append(accuracy(reference, unseen))
-        for name, method in methods.items():
-            data = both if method.clean_too else noisy
-            model, on_wrong = train(data, method, seed=seed, steps=steps)
-            results[name]["accuracy"].append(accuracy(model, unseen))
-            results[name]["weight on wrong"].append(on_wrong)
-            print(f"seed {seed}, {name}: {results[name]['accuracy'][-1]:.3f}", file=sys.stderr)
-    return results
+        missing = [label for label in ("reference", *runs) if key(seed, label) not in found]
+        if not missing:
+            continue
+        data = prepare(samples, seed=seed, steps=steps)
+        unseen = data[0].validation if test is None else test
+        for label in missing:
+            if label == "reference":
+                result = {"accuracy": accuracy(data[0].reference, unseen)}
+            else:
+                result = run(data, *runs[label], seed=seed, steps=steps, on=unseen)
+            found[key(seed, label)] = result
+            print(f"seed {seed}, {label}: {result['accuracy']:.3f}", file=sys.stderr)
+            if kept is not None:
+                with kept.open("a") as file:
+                    file.write(json.dumps([key(seed, label), result]) + "\n")
+    return {label: [found[key(seed, label)] for seed in seeds] for label in ("reference", *runs)}
 
 
 def interval(values: Sequence[float]) -> str:
     """The mean and its 95 % interval (Student's t), in percent."""
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{100 * statistics.fmean(values):.1f} ± {100 * half:.1f}"
+    low, high = mean_interval(values)
+    return f"{50 * (low + high):.1f} ± {50 * (high - low):.1f}"
 
 
-def table(results: dict[str, dict[str, list[float]]], methods: dict[str, Method]) -> str:
-    """The first method is what the others are compared with, seed by seed."""
-    first = next(iter(methods))
+def table(results: dict[str, list[Result]], settings: dict[str, Setting]) -> str:
+    """The others are compared with "plain" seed by seed; p is of a paired t-test."""
+    accuracies = {name: [one["accuracy"] for one in found] for name, found in results.items()}
     rows = []
-    for name, result in results.items():
-        pairs = zip(result["accuracy"], results[first]["accuracy"], strict=True)
-        gain = "" if name == first else interval([one - plain for one, plain in pairs])
-        row = [name, interval(result["accuracy"]), gain, "", ""]
-        if name in methods:
-            super_batch = methods[name].super_batch
-            forward = BATCH * (super_batch + 1 if super_batch > 1 else 1)
-            row[3:] = [f"{100 * statistics.fmean(result['weight on wrong']):.0f}", f"{forward}"]
+    for name, of_name in accuracies.items():
+        row = [name, interval(of_name), "", "", "", "", ""]
+        if name != "plain":
+            differences = [a - b for a, b in zip(of_name, accuracies["plain"], strict=True)]
+            row[2:4] = interval(differences), f"{paired_test(differences).p:.2g}"
+        if name in settings:
+            loaded = settings[name].strength if METHODS[name].selects else 0
+            on_wrong = statistics.fmean(one["weight on wrong"] for one in results[name])
+            strength = f"{settings[name].strength:g}" if METHODS[name].strengths else ""
+            setting = f"{settings[name].learning_rate:g} {strength}".strip()
+            row[4:] = f"{100 * on_wrong:.0f}", f"{BATCH * (1 + loaded):.0f}", setting
         rows.append(row)
-    header = ["method", "accuracy, %", f"over {first}", "weight on wrong labels, %", "forward"]
+    header = ["method", "accuracy, %", "over plain", "p", "weight on wrong labels, %", "forward",
+              "learning rate, strength"]  # fmt: skip
     return markdown_table(header, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, list[float]]]:
+def chosen(results: dict[str, list[Result]], runs: Runs) -> tuple[dict[str, Setting], str]:
+    """The settings with the best mean accuracy, and a table that flags edges of the grids."""
+    means = {
+        runs[label]: statistics.fmean(one["accuracy"] for one in found)
+        for label, found in results.items()
+        if label in runs
+    }
+    settings, rows = {}, []
+    for name, method in METHODS.items():
+        tried = {setting: mean for (of, setting), mean in means.items() if of == name}
+        best = settings[name] = max(tried, key=tried.__getitem__)
+        rates = {setting.learning_rate for setting in tried}
+        edges = ["rate"] * (best.learning_rate in (min(rates), max(rates)))
+        if method.strengths and best.strength in (method.strengths[0], method.strengths[-1]):
+            edges.append("strength")
+        strength = f"{best.strength:g}" if method.strengths else ""
+        accuracies = f"{100 * min(tried.values()):.1f} to {100 * tried[best]:.1f}"
+        rows.append([name, f"{best.learning_rate:g}", strength, accuracies, ", ".join(edges)])
+    header = ["method", "rate", "strength", "accuracies tried, %", "at the edge of"]
+    return settings, markdown_table(header, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, list[Result]]:
     parser = argparse.ArgumentParser(description="Classification with wrong training labels.")
     parser.add_argument("--data", type=Path, help="folder with train/ and test/; without: digits")
     parser.add_argument("--seeds", type=int, default=5, help="at least 2")
-    parser.add_argument("--steps", type=int, default=400, help="of every training")
+    parser.add_argument("--steps", type=int, default=200, help="of every training")
     parser.add_argument("--output", type=Path, help="folder for results.json and results.md")
-    parser.add_argument("--tune", action="store_true", help="compare CANDIDATES on validation")
+    parser.add_argument("--tune", action="store_true", help="choose settings on validation")
     options = parser.parse_args(arguments)
     if options.seeds < 2:
         parser.error(f"an interval needs at least 2 seeds, got {options.seeds}")
@@ -286,15 +409,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, list[flo
     else:
         samples, test = read_images(options.data / "train"), read_images(options.data / "test")
     samples, test = standardised(samples, samples), standardised(test, samples)
-    methods, seeds = METHODS, range(options.seeds)
+    settings = SETTINGS["digits" if options.data is None else "photographs"]
+    runs, seeds, stem = {it: (it, settings[it]) for it in METHODS}, range(options.seeds), "results"
     if options.tune:
-        methods, seeds, test = CANDIDATES, TUNING_SEEDS, None
-    results = compare(methods, samples, test, seeds=seeds, steps=options.steps)
-    print(table(results, methods))
+        runs = {f"{it}, {one}": (it, one) for it in METHODS for one in METHODS[it].candidates()}
+        seeds, test, stem = TUNING_SEEDS, None, "tuning"
+    kept = None
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (options.output / "results.md").write_text(table(results, methods) + "\n", encoding="utf-8")
+        kept = options.output / f"{stem}.jsonl"
+    results = compare(runs, samples, test, seeds=seeds, steps=options.steps, kept=kept)
+    text = chosen(results, runs)[1] if options.tune else table(results, settings)
+    print(text)
+    if options.output is not None:
+        write = {"json": json.dumps(results, indent=1), "md": text}
+        for suffix, content in write.items():
+            path = options.output / f"{stem}.{suffix}"
+            path.write_text(content + "\n", encoding="utf-8")
     return results
 
 
