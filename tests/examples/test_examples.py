@@ -44,13 +44,18 @@ def test_one_seed_has_no_interval(example, capsys):
 
 
 def test_on_digits_the_reference_turns_the_weight_away_from_wrong_labels(tmp_path, capsys):
-    results = classification.main(["--seeds", "2", "--steps", "60", "--output", str(tmp_path)])
+    arguments = ["--seeds", "2", "--steps", "60", "--output", str(tmp_path)]
+    results = classification.main(arguments)
     assert results.keys() == {"reference", *classification.METHODS}
-    assert all(len(result["accuracy"]) == 2 for result in results.values())
+    assert all(len(result) == 2 for result in results.values())
     assert_weight_turns_away(results)
-    assert statistics.fmean(results["DRRho, KL"]["accuracy"]) > 0.6
+    assert mean_of(results, "DRRho, KL", "accuracy") > 0.6
     assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert capsys.readouterr().out == (tmp_path / "results.md").read_text(encoding="utf-8")
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "results.md").read_text(encoding="utf-8")
+    # Again: everything is there, and nothing is trained.
+    assert classification.main(arguments) == results
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(not EUROSAT.exists(), reason=f"no images in {EUROSAT}")
@@ -59,14 +64,16 @@ def test_on_photographs_the_reference_turns_the_weight_away_from_wrong_labels():
     assert_weight_turns_away(results)
 
 
+def mean_of(results, name, number):
+    return statistics.fmean(result[number] for result in results[name])
+
+
 def assert_weight_turns_away(results):
-    on_wrong = {
-        name: statistics.fmean(result["weight on wrong"])
-        for name, result in results.items()
-        if name != "reference"
-    }
+    names = [name for name in results if name != "reference"]
+    on_wrong = {name: mean_of(results, name, "weight on wrong") for name in names}
     # 40 % are replaced, a tenth of which by the true label.
     assert on_wrong["plain"] == pytest.approx(0.36, abs=0.03)
+    assert on_wrong["union"] < on_wrong["plain"]
     steered = max(on_wrong[name] for name in ("RHO-LOSS", "DRRho, CVaR", "DRRho, KL"))
     raw = min(on_wrong[name] for name in ("DRO, CVaR", "DRO, KL"))
     assert steered + 0.03 < on_wrong["plain"] < raw
@@ -77,7 +84,7 @@ def test_the_samples_of_reference_validation_and_target_are_different():
     numbered = classification.Samples(
         torch.arange(n)[:, None, None, None].expand(n, 1, 8, 8) / n, torch.arange(n) % 10
     )
-    _, noisy, both = classification.prepare(numbered, seed=0, steps=20)
+    noisy, both = classification.prepare(numbered, seed=0, steps=20)
 
     def numbers(samples):
         return set((samples.inputs[:, 0, 0, 0] * n).round().int().tolist())
@@ -90,16 +97,51 @@ def test_the_samples_of_reference_validation_and_target_are_different():
     assert torch.equal(noisy.train.labels != true, noisy.wrong)
 
 
-def test_tuning_looks_at_validation_alone(monkeypatch):
-    few = {name: classification.CANDIDATES[name] for name in ("plain, rate 0.001", "DRO, CVaR 0.5")}
-    monkeypatch.setattr(classification, "CANDIDATES", few)
+def test_the_reference_s_predictions_are_of_its_own_samples_too():
+    samples, _ = classification.digits()
+    noisy, both = classification.prepare(samples, seed=0, steps=40)
+    n = len(noisy.wrong)
+    with torch.no_grad():
+        assert_close(both.reference(both.train.inputs), both.predictions)
+    assert torch.equal(both.predictions[:n], noisy.predictions)
+    every = torch.arange(len(both.wrong))
+    losses = classification.losses_of(both.reference, both.train)
+    assert_close(both.reference_losses(every), losses)
+    # Labels that are all the reference's are distillation without labels.
+    with torch.no_grad():
+        alone = classification.taught_losses(both.reference, both, every, share=1.0)
+    p = both.predictions.softmax(dim=1)
+    assert_close(alone, -(p * p.log()).sum(dim=1))
+
+
+def test_starting_from_the_reference_begins_with_its_weights():
+    samples, _ = classification.digits()
+    noisy, _ = classification.prepare(samples, seed=0, steps=40)
+    still = classification.Setting(0.0)
+    for name, same in (("start from reference", True), ("plain", False)):
+        method = classification.METHODS[name]
+        model, _ = classification.train(noisy, method, still, seed=1, steps=20)
+        weights, reference = model.state_dict(), noisy.reference.state_dict()
+        assert same == all(torch.equal(weights[name], reference[name]) for name in weights)
+
+
+def test_tuning_looks_at_validation_alone_and_says_what_is_at_an_edge(monkeypatch, capsys):
+    few = {name: classification.METHODS[name] for name in ("plain", "DRO, CVaR")}
+    monkeypatch.setattr(classification, "METHODS", few)
+    monkeypatch.setattr(classification, "MORE_RATES", (1e-3, 2e-3))
+    monkeypatch.setattr(classification, "RATES", (2e-3,))
     monkeypatch.setattr(classification, "TUNING_SEEDS", (100, 101))
     samples, test = classification.digits()
     monkeypatch.setattr(classification, "digits", lambda: (samples, test._replace(labels=None)))
     results = classification.main(["--tune", "--steps", "20"])
-    for name in few:
-        hits = 200 * torch.tensor(results[name]["accuracy"], dtype=torch.float64)
+    assert len(results) == 1 + 2 + 3
+    for found in results.values():
+        hits = 200 * torch.tensor([one["accuracy"] for one in found], dtype=torch.float64)
         assert_close(hits, hits.round())
+    plain = next(line for line in capsys.readouterr().out.splitlines() if "plain" in line)
+    assert "rate" in plain  # with two rates either is at an edge
+    # Nine candidates for every method.
+    assert {len(method.candidates()) for method in load("classification").METHODS.values()} == {9}
 
 
 def test_images_and_labels_of_tar_files_keep_together(tmp_path):

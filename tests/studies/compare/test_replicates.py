@@ -8,10 +8,12 @@ import pytest
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.models.build import Model
 from drrho.recipe.document import read_run_results
+from drrho.runtime.records import read_json_object
 from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
 from drrho.studies.compare.replicates import Replicates
 from drrho.studies.compare.results import read_results
-from drrho.studies.compare.spec import Comparison, TuningConfig
+from drrho.studies.compare.runs import chosen_setting
+from drrho.studies.compare.spec import Comparison, TuningConfig, model_of_run
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
 
@@ -29,7 +31,12 @@ def study(plain_recipe, scenes, tmp_path):
 
     def comparison(number):
         def at(rate, **changes):
-            training = Training(steps=2, optimizer=Optimizer(learning_rate=rate))
+            training = Training(
+                steps=2,
+                optimizer=Optimizer(learning_rate=rate),
+                evaluate_every=1,
+                keep_best="evaluation/mrr",
+            )
             plain = replace(plain_recipe, training=training, objective=FastCLIP())
             data = replace(plain.evaluation, data=str(scenes / "train"))
             return replace(plain, evaluation=data, **changes)
@@ -86,6 +93,15 @@ def test_a_study_in_replicates(study, tmp_path):
         assert row.paired.holm is not None
     choices = [method.choice for method in results.methods.values()]
     assert all(choice and choice.chosen is not None for choice in choices)
+    best = [
+        read_json_object(
+            out / "replicate-9" / "tuning" / f"plain-setting{k}" / "best" / "best.json"
+        )
+        for k in (0, 1)
+    ]
+    chosen = chosen_setting(study.of(0), "plain")
+    assert chosen is not None
+    assert list(chosen.scores) == [found["value"] for found in best]
     text = (out / "results.md").read_text()
     assert "95 % over replicates" in text
     assert "the 2 primaries" in text
@@ -94,7 +110,14 @@ def test_a_study_in_replicates(study, tmp_path):
 
 def test_a_method_starts_from_its_reference(study):
     started = study.of(0).run_recipe(study.parts[1])
-    assert started.model.name == f"run:{study.output}/replicate-0/references/weak/run"
+    assert started.model.name == f"run:{study.output}/replicate-0/references/weak/run/best"
+
+
+def test_the_last_model_is_judged_where_none_is_kept_as_the_best(study):
+    recipe = study.of(0).run_recipe(study.parts[0])
+    assert model_of_run(recipe).name == f"run:{recipe.output}/best"
+    last = replace(recipe, training=replace(recipe.training, keep_best=None))
+    assert model_of_run(last).name == f"run:{recipe.output}"
 
 
 @pytest.mark.parametrize(

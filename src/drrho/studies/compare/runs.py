@@ -27,7 +27,14 @@ from drrho.runtime.records import from_json, read_json_object, to_json
 from drrho.studies.compare.guard import require_unseen
 from drrho.studies.compare.results import PrecomputeCost
 from drrho.studies.compare.scores import Tests, open_tests, score
-from drrho.studies.compare.spec import Comparison, Part, Stored, references_of, stored_of
+from drrho.studies.compare.spec import (
+    Comparison,
+    Part,
+    Stored,
+    model_of_run,
+    references_of,
+    stored_of,
+)
 
 FAILURE_FILE, PRECOMPUTE_FILE = "failure.json", "precompute.json"
 
@@ -72,12 +79,33 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
     assert comparison.tuning is not None  # as in this one: it has the same settings
     recipes = _tuning_recipes(comparison, method)
     runs = [finished(recipe) for recipe in recipes]
-    scores = [None if run is None else run.metrics.get(comparison.tuning.metric) for run in runs]
+    metric = comparison.tuning.metric
+    scores = [
+        None if run is None else _judged_by(run, it, metric)
+        for run, it in zip(runs, recipes, strict=True)
+    ]
     failures = [reason_of_failure(recipe) for recipe in recipes]
     judged = [(value, -place) for place, value in enumerate(scores) if value is not None]
     if not judged or (None, None) in zip(runs, failures, strict=True):
         return None
     return Chosen(-max(judged)[1], tuple(scores))
+
+
+def _judged_by(run: RunResults, recipe: Recipe, metric: str) -> float | None:
+    """The metric of the model that is scored: the best one's, where the run keeps that by it."""
+    if recipe.training.keep_best == metric:
+        path = Path(recipe.output) / "best" / "best.json"
+        return from_json(Best, read_json_object(path), where=str(path)).value
+    return run.metrics.get(metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """Contents of `best.json`: the evaluation whose model a run has kept."""
+
+    metric: str
+    step: int
+    value: float
 
 
 def _tuning_recipes(comparison: Comparison, method: str) -> list[Recipe]:
@@ -125,7 +153,7 @@ def _run_part(comparison: Comparison, part: Part, tests: Tests) -> None:
     named = comparison.settings(part.method)[setting]
     _prepare_references(comparison, named)
     train_recipe(recipe)
-    _score(Model(name=f"run:{recipe.output}"), Path(recipe.output), recipe, tests)
+    _score(model_of_run(recipe), Path(recipe.output), recipe, tests)
     # References last, when all that use them are at work. Stored embeddings alone cannot be scored.
     for name in references_of(named):
         model = comparison.reference_model(name)

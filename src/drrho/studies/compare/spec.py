@@ -194,10 +194,10 @@ class Comparison:
 
     def reference_model(self, name: str) -> Model | None:
         """The reference as a model that can be built, once it is trained; None for embeddings."""
-        reference = self.references[name]
-        if not isinstance(reference, Recipe):
+        reference, recipe = self.references[name], self.reference_recipe(name)
+        if recipe is None:
             return reference if isinstance(reference, Model) else None
-        return Model(name=f"run:{self.reference_folder(name) / 'run'}")
+        return model_of_run(recipe)
 
     def reference_folder(self, name: str) -> Path:
         """The folder of a reference's run, scores and stored embeddings."""
@@ -335,6 +335,12 @@ class Comparison:
                     f"the test set {name!r}, {source}, is also what method {sources[source]!r} is "
                     "trained or validated on; take another"
                 )
+
+
+def model_of_run(recipe: Recipe) -> Model:
+    """Name the model that a run is judged by: the best where it keeps that one, else the last."""
+    keeps_best = recipe.training.keep_best is not None
+    return Model(name=f"run:{Path(recipe.output) / 'best' if keeps_best else recipe.output}")
 
 
 def stored_of(recipe: Recipe) -> tuple[Stored, ...]:
