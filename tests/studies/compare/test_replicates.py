@@ -10,9 +10,9 @@ from drrho.models.build import Model
 from drrho.recipe.document import read_run_results
 from drrho.runtime.records import read_json_object
 from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
-from drrho.studies.compare.replicates import Replicates
+from drrho.studies.compare.replicates import Replicates, replicated_results
 from drrho.studies.compare.results import read_results
-from drrho.studies.compare.runs import chosen_setting
+from drrho.studies.compare.runs import chosen_setting, finished
 from drrho.studies.compare.spec import Comparison, TuningConfig, model_of_run
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
@@ -106,6 +106,14 @@ def test_a_study_in_replicates(study, tmp_path):
     assert "95 % over replicates" in text
     assert "the 2 primaries" in text
     assert (out / "differences.png").is_file()
+
+    # The folder was moved: an arm that starts from its reference is still finished.
+    moved = replace(study, output=str(out.rename(tmp_path / "elsewhere")))
+    assert all(replicated_results(moved).methods[name].missing == () for name in results.methods)
+    part = moved.parts[1]
+    other = replace(moved.of(0).run_recipe(part), model=Model(name=f"run:{tmp_path}/other"))
+    assert finished(moved.of(0).run_recipe(part)) is not None
+    assert finished(other) is None
 
 
 def test_a_method_starts_from_its_reference(study):

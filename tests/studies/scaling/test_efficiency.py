@@ -1,11 +1,15 @@
 """Sample ratios are read off a monotone curve, and never from beyond it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from drrho.runtime.records import read_record
 from drrho.studies.scaling.efficiency import sample_ratios, samples_at_equal_score
+from drrho.studies.scaling.results import EfficiencyResults
+from drrho.studies.scaling.tables import efficiency_in_words
 
 SAMPLES = (1000, 2000, 4000, 8000)
 
@@ -83,3 +87,13 @@ def test_runs_that_cannot_be_paired_are_refused():
 def test_a_curve_needs_points_in_order(samples, scores, named):
     with pytest.raises(ValueError, match=named):
         samples_at_equal_score(samples, scores, 0.1)
+
+
+def test_an_end_beyond_what_was_measured_is_read_as_it_was_written():
+    """JSON has no infinity: a file has null there."""
+    folder = Path(__file__).parents[3] / "docs" / "results" / "efficiency-scenes"
+    results = read_record(folder / "efficiency.json", EfficiencyResults)
+    assert [row.high for row in results.ratios] == [math.inf] * 4
+    assert [row.low == math.inf for row in results.ratios] == [False, True, True, True]
+    table = efficiency_in_words(results).split("\n\n")[0]
+    assert table == (folder / "efficiency.md").read_text().split("\n\n")[0]

@@ -5,6 +5,7 @@ no two processes do the same, and a killed one leaves nothing that is taken. Wha
 references and choices of settings, is waited for; a run that another process has is left to it.
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -121,8 +122,17 @@ def finished(recipe: Recipe) -> RunResults | None:
     may_change = {*MAY_CHANGE}
     if recipe.training.steps is None:  # the run's own follow from the epochs
         may_change = may_change - {"training.epochs"} | {"training.steps"}
+    start = _start_of(recipe)
+    if start is not None and start == _start_of(results.recipe):
+        may_change = {*may_change, "model.name"}
     saved, wanted = to_json(results.recipe), to_json(recipe)
     return None if config_differences(saved, wanted, may_change=may_change) else results
+
+
+def _start_of(recipe: Recipe) -> str | None:
+    """The run that a model starts from, from the run's own folder, so that a study can be moved."""
+    schema, _, place = recipe.model.name.partition(":")
+    return os.path.relpath(place, recipe.output) if schema == "run" else None
 
 
 @dataclass(frozen=True, kw_only=True)

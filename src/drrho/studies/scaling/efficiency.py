@@ -38,6 +38,11 @@ class SampleRatio:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if math.isnan(getattr(self, name)):  # what is infinite is null in a file
+                object.__setattr__(self, name, math.inf)
+
 
 def samples_at_equal_score(
     samples: Sequence[int], scores: Sequence[float], score: float
