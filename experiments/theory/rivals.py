@@ -155,9 +155,14 @@ Found = dict[str, Tensor]  # way -> parameters, shape (shares, sets, d)
 
 
 def at_shares(
-    problem: Problem, reference: Tensor, *, shares: Sequence[float] = SHARES, progress: Progress
+    problem: Problem,
+    reference: Tensor,
+    *,
+    shares: Sequence[float] | None = None,
+    progress: Progress,
 ) -> Found:
-    """The models of all ways at all shares."""
+    """The models of all ways at all shares, those of `SHARES` without others."""
+    shares = SHARES if shares is None else shares
     erm = minimise(Mean(), problem).w
     found = {}
     for way, fitted in WAYS.items():

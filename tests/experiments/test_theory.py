@@ -24,6 +24,7 @@ import finite_class  # noqa: E402
 import linear_regression  # noqa: E402
 import logistic_regression  # noqa: E402
 import newton  # noqa: E402
+import rivals  # noqa: E402
 
 STUDIES = {
     "chi_square_identity": chi_square_identity,
@@ -31,6 +32,7 @@ STUDIES = {
     "finite_class": finite_class,
     "linear_regression": linear_regression,
     "logistic_regression": logistic_regression,
+    "rivals": rivals,
 }
 
 
@@ -134,6 +136,36 @@ def test_e4_adversaries_that_do_not_weaken_return_the_reference():
         for name in ("CVaR 0.3", "chi-square r = 0.5"):
             assert row[name].value == pytest.approx(1, abs=1e-3)
         assert row["KL, kappa"].value + row["KL, kappa"].half_width < 1
+
+
+def test_e6_steering_averages_log_odds_and_distillation_probabilities():
+    """One input, so that the models are all functions: P(y = 1) is 3/4 of the labels, 0.95 of the
+    reference's.
+    """
+    labels = torch.tensor([[0.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    problem = newton.Problem(x=torch.ones(1, 4, 1).double(), y=labels, loss="logistic")
+    reference, erm, share = torch.logit(torch.tensor([[0.95]]).double()), problem.zeros, 0.3
+    steered = rivals.steer(problem, reference, share, erm=erm)
+    log_odds = (1 - share) * torch.tensor(3.0).log() + share * reference
+    assert_close(steered, log_odds, rtol=1e-6, atol=0)
+    taught = rivals.distil(problem, reference, share, erm=erm)
+    assert_close(taught.sigmoid().item(), (1 - share) * 0.75 + share * 0.95)
+
+
+def test_e6_steering_is_the_best_combination_where_noise_is_unequal(monkeypatch):
+    """The law: shares of 1/2 and 16/17 for the halves, where distillation has one for both."""
+    monkeypatch.setattr(rivals, "SHARES", (0.5, 0.9))
+    case = rivals.study_case("unequal noise", options(40))
+    found = rivals.primary(case)
+    erm, reference = 1 + rivals.NOISY, 2.0
+    best = 1 / 2 + 16 / 17
+    ratio = best / (erm * reference / (erm + reference))
+    assert found["ratio"].covers(ratio, relative_error=0.1)
+    assert found["ratio"].value + found["ratio"].half_width < 1
+    averaged, distilled = (
+        case["risks"][way]["best share"] for way in ("weight averaging", "distillation")
+    )
+    assert_close(averaged, distilled)  # of least squares they are the same
 
 
 def test_e5_biases_of_batches_are_those_of_the_expansion():
