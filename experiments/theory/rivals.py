@@ -19,7 +19,6 @@ Three minutes.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -316,7 +315,7 @@ def _tables(results: dict[str, Any], replicates: int) -> list[Table]:
 
 
 def _short(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else f"1e{math.ceil(math.log10(p)):d} or less" if p > 0 else "0"
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
 def _charts(results: dict[str, Any]) -> list[Chart]:
