@@ -53,11 +53,15 @@ def cell(results: Results, method: str) -> str:
 
 
 def table(studies: Mapping[str, Results], methods: list[str]) -> str:
-    """Markdown; the references below the methods."""
+    """Markdown; the references, and guessing, below the methods."""
     rows = [[method_title(it), *(cell(study, it) for study in studies.values())] for it in methods]
     for name in next(iter(studies.values())).references:
         scores = (it.references[name].tests[TEST]["mrr"] for it in studies.values())
         rows.append([f"*reference: {name}*", *(f"{score:.3f}" for score in scores)])
+    guessed = [it.setup.chance.get(TEST, {}).get("mrr") for it in studies.values()]
+    if any(guessed):
+        shown = ("" if value is None else f"{value:.3f}" for value in guessed)
+        rows.append(["*guessing*", *shown])
     return markdown_table(["", *studies], rows)
 
 

@@ -1,23 +1,53 @@
 """Write the tables and the forest plot of finished comparisons again, from their results alone.
 
     python experiments/comparison_tables.py docs/results/demo docs/results/comparison/*/
+    python experiments/comparison_tables.py FOLDER --chance test=DATA/emoji-pictograms/test-0000.tar
 
-Each folder holds the `results.json` of `drrho compare`, which stays as it is; it gets `results.md`
-and `differences.png` as this version writes them. Nothing is trained or evaluated.
+Each folder holds the `results.json` of `drrho compare`; it gets `results.md` and `differences.png`
+as this version writes them. Nothing is trained or evaluated, and `results.json` stays as it is, but
+for what guessing reaches on a test set, which earlier versions did not write: with --chance it is
+computed from the captions and classes.
 """
 
 import argparse
 from pathlib import Path
 
-from drrho.runtime.files import write_atomically
+from drrho.evaluation.metrics.chance import label_chance, retrieval_chance
+from drrho.evaluation.metrics.retrieval import distinct_texts
+from drrho.evaluation.sets import open_evaluation_set
+from drrho.reference.joining.features import read_captions
+from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.records import read_json_object
 from drrho.studies.compare.plots import draw_differences
-from drrho.studies.compare.results import read_results
+from drrho.studies.compare.results import Metrics, read_results
+
+
+def chance_on(source: str) -> Metrics:
+    """What guessing reaches on a set of which every sample can be read."""
+    held_out = open_evaluation_set(source)
+    chance: dict[str, float] = {}
+    if held_out.with_captions:
+        captions = read_captions(held_out.manifest, held_out.manifest.usable_ids())
+        texts, pairs = distinct_texts([caption for caption in captions if caption is not None])
+        chance |= retrieval_chance(pairs, images=len(captions), texts=len(texts))
+    for task in held_out.tasks:
+        guessed = label_chance(len(task.class_names))
+        chance |= {f"zero_shot/{task.name}/{name}": value for name, value in guessed.items()}
+    return chance
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path)
-    for folder in parser.parse_args().folders:
+    parser.add_argument("--chance", nargs="+", default=[], metavar="TEST=DATA")
+    arguments = parser.parse_args()
+    sets = [text.partition("=") for text in arguments.chance]
+    chance = {test: chance_on(source) for test, _, source in sets}
+    for folder in arguments.folders:
+        if chance:
+            content = read_json_object(folder / "results.json")
+            content["setup"]["chance"] = chance
+            write_json(folder / "results.json", content)
         results = read_results(folder / "results.json")
         write_atomically(folder / "results.md", f"{results}\n".encode())
         if (folder / "differences.png").is_file():

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from drrho.data.examples import evaluation_batches
 from drrho.data.indexing import index_shards
-from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
 from drrho.encoding.encoder import load
 from drrho.models.build import Model

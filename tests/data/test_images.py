@@ -12,8 +12,8 @@ from PIL import Image, ImageFile
 from tests.data.tar_files import encoded, pair, to_tensor, write_shard
 
 import drrho
+from drrho.data.examples import evaluation_batches
 from drrho.data.indexing import index_shards
-from drrho.data.loading import evaluation_batches
 from drrho.data.reading import images
 from drrho.data.reading.images import FORMATS, decode_image_bytes
 from drrho.data.reading.shards import RawSample, UnusableSample, decode_image

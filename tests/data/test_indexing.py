@@ -15,9 +15,9 @@ from tests.data.tar_files import (
 
 from drrho.cli import main
 from drrho.data import indexing
+from drrho.data.examples import evaluation_batches
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.indexing import index_shards
-from drrho.data.loading import evaluation_batches
 from drrho.data.manifest import Manifest
 
 

@@ -31,13 +31,13 @@ from tests.processes import PATIENCE
 
 from drrho.data import loading
 from drrho.data.batch import Batch
+from drrho.data.examples import evaluation_batches
 from drrho.data.indexing import index_shards
 from drrho.data.loading import (
     Loading,
     NothingReadable,
     Position,
     epoch_order,
-    evaluation_batches,
     steps_per_epoch,
     training_batches,
 )

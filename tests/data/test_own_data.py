@@ -9,9 +9,9 @@ import pytest
 from tests.data.tar_files import numbers_shown, picture, to_tensor, write_shard
 
 from drrho.cli import main
+from drrho.data.examples import evaluation_batches
 from drrho.data.index import IndexConfig, run_index, write_manifest
 from drrho.data.indexing import Columns, index_shards
-from drrho.data.loading import evaluation_batches
 
 WORDS = ["one", "two", "three"]
 

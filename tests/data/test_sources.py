@@ -10,9 +10,10 @@ import pytest
 import torch
 from tests.data.tar_files import numbers_shown, pair, picture, to_tensor, to_tokens, write_shard
 
+from drrho.data.examples import evaluation_batches
 from drrho.data.index import IndexConfig, MixConfig, mix_manifests, write_manifest
 from drrho.data.indexing import Columns, index_shards
-from drrho.data.loading import Loading, Position, evaluation_batches, training_batches
+from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards

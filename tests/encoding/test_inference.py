@@ -9,8 +9,8 @@ from tests.small_runs import TINY
 
 import drrho
 from drrho.cli import main
+from drrho.data.examples import evaluation_batches
 from drrho.data.indexing import open_manifest
-from drrho.data.loading import evaluation_batches
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.shared import Encoder
 from drrho.models.build import build_model, load_model, save_model

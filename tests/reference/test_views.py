@@ -9,11 +9,13 @@ from tests.data.tar_files import pair, to_tensor, to_tokens, write_shard
 from tests.reference.small_reference import small_encoder
 from torch.testing import assert_close
 
+from drrho.data import examples
 from drrho.data.indexing import index_shards
 from drrho.data.loading import Loading, Position, training_batches
 from drrho.data.manifest import Manifest
+from drrho.data.reading.shards import decode_image
 from drrho.data.views import View, Views
-from drrho.reference.precompute import precompute
+from drrho.reference.precompute import precompute, precompute_views
 from drrho.reference.reader import Reference, open_reference, view_folder
 from drrho.reference.verify import verify
 
@@ -80,6 +82,36 @@ def test_what_is_stored_is_what_training_sees(stored, manifest):
         assert found.present.all()
         seen |= set(batch.views.tolist())
     assert seen == {0, 1, 2}
+
+
+def test_an_image_is_decoded_once_for_all_views(manifest, stored, tmp_path, monkeypatch):
+    """The files are those of each view alone, also after one of them was lost."""
+    decoded = []
+
+    def counted(sample):
+        decoded.append(sample.key)
+        return decode_image(sample)
+
+    monkeypatch.setattr(examples, "decode_image", counted)
+    folders = {VIEWS.view(n): view_folder(tmp_path, n) for n in range(VIEWS.count)}
+
+    def write():
+        decoded.clear()
+        reports = precompute_views(encoder_of_views(), manifest, folders, batch_size=4)
+        assert contents(tmp_path) == contents(stored)
+        assert [report.num_encoded for report in reports] == [2 * COUNT] * VIEWS.count
+        return len(decoded), [report.shards_found for report in reports]
+
+    assert write() == (2 * COUNT, [0, 0, 0])
+    for name in ("view-001", "view-002"):
+        next((tmp_path / name).glob("b*.safetensors")).unlink()
+    next((tmp_path / "view-002").glob("a*.safetensors")).unlink()
+    assert write() == (2 * COUNT, [2, 1, 0])
+    assert write() == (0, [2, 2, 2])
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*")}
 
 
 def test_views_are_the_same_in_another_data_set_with_the_shard(manifest, stored):

@@ -4,7 +4,7 @@ The batch of a training step is a function of (manifest, seed, step) alone: to r
 nothing but the number of the step, and the number of worker processes changes nothing.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from drrho.data.batch import Batch, Examples
+from drrho.data.batch import Batch
 from drrho.data.caching.caches import Caches, Mode, Tokenizer, Transform, open_caches
 from drrho.data.caching.transforms import SplitTransform, split_transform
 from drrho.data.caching.visit import Visit
@@ -22,14 +22,10 @@ from drrho.data.manifest import Manifest
 from drrho.data.order import epoch_order, steps_per_epoch
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.images import UnusableSample, takes_texts, transformed
-from drrho.data.reading.shards import RawSample, decode_captions, decode_image, decode_metadata
 from drrho.data.reading.workers import load_in_order
 from drrho.data.views import View, Views, transformed_view
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.randomness import derived_seed, preserved_generators, seed_generators
-
-# The parts of a sample beside its image.
-Part = Literal["caption", "metadata"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +97,11 @@ class Position:
 
     def __post_init__(self):
         require_at_least(0, step=self.step)
-        _require_share(self.share)
+        require_share(self.share)
 
 
-def _require_share(share: tuple[int, int]) -> None:
+def require_share(share: tuple[int, int]) -> None:
+    """Raise ValueError if (k, K) is no share."""
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"share must be (k, K) with 0 <= k < K, got {share}")
 
@@ -205,48 +202,6 @@ def _require_draft(config: Loading, split: SplitTransform) -> None:
         )
 
 
-def evaluation_batches(  # noqa: PLR0913 - what is read, how, and whose part of it
-    manifest: Manifest,
-    transform: Transform,
-    *,
-    batch_size: int,
-    workers: int = 0,
-    parts: Collection[Part] = ("caption", "metadata"),
-    view: View | None = None,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[Examples]:
-    """Yield every usable sample once, in the order of the ids.
-
-    No batch reaches over the end of a shard, so what shares a batch does not depend on which
-    other shards are in the manifest, nor on how many processes share the batches.
-
-    Args:
-        transform: image to tensor (3, H, W); it must not be random.
-        workers: processes that decode; 0 decodes in this one.
-        parts: what to give beside the images. Without "caption" samples without one are taken
-            too, for data that carry labels instead; without "metadata" json, cls and npy
-            files are not looked at, so that a damaged one makes no sample unreadable.
-        view: of image and caption, before the transform.
-        share: (k, K) gives the k-th of K runs of batches, which differ in length by at most one
-            batch; one after the other they are all batches.
-
-    Raises:
-        ValueError: an argument is out of range; or, while iterating, a shard is not what the
-            manifest says, or no sample at all could be decoded (`NothingReadable`).
-    """
-    require_at_least(1, batch_size=batch_size)
-    require_at_least(0, workers=workers)
-    _require_share(share)
-    rank, num_shares = share
-    batches = _evaluation_plan(manifest, batch_size=batch_size, with_captions="caption" in parts)
-    first, end = (len(batches) * place // num_shares for place in (rank, rank + 1))
-    plan = (batch.tolist() for batch in batches[first:end])
-    examples = _EvaluationExamples(
-        shards=OpenShards(manifest), transform=transform, parts=frozenset(parts), view=view
-    )
-    return _without_empty_ones(load_in_order(examples, plan, workers=workers))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _TrainingPairs(Dataset[Batch]):
     """Dataset of batches by (epoch, sample ids); empty if no sample of it can be decoded."""
@@ -291,7 +246,7 @@ class _TrainingPairs(Dataset[Batch]):
                     captions.append(texts and self._caption(texts, epoch, sample_id))
         return Batch(
             sample_ids=torch.tensor([wanted[place] for place in places], dtype=torch.int64),
-            images=_stack(images),
+            images=stack(images),
             tokens=visit.tokens(places, captions, self.tokenizer),
             views=None if views is None else torch.tensor(numbers, dtype=torch.int64),
             skipped=tuple(skipped),
@@ -325,44 +280,6 @@ class _TrainingPairs(Dataset[Batch]):
         return choice[derived_seed("caption", self.seed, epoch, sample_id) % len(choice)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _EvaluationExamples(Dataset[Examples]):
-    """Dataset of examples by sample ids; empty if no sample of them can be decoded."""
-
-    shards: OpenShards
-    transform: Transform
-    parts: frozenset[Part]
-    view: View | None
-
-    def __getitem__(self, wanted: list[int]) -> Examples:
-        ids, keys, images, captions, metadata, skipped = [], [], [], [], [], []
-        for sample_id, (key, pixels, texts, fields) in self.shards.readable(
-            wanted, skipped, decode=self._decode
-        ):
-            ids.append(sample_id)
-            keys.append(key)
-            images.append(pixels)
-            captions.extend(texts)
-            metadata.extend(fields)
-        return Examples(
-            sample_ids=torch.tensor(ids, dtype=torch.int64),
-            keys=keys,
-            images=_stack(images),
-            captions=captions,
-            metadata=metadata,
-            skipped=tuple(skipped),
-        )
-
-    def _decode(self, sample: RawSample) -> tuple[str, Tensor, list[list[str]], list[dict]]:
-        """Decode key, image, and captions and metadata into a list of one if they are asked for."""
-        metadata = [decode_metadata(sample)] if "metadata" in self.parts else []
-        captions = [decode_captions(sample)] if "caption" in self.parts else []
-        if self.view is not None:
-            captions = [[self.view.caption(texts, sample)] for texts in captions]
-        pixels = transformed_view(self.transform, decode_image(sample), sample, view=self.view)
-        return sample.key, pixels, captions, metadata
-
-
 def _training_plan(
     manifest: Manifest, config: Loading, position: Position
 ) -> Iterator[tuple[int, list[int]]]:
@@ -379,48 +296,26 @@ def _training_plan(
         epoch, first = epoch + 1, 0
 
 
-def _evaluation_plan(manifest: Manifest, *, batch_size: int, with_captions: bool) -> list[Tensor]:
-    """List the usable ids of each shard in turn, at most `batch_size` at a time."""
-    shards = range(len(manifest.shards))
-    ids = (manifest.usable_ids_in(shard, with_captions=with_captions) for shard in shards)
-    return [chunk for part in ids if len(part) > 0 for chunk in part.split(batch_size)]
-
-
 def _never_empty(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Raise NothingReadable at an empty batch: to skip it would shift all later steps."""
     for batch in batches:
         if len(batch.sample_ids) == 0:
             raise NothingReadable(
                 f"no sample of a batch of {len(batch.skipped)} could be decoded "
-                f"({_first_reasons(batch.skipped)}); remove damaged shards or write them again, "
+                f"({first_reasons(batch.skipped)}); remove damaged shards or write them again, "
                 "run `drrho index`, or take a larger batch_size",
                 skipped=batch.skipped,
             )
         yield batch
 
 
-def _without_empty_ones(batches: Iterable[Examples]) -> Iterator[Examples]:
-    """Merge the skipped samples of an empty batch into the next batch, or into the last one."""
-    held, skipped = None, ()
-    for batch in batches:
-        skipped += batch.skipped
-        if len(batch.sample_ids) > 0:
-            if held is not None:
-                yield held
-            held, skipped = replace(batch, skipped=skipped), ()
-    if held is None:
-        raise NothingReadable(
-            f"no sample of the data set could be decoded ({_first_reasons(skipped)})",
-            skipped=skipped,
-        )
-    yield replace(held, skipped=held.skipped + skipped)
-
-
-def _stack(images: list[Tensor]) -> Tensor:
+def stack(images: list[Tensor]) -> Tensor:
+    """Stack images; none are an empty batch."""
     # In a worker this stacks in shared memory: nothing is copied on the way to the main process.
     return default_collate(images) if images else torch.empty(0, 3, 0, 0)
 
 
-def _first_reasons(skipped: tuple[tuple[int, str], ...]) -> str:
+def first_reasons(skipped: tuple[tuple[int, str], ...]) -> str:
+    """Name the first three of the skipped samples, for messages."""
     shown = [f"sample {sample_id}: {reason}" for sample_id, reason in skipped[:3]]
     return "; ".join(shown) or "it has no usable sample"

@@ -1,6 +1,7 @@
 """Models with their transforms and tokenizers: images and texts in, unit embeddings out."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -75,6 +76,12 @@ class EmbeddingModel:
         """Take over a model: move it to `device`, set it to evaluation and freeze it."""
         towers.module.to(device).eval().requires_grad_(False)
         return cls(towers, device=device, precision=precision)
+
+    def of_view(self, view: View | None) -> "EmbeddingModel":
+        """Return the same model for embeddings of another view."""
+        other = copy(self)
+        other.view = view
+        return other
 
     def __repr__(self) -> str:
         name, weights = self.identity["architecture"], self.identity["weights_sha256"][:12]

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from drrho.data.batch import Examples
-from drrho.data.loading import NothingReadable, Part, evaluation_batches
+from drrho.data.examples import Part, evaluation_batches
+from drrho.data.loading import NothingReadable
 from drrho.data.manifest import Manifest
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.runtime.distributed import Processes, partition

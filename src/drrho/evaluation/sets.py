@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from drrho.data.examples import Part
 from drrho.data.indexing import open_manifest
-from drrho.data.loading import Part
 from drrho.data.manifest import Manifest
 from drrho.data.reading.shards import ANCHOR_EXTENSION
 from drrho.encoding.shared import Encoder, SharedImages

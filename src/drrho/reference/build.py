@@ -3,7 +3,6 @@
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from drrho.models.seen import training_data_of
 from drrho.plotting.table import in_brackets, markdown_table
 from drrho.reference.judgement import judge_reference
 from drrho.reference.losses.summary import summarise_losses
-from drrho.reference.precompute import PrecomputeReport, precompute
+from drrho.reference.precompute import PrecomputeReport, precompute_views
 from drrho.reference.reader import open_reference, view_folder
 from drrho.reference.store import REFERENCE_CARDS
 from drrho.reference.verify import Verification, verify
@@ -182,22 +181,21 @@ def _precomputed(
 ) -> PrecomputeReport:
     """Store every view and add up the reports."""
     views, folder = config.chosen_views(), Path(config.output)
-    store = partial(
-        precompute,
+    folders: dict[View | None, Path] = {None: folder}
+    if views is not None:
+        if REFERENCE_CARDS.exists(folder):
+            raise ValueError(
+                f"{folder} holds embeddings of samples as they are; choose another folder"
+            )
+        folders = {views.view(k): view_folder(folder, k) for k in range(views.count)}
+    reports = precompute_views(
         encoder,
         manifest,
+        folders,
         batch_size=config.batch_size,
         workers=config.workers,
         processes=processes,
     )
-    if views is None:
-        return store(folder)
-    if REFERENCE_CARDS.exists(folder):
-        raise ValueError(f"{folder} holds embeddings of samples as they are; choose another folder")
-    reports = []
-    for number in range(views.count):
-        encoder.view = views.view(number)
-        reports.append(store(view_folder(folder, number)))
     return PrecomputeReport(
         num_samples=sum(report.num_samples for report in reports),
         absent=dict(sum((Counter(report.absent) for report in reports), Counter())),

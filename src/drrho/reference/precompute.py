@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from drrho.data.batch import Examples
-from drrho.data.loading import NothingReadable, evaluation_batches
-from drrho.data.manifest import Manifest, Shard
+from drrho.data.examples import batches_of_views
+from drrho.data.loading import NothingReadable
+from drrho.data.manifest import Manifest
+from drrho.data.views import View
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.plotting.table import in_brackets
 from drrho.reference.judgement import Judgement
@@ -89,46 +91,113 @@ def precompute(
             what the manifest says, or not one sample could be encoded.
         OSError: the disk is full; the shards that are written stay.
     """
-    folder = Path(folder)
+    (report,) = precompute_views(
+        encoder,
+        manifest,
+        {encoder.view: Path(folder)},
+        batch_size=batch_size,
+        workers=workers,
+        processes=processes,
+    )
+    return report
+
+
+def precompute_views(
+    encoder: EmbeddingModel,
+    manifest: Manifest,
+    folders: Mapping[View | None, Path],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    processes: Processes | None = None,
+) -> list[PrecomputeReport]:
+    """Write the embeddings of several views, each to its folder, as `precompute` writes one.
+
+    An image is read and decoded once for all views that lack its shard; the files are those that
+    each view alone would have.
+    """
     processes = Processes() if processes is None else processes
+    stores = [
+        _open_store(encoder.of_view(view), manifest, folder, processes)
+        for view, folder in folders.items()
+    ]
+    usable = [shard.num_samples - len(shard.unusable) for shard in manifest.shards]
+    lacking = [
+        [place for place, store in enumerate(stores) if s not in store.absent]
+        for s in range(len(usable))
+    ]
+    left = [s for s, places in enumerate(lacking) if places]
+    number = sum(manifest.shards[s].num_samples * len(lacking[s]) for s in left)
+    processes.on_first(
+        lambda: require_space(next(iter(folders.values())), number, encoder.embedding_dim)
+    )
+    own = left[processes.rank :: processes.size]
+    written: list[dict[int, dict[int, str]]] = [{} for _ in stores]
+    with Progress(
+        "encode" if processes.size == 1 else f"encode, the first of {processes.size} processes",
+        total=sum(usable[s] * len(lacking[s]) for s in own),
+        visible=processes.is_first,
+    ) as progress:
+        for places, group in groupby(own, key=lacking.__getitem__):
+            shards = list(group)
+            encoded = _encode_shards(
+                encoder,
+                Manifest(shards=tuple(manifest.shards[s] for s in shards)),
+                views=[stores[place].view for place in places],
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+            )
+            for s, blocks in zip(shards, encoded, strict=True):
+                for place, block in zip(places, blocks, strict=True):
+                    save_shard(stores[place].files, stores[place].card.shards[s], block)
+                    written[place][s] = block.absent
+    parts = processes.all_gather_object(written)
+    return [
+        store.report([part[place] for part in parts], manifest)
+        for place, store in enumerate(stores)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Store:
+    """The folder of a view; `absent` has the rows without embeddings of each finished shard."""
+
+    view: View | None
+    folder: Path
+    card: ReferenceCard
+    files: ShardFiles
+    absent: dict[int, dict[int, str]]
+
+    def report(
+        self, written: list[dict[int, dict[int, str]]], manifest: Manifest
+    ) -> PrecomputeReport:
+        """Count the rows of finished shards and of those that processes have written.
+
+        Raises:
+            ValueError: not one sample could be encoded.
+        """
+        rows = [*self.absent.values(), *(found for part in written for found in part.values())]
+        reasons = Counter(reason for found in rows for reason in found.values())
+        if reasons.total() == manifest.num_samples:
+            raise ValueError(
+                f"not one of {manifest.num_samples} samples could be encoded: {dict(reasons)}; "
+                f"the data set or the model cannot be right, and {self.folder} is of no use"
+            )
+        return PrecomputeReport(
+            num_samples=manifest.num_samples,
+            absent=dict(reasons),
+            shards_found=len(self.absent),
+        )
+
+
+def _open_store(
+    encoder: EmbeddingModel, manifest: Manifest, folder: Path, processes: Processes
+) -> _Store:
     card = processes.on_first(lambda: _open_folder(encoder, manifest, folder=folder))
     files = REFERENCE_CARDS.files(card, folder)
     absent = processes.on_first(lambda: _absent_in_finished_shards(card, files))
-    shards_found = len(absent)
-    usable = [shard.num_samples - len(shard.unusable) for shard in manifest.shards]
-    left = [s for s in range(len(usable)) if s not in absent]
-    unfinished = left[processes.rank :: processes.size]
-    absent = dict(absent) if processes.is_first else {}
-    processes.on_first(
-        lambda: require_space(folder, [manifest.shards[s] for s in left], encoder.embedding_dim)
-    )
-    with Progress(
-        "encode" if processes.size == 1 else f"encode, the first of {processes.size} processes",
-        total=sum(usable[s] for s in unfinished),
-        visible=processes.is_first,
-    ) as progress:
-        encoded = _encode_shards(
-            encoder,
-            [manifest.shards[s] for s in unfinished],
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-        )
-        for s, embeddings in zip(unfinished, encoded, strict=True):
-            save_shard(files, card.shards[s], embeddings)
-            absent[s] = embeddings.absent
-    absent = {s: rows for found in processes.all_gather_object(absent) for s, rows in found.items()}
-    reasons = Counter(reason for rows in absent.values() for reason in rows.values())
-    if reasons.total() == manifest.num_samples:
-        raise ValueError(
-            f"not one of {manifest.num_samples} samples could be encoded: {dict(reasons)}; the "
-            f"data set or the model cannot be right, and {folder} is of no use"
-        )
-    return PrecomputeReport(
-        num_samples=manifest.num_samples,
-        absent=dict(reasons),
-        shards_found=shards_found,
-    )
+    return _Store(view=encoder.view, folder=folder, card=card, files=files, absent=absent)
 
 
 def stored_bytes(num_samples: int, embedding_dim: int) -> int:
@@ -136,9 +205,9 @@ def stored_bytes(num_samples: int, embedding_dim: int) -> int:
     return num_samples * (2 * embedding_dim * torch.float16.itemsize + 1)
 
 
-def require_space(folder: Path, shards: Sequence[Shard], embedding_dim: int) -> None:
-    """Raise OSError, before any work, if a store of these shards does not fit on the disk."""
-    needed = stored_bytes(sum(shard.num_samples for shard in shards), embedding_dim)
+def require_space(folder: Path, num_samples: int, embedding_dim: int) -> None:
+    """Raise OSError, before any work, if embeddings of so many samples do not fit on the disk."""
+    needed = stored_bytes(num_samples, embedding_dim)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
@@ -197,52 +266,65 @@ def _absent_in_finished_shards(card: ReferenceCard, files: ShardFiles) -> dict[i
 
 def _encode_shards(
     encoder: EmbeddingModel,
-    shards: list[Shard],
+    manifest: Manifest,
     *,
+    views: Sequence[View | None],
     batch_size: int,
     workers: int,
     progress: Progress,
-) -> Iterator[ShardEmbeddings]:
-    """Yield the embeddings of each shard in turn; one loader serves them all."""
-    manifest = Manifest(shards=tuple(shards))
-    absent = [dict(shard.unusable) for shard in shards]
-    batches = evaluation_batches(
+) -> Iterator[list[ShardEmbeddings]]:
+    """Yield the embeddings of each shard in turn, of all views; one loader serves them all."""
+    absent = [[dict(shard.unusable) for shard in manifest.shards] for _ in views]
+    batches = batches_of_views(
         manifest,
         encoder.transform,
         batch_size=batch_size,
         workers=workers,
         parts=("caption",),
-        view=encoder.view,
+        views=views,
     )
     noted = _note_absent(batches, manifest, absent=absent, progress=progress)
-    groups = groupby(noted, key=lambda batch: manifest.locate(int(batch.sample_ids[0]))[0])
+    groups = groupby(noted, key=lambda batch: _shard_of(batch, manifest))
     readable_shard, group = next(groups, (None, ()))
-    for s, shard in enumerate(shards):
-        block = ShardEmbeddings.empty(shard.num_samples, encoder.embedding_dim, absent=absent[s])
+    for s, shard in enumerate(manifest.shards):
+        blocks = [
+            ShardEmbeddings.empty(shard.num_samples, encoder.embedding_dim, absent=rows[s])
+            for rows in absent
+        ]
         if readable_shard == s:
             for batch in group:
-                _encode_batch(encoder, batch, into=block, offset=manifest.offsets[s])
+                for one, block in zip(batch, blocks, strict=True):
+                    _encode_batch(encoder, one, into=block, offset=manifest.offsets[s])
             # This looks one batch ahead, so all that this shard lacks has been noted.
             readable_shard, group = next(groups, (None, ()))
-        yield block
+        yield blocks
+
+
+def _shard_of(batch: tuple[Examples, ...], manifest: Manifest) -> int:
+    first = next(int(one.sample_ids[0]) for one in batch if len(one.sample_ids) > 0)
+    return manifest.locate(first)[0]
 
 
 def _note_absent(
-    batches: Iterator[Examples],
+    batches: Iterator[tuple[Examples, ...]],
     manifest: Manifest,
     *,
-    absent: list[dict[int, str]],
+    absent: list[list[dict[int, str]]],
     progress: Progress,
-) -> Iterator[Examples]:
-    """Pass batches through and record the samples they skipped in `absent`, by shard and row."""
+) -> Iterator[tuple[Examples, ...]]:
+    """Pass batches through and record the samples that they skipped in `absent`: by view, shard
+    and row.
+    """
     try:
         for batch in batches:
-            _note(batch.skipped, manifest, absent=absent)
-            progress.advance(len(batch.sample_ids) + len(batch.skipped))
+            for one, rows in zip(batch, absent, strict=True):
+                _note(one.skipped, manifest, absent=rows)
+                progress.advance(len(one.sample_ids) + len(one.skipped))
             yield batch
     except NothingReadable as error:
-        _note(error.skipped, manifest, absent=absent)
-        progress.advance(len(error.skipped))
+        for rows in absent:
+            _note(error.skipped, manifest, absent=rows)
+            progress.advance(len(error.skipped))
 
 
 def _note(
@@ -257,6 +339,8 @@ def _encode_batch(
     encoder: EmbeddingModel, batch: Examples, *, into: ShardEmbeddings, offset: int
 ) -> None:
     """Fill in the rows of a batch; those whose embeddings are not finite become absent."""
+    if len(batch.sample_ids) == 0:
+        return
     images, texts = encoder.encode_pairs(batch.images, batch.first_captions)
     good = has_unit_norm(images) & has_unit_norm(texts)
     rows = batch.sample_ids - offset

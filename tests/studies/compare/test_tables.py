@@ -84,6 +84,16 @@ def test_the_table_has_a_row_for_each_model_and_aligned_columns():
     assert "mean_per_class" not in lines[0]
 
 
+def test_what_guessing_reaches_stands_below_the_models():
+    chance = {"test": {"mrr": 0.05, "image_to_text/R@1": 0.01, "zero_shot/shape/top1": 0.25}}
+    results = replace(RESULTS, setup=replace(SETUP, chance=chance))
+    last = comparison_table(results).splitlines()[-1]
+    cells = [cell.strip() for cell in last.strip("|").split("|")]
+    assert cells == ["guessing", "0.050", "", "0.010", "0.250"]
+    assert "Guessing is the mean" in explain(results)
+    assert "Guessing" not in explain(RESULTS)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [

@@ -47,7 +47,7 @@ def import_embeddings(
     if REFERENCE_CARDS.exists(folder):
         raise FileExistsError(f"{folder} holds embeddings already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    require_space(folder, manifest.shards, source.table.embedding_dim)
+    require_space(folder, manifest.num_samples, source.table.embedding_dim)
     rows_by_key = _rows_by_key(source)
     card = ReferenceCard(
         model=_identity(source, model),

@@ -26,6 +26,7 @@ from drrho.studies.compare.results import (
     Difference,
     Gflop,
     MethodResults,
+    Metrics,
     PrecomputeCost,
     RecoveredGap,
     ReferenceCost,
@@ -82,7 +83,7 @@ def comparison_results(comparison: Comparison, *, with_intervals: bool = True) -
         if (found := read_scores(comparison.reference_folder(name), tests)) is not None
     }
     results = Results(
-        setup=_setup(comparison, tests),
+        setup=replace(_setup(comparison, tests), chance=_chance(runs, scores)),
         references={name: _reference(comparison, name, found) for name, found in scores.items()},
         methods={
             method: _method(comparison, method, runs[method], with_intervals=with_intervals)
@@ -100,6 +101,13 @@ def comparison_results(comparison: Comparison, *, with_intervals: bool = True) -
             gap=_gap(comparison, runs, scores),
         )
     )
+
+
+def _chance(runs: Runs, references: Mapping[str, Scores]) -> Mapping[str, Metrics]:
+    """What guessing reaches on the test sets, which is the same for all models."""
+    of_runs = (run.scores.chance for found in runs.values() for run in found.values())
+    of_references = (scores.chance for scores in references.values())
+    return next(filter(None, (*of_runs, *of_references)), {})
 
 
 def _finished(comparison: Comparison, part: Part, tests: Tests) -> _Finished | None:

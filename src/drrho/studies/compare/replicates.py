@@ -8,6 +8,7 @@ from drrho.runtime.locks import exclusive
 from drrho.studies.compare.collect import comparison_results, mean_cost, mean_metrics
 from drrho.studies.compare.results import (
     MethodResults,
+    Metrics,
     ReferenceResults,
     Results,
     SeedResults,
@@ -154,6 +155,7 @@ def replicated_results(study: Replicates) -> Results:
             primaries=study.primaries,
             replicated=True,
             interval="",
+            chance=_chance([one.setup.chance for one in found.values() if one.setup.chance]),
         ),
         methods={
             name: _over_replicates([one.methods[name] for one in found.values()], absent)
@@ -168,6 +170,11 @@ def replicated_results(study: Replicates) -> Results:
         versions=first.versions,
     )
     return with_tests(replace(results, differences=method_differences(results)))
+
+
+def _chance(found: Sequence[Mapping[str, Metrics]]) -> dict[str, Metrics]:
+    """The mean of what guessing reaches on the test sets of each replicate."""
+    return {test: mean_metrics([one[test] for one in found]) for test in (found or [{}])[0]}
 
 
 def _over_replicates(found: Sequence[MethodResults], absent: tuple[int, ...]) -> MethodResults:

@@ -225,6 +225,7 @@ class Setup:
         threads: number of the processor's threads.
         interval: how the intervals of single test sets were computed, in words.
         replicated: whether each seed is a replicate, with data and references of its own.
+        chance: test set -> metric -> what guessing reaches; empty in files of earlier versions.
     """
 
     seeds: tuple[int, ...] = ()
@@ -239,6 +240,7 @@ class Setup:
     interval: str = ""
     primaries: tuple[Primary, ...] = ()
     replicated: bool = False
+    chance: Mapping[str, Metrics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +280,7 @@ def write_results(path: Path, results: Results) -> None:
     content = to_json(replace(results, folder=None))
     # Absent where there is nothing to say, as in the files of older versions.
     places = [(content, "from_references"), (content["setup"], "primaries")]
-    places += [(content["setup"], "replicated")]
+    places += [(content["setup"], "replicated"), (content["setup"], "chance")]
     places += [(reference, "runs") for reference in content["references"].values()]
     for place, name in places:
         if not place[name]:

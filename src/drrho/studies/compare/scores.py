@@ -1,7 +1,7 @@
 """The scores of a finished run on test sets, kept in its folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from drrho.data.loading import evaluation_batches
+from drrho.data.examples import evaluation_batches
 from drrho.evaluation.evaluate import evaluate_model
 from drrho.evaluation.sets import EvaluationSet, open_evaluation_set
 from drrho.models.build import Model, build_model
@@ -33,6 +33,7 @@ class ScoresFile:
     contents: Mapping[str, str]
     metrics: Mapping[str, Metrics]
     gflop: Gflop | None
+    chance: Mapping[str, Metrics] = field(default_factory=dict)
 
 
 class Scores(NamedTuple):
@@ -42,11 +43,13 @@ class Scores(NamedTuple):
         metrics: set -> metric -> value.
         gflop: forward GFLOP of a sample; None without captions.
         reciprocal_ranks: set with captions -> one value per image, whose mean is `mrr`.
+        chance: set -> metric -> what guessing reaches; empty in files of earlier versions.
     """
 
     metrics: Mapping[str, Metrics]
     gflop: Gflop | None
     reciprocal_ranks: Mapping[str, Float[Tensor, " images"]]
+    chance: Mapping[str, Metrics]
 
 
 Tests = Mapping[str, EvaluationSet]
@@ -66,13 +69,18 @@ def score(model: Model, folder: Path, tests: Tests, *, batch_size: int, device: 
     two_tower = build_model(model, seed=0)
     place = resolve_device(device)
     two_tower.module.to(place).eval()
-    metrics, ranks = {}, {}
+    metrics, chance, ranks = {}, {}, {}
     for name, test in tests.items():
         evaluation = evaluate_model(two_tower, test, device=place, batch_size=batch_size)
-        metrics[name] = evaluation.metrics
+        metrics[name], chance[name] = evaluation.metrics, evaluation.chance
         if len(evaluation.reciprocal_ranks):
             ranks[name] = evaluation.reciprocal_ranks.cpu().contiguous()
-    found = ScoresFile(contents=_contents(tests), metrics=metrics, gflop=_gflop(two_tower, tests))
+    found = ScoresFile(
+        contents=_contents(tests),
+        metrics=metrics,
+        gflop=_gflop(two_tower, tests),
+        chance=chance,
+    )
     write_atomically(folder / RANKS_FILE, save(ranks))
     write_json(folder / SCORES_FILE, to_json(found))  # last: it says that both are there
 
@@ -98,7 +106,7 @@ def read_scores(folder: Path, tests: Tests) -> Scores | None:
             f"the scores in {folder} are damaged ({error}); remove {SCORES_FILE} there, and they "
             "are computed again"
         ) from error
-    return Scores(found.metrics, found.gflop, ranks)
+    return Scores(found.metrics, found.gflop, ranks, found.chance)
 
 
 def _gflop(model: TwoTower, tests: Tests) -> Gflop | None:

@@ -22,7 +22,7 @@ DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """The scores of references and methods on one test set.
+    """The scores of references and methods on one test set, and those of guessing.
 
     Attributes:
         rows: title -> metrics, and the 95 % interval of the mean reciprocal rank.
@@ -54,7 +54,7 @@ class ScoreTable:
 
 
 def score_table(test: str, results: Results) -> ScoreTable:
-    """Collects the scores on a test set, a row per reference and method."""
+    """Collects the scores on a test set, a row per reference and method, then guessing's."""
     rows: dict[str, tuple[Metrics, Interval | None]] = {
         name: (found.tests.get(test, {}), None) for name, found in results.references.items()
     }
@@ -64,6 +64,8 @@ def score_table(test: str, results: Results) -> ScoreTable:
         title = method_title(name) + ("" if seeds == wanted else f" ({seeds} of {wanted} {units})")
         rows[title] = (method.tests.get(test, {}), mrr_interval(results, method, test))
     present = [metrics for metrics, _ in rows.values() if metrics]
+    if test in results.setup.chance:
+        rows["guessing"] = (results.setup.chance[test], None)
     return ScoreTable(
         rows=rows,
         metrics=tuple(_score_names(present[0])) if present else (),
@@ -132,6 +134,7 @@ def _opening(results: Results) -> str:
     setup = results.setup
     data = sorted(set(setup.train.values()))
     pairs = ", ".join(f"{count:,} ({name})" for name, count in setup.test_pairs.items())
+    guessing = "Guessing is the mean over all orders of the candidates. " if setup.chance else ""
     trained = [
         f"{name} on {found.data}"
         for name, found in results.references.items()
@@ -142,6 +145,7 @@ def _opening(results: Results) -> str:
         "MRR is the mean reciprocal rank of the right partner, the mean of image-to-text and "
         f"text-to-image, over the held-out images and their distinct captions; pairs: {pairs}. "
         "R@k is the share of queries whose partner is among the first k (i>t: image to text). "
+        f"{guessing}"
         "Columns after it are zero-shot accuracies. Runs of one seed started from the same weights "
         "and were given the same batches in the same order, where model and loading are the same. "
         f"The methods were trained on {', '.join(data)}.{references}"

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from drrho.contrastive.pairs import PairEmbeddings
-from drrho.data.loading import evaluation_batches
+from drrho.data.examples import evaluation_batches
 from drrho.data.manifest import Manifest
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
