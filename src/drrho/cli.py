@@ -3,7 +3,7 @@
 A command is a line of `COMMANDS`: its name, and the place of a function whose docstring is its line
 in `drrho --help` and whose one parameter is a dataclass, which tyro fills in from the options. The
 function returns the text to print, or the text and an exit status. One whose parameter is
-`list[str]` reads its options itself.
+`list[str]` reads its options itself, as does a dataclass with a method `from_arguments`.
 
 Only the module of the command that is called is imported; the list of commands is read from the
 source.
@@ -118,6 +118,8 @@ def _run(name: str, arguments: list[str]) -> tuple[str, int]:
     (parameter,) = (kind for it, kind in get_type_hints(function).items() if it != "return")
     if parameter == list[str]:
         outcome = function(arguments)
+    elif hasattr(parameter, "from_arguments"):
+        outcome = function(parameter.from_arguments(arguments))
     else:
         import tyro  # noqa: PLC0415  # the losses alone are installed without it
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_an_image_is_decoded_once_for_all_views(manifest, stored, tmp_path, monk
         return decode_image(sample)
 
     monkeypatch.setattr(examples, "decode_image", counted)
-    folders = {VIEWS.view(n): view_folder(tmp_path, n) for n in range(VIEWS.count)}
+    folders: dict[View | None, Path] = {
+        VIEWS.view(n): view_folder(tmp_path, n) for n in range(VIEWS.count)
+    }
 
     def write():
         decoded.clear()

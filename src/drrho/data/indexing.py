@@ -16,10 +16,12 @@ from drrho.data.manifest import (
     CAPTION_FAULTS,
     CURATED,
     REPEATED_KEY,
+    UPRIGHT,
     FieldHash,
     Manifest,
     Shard,
 )
+from drrho.data.reading.images import is_turned
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import (
     CAPTION_EXTENSION,
@@ -199,9 +201,13 @@ def summarise_shard(
     spans: list[tuple[int, int, int]] = []
     files: list[dict[str, int] | None] = []
     seen: set[str] = set()
+    decoding = 1
     for sample in samples:
         keys.add(sample.key.encode(errors="surrogateescape"))
-        content.add(image_bytes(sample))
+        image = image_bytes(sample)
+        content.add(image)
+        if image is not None and decoding == 1 and is_turned(image):
+            decoding = UPRIGHT
         content.add(sample.fields.get(CAPTION_EXTENSION))
         if CAPTIONS_EXTENSION in sample.fields:
             content.add(sample.fields[CAPTIONS_EXTENSION])
@@ -214,6 +220,8 @@ def summarise_shard(
         spans.append((start, end - start, sample.checksum))
         files.append(sample.sizes)
     starts, sizes, checksums = zip(*spans, strict=True) if spans else ((), (), ())
+    if decoding == UPRIGHT:  # other pixels than version 1 made of the same bytes
+        content.add(b"upright")
     return Shard(
         url=url,
         num_samples=len(spans),
@@ -221,6 +229,7 @@ def summarise_shard(
         content_sha256=content.hexdigest(),
         unusable=unusable,
         layout=_plain(layout),
+        decoding=decoding,
         size=None if state is None else state.size,
         modified=None if state is None else state.modified,
         spans=Spans(

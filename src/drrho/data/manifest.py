@@ -40,6 +40,7 @@ VERSION = 2
 SMALL = 2**14  # bytes that are copied rather than hashed by a call of their own
 HEAD_BYTES = 4096  # of a manifest: the name of its rows stands in front of the shards
 MAX_JSON = 2**30  # bytes of the file: unusable rows take about 25 each
+UPRIGHT = 2  # the decoding that turns images as their EXIF orientation says
 ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
 
 NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
@@ -82,6 +83,8 @@ class Shard:
         unusable: the rows that are no image-caption pair, with the reason. Images are not
             decoded for it; a corrupt one shows when it is read.
         layout: how rows become samples (`drrho.data.reading.sources.Layout`); None for tar files.
+        decoding: version of the decoding of its images: 1 takes them as they are stored, 2 turns
+            them as their EXIF orientation says. Shards without such images have 1.
         weight: how often an epoch visits its samples, on average.
         size: bytes of the file when it was indexed; None if it is no single file.
         modified: time of the file's last change then, as its file system writes it.
@@ -97,6 +100,7 @@ class Shard:
     content_sha256: str
     unusable: dict[int, str]
     layout: dict[str, Any] | None = None
+    decoding: int = 1
     weight: float = 1.0
     size: int | None = None
     modified: str | None = None
@@ -111,6 +115,11 @@ class Shard:
             raise ValueError(
                 f"shard {without_secrets(self.url)} has {self.num_samples} samples, but unusable "
                 f"rows {outside}"
+            )
+        if self.decoding not in (1, UPRIGHT):
+            raise ValueError(
+                f"the images of shard {without_secrets(self.url)} are to be decoded by version "
+                f"{self.decoding}, which this program does not know; install a newer one"
             )
         if not 0 < self.weight < float("inf"):
             url = without_secrets(self.url)
@@ -340,6 +349,8 @@ def _unused_rows(path: Path, *, keep: str | None) -> list[Path]:
 def _entry(shard: Shard, folder: Path) -> dict[str, Any]:
     """Convert a shard to plain data, without its rows."""
     entry = {f.name: getattr(shard, f.name) for f in fields(shard) if f.compare}
+    if shard.decoding == 1:  # as in the files of earlier versions
+        del entry["decoding"]
     if "://" not in shard.url and Path(shard.url).is_relative_to(folder):
         entry["url"] = Path(shard.url).relative_to(folder).as_posix()
     return entry

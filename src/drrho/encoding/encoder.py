@@ -172,7 +172,7 @@ class EmbeddingModel:
             return self.transform(convert_to_rgb(image))
         try:
             content = read_regular(Path(image).expanduser(), most=MAX_CONTENT)
-            return transformed(self.transform, decode_image_bytes(content))
+            return transformed(self.transform, decode_image_bytes(content, upright=True))
         except UnusableSample as unusable:
             raise ValueError(f"{image}: {unusable.reason}") from unusable
 

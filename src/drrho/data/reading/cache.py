@@ -3,11 +3,12 @@
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from drrho.data.manifest import Manifest, Shard
+from drrho.data.manifest import UPRIGHT, Manifest, Shard
 from drrho.data.reading.layout import Layout
 from drrho.data.reading.shards import (
     RawSample,
@@ -130,7 +131,7 @@ class OpenShards:
                     f"shard {shown} has another image, caption or key in row {row} than when "
                     f"it was indexed; {REMEDY}"
                 )
-            yield sample
+            yield replace(sample, upright=True) if shard.decoding >= UPRIGHT else sample
 
     def _read(self, index: int, rows: Sequence[int]) -> list[RawSample | None]:
         shard = self._manifest.shards[index]

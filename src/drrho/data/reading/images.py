@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Output = TypeVar("Output")
 
@@ -23,6 +23,15 @@ DECODER_BYTES = {"WEBP": 12, "AVIF": 6, "TIFF": 8}
 PROGRESSIVE_BYTES = 6  # libjpeg keeps all coefficients
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # others have 4
 WHOLE_SIZE = "drrho whole size"  # in the info of an image that may be decoded smaller
+ORIENTATION = 0x0112  # EXIF's tag: how an image is to be turned or mirrored before it is shown
+# How files begin that may have the tag, what then stands before it, and within how many bytes.
+# Pillow turns TIFF itself.
+MAY_BE_TURNED = (
+    (b"\xff\xd8", (b"Exif\0\0",), 2**16),
+    (b"\x89PNG", (b"eXIf",), None),
+    (b"RIFF", (b"EXIF",), None),
+    (b"\0\0\0", (b"irot", b"imir"), 2**12),  # AVIF
+)
 STRIP_PIXELS = 2**20  # transparency is resolved in strips, which take a few copies each
 
 NOT_AN_IMAGE = "corrupt image, or none in the format " + ", ".join(FORMATS)
@@ -40,10 +49,13 @@ class UnusableSample(Exception):
         self.reason = reason
 
 
-def decode_image_bytes(content: bytes, *, at_least: int | None = None) -> Image.Image:
+def decode_image_bytes(
+    content: bytes, *, at_least: int | None = None, upright: bool = False
+) -> Image.Image:
     """Decode an encoded image to RGB; transparent parts become white.
 
     Args:
+        upright: turns and mirrors the image as its EXIF orientation says.
         at_least: decodes a JPEG at 1/2, 1/4 or 1/8 of its size, as far as both sides keep so many
             pixels; other formats are decoded whole. The whole size is then in the image's `info`.
 
@@ -57,12 +69,14 @@ def decode_image_bytes(content: bytes, *, at_least: int | None = None) -> Image.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage that is an error or does not matter
-            image = _open(content)
+            image = _open(content, upright=upright)
             if at_least is not None:  # Pillow's draft does nothing to other formats
                 size = image.size
                 image.draft(None, (at_least, at_least))  # pyright: ignore[reportArgumentType]
                 image.info[WHOLE_SIZE] = size
             image.load()
+            if upright:
+                image = _turned(image)
     except UnusableSample:
         raise
     except Image.DecompressionBombError as error:
@@ -77,6 +91,33 @@ def decode_image_bytes(content: bytes, *, at_least: int | None = None) -> Image.
         return convert_to_rgb(image)
     except (ValueError, OSError) as error:  # a palette or transparency that is none
         raise UnusableSample("corrupt image") from error
+
+
+def is_turned(content: bytes) -> bool:
+    """Whether an image has an EXIF orientation that moves its pixels."""
+    if not _may_be_turned(content):
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _open(content, upright=True).getexif().get(ORIENTATION, 1) in range(2, 9)
+    except Exception:  # it shows when it is decoded
+        return False
+
+
+def _may_be_turned(content: bytes) -> bool:
+    return any(
+        content.startswith(begin) and any(content.find(mark, 0, within) >= 0 for mark in marks)
+        for begin, marks, within in MAY_BE_TURNED
+    )
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    turned = ImageOps.exif_transpose(image)
+    whole = turned.info.get(WHOLE_SIZE)
+    if whole is not None and turned.size != image.size:
+        turned.info[WHOLE_SIZE] = whole[::-1]
+    return turned
 
 
 def takes_texts(transform: Callable[..., object]) -> bool:
@@ -105,7 +146,7 @@ def transformed(transform: Callable[[Any], Output], image: Image.Image | str) ->
         raise UnusableSample(f"the transform failed ({message:.80})") from error
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes, *, upright: bool) -> Image.Image:
     """Read the header of an image, and refuse one that would take too much memory."""
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     pixels = image.width * image.height
@@ -114,6 +155,8 @@ def _open(content: bytes) -> Image.Image:
         pixel_bytes += PIXEL_BYTES.get(image.mode, 4)
     if "progressive" in image.info:
         pixel_bytes += PROGRESSIVE_BYTES
+    if upright and _may_be_turned(content):
+        pixel_bytes += 4
     most = max(MAX_BYTES, MAX_EXPANSION * len(content))
     if pixels > MAX_PIXELS or pixels * pixel_bytes > most:
         raise UnusableSample("image too large")

@@ -53,6 +53,7 @@ class RawSample:
         sizes: bytes of its files by extension, if they follow one another with one header each;
             else None.
         no_image: why it has no image, if it has none.
+        upright: whether its image is turned as its EXIF orientation says when it is decoded.
     """
 
     key: str
@@ -61,6 +62,7 @@ class RawSample:
     span: tuple[int, int] = (0, 0)
     sizes: dict[str, int] | None = None
     no_image: str = "no image"
+    upright: bool = False
 
     @property
     def checksum(self) -> int:
@@ -275,7 +277,7 @@ def decode_image(sample: RawSample, *, at_least: int | None = None) -> Image.Ima
         raise UnusableSample(_missing_image(sample))
     if ANCHOR_EXTENSION in sample.fields:
         return _decode_anchor(content)
-    return decode_image_bytes(content, at_least=at_least)
+    return decode_image_bytes(content, at_least=at_least, upright=sample.upright)
 
 
 def _decode_anchor(content: bytes) -> str:

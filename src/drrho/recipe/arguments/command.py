@@ -140,6 +140,23 @@ def recipe_of(source: str, arguments: list[str]) -> Recipe:
     return _changed(recipe, options, source=source, aliases=ALIASES)
 
 
+def without_recipe_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the options of a command that takes a recipe from those that change the recipe.
+
+    The second are those with a dot and the short names that `drrho train` takes, with the values
+    that follow.
+    """
+    own: list[str] = []
+    changes: list[str] = []
+    part = own
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0]
+            part = changes if "." in name or name in ALIASES else own
+        part.append(argument)
+    return own, changes
+
+
 def _changed(
     recipe: Recipe, arguments: list[str], *, source: str, aliases: Mapping[str, str]
 ) -> Recipe:

@@ -3,12 +3,13 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
+import tyro
 from jaxtyping import Float64
 from torch import Tensor
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, Suppress, UseAppendAction
 
 from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
@@ -18,7 +19,7 @@ from drrho.data.manifest import Manifest
 from drrho.data.subset import split_at_random
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.models.program import trusting
-from drrho.recipe.arguments.command import recipe_of
+from drrho.recipe.arguments.command import recipe_of, without_recipe_options
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import with_steps
 from drrho.reference.judgement import Judgement, judge_cosines, seen_shards
@@ -352,23 +353,32 @@ class ProbeCommand(ProbeConfig):
 
     A quick look, with no training of the target: it ranks references, and cannot say whether one of
     them helps, or what to do with it. `drrho advise` finds that in short runs. `drrho probe losses`
-    ranks by stored losses instead.
+    ranks by stored losses instead. Options of the recipe may follow it, as in
+    `drrho train`: --model.name small --batch-size 256.
 
     Attributes:
-        recipe: Python file that defines `recipe = Recipe(...)`, or the name of a published recipe,
-            with its published size.
+        recipe: Python file that defines `recipe = Recipe(...)`, or the name of a published recipe.
+        changes: options of `drrho train` that change the recipe.
     """
 
     recipe: Positional[str]
+    changes: Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expand_paths(self, "held_out", "data", "recipe")
+
+    @classmethod
+    def from_arguments(cls, arguments: list[str]) -> Self:
+        """Read the command line."""
+        own, changes = without_recipe_options(arguments)
+        return replace(tyro.cli(cls, args=own, prog="drrho probe"), changes=tuple(changes))
 
 
 def run_probe(config: ProbeCommand) -> str:
     """Rank references for a recipe before training with any of them."""
     require_one_process("drrho probe")
-    results = probe_recipe(recipe_of(config.recipe, []), config)
+    results = probe_recipe(recipe_of(config.recipe, list(config.changes)), config)
     return f"{results}\n\n{config.output}/probe.json has all numbers, probe.png the picture."
 
 
