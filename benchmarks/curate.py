@@ -2,20 +2,25 @@
 
     make demo && .venv/bin/python benchmarks/curate.py
     DRRHO_DATA=... .venv/bin/python benchmarks/curate.py --sets emoji-pictograms openstax-figures
+    ... --image timm:tf_efficientnet_lite0@lite0.safetensors --text sentence-transformers:MINILM
 
 On scenes the demonstration's reference and its DRRho-CLIP run judge new scenes, which neither has
-seen. On a real set a small reference is trained on some training shards and judges others; still
-others are held out. A share of the captions belongs to another image, and `curate` is told neither
-which nor how many: it has held-out pairs and its defaults. Writes results.json and results.md into
-docs/results/curation.
+seen. On a real set a reference of some training shards judges others: a small one that is trained
+from scratch or, with --image and --text, one that joins two pretrained models. Still others are
+held out. A share of the captions belongs to another image, and `curate` is told neither which nor
+how many: it has held-out pairs and its defaults. Writes results.json and results.md into
+docs/results/curation; rows of other sets, references and shares stay.
 """
 
 import csv
+import json
 import os
+import re
 import tarfile
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -23,20 +28,44 @@ import tyro
 import drrho
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.indexing import open_manifest
+from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
 from drrho.data.reading.shards import decode_caption, decode_metadata, write_sample
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.models.towers.joined import JOINED_FILE
 from drrho.plotting.table import markdown_table
 from drrho.reference.build import PrecomputeConfig, precompute_reference
+from drrho.reference.joining.join import JoinConfig, join_reference
+from drrho.reference.shard_files import entries_of
+from drrho.reference.store import (
+    REFERENCE_CARDS,
+    ReferenceCard,
+    ReferenceStore,
+    ShardEmbeddings,
+    save_shard,
+)
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.provenance import versions
 from drrho.studies.curate.curate import CurateConfig, Curation, curate
 
-# The shards that the reference is trained on, that it judges, and that are held out.
+IMAGE_SIZE = 160  # of the vision model of a joined reference
+SCRATCH, JOINED, DEMO = "small, from scratch", "joined", "the demonstration's"
+
+
+class Shards(NamedTuple):
+    """Shards of a reference, those that it judges, one for each seed in turn, held-out ones."""
+
+    own: str
+    judged: tuple[str, ...]
+    held_out: str
+
+
 SHARDS = {
-    "emoji-pictograms": ("{0000..0007}", "0008", "0009"),
-    "openstax-figures": ("{0000..0002}", "0003", "0004"),
+    (SCRATCH, "emoji-pictograms"): Shards("{0000..0007}", ("0008",), "0009"),
+    (SCRATCH, "openstax-figures"): Shards("{0000..0002}", ("0003",), "0004"),
+    (JOINED, "emoji-pictograms"): Shards("0000", ("0005", "0006"), "0009"),
+    (JOINED, "openstax-figures"): Shards("{0000..0001}", ("0002", "0003"), "0004"),
 }
 
 
@@ -46,6 +75,7 @@ class Config:
 
     Attributes:
         sets: "scenes", "emoji-pictograms" or "openstax-figures".
+        image, text: models that a reference of a real set joins; None trains a small one.
         demo: folder of the demonstration.
         runs: folder of the references of real sets; finished ones are kept.
         output: folder to write.
@@ -56,6 +86,8 @@ class Config:
     """
 
     sets: tuple[str, ...] = ("scenes",)
+    image: str | None = None
+    text: str | None = None
     demo: str = "runs/demo"
     runs: str = "runs/curation"
     output: str = "docs/results/curation"
@@ -64,9 +96,14 @@ class Config:
     pairs: int = 1000
     steps: int = 420
 
+    @property
+    def kind(self) -> str:
+        """What the references of real sets are."""
+        return SCRATCH if self.image is None else JOINED
+
 
 def stored(model: str, data: str, output: str) -> str:
-    precompute_reference(PrecomputeConfig(model=f"run:{model}", data=data, output=output))
+    precompute_reference(PrecomputeConfig(model=model, data=data, output=output))
     return output
 
 
@@ -75,7 +112,7 @@ def on_scenes(config: Config, folder: str, *, rate: float, seed: int) -> dict[st
     scenes = ScenesConfig(num_samples=config.pairs, seed=seed, mismatch_rate=rate)
     write_scenes(Path(folder) / "scenes", scenes)
     manifest, path = write_manifest(IndexConfig(data=f"{folder}/scenes"))
-    reference = f"{config.demo}/references/reference/run"
+    reference = f"run:{config.demo}/references/reference/run"
     held_out = f"{config.demo}/scenes/validation/manifest.json"
     found = curate(
         CurateConfig(
@@ -96,14 +133,22 @@ def on_real_pairs(
     config: Config, name: str, folder: str, *, rate: float, seed: int
 ) -> dict[str, object]:
     """Some shards of a real set, with captions exchanged within a share of the pairs."""
-    data = f"{os.environ.get('DRRHO_DATA', '../shared/data')}/{name}"
-    own, judged, held_out = (f"{data}/train-{shards}.tar" for shards in SHARDS[name])
-    reference = trained_reference(config, name, own, f"{data}/val-0000.tar")
-    wrong = write_exchanged(judged, Path(folder) / "data", rate=rate, seed=seed)
-    _, path = write_manifest(IndexConfig(data=f"{folder}/data"))
-    embeddings = stored(reference, str(path), f"{folder}/reference")
+    shards = SHARDS[config.kind, name]
+    prefix = f"{os.environ.get('DRRHO_DATA', '../shared/data')}/{name}/train-"
+    reference = reference_of(config, name, f"{prefix}{shards.own}.tar")
+    held_out = f"{prefix}{shards.held_out}.tar"
+    judged = shards.judged[config.seeds.index(seed) % len(shards.judged)]
+    source = open_manifest(f"{prefix}{judged}.tar")
+    caption_of = exchanged(source, rate=rate, seed=seed)
+    wrong = write_exchanged(source, caption_of, Path(folder) / "data")
+    manifest, path = write_manifest(IndexConfig(data=f"{folder}/data"))
+    kept = f"{config.runs}/{name}/{config.kind}"
+    known = stored(reference, f"{prefix}{judged}.tar", f"{kept}-{judged}")
+    embeddings = f"{folder}/reference"
+    store_exchanged(ReferenceStore.open(known, source), caption_of, manifest, Path(embeddings))
     evaluation = drrho.Evaluation(
-        data=held_out, references=(stored(reference, held_out, f"{folder}/held-out"),)
+        data=held_out,
+        references=(stored(reference, held_out, f"{kept}-{shards.held_out}"),),
     )
     recipe = drrho.Recipe(  # the judgement asks the reference alone, so few steps are enough
         output=f"{folder}/run",
@@ -120,7 +165,18 @@ def on_real_pairs(
     return described(found, wrong)
 
 
-def trained_reference(config: Config, name: str, data: str, validation: str) -> str:
+def reference_of(config: Config, name: str, data: str) -> str:
+    """The model of a reference that has seen these shards; it is kept."""
+    if config.image is None or config.text is None:
+        return f"run:{trained_reference(config, name, data)}"
+    output = f"{config.runs}/{name}/joined"
+    if not (Path(output) / JOINED_FILE).is_file():
+        towers = {"image": config.image, "text": config.text, "image_size": IMAGE_SIZE}
+        join_reference(JoinConfig(**towers, data=data, output=output))
+    return output
+
+
+def trained_reference(config: Config, name: str, data: str) -> str:
     training = drrho.Training(
         steps=config.steps,
         optimizer=drrho.Optimizer(learning_rate=1e-3, warmup_steps=40, weight_decay=0.1),
@@ -135,31 +191,54 @@ def trained_reference(config: Config, name: str, data: str, validation: str) -> 
         model=drrho.Model(name="small"),
         objective=drrho.CLIP(),
         training=training,
-        evaluation=drrho.Evaluation(data=validation),
+        evaluation=drrho.Evaluation(data=re.sub(r"train-.*", "val-0000.tar", data)),
         seed=100,
     )
     drrho.train(recipe)
     return recipe.output
 
 
-def write_exchanged(source: str, folder: Path, *, rate: float, seed: int) -> dict[int, bool]:
-    """Writes the pairs with captions exchanged in a share; id -> whether the caption is wrong."""
-    manifest = open_manifest(source)
-    ids = manifest.usable_ids()
+def exchanged(source: Manifest, *, rate: float, seed: int) -> dict[int, int]:
+    """The sample whose caption each sample is given: another's in a share of them."""
+    ids = source.usable_ids()
     generator = torch.Generator().manual_seed(seed)
     chosen = ids[torch.randperm(len(ids), generator=generator)[: round(rate * len(ids))]].tolist()
-    samples = dict(zip(ids.tolist(), OpenShards(manifest).read(ids.tolist()), strict=True))
+    own = {sample_id: sample_id for sample_id in ids.tolist()}
+    return own | dict(zip(chosen, chosen[1:] + chosen[:1], strict=True))
+
+
+def write_exchanged(source: Manifest, caption_of: dict[int, int], folder: Path) -> dict[int, bool]:
+    """Writes the pairs; row -> whether the caption is wrong."""
+    samples = dict(zip(caption_of, OpenShards(source).read(list(caption_of)), strict=True))
     captions = {sample_id: decode_caption(sample) for sample_id, sample in samples.items()}
-    given = captions | {
-        one: captions[other] for one, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)
-    }
     folder.mkdir(parents=True)
     with tarfile.open(folder / "exchanged.tar", "w") as shard:
         for sample_id, sample in samples.items():
-            image = sample.fields["jpg"]
-            texts = {"jpg": image, "txt": given[sample_id].encode()}
+            texts = {"jpg": sample.fields["jpg"], "txt": captions[caption_of[sample_id]].encode()}
             write_sample(shard, {"__key__": sample.key, **texts})
-    return {row: given[i] != captions[i] for row, i in enumerate(samples)}
+    return {row: captions[caption_of[i]] != captions[i] for row, i in enumerate(samples)}
+
+
+def store_exchanged(
+    known: ReferenceStore, caption_of: dict[int, int], manifest: Manifest, folder: Path
+) -> None:
+    """Stores what `precompute` would: the embeddings of images, and of the captions given."""
+    images = known.gather(torch.tensor(list(caption_of)))
+    texts = known.gather(torch.tensor(list(caption_of.values())))
+    if not bool((images.present & texts.present).all()):
+        raise ValueError("every pair of the original data needs embeddings")
+    card = ReferenceCard(
+        model=known.identity,
+        embedding_dim=known.embedding_dim,
+        shards=entries_of(manifest.shards),
+    )
+    folder.mkdir()
+    (entry,) = card.shards
+    rows = ShardEmbeddings(
+        image=images.image.half(), text=texts.text.half(), present=images.present, absent={}
+    )
+    save_shard(REFERENCE_CARDS.files(card, folder), entry, rows)
+    REFERENCE_CARDS.save(card, folder)
 
 
 def described(found: Curation, wrong: dict[int, bool]) -> dict[str, object]:
@@ -177,13 +256,16 @@ def described(found: Curation, wrong: dict[int, bool]) -> dict[str, object]:
     }
 
 
-def row_of(name: str, rate: float, runs: list[dict]) -> dict[str, object]:
+def row_of(config: Config, name: str, rate: float, runs: list[dict]) -> dict[str, object]:
     """All seeds together; intervals by bootstrap over the pairs."""
-    wrong = torch.tensor([w for run in runs for w in run["wrong"]])
-    called = torch.tensor([c for run in runs for c in run["called"]])
+    wrong, called = (
+        torch.tensor([value for run in runs for value in run[key]]) for key in ("wrong", "called")
+    )
     row: dict[str, object] = {
         "set": name,
+        "reference": DEMO if name == "scenes" else config.kind,
         "rate": rate,
+        "seeds": config.seeds,
         "held_out": runs[0]["held_out"],
         "separation": [run["separation"] for run in runs],
         "expected_recall": [run["expected_recall"] for run in runs],
@@ -191,12 +273,17 @@ def row_of(name: str, rate: float, runs: list[dict]) -> dict[str, object]:
         "called": int(called.sum()),
         "wrong": int(wrong.sum()),
         "right": int((called & wrong).sum()),
+        "precision_by_seed": [
+            float(torch.tensor(run["wrong"])[torch.tensor(run["called"])].float().mean())
+            for run in runs
+            if any(run["called"])
+        ],
     }
-    for name, hits in (("precision", wrong[called]), ("recall", called[wrong])):
+    for score, hits in (("precision", wrong[called]), ("recall", called[wrong])):
         if len(hits):
             generator = torch.Generator().manual_seed(0)
             interval = bootstrap_interval(hits.float(), generator=generator)
-            row[name] = {"value": float(hits.float().mean()), "interval": list(interval)}
+            row[score] = {"value": float(hits.float().mean()), "interval": list(interval)}
     return row
 
 
@@ -208,14 +295,35 @@ def in_print(row: dict) -> list[str]:
         return f"{row[name]['value']:.3f} ({low:.3f}-{high:.3f})"
 
     expected = ", ".join(f"{share:.3f}" for share in row["expected_recall"])
+    by_seed = ", ".join(f"{share:.3f}" for share in row.get("precision_by_seed", ()))
     separation = f"{sum(row['separation']) / len(row['separation']):.3f}"
     counts = [f"{row['wrong']:,}", f"{row['called']:,}"]
-    numbers = [number("precision"), number("recall"), expected]
-    return [row["set"], f"{row['rate']:.2f}", separation, *counts, *numbers]
+    numbers = [number("precision"), by_seed, number("recall"), expected]
+    return [row["set"], row["reference"], f"{row['rate']:.2f}", separation, *counts, *numbers]
+
+
+def write_results(folder: Path, rows: list[dict]) -> str:
+    """Puts the rows in the place of earlier ones of the same set, reference and share."""
+
+    def place(row: dict) -> tuple[str, str, float]:
+        return row["set"], row["reference"], row["rate"]
+
+    kept = {}
+    if (folder / "results.json").is_file():
+        earlier = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        kept = {place(row): row for row in earlier["rows"]}
+    kept |= {place(row): row for row in rows}
+    header = ["set", "reference", "exchanged", "separation", "wrong", "called wrong"]
+    header += ["precision", "by seed", "recall", "recall foretold, by seed"]
+    ordered = [kept[name] for name in sorted(kept)]
+    table = markdown_table(header, [in_print(row) for row in ordered])
+    write_json(folder / "results.json", {"rows": ordered, "versions": versions()})
+    write_atomically(folder / "results.md", f"{table}\n".encode())
+    return table
 
 
 def main(config: Config) -> None:
-    rows = []
+    table = ""
     for name in config.sets:
         for rate in config.rates:
             runs = []
@@ -225,15 +333,9 @@ def main(config: Config) -> None:
                         runs.append(on_scenes(config, folder, rate=rate, seed=seed))
                     else:
                         runs.append(on_real_pairs(config, name, folder, rate=rate, seed=seed))
-            rows.append(row_of(name, rate, runs))
-    header = ["set", "exchanged", "separation", "wrong", "called wrong"]
-    header += ["precision", "recall", "recall foretold, by seed"]
-    table = markdown_table(header, [in_print(row) for row in rows])
-    folder = Path(config.output)
-    results = {"config": asdict(config), "rows": rows, "versions": versions()}
-    write_json(folder / "results.json", results)
-    write_atomically(folder / "results.md", f"{table}\n".encode())
-    print(table)
+            row = row_of(config, name, rate, runs)
+            table = write_results(Path(config.output), [row])
+            print(table, flush=True)
 
 
 if __name__ == "__main__":
