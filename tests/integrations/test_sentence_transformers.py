@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -136,6 +137,7 @@ def test_a_learned_temperature_has_the_gradient_of_the_scaled_loss(mini_batch_si
     model = Embeds()
     given = {"temperature": Learned(initial=0.2), "rho": rho, "mini_batch_size": mini_batch_size}
     loss = DRRhoPairsLoss(model, **given)
+    loss.gamma = 1.0
     (parameter,) = loss.steering.parameters()
     parameter.grad = torch.tensor(5.0)  # of an earlier micro-batch
     value = loss(columns(), None)
@@ -319,16 +321,26 @@ def test_resumed_it_ends_as_if_never_interrupted(tmp_path):
         )
 
 
-def test_a_loss_with_state_does_not_train_in_a_trainer_that_would_lose_it(tmp_path):
+@pytest.mark.parametrize("of_state", [STEERED, {"temperature": Learned(initial=0.2)}])
+def test_a_loss_with_state_does_not_train_in_a_trainer_that_would_lose_it(tmp_path, of_state):
     model = sentence_transformer(tmp_path)
     host = SentenceTransformerTrainer(
         model=model,
         args=arguments(tmp_path),
         train_dataset=with_sample_ids(pairs()),
-        loss=DRRhoPairsLoss(model, **STEERED),
+        loss=DRRhoPairsLoss(model, **of_state),
     )
     with pytest.raises(ValueError, match="train with drrho.PairsTrainer"):
         host.train()
+
+
+def test_a_learned_temperature_alone_is_in_the_checkpoints(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    host = trainer(tmp_path, options=saving, temperature=Learned(initial=0.2))
+    host.train()
+    assert logged(host, "temperature")[-1] != pytest.approx(0.2)
+    stored = load_file(tmp_path / "checkpoint-4" / PairsTrainer.state_file)
+    assert any("temperature" in name for name in stored)
 
 
 def test_a_trainer_evaluates_before_it_has_trained(tmp_path):

@@ -248,6 +248,17 @@ def test_quantised_weights_that_cannot_be_loaded_name_their_method(folder):
         build_model(Model(name=f"transformers:{folder}"), seed=0)
 
 
+def test_a_siglip_of_images_of_any_shape_is_refused(tmp_path):
+    """Its image tower takes patches, with their number in each direction (NaFlex)."""
+    text = TOWER | {"vocab_size": 9, "max_position_embeddings": 8, "projection_size": 16}
+    config = transformers.Siglip2Config(text_config=text, vision_config=TOWER | {"num_patches": 4})
+    transformers.Siglip2Model(config).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path)
+    tokenizer(pad="<pad>").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a Siglip2Model, which does not embed images of one"):
+        build_model(Model(name=f"transformers:{tmp_path}"), seed=0)
+
+
 def test_what_is_no_dual_encoder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"it has no config\.json.*save_pretrained"):
         build_model(Model(name=f"transformers:{tmp_path}"), seed=0)

@@ -373,3 +373,13 @@ def test_another_model_leaves_the_weights_of_the_recipes_behind():
     found = recipe_of("finetune", ["--model.name", "local-dir:x"])
     assert found.model == Model("local-dir:x")
     assert recipe_of("finetune", ["--model.pretrained", "openai"]).model.pretrained == "openai"
+
+
+@pytest.mark.parametrize("part", ["ema", "lora"])
+def test_what_sharded_runs_cannot_have_is_refused_at_once(recipe, part):
+    if part == "ema":
+        changes = {"training": replace(recipe.training, ema=EMA(decay=0.5))}
+    else:
+        changes = {"tuning": Tuning(lora=LoRA(rank=2))}
+    with pytest.raises(ValueError, match=f"parallel = 'sharded' does not fit t.*{part}, .*replica"):
+        replace(recipe, parallel="sharded", **changes)

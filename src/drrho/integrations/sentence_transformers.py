@@ -62,7 +62,7 @@ class DRRhoPairsLoss(CachedLossMixin, nn.Module):
             each sample (`reference_embeddings`, `embeddings_of_columns`), or what
             `drrho.open_reference` gives. A row of zeros keeps a pair's plain loss.
         num_samples: size of the training set, for the average of each sample's sum over the
-            batches that it has been in; None remembers nothing, and gamma is 1.
+            batches that it has been in; None averages nothing, and gamma is 1.
         gamma_min: final weight of the newest batch in the averages; None is FastCLIP's
             recommendation for the number of epochs. `PairsTrainer` follows the schedule; in a loop
             of your own set `loss.gamma`.
@@ -127,7 +127,8 @@ class DRRhoPairsLoss(CachedLossMixin, nn.Module):
         )
         self.mini_batch_size = mini_batch_size or 0
         self.uses_gradient_cache = mini_batch_size is not None
-        self.gamma: float | None = 1.0 if num_samples is None else None
+        # Set by who keeps the state; where there is none, nobody need do so.
+        self.gamma: float | None = None if self.steering.has_state else 1.0
         self._unit = UnitLength(SIDES)
 
     def forward(
@@ -196,8 +197,9 @@ class DRRhoPairsLoss(CachedLossMixin, nn.Module):
         if self.gamma is None:
             raise ValueError(
                 "gamma is not set: train with drrho.PairsTrainer, which follows its schedule and "
-                "keeps the averages in checkpoints, in place of SentenceTransformerTrainer; or in "
-                "a loop of your own set loss.gamma before each step and save loss.state_dict()"
+                "keeps averages and a learned temperature in checkpoints, in place of "
+                "SentenceTransformerTrainer; or in a loop of your own set loss.gamma before each "
+                "step (1.0 without num_samples) and save loss.state_dict()"
             )
         ids = checked_ids(ids, len(target.image)) if needs_ids else None
         reference = None if ids is None else self._reference_of(ids, target)
@@ -254,6 +256,11 @@ class _Steering(nn.Module):
             times_temperature=config.times_temperature,
             directions=directions,
         )
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is something that a checkpoint must hold."""
+        return self.num_samples is not None or self.temperature is not None
 
     def forward(
         self,
@@ -329,8 +336,10 @@ class PairsTrainer(TrainerWithState, SentenceTransformerTrainer):
 
     def compute_loss(self, *args: Any, **options: Any) -> Any:
         for name, loss in self.pair_losses.items():
-            if loss.steering.num_samples is not None and loss.model.training:
-                loss.gamma = self._schedule_of(name, loss)(self.state.global_step)
+            if loss.steering.has_state and loss.model.training:
+                averages = loss.steering.num_samples is not None
+                step = self.state.global_step
+                loss.gamma = self._schedule_of(name, loss)(step) if averages else 1.0
         return super().compute_loss(*args, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -149,6 +149,15 @@ class Recipe:
                 f"training.optimizer.moment_warmup_steps = {rest} does not fit a temperature for "
                 "each sample, which moves with the loss in these steps too; leave one of them out"
             )
+        whole = {
+            "training.ema, which keeps a whole copy of the weights": self.training.ema,
+            "tuning.lora, whose adapters are small": self.tuning.lora,
+        }
+        for what, part in whole.items():
+            if self.parallel == "sharded" and part is not None:
+                raise ValueError(
+                    f"parallel = 'sharded' does not fit {what}; use parallel = 'replicated'"
+                )
         self._check_references()
         if self.selection is not None:
             self._check_selection(self.selection)

@@ -252,11 +252,6 @@ class _Training:
         config = self.recipe.training.ema
         if config is None:
             return None
-        if self.recipe.parallel == "sharded":
-            raise ValueError(
-                "parallel = 'sharded' does not fit training.ema, which keeps a whole copy of the "
-                "weights; use parallel = 'replicated'"
-            )
         return build_average(model.module, config).to(self.device)
 
     def _prepare(self, module: nn.Module) -> None:
@@ -271,11 +266,6 @@ class _Training:
                 raise ValueError(
                     "parallel = 'sharded' has no effect on one process; start several with "
                     "torchrun, or leave it out"
-                )
-            if self.recipe.tuning.lora is not None:
-                raise ValueError(
-                    "parallel = 'sharded' does not fit tuning.lora: adapters are small; use "
-                    "parallel = 'replicated'"
                 )
             shard(module, methods=("encode_image", "encode_text"))
 
