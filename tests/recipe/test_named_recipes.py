@@ -6,6 +6,7 @@ import pytest
 from tests.small_runs import TINY
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
+from drrho.recipe.arguments.command import recipe_of
 from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.train import train_recipe
 from drrho.training.config import Training
@@ -42,3 +43,33 @@ def test_every_recipe_trains_in_small(name, plain_recipe, reference, tmp_path):
         device="cpu",
     )
     assert train_recipe(small).samples_seen == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    {
+        "drrho_clip": ("reference",),
+        "jest": ("reference",),
+        "distillation": ("teachers",),
+        "drrho_clip_distillation": ("reference", "teachers"),
+        "openclip_filtered": ("filtering",),
+    }.items(),
+)
+@pytest.mark.parametrize("given", [["--reference", "mine"], ["--reference=mine"]])
+def test_a_reference_that_is_given_is_the_one_that_is_read(name, read, given):
+    recipe = recipe_of(name, [*given, "--data", "d.json"])
+    filtering = None if recipe.filtering is None else recipe.filtering.reference
+    found = {"reference": recipe.reference, "teachers": recipe.teachers, "filtering": filtering}
+    mine = {"reference": "mine", "teachers": ("mine",), "filtering": "mine"}
+    nothing = {"reference": None, "teachers": (), "filtering": None}
+    assert found == nothing | {part: mine[part] for part in read}
+    assert recipe.data == "d.json"
+
+
+def test_other_teachers_than_the_reference_can_be_named(capsys):
+    options = ["--reference", "mine", "--teachers", "other"]
+    recipe = recipe_of("drrho_clip_distillation", options)
+    assert (recipe.reference, recipe.teachers) == ("mine", ("other",))
+    with pytest.raises(SystemExit):
+        recipe_of("openclip", ["--reference", "mine"])
+    assert "reference = 'mine' has no effect on" in capsys.readouterr().err

@@ -11,9 +11,11 @@ from drrho.cli import main
 from drrho.data.indexing import open_manifest
 from drrho.data.items import manifest_of_items
 from drrho.data.subset import disjoint_halves, restricted
+from drrho.recipe.arguments.command import recipe_of
 from drrho.reference.losses.table import read_loss_table
 from drrho.reference.losses.writer import LossWriter
 from drrho.studies.probe.pairs import Pairs, common_pairs, reciprocal_ranks, with_distinct_texts
+from drrho.studies.probe.probe import ProbeCommand
 
 RECIPE = """
 from dataclasses import replace
@@ -130,6 +132,18 @@ def test_references_of_pairs_are_ranked(tmp_path, monkeypatch, scenes, reference
     ids = [set(half.usable_ids().tolist()) for half in halves]
     assert not ids[0] & ids[1]
     assert ids[0] | ids[1] == set(open_manifest(data).usable_ids().tolist())
+
+
+def test_options_of_the_recipe_may_follow_it():
+    own = ["--reference", "a", "--reference", "b", "--data", "d.json", "--pilot-steps", "3"]
+    changes = ["--model.name", "small", "--batch-size=32", "--loading.views.scale", "0.5", "1"]
+    config = ProbeCommand.from_arguments(["drrho_clip", *changes, *own])
+    assert (config.recipe, config.reference, config.data) == ("drrho_clip", ("a", "b"), "d.json")
+    assert config.changes == tuple(changes)
+    recipe = recipe_of(config.recipe, list(config.changes[:3]))
+    assert (recipe.model.name, recipe.loading.batch_size) == ("small", 32)
+    with pytest.raises(ValueError, match="each reference once"):
+        ProbeCommand(recipe="drrho_clip", reference=("a", "a"))
 
 
 def test_pairs_are_ranked_by_the_reference_s_own_reciprocal_rank():

@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -128,6 +129,7 @@ def recipe_of(source: str, arguments: list[str]) -> Recipe:
             recipe = finetune_recipe(tyro.cli(FineTuningOptions, args=of_scale, prog=prog).scale)
         else:
             recipe = named_recipe(source, tyro.cli(ScaleOptions, args=of_scale, prog=prog).scale)
+        recipe, others = _reading(recipe, others)
         return _changed(recipe, others, source=source, aliases=ALIASES_OF_PUBLISHED)
     if not source.endswith(".py") and not Path(source).exists():
         near = difflib.get_close_matches(source, [*ALGORITHMS, FINETUNE])
@@ -155,6 +157,33 @@ def without_recipe_options(arguments: list[str]) -> tuple[list[str], list[str]]:
             part = changes if "." in name or name in ALIASES else own
         part.append(argument)
     return own, changes
+
+
+def _reading(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, list[str]]:
+    """Let `--reference` of a named recipe name its teachers and what it filters by too.
+
+    The option itself is taken out where the recipe has no other use of a reference.
+    """
+    folders: list[str] = []
+    others: list[str] = []
+    taken = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            taken = name == "--reference"
+            if taken and equals:
+                folders.append(value)
+        elif taken:
+            folders.append(argument)
+        if not taken:
+            others.append(argument)
+    changes: dict[str, Any] = {}
+    if len(folders) == len(recipe.teachers) > 0:
+        changes["teachers"] = tuple(folders)
+    if len(folders) == 1 and recipe.filtering is not None:
+        changes["filtering"] = replace(recipe.filtering, reference=folders[0])
+    changed = replace(recipe, **changes)
+    return changed, others if changes and recipe.reference is None else arguments
 
 
 def _changed(

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -369,7 +369,7 @@ class ProbeCommand(ProbeConfig):
         expand_paths(self, "held_out", "data", "recipe")
 
     @classmethod
-    def from_arguments(cls, arguments: list[str]) -> Self:
+    def from_arguments(cls, arguments: list[str]) -> "ProbeCommand":
         """Read the command line."""
         own, changes = without_recipe_options(arguments)
         return replace(tyro.cli(cls, args=own, prog="drrho probe"), changes=tuple(changes))
