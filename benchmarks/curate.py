@@ -64,8 +64,8 @@ class Shards(NamedTuple):
 SHARDS = {
     (SCRATCH, "emoji-pictograms"): Shards("{0000..0007}", ("0008",), "0009"),
     (SCRATCH, "openstax-figures"): Shards("{0000..0002}", ("0003",), "0004"),
-    (JOINED, "emoji-pictograms"): Shards("0000", ("0005", "0006"), "0009"),
-    (JOINED, "openstax-figures"): Shards("{0000..0001}", ("0002", "0003"), "0004"),
+    (JOINED, "emoji-pictograms"): Shards("0000", ("0005",), "0009"),
+    (JOINED, "openstax-figures"): Shards("{0000..0001}", ("0002",), "0004"),
 }
 
 

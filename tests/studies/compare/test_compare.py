@@ -91,8 +91,8 @@ def test_every_run_is_there_with_its_scores_and_costs(comparison, results):
         assert method["cost"]["forward_only"] == (16 if name == "jest" else 0)
         mean = sum(run["tests"]["clean"]["mrr"] for run in method["runs"]) / 2
         assert method["tests"]["clean"]["mrr"] == pytest.approx(mean)
-    guessed = results["setup"]["chance"]["clean"]  # of some 40 candidates
-    assert 0.05 < guessed["mrr"] < 0.2
+    guessed = results["setup"]["chance"]["clean"]  # of some 15 candidates
+    assert 0.1 < guessed["mrr"] < 0.4
     assert set(guessed) < set(results["references"]["weak"]["tests"]["clean"])
     assert set(results["methods"]["distilled"]["reference_cost"]) == {"weak", "given"}
     given = results["methods"]["distilled"]["reference_cost"]["given"]
