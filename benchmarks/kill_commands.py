@@ -108,6 +108,7 @@ COMMANDS = (
     "variance run --output out/variance.png",
     "curate run --output out --drop redundant",
     "report run --output out/report.html --gallery.pairs 32",
+    "steer train --reference run:reference-run --output out --epochs 3 --batch-size 16",
 )
 # Keys whose values are times or the machine's, and checksums over them.
 VOLATILE = ("seconds", "time", "memory", "modified", "changed")

@@ -72,6 +72,18 @@ class IndexConfig:
                 "images; leave them out"
             )
 
+    @property
+    def columns(self) -> Columns:
+        """Where images and captions are."""
+        return Columns(
+            image=self.image_column,
+            caption=self.caption_column,
+            anchor=self.anchor_column,
+            images=self.images,
+            image_extension=self.image_extension,
+            caption_field=self.caption_field,
+        )
+
 
 def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     """Index shards and write the manifest; return it and its path.
@@ -91,21 +103,13 @@ def write_manifest(config: IndexConfig) -> tuple[Manifest, Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"{path.parent} cannot be written; say where to write: --output FILE.json")
-    columns = Columns(
-        image=config.image_column,
-        caption=config.caption_column,
-        anchor=config.anchor_column,
-        images=config.images,
-        image_extension=config.image_extension,
-        caption_field=config.caption_field,
-    )
     with exclusive_file(path):
         partial = path.with_name(f".{path.stem}.partial.json")
         manifest = index_shards(
             config.data,
             known=_known(path, partial),
             workers=config.workers,
-            columns=columns,
+            columns=config.columns,
             skip_bad=config.skip_bad_shards,
             keep=lambda read: read.save(partial),
         )

@@ -3,11 +3,11 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from drrho.data.index import IndexConfig, write_manifest
-from drrho.data.indexing import Columns, index_shards
+from drrho.data.indexing import index_shards
 from drrho.data.manifest import Manifest, is_manifest
 from drrho.data.splits import SplitConfig, hold_out, split_manifest
 from drrho.studies.steer.commands import command_of
@@ -63,29 +63,16 @@ def readable_seconds(seconds: float) -> str:
     return f"{max(seconds, 0.1):.2g} s"
 
 
-def index_config(config: SteerConfig, data: str, output: Path) -> IndexConfig:
-    """Configure the index of training or validation data."""
-    return IndexConfig(
-        data=data,
-        output=str(output),
-        workers=config.workers,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        images=config.images,
-        image_extension=config.image_extension,
-        caption_field=config.caption_field,
-    )
+def index_config(config: SteerConfig, data: str, output: Path | None = None) -> IndexConfig:
+    """Configure the index of training or validation data by the options of the same names."""
+    names = {option.name for option in fields(IndexConfig)} - {"data", "output"}
+    same = {name: value for name, value in vars(config).items() if name in names}
+    return IndexConfig(data=data, output=None if output is None else str(output), **same)
 
 
 def read_in_memory(config: SteerConfig) -> tuple[Manifest, Manifest]:
     """Index training and held-out pairs without writing anything."""
-    columns = Columns(
-        image=config.image_column,
-        caption=config.caption_column,
-        images=config.images,
-        image_extension=config.image_extension,
-        caption_field=config.caption_field,
-    )
+    columns = index_config(config, config.data).columns
 
     def read(data: str) -> Manifest:
         if is_manifest(data):
