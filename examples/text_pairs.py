@@ -50,6 +50,7 @@ import drrho
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.evaluation.metrics.information_retrieval import information_retrieval, queries_of
 from drrho.integrations.sentence_transformers import reference_embeddings, with_sample_ids
+from drrho.studies.compare.statistics import mean_interval
 
 METHODS = ("MNRL", "GIST", "FastCLIP", "DRRho")
 TEMPERATURE = 0.05
@@ -163,16 +164,17 @@ def trained(
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Means over seeds, with 95 % intervals (1.96 standard errors) where there are several."""
+    """Means over seeds, with 95 % intervals (Student's t) where there are several."""
     names = ("ndcg@10", "mrr@10", "recall@1", "recall@10")
     lines = [f"| method | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for method, runs in results.items():
         cells = []
         for name in names:
             values = [100 * run[name] for run in runs]
-            half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
             mean = f"{statistics.fmean(values):.1f}"
-            cells.append(mean if half is None else f"{mean} ± {half:.1f}")
+            if len(values) > 1:
+                mean += f" ± {(mean_interval(values)[1] - statistics.fmean(values)):.1f}"
+            cells.append(mean)
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
