@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 import examples_summary as summary  # noqa: E402
@@ -31,10 +33,9 @@ def test_holm_s_family_is_all_six_primaries_run_or_not(tmp_path):
     rows = (tmp_path / "summary.md").read_text().splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[-1] for row in cells] == ["holds", "refuted", *["not yet run"] * 4]
-    steered = found[0].test
-    assert steered is not None
-    # The smallest of six, two of them run.
-    assert float(cells[0][-2]) < 6.1 * steered.p
+    # The smaller of the two that were run, of six; printed with two digits.
+    smaller = min(it.test.p for it in found[:2] if it.test is not None)
+    assert min(float(row[-2]) for row in cells[:2]) == pytest.approx(6 * smaller, rel=0.05)
 
 
 def test_few_seeds_give_no_verdict(tmp_path):
