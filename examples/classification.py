@@ -57,7 +57,8 @@ EVALUATE_EVERY = 20  # steps
 NOISE = 0.4  # share of training labels that are replaced
 NUM_CLEAN = NUM_VALIDATION = 200
 TUNING_SEEDS = (100, 101)
-RATES = (2e-3, 5e-3, 1.25e-2)  # on digits 5e-3 was the best of 8e-4, 2e-3 and 5e-3
+# Moved until the choice lay inside: 5e-3 was the best of 8e-4, 2e-3 and 5e-3.
+RATES, HIGH_RATES = (2e-3, 5e-3, 1.25e-2), (5e-3, 1.25e-2, 3e-2)
 # For methods without a strength: as many candidates, a grid as much wider.
 MORE_RATES = (5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3)
 
@@ -93,6 +94,7 @@ class Method(NamedTuple):
 
     risk: Callable[[float], drrho.RiskMeasure] = mean
     strengths: tuple[float, ...] = ()
+    rates: tuple[float, ...] = RATES  # with strengths; else MORE_RATES
     excess: bool = False  # the risk is of the excess loss
     selects: bool = False  # the largest excess losses of a super-batch
     teaches: bool = False
@@ -102,7 +104,7 @@ class Method(NamedTuple):
     def candidates(self) -> list[Setting]:
         if not self.strengths:
             return [Setting(rate) for rate in MORE_RATES]
-        return [Setting(rate, strength) for rate in RATES for strength in self.strengths]
+        return [Setting(rate, strength) for rate in self.rates for strength in self.strengths]
 
 
 FRACTIONS, TEMPERATURES, SHARES = (0.3, 0.5, 0.8), (1.0, 4.0, 16.0), (0.3, 0.6, 0.9)
@@ -116,7 +118,7 @@ METHODS = {
     "distillation": Method(strengths=SHARES, teaches=True),
     "start from reference": Method(starts=True),
     "union": Method(clean_too=True),
-    "union, DRRho": Method(kl, TEMPERATURES, excess=True, clean_too=True),
+    "union, DRRho": Method(kl, TEMPERATURES, HIGH_RATES, excess=True, clean_too=True),
     "union, distillation": Method(strengths=SHARES, teaches=True, clean_too=True),
 }
 SETTINGS = {

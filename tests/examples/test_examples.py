@@ -129,10 +129,12 @@ def test_starting_from_the_reference_begins_with_its_weights():
 
 
 def test_tuning_looks_at_validation_alone_and_says_what_is_at_an_edge(monkeypatch, capsys):
-    few = {name: classification.METHODS[name] for name in ("plain", "DRO, CVaR")}
+    few = {
+        "plain": classification.METHODS["plain"],
+        "DRO, CVaR": classification.METHODS["DRO, CVaR"]._replace(rates=(2e-3,)),
+    }
     monkeypatch.setattr(classification, "METHODS", few)
     monkeypatch.setattr(classification, "MORE_RATES", (1e-3, 2e-3))
-    monkeypatch.setattr(classification, "RATES", (2e-3,))
     monkeypatch.setattr(classification, "TUNING_SEEDS", (100, 101))
     samples, test = classification.digits()
     monkeypatch.setattr(classification, "digits", lambda: (samples, test._replace(labels=None)))
