@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest damage kills browser lint docs venv clean
+.PHONY: help demo test test-oldest damage kills browser lint tutorials docs venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ lint: $(VENV)/installed-dev  ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
+
+tutorials: $(VENV)/installed-dev  ## run every tutorial as a reader does, in full size
+	set -e; for page in docs/tutorials/[!i]*.md; do \
+	    PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/run_page.py $$page; done
 
 docs: $(VENV)/installed-dev  ## build the documentation into site/
 	$(BIN)/python tools/write_tables.py --check

@@ -26,7 +26,7 @@ batches and reference; the texts are always the same, and the test is read at th
 below were chosen by `--tune` on the clean validation text: nine candidates for each method, on
 three seeds that the results do not use.
 
-Needs `pip install 'drrho[hf]' scipy`. The text depends a little on the version of Python.
+Needs `pip install '.[hf]' scipy` in a clone. The text depends a little on the version of Python.
 """
 
 import argparse

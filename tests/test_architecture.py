@@ -39,7 +39,7 @@ DISTRIBUTED_ENGINES = tuple(
 def table_of_rooms():
     """{room: (rooms it may import, extras that install it)}, from docs/architecture.md."""
     rows = re.findall(
-        r"^\| `([\w.]+)` \|[^|]*\| ([^|]*) \| `pip install drrho(?:\[([\w,]+)\])?` \|$",
+        r"^\| `([\w.]+)` \|[^|]*\| ([^|]*) \| (?:none|`([\w,]+)`) \|$",
         (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"),
         flags=re.MULTILINE,
     )

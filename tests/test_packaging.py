@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-# What `pip install drrho` promises to a training loop of one's own, and no more.
+# What drrho without extras promises to a training loop of one's own, and no more.
 CORE = (
     "drrho.risk",
     "drrho.steering",

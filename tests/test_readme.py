@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tools import draw_figure
 
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.statistics import with_tests
@@ -35,8 +36,8 @@ def test_examples_run_and_give_gradients(block):
 
 
 def test_the_trained_model_embeds_as_shown(reference, tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(reference.parent / "run")
+    (tmp_path / "runs" / "steered").mkdir(parents=True)
+    (tmp_path / "runs" / "steered" / "run").symlink_to(reference.parent / "run")
     Image.new("RGB", (90, 60), "teal").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -91,6 +92,7 @@ def test_its_table_of_real_captions_is_the_committed_results():
         for it in (*tested.differences, *tested.from_references)
         if it.paired is not None
     }
+    assert draw_figure.figure() == draw_figure.FIGURE.read_text(encoding="utf-8")
     low, high = paired["fastclip_both_halves", "drrho_clip"].interval
     assert low > 0
     words = " ".join(README.split())

@@ -8,7 +8,7 @@ each row has a `sample_id`. The batch is the same for any number of processes, a
 is a negative of every other. The averages of the loss are in the Trainer's checkpoints: run again
 with the same --output it goes on at the last one.
 
-Needs `pip install 'drrho[clip,hf]'`; the scenes are what needs `clip`.
+Needs `pip install '.[clip,hf]'` in a clone; the scenes are what needs `clip`.
 """
 
 import os

@@ -6,7 +6,7 @@
 `configure_callbacks`. The averages of the loss are in Lightning's checkpoints: run again with the
 same --output it goes on at the last one.
 
-Needs `pip install 'drrho[clip,lightning]'`; the scenes are what needs `clip`.
+Needs `pip install '.[clip,lightning]'` in a clone; the scenes are what needs `clip`.
 """
 
 import math

@@ -6,7 +6,7 @@ Three things differ from what open_clip's main.py does: the loss, the data, whic
 and the loss's state in the checkpoint. Run again with the same --output it goes on at the last
 checkpoint.
 
-Needs `pip install 'drrho[clip]'`, which brings open_clip.
+Needs `pip install '.[clip]'` in a clone, which brings open_clip.
 """
 
 from argparse import Namespace

@@ -2,7 +2,7 @@
 
 All that most programs need is here by name: `drrho.DRRhoLoss`, `drrho.CVaR`. A name is imported
 when it is first used, so that `import drrho` alone costs next to nothing and the losses need no
-more than PyTorch. The names are those of `__init__.pyi`.
+more than PyTorch. `__init__.pyi` lists the names.
 """
 
 import ast

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from drrho import __version__
+from drrho.runtime.optional import install_command
 
 COMMANDS = {
     "demo": "drrho.studies.demo:run_demo",
@@ -134,7 +135,7 @@ def _load(place: str) -> Callable[[Any], str | tuple[str, int]]:
         return getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:  # the losses alone are installed
         raise SystemExit(
-            f"drrho: error: {error}; the command line needs: pip install 'drrho[clip,report]'"
+            f"drrho: error: {error}; the command line needs: {install_command('clip,report')}"
         ) from error
 
 
@@ -151,7 +152,7 @@ def _in_full(arguments: Iterable[str]) -> list[str]:
 
 
 def _without_command(arguments: list[str]) -> int:
-    """Lists the commands, or those of a group, to who asks for it or names none that exists."""
+    """Lists the commands, or the commands of a group: on request, or after an unknown name."""
     first, *others = [*arguments, ""]
     names = [name for name in COMMANDS if name.startswith(f"{first} ")] or list(COMMANDS)
     is_group = len(names) < len(COMMANDS)

@@ -195,7 +195,7 @@ def import_reference(config: ImportConfig) -> PrecomputeReport:
 
 @_with_fields_of(JoinConfig)
 def join_reference(config: JoinConfig) -> JoinedCard:
-    """Builds a reference out of a vision model and a text model that have never met.
+    """Builds a reference from a vision model and a text model that were trained separately.
 
     >>> drrho.join_reference(
     ...     image="timm:resnet50",
@@ -377,7 +377,7 @@ def report(  # noqa: PLR0913 - the fields of its command
     >>> drrho.report([run, "runs/comparison"], output="report.html")
 
     Args:
-        runs: runs, finished or not, comparisons or their results, which stand for their runs, or
+        runs: runs, finished or not; comparisons or their results, for all their runs; or
             the folders of any of these.
         output: HTML file to write.
         reference: stored embeddings of the training data, where they are not what the runs say.
@@ -413,7 +413,7 @@ def steer(config: SteerConfig) -> SteerResults | None:
 
     >>> print(drrho.steer("photos", reference="ViT-B-32@laion2b_s34b_b79k", output="runs/steered"))
 
-    None for a dry run, which only says what would be done.
+    A dry run only says what would be done, and returns None.
     """
     return steer_model(config)
 

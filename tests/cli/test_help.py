@@ -6,6 +6,7 @@ from typing import get_args, get_type_hints
 
 import docstring_parser
 import pytest
+from tests.plain_words import unclear
 
 from drrho.cli import COMMANDS, _load
 from drrho.recipe.arguments.command import FineTuningOptions, ScaleOptions
@@ -51,7 +52,7 @@ def test_every_option_has_a_phrase_that_stands_alone(command):
             text = " ".join(found.get(name, "").split())
             words = re.sub(r"[^a-z]+", " ", text.lower()).split()
             repeats = set(words) <= {*name.split("_"), "the", "a"}
-            if not text.endswith(".") or FRAGMENT.match(text) or repeats:
+            if not text.endswith(".") or FRAGMENT.match(text) or repeats or unclear(text):
                 wrong.append(f"{config.__module__}.{config.__name__}.{name}: {text!r}")
     assert not wrong, "\n".join(wrong)
 

@@ -1,4 +1,4 @@
-"""The examples inside other trainers run, shortened, learn, and go on where they were stopped."""
+"""The examples inside other trainers run, shortened, learn, and continue where they stopped."""
 
 import importlib
 import re

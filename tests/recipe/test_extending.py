@@ -1,4 +1,4 @@
-"""A finished run goes on to more steps when asked, and says under which schedules."""
+"""A finished run continues to more steps when asked, and says under which schedules."""
 
 import json
 import pickle
@@ -112,7 +112,7 @@ def test_what_is_no_extension_is_an_error(recipe, tmp_path):
     with pytest.raises(ValueError, match="holds no run to continue, and resume = 'extend'"):
         train_recipe(extended(recipe))
     train_recipe(recipe)
-    with pytest.raises(ValueError, match="to go on to more steps, extend it: --extend"):
+    with pytest.raises(ValueError, match="to train for more steps, extend it: --extend"):
         train_recipe(of_steps(recipe, 12))
     with pytest.raises(ValueError, match="by another recipe than its own(.|\n)*seed: 0 before"):
         train_recipe(replace(extended(recipe), seed=1))

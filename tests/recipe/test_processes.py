@@ -137,7 +137,7 @@ def test_the_tasks_of_a_slurm_step_train_together(recipe, alone, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler for C++")
 def test_compiled_towers_train_what_others_train_and_go_on_without(recipe, alone, tmp_path):
-    """Two processes with shares of the weights stop half-way; one that is not compiled goes on."""
+    """Two processes with shares of the weights stop half-way; one without compiling continues."""
     training = replace(recipe.training, checkpoint_every=3)
     first = replace(recipe, parallel="sharded", compile=True, training=training)
     run(first, tmp_path)
@@ -190,7 +190,7 @@ def test_when_one_process_dies_the_other_ends_and_the_run_goes_on_bitwise(recipe
     statuses, _, errors = finish(processes)
     assert time.monotonic() - died < 30
     assert statuses == [1, -signal.SIGKILL]
-    assert "process 0 of 2 cannot go on" in errors[0]
+    assert "process 0 of 2 cannot continue" in errors[0]
     assert "was killed, that came first" in errors[0]
     assert not (tmp_path / "run" / "results.json").exists()
     run(cut, tmp_path / "b")

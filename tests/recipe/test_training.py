@@ -482,7 +482,7 @@ def test_a_changed_shard_is_refused(plain_recipe, scenes, tmp_path):
 
 
 def test_changed_contents_at_the_same_paths_are_another_run(steered_recipe, scenes, tmp_path):
-    """Neither a finished nor an unfinished run goes on with other data or another reference."""
+    """Neither a finished nor an unfinished run continues with other data or another reference."""
     data, embeddings = tmp_path / "data", tmp_path / "embeddings"
     shutil.copytree(scenes / "train", data)
     shutil.copytree(steered_recipe.reference, embeddings)

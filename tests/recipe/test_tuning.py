@@ -177,7 +177,7 @@ def test_a_rate_without_effect_is_an_error(recipe, field, value, message):
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
 def test_layer_decay_is_a_factor(recipe, decay):
-    with pytest.raises(ValueError, match="layer_decay must lie in"):
+    with pytest.raises(ValueError, match="layer_decay must be in"):
         replace(recipe.training.optimizer, layer_decay=decay)
 
 
@@ -281,7 +281,7 @@ def test_the_best_model_may_be_the_average(recipe, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"decay": 0.0}, "decay must lie in"), ({"decay": 1.0}, "decay must lie in")],
+    [({"decay": 0.0}, "decay must be in"), ({"decay": 1.0}, "decay must be in")],
 )
 def test_the_decay_of_the_average_is_checked(options, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What other programs stored is found by key, wherever it lies, and nothing else is taken."""
+"""What other programs stored is found by key, wherever it is, and nothing else is taken."""
 
 import gzip
 import io
@@ -195,7 +195,7 @@ def test_rows_of_another_data_set_are_refused(prepared, tmp_path):
     rows = [pair(n) | {"json": b'{"uid": "x%d"}' % n} for n in range(20, 23)]
     write_shard(other / "c.tar", rows, first_key=500)
     config = ImportConfig(**vars(prepared) | {"data": str(other)})
-    with pytest.raises(ValueError, match="not one of 3 samples.*are like .*another data set"):
+    with pytest.raises(ValueError, match="not one of 3 samples.*keys like .*another data set"):
         import_reference(config)
     with pytest.raises(FileNotFoundError):
         ReferenceStore.open(config.output, index_shards(other))

@@ -316,11 +316,11 @@ def test_an_id_outside_the_manifest_is_an_error(tmp_path):
 
 
 def test_an_unknown_reference_is_an_error_that_names_the_known_ones(tmp_path):
-    with pytest.raises(FileNotFoundError, match="reference 'big'.*those of: none.*LossWriter"):
+    with pytest.raises(FileNotFoundError, match="reference 'big'.*losses of: none.*LossWriter"):
         gather(tmp_path, reference="big")
     write(tmp_path, reference="tiny")
     write(tmp_path)
-    with pytest.raises(FileNotFoundError, match="reference 'big'.*those of: small, tiny"):
+    with pytest.raises(FileNotFoundError, match="reference 'big'.*losses of: small, tiny"):
         gather(tmp_path, reference="big")
 
 

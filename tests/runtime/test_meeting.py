@@ -131,7 +131,7 @@ def test_who_does_not_come_is_named_while_and_after_it_is_waited_for(
     monkeypatch.setattr(meeting, "SECONDS_BETWEEN_NOTICES", 0.05)
     alone = Meeting(rank, 3, Address("127.0.0.1", free_port(34_000)), timedelta(seconds=0.3))
     with pytest.raises(
-        ProcessFailed, match=f"waits for {missing} at .*, in vain .*MEETING_MINUTES"
+        ProcessFailed, match=f"waits for {missing} at .*, without success .*MEETING_MINUTES"
     ):
         alone.meet({})
     assert f"process {rank} of 3 waits for {missing} at 127.0.0.1" in capsys.readouterr().err
@@ -168,7 +168,7 @@ def test_when_a_process_dies_another_ends_though_it_computes(rank):
     assert statuses[rank] == -signal.SIGKILL
     assert statuses[1 - rank] == 1
     assert errors[1 - rank] == (
-        f"drrho: error: process {1 - rank} of 2 cannot go on: process {rank} has died\n"
+        f"drrho: error: process {1 - rank} of 2 cannot continue: process {rank} has died\n"
     )
 
 
@@ -179,7 +179,7 @@ def test_the_error_of_a_process_is_reported_by_the_others():
     )
     assert statuses[0] == 1
     assert errors[0] == (
-        "drrho: error: process 0 of 2 cannot go on: process 1 failed: a wrong path\n"
+        "drrho: error: process 0 of 2 cannot continue: process 1 failed: a wrong path\n"
     )
 
 

@@ -73,7 +73,7 @@ def test_what_is_saved_is_read(tmp_path):
 
 
 def test_it_holds_the_tensors_as_they_were(tmp_path):
-    """Training goes on while they are written."""
+    """Training continues while they are written."""
     writer = CheckpointWriter(tmp_path, Processes())
     weight = torch.zeros(1_000_000)
     path = writer.start({"weight": weight}, {}, step=1, keep=1)

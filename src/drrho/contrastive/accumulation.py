@@ -32,7 +32,7 @@ def encode_in_micro_batches(
     Raises:
         ValueError: there is no micro-batch.
 
-    Source: the two passes are those of Gao et al., "Scaling deep contrastive learning batch size
+    Source: the two passes follow Gao et al., "Scaling deep contrastive learning batch size
         under memory limited setup", 2021 (GradCache); here the second is torch's activation
         checkpointing.
     """

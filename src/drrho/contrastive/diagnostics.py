@@ -28,7 +28,7 @@ def contrastive_diagnostics(
     the adversary's, softmax over its negatives of the (excess) loss over temperature. No B x B
     matrix is formed.
 
-    Arguments are those of `tiled_log_gap_means`; epsilon is the floor of the sums.
+    Arguments are as in `tiled_log_gap_means`; epsilon is the floor of the sums.
 
     Returns:
         * loss_mean, loss_variance: over all anchors and negatives, both directions.

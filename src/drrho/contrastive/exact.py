@@ -74,7 +74,7 @@ def log_anchor_losses(
 ) -> Float[Tensor, "2 batch"]:
     """Compute `log(epsilon + g)` from `log g`.
 
-    epsilon (>= 0) bounds the loss from below: an anchor whose negatives all lie further
+    epsilon (>= 0) bounds the loss from below: an anchor whose negatives are all further
     away than `temperature * log(epsilon)` has next to nothing left to gain.
     """
     require_at_least(0, epsilon=epsilon)

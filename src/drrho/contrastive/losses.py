@@ -12,9 +12,9 @@ embedding of length zero or not finite: at once on the CPU; on a GPU, which is n
 later call, and until then the loss is nan. IndexError is for an id outside the data set (of ids on
 a GPU, a device assertion).
 
-On K processes of torch.distributed the batch is that of all: every process passes its own pairs
-and gets the same loss. Gradients of the model have to be averaged over the processes, as
-DistributedDataParallel does; those of temperature and bias are averaged here, so these modules
+On K processes of torch.distributed the batch consists of all their pairs: every process passes
+its own and gets the same loss. Gradients of the model have to be averaged over the processes, as
+DistributedDataParallel does; gradients of temperature and bias are averaged here, so these modules
 are not to be wrapped.
 """
 
@@ -121,7 +121,7 @@ class FastCLIPLoss(_ContrastiveLoss):
     >>> loss = drrho.FastCLIPLoss(num_samples=len(data), temperature=0.03)
     >>> loss(image, text, sample_ids=ids, gamma=0.8).backward()
 
-    In units of cosine similarity. Arguments are those of `DRRhoCLIPLoss`.
+    In units of cosine similarity. Arguments are as in `DRRhoCLIPLoss`.
 
     Source: docs/mathematics.md, "Per-sample estimators"; Wei et al., arXiv 2407.01445.
     """
@@ -146,7 +146,7 @@ class FastCLIPLoss(_ContrastiveLoss):
         sample_ids: Ids | None = None,
         gamma: float = 1.0,
     ) -> Float[Tensor, ""]:
-        """Compute the loss of a batch; arguments are those of `DRRhoCLIPLoss.forward`."""
+        """Compute the loss of a batch; arguments are as in `DRRhoCLIPLoss.forward`."""
         target = self._unit.pairs("target", image, text)
         ids = checked_ids(sample_ids, len(image))
         return self.objective(target, sample_ids=ids, gamma=gamma).loss
@@ -158,7 +158,7 @@ class CLIPLoss(_ContrastiveLoss):
     >>> loss = drrho.CLIPLoss(temperature=drrho.Learned())
     >>> loss(image, text).backward()
 
-    Arguments are those of `DRRhoCLIPLoss`.
+    Arguments are as in `DRRhoCLIPLoss`.
 
     Source: docs/mathematics.md, "CLIP and FastCLIP as special cases"; arXiv 2103.00020.
     """
@@ -211,7 +211,7 @@ class GISTLoss(_ContrastiveLoss):
 
     Args:
         temperature: as for `DRRhoCLIPLoss`, without `PerSample`.
-        margin: how far below the pair's own similarity, by the guide, that of a negative must lie.
+        margin: by how much a negative's similarity must be below the pair's own, for the guide.
         within: whether anchors are negatives of each other too, and positives of each other.
         impl: as for `ContrastiveObjective`, without "triton".
 
@@ -241,7 +241,7 @@ class GISTLoss(_ContrastiveLoss):
 
 
 class DistillationLoss(_ContrastiveLoss):
-    """Cross-entropy of matching probabilities under those of teachers (MobileCLIP), in nats.
+    """Cross-entropy of matching probabilities against the teachers' (MobileCLIP), in nats.
 
     >>> loss = drrho.DistillationLoss([0.01], temperature=drrho.Learned())
     >>> loss(image, text, teachers=[(teacher_image, teacher_text)]).backward()
@@ -250,7 +250,7 @@ class DistillationLoss(_ContrastiveLoss):
         teacher_temperatures: what each teacher was trained with, in units of cosine similarity;
             a CLIP's is the inverse of its logit scale, often 0.01. The teachers' probabilities
             are averaged.
-        temperature, impl: of the target, as for `DRRhoCLIPLoss`, without `PerSample`; by default
+        temperature, impl: the target's, as for `DRRhoCLIPLoss`, without `PerSample`; by default
             in joint passes over the tiles (`drrho.Tiling`).
 
     Source: docs/mathematics.md, "Distillation"; Vasu et al., arXiv 2311.17049.
@@ -354,7 +354,7 @@ def _pair(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def checked_ids(sample_ids: Tensor | None, num_pairs: int) -> Tensor | None:
-    """Return ids, of which there must be one whole number for each pair, or None.
+    """Return the ids, one whole number for each pair, or None.
 
     Raises:
         ValueError: they are of another type, or their number is another.

@@ -34,8 +34,8 @@ class Loading:
 
     Attributes:
         batch_size: samples in a batch over all processes, before unreadable ones are dropped.
-        shuffle_window: number of shards shuffled together: more shuffle better, and read farther
-            apart.
+        shuffle_window: number of shards shuffled together: more shards shuffle better, but are
+            read farther apart.
         workers: worker processes that decode images; 0 decodes in the training process. The batches
             are the same for any number.
         captions: caption of a sample that has several: the "first", or a "random" one at every
@@ -43,13 +43,13 @@ class Loading:
         views: fixed views of every sample to train on, those that a reference was stored for: one
             is drawn at each visit by (seed, epoch, sample id), followed by the model's evaluation
             transform. None uses the model's training transform.
-        cache: place where images are kept behind the fixed part of their transform, 3 bytes a
+        cache: place where images are cached after the fixed part of their transform, 3 bytes a
             pixel, and the token ids of first captions: in a "file" beside the manifest (or in
             `~/.cache/drrho`), which processes and later runs share; in "memory" of this process and
             its workers; "off" nowhere. "auto" takes a file where the images take at most a quarter
             of the memory and half of the disk that are free.
         draft: whether JPEGs are decoded at 1/2, 1/4 or 1/8 of their size where the transform needs
-            no more pixels: faster, and not the same pixels.
+            no more pixels: faster, with slightly different pixels.
 
     Memory of a process: about (2 workers + 1) of its parts of a batch, decoded, 1 byte for each
     value (151 kB for an image of 3 x 224 x 224), or 4 where its transform does not end in

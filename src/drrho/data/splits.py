@@ -100,7 +100,7 @@ def _listed(names: Sequence[str]) -> str:
 class SplitConfig:
     """Hold out pairs of a data set at random; no image is on both sides.
 
-    Both manifests are of all the shards, so that ids and stored reference embeddings stay valid;
+    Both manifests list all the shards, so that ids and stored reference embeddings stay valid;
     the pairs of the other side are marked as left out.
 
     Attributes:

@@ -64,7 +64,7 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One view of every sample, by its number; the other fields are those of `Views`."""
+    """One view of every sample, by its number; the other fields are as in `Views`."""
 
     number: int
     seed: int

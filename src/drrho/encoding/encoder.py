@@ -42,8 +42,8 @@ class EmbeddingModel:
 
     Args:
         towers: the model, on `device` and in evaluation mode.
-        precision: of the matrix products (autocast); weights and what is sensitive to rounding
-            stay in float32.
+        precision: floating-point type of the matrix products (autocast); weights, and operations
+            that are sensitive to rounding, stay in float32.
 
     Attributes:
         transform: RGB image -> tensor, deterministic.

@@ -27,7 +27,7 @@ class SharedImages:
     processes.
 
     Attributes:
-        embeddings: those of all images, float32 in host memory.
+        embeddings: embeddings of all images, float32 in host memory.
         own_captions: all captions of each own image; empty if captions were not asked for.
         own_metadata: labels and other metadata of each own image; empty if not asked for.
         num_skipped: samples that could not be decoded, of all processes.

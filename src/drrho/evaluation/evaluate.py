@@ -59,7 +59,7 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
 
     Samples that cannot be decoded are left out, counted in `skipped` and warned of. Of several
     processes each encodes its share of images and texts and ranks its share of the queries, and
-    all have the result, which is that of one.
+    all have the result, the same as one process would have.
     """
     embedded = EmbeddedSet.encode(encoder, evaluation_set)
     metrics: dict[str, float] = {}

@@ -29,7 +29,7 @@ class Steering(Callback):
 
     As a submodule DDP would overwrite every process's share of the averages by the first one's. As
     a callback it is out of DDP's sight, and its state is in Lightning's checkpoints all the same,
-    whole, to be read by any number of processes. The objective, whose arguments are those of
+    whole, to be read by any number of processes. The objective, whose arguments are as in
     `SteeredPairs`, is made by the Trainer's `setup`, when the processes have met.
     """
 

@@ -164,7 +164,7 @@ class _HostTemperature(nn.Module):
 def gamma_schedule(config: Objective, *, steps: int, epochs: float) -> Schedule:
     """Make the schedule of gamma: 1 to gamma_min over a part of the run, or constant.
 
-    Steps and passes over the data are those of the whole training; the passes decide gamma_min
+    Steps and passes over the data are totals of the whole training; the passes decide gamma_min
     where the config leaves it open. Source: docs/mathematics.md, "Per-sample estimators".
     """
     if not isinstance(config, GlobalRisk):
@@ -194,7 +194,7 @@ def set_logit_scale(model: nn.Module, temperature: float) -> None:
 def logit_scale(model: nn.Module) -> nn.Parameter:
     """Return the model's parameter `logit_scale`, the logarithm of 1 / tau.
 
-    It may lie within wrappers, such as those of PEFT and torch.compile.
+    It may be inside wrappers, such as PEFT's and torch.compile's.
 
     Raises:
         ValueError: the model has none, or several.

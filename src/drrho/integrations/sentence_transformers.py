@@ -51,7 +51,8 @@ class DRRhoPairsLoss(CachedLossMixin, nn.Module):
     "query_to_doc", "doc_to_query"), partition_mode="per_direction")`, or with
     `directions="first"` its default, from anchors to positives alone. So learning rates carry over.
 
-    The batch is that of all processes, and the gradient exact. In evaluation it is that plain loss.
+    The batch consists of the pairs of all processes, and the gradient is exact. In evaluation it
+    is the plain loss.
     A batch of one pair has no negatives and a loss of zero.
 
     Args:
@@ -72,7 +73,7 @@ class DRRhoPairsLoss(CachedLossMixin, nn.Module):
         rho: radius of the ambiguity set in nats, for a learned temperature; None lets it follow the
             gradient of the logarithms, as CLIP's does.
         directions: "both", or "first": from anchors to positives alone.
-        mini_batch_size: pairs embedded at once, the gradient being that of the whole batch, as in
+        mini_batch_size: pairs embedded at once, with the gradient of the whole batch, as in
             `CachedMultipleNegativesRankingLoss`; None embeds all.
 
     Ids are the training set's column `label` (`with_sample_ids`), from 0; needed with `num_samples`

@@ -53,7 +53,7 @@ class Model:
 
     Attributes:
         name: "small"; an open_clip architecture such as "ViT-B-32";
-            "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them, of which the first may
+            "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them; the first may
             be a configuration alone, for a target with random weights; "transformers:PATH", a
             folder of a Hugging Face dual encoder; "sentence-transformers:PATH", one of images and
             texts, or of texts alone for pairs of texts; "python:FILE.py", whose `build()` returns a
@@ -245,7 +245,7 @@ def load_model(folder: Path) -> TwoTower:
 
 
 def _model_folder(place: Path) -> Path:
-    """Return the folder itself if a model lies in it, else that of the model of a run."""
+    """Return the folder itself if a model is in it, else the model folder of a run."""
     return place if any((place / name).is_file() for name in LOADERS) else place / "model"
 
 

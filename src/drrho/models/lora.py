@@ -30,7 +30,7 @@ class LoRA:
         alpha: factor of B A, over the rank; None is the rank, which makes the factor 1.
         dropout: share of the adapter's inputs that is left out in training.
         targets: ends of the names of the linear layers and attentions that get an adapter, such as
-            "c_fc" or "q_proj"; none are all that are trained.
+            "c_fc" or "q_proj"; without any, all trained layers get one.
 
     Source: Hu et al., "LoRA: low-rank adaptation of large language models", 2021 (arXiv
         2106.09685), by the library peft.
@@ -45,7 +45,7 @@ class LoRA:
         require_at_least(1, **{"lora.rank": self.rank})
         require_positive(**{"lora.alpha": self.alpha})
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout must lie in [0, 1), got {self.dropout}")
+            raise ValueError(f"lora.dropout must be in [0, 1), got {self.dropout}")
 
 
 def import_peft() -> ModuleType:

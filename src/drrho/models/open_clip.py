@@ -78,7 +78,7 @@ def build_open_clip(name: str, pretrained: str | None, *, untrained: bool = Fals
                 name,
                 pretrained=None if pretrained is None else plain_checkpoint(pretrained, folder),
                 precision="fp32",
-                # Without it open_clip goes on with random weights.
+                # Without it open_clip continues with random weights.
                 require_pretrained=pretrained is not None or (":" in name and not untrained),
             )
         tokenizer = open_clip.get_tokenizer(name, **options)

@@ -20,25 +20,25 @@ HAS_LAYER_NORM_OPTION = "HFTextEncoder"  # the text tower of open_clip that has 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Parts of a pretrained model that stay as they are; by default none does.
+    """Parts of a pretrained model that are not trained; by default all are trained.
 
-    The locks are those of open_clip's options of the same names, by its own functions where a
+    The locks work as open_clip's options of the same names, by its own functions where a
     model has them. The towers of other models are locked layer by layer (`TowerLayers`).
 
     Attributes:
         lock_image: lock the image tower.
         lock_image_unlocked_groups: groups of layers at the end of the image tower that are trained
             all the same.
-        lock_image_freeze_bn_stats: whether BatchNorm of the locked part normalises by the
-            statistics that it has, which then stay; False lets them follow the data, as open_clip
-            does without its option. None is True where there is BatchNorm.
+        lock_image_freeze_bn_stats: whether BatchNorm of the locked part keeps its statistics;
+            False lets them follow the data, as open_clip does without its option. None is True
+            where there is BatchNorm.
         lock_text: lock the text tower.
-        lock_text_unlocked_layers: layers at the end of the text tower that are trained all the
-            same.
+        lock_text_unlocked_layers: layers at the end of the text tower that are nevertheless
+            trained.
         lock_text_freeze_layer_norm: whether LayerNorm of the locked part is locked too. False is
-            for text towers of Hugging Face in open_clip alone; None is open_clip's: False there,
-            and True elsewhere.
-        lora: adapters of low rank, which alone are trained of the layers that have one; None
+            only for Hugging Face text towers in open_clip, where it is the default (None); for
+            others None is True.
+        lora: adapters of low rank; of a layer with an adapter, only the adapter is trained. None
             trains the weights themselves.
     """
 

@@ -69,7 +69,7 @@ class Stores(NamedTuple):
 
     @property
     def identities(self) -> dict[str, Any]:
-        """Identify the contents of the stores, wherever they lie."""
+        """Identify the contents of the stores, wherever they are."""
         reference = None if self.reference is None else self.reference.identity
         return {"reference": reference, "teachers": [t.identity for t in self.teachers]}
 

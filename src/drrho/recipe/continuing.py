@@ -70,7 +70,7 @@ def finished_results(recipe: Recipe, config: dict[str, Any]) -> RunResults | Non
             f"{folder} holds a finished run of another recipe; train in another folder, or remove "
             "it:\n  "
             + "\n  ".join(changed)
-            + ("\nto go on to more steps, extend it: --extend" if longer else "")
+            + ("\nto train for more steps, extend it: --extend" if longer else "")
         )
     before, now = results.recipe.evaluation.data, recipe.evaluation.data
     if now is not None and before != now:
@@ -89,7 +89,7 @@ def extends(recipe: Recipe, results: RunResults) -> bool:
 
 
 def require_extensible(recipe: Recipe, config: dict[str, Any], results: RunResults) -> None:
-    """Raise unless a finished run can go on by this recipe.
+    """Raise unless a finished run can continue by this recipe.
 
     Raises:
         ValueError: the recipe differs in more than its length and its rates.
@@ -111,7 +111,7 @@ def require_extensible(recipe: Recipe, config: dict[str, Any], results: RunResul
 
 
 def may_change(recipe: Recipe) -> Collection[str]:
-    """Name the values that may differ from those of the newest checkpoint.
+    """Name the values that may differ from the newest checkpoint's.
 
     An extension may have its own until it has written a checkpoint.
     """
@@ -140,7 +140,7 @@ def part_of(results: RunResults) -> Part:
 
 
 def describe_extension(recipe: Recipe, part: Part) -> str:
-    """Describe under which schedules a run was trained and goes on, with its rates between them."""
+    """Describe the schedules of a run before and after its extension, with the rate between."""
     now, steps = recipe.training.optimizer, recipe.training.num_steps
     before = learning_rate_schedule(part.optimizer, steps=part.steps)
     after = learning_rate_schedule(now, steps=steps)

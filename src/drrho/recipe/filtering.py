@@ -21,7 +21,7 @@ from drrho.runtime.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Filtering:
-    """Filter that keeps the pairs whose image and text are alike to a reference, as DFN.
+    """Filter that keeps the pairs whose image and text are similar for a reference, as in DFN.
 
     A pair without reference embeddings is left out too. Exactly one of kept_fraction and threshold
     is given.

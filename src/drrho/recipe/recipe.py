@@ -64,7 +64,7 @@ class Recipe:
             folder of shards, a brace pattern), which is then indexed at every start.
         loading: batch size, shuffling and worker processes.
         model: model to train.
-        tuning: what of the model stays as it is: locked towers and layers, adapters of low rank.
+        tuning: parts of the model that are not trained, and adapters of low rank.
         objective: objective to minimise.
         training: length of the run, optimiser, precision, logging and checkpoints; 10 epochs by
             default.
@@ -80,8 +80,8 @@ class Recipe:
         filtering: filter that leaves out pairs before training by their similarity to a reference;
             None leaves out none.
         micro_batch_size: pairs that a process encodes at once; None encodes the whole batch. The
-            loss is that of the whole batch, but activations are held for a micro-batch only, at the
-            price of one more forward pass. BatchNorm normalises a micro-batch.
+            loss is computed over the whole batch, but activations are kept for a micro-batch only,
+            at the price of one more forward pass. BatchNorm normalises a micro-batch.
         gradient_checkpointing: recompute the blocks of the towers in the backward pass: a third
             more time; memory holds the activations of one block and the blocks' inputs.
         compile: compile the blocks of the towers with torch.compile.
@@ -93,8 +93,8 @@ class Recipe:
         seed: random seed of the initial weights, the order of the data and random transforms.
         resume: treatment of a run found in `output`: "latest" continues it at its latest
             checkpoint, or returns it if it is finished; "never" makes its presence an error,
-            "required" its absence. "extend" goes on with a finished run to the recipe's steps,
-            under the schedule of a run of so many from there on.
+            "required" its absence. "extend" continues a finished run to the recipe's steps,
+            by the schedule of a run of that many.
         device: device to compute on; "auto" takes the GPU if there is one.
     """
 
@@ -184,7 +184,7 @@ class Recipe:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Folders of the references, of which there may be none."""
+        """Folders of the references; empty without one."""
         if self.reference is None:
             return ()
         return (self.reference,) if isinstance(self.reference, str) else self.reference
@@ -225,8 +225,8 @@ class Recipe:
         if self.loading.captions == "random" and (self.reference or self.teachers):
             raise ValueError(
                 "loading.captions = 'random' does not fit stored reference embeddings, which are "
-                "those of the first captions; use 'first', or store the reference for views with "
-                "`--views-captions random` and set loading.views"
+                "computed from the first captions; use 'first', or store the reference for views "
+                "with `--views-captions random` and set loading.views"
             )
 
     def _check_filtering(self, filtering: Filtering) -> None:

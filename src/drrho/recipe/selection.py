@@ -30,7 +30,7 @@ class Selection:
         selection: rule of selection: "sample" is JEST, "top_k" JEST top-k; "rho_top_k" takes the
             pairs with the largest scores in the super-batch, which is its CVaR.
         score: score of JEST for a softmax loss: "contrastive", the loss in a batch with the pairs
-            drawn, or "published", what the code of the papers computes and how it draws.
+            drawn before, or "published", computed and drawn as by the code of the papers.
         kind: what a score is made of: "excess", learner minus reference (learnability); "loss", the
             learner's; "irreducible", the reference's alone.
         reference_temperature: temperature that the reference was trained with, in units of cosine

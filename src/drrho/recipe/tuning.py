@@ -39,7 +39,7 @@ def rates_by_layer(
     Raises:
         ValueError: an option has no effect.
 
-    Source: the decay is that of Bao et al., "BEiT: BERT pre-training of image transformers",
+    Source: the decay follows Bao et al., "BEiT: BERT pre-training of image transformers",
         2022, as `layer_decay` of timm has it.
     """
     trained = [name for name, p in module.named_parameters() if p.requires_grad]

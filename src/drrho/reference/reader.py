@@ -46,7 +46,7 @@ class Reference:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Models, views and weights of what is stored, wherever it lies."""
+        """Models, views and weights of what is stored, wherever it is."""
         # Of several views that of the first, and how many there are.
         views = {} if self.views is None else {"views": str(self.views.count)}
         models = [stores[0].identity | views for stores in self.stores]

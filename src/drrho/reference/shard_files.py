@@ -1,7 +1,7 @@
 """Stored tables of rows by sample id: a card that names the model, and a file for each shard.
 
 A shard is recognised by its contents. So what is stored serves every data set made of some of
-its shards, in any order and wherever they lie, and no other.
+its shards, in any order and wherever they are, and no other.
 """
 
 import hashlib
@@ -260,7 +260,7 @@ class ShardFiles:
             )
         known = ", ".join(entry.shard for entry in self.entries[:3])
         return (
-            f"{self.folder} holds no {self.noun} of shard {shown}; it holds those of "
+            f"{self.folder} holds no {self.noun} of shard {shown}; it holds shards "
             f"{len(self.entries)} shards: {known}, ...; {self.remedy}"
         )
 

@@ -66,7 +66,7 @@ REFERENCE_CARDS = CardKind(
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEmbeddings:
-    """Embeddings of one shard, row by row as its samples lie in the tar.
+    """Embeddings of one shard, row by row in the order of its samples.
 
     Attributes:
         image, text: unit norm; zero where there is none.

@@ -15,7 +15,7 @@ class Risk(NamedTuple):
 
     Attributes:
         value: in units of loss. Its gradient with respect to the losses is `weights`, exactly
-            (Danskin's theorem); second derivatives are zero, not those of the risk.
+            (Danskin's theorem); second derivatives are zero, unlike the risk's.
         weights: the adversary's probabilities, detached. They sum to one over the last dimension,
             and are zero where the base measure is.
         dual: the one number from which the weights follow, detached, in units of loss. CVaR: the

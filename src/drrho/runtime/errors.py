@@ -28,7 +28,7 @@ class NotFiniteError(RuntimeError):
 
 
 class ProcessFailed(RuntimeError):
-    """Error: one of several processes cannot go on."""
+    """Error: one of several processes cannot continue."""
 
 
 class UsageError(ValueError):

@@ -205,7 +205,7 @@ def together(device: Device, config: Any) -> Iterator[tuple[Processes, torch.dev
                 raise
             # What gloo and NCCL raise has no class of its own.
             raise ProcessFailed(
-                f"process {processes.rank} of {processes.size} cannot go on: "
+                f"process {processes.rank} of {processes.size} cannot continue: "
                 f"{meeting.reason() or first_line(error)}. If another process reported an error or "
                 "was killed, that came first"
             ) from error

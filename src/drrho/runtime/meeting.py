@@ -156,8 +156,9 @@ class Meeting:
             )
             if now - started > self.time.total_seconds():
                 raise ProcessFailed(
-                    f"{waits}, in vain for {self.time.total_seconds() / 60:g} minutes. See what "
-                    f"they reported and whether they reach this address; {MINUTES} sets the time"
+                    f"{waits}, without success for {self.time.total_seconds() / 60:g} minutes. "
+                    f"See what they reported and whether they reach this address; {MINUTES} "
+                    "sets the time"
                 )
             if now > notice:
                 notice = now + SECONDS_BETWEEN_NOTICES
@@ -199,7 +200,7 @@ class Meeting:
         if dead is None or self._done.wait(SECONDS_TO_END):
             return
         reason = self.reason() or f"process {dead} has died"
-        message = f"process {self.rank} of {self.size} cannot go on: {reason}"
+        message = f"process {self.rank} of {self.size} cannot continue: {reason}"
         end_at_once(1, f"drrho: error: {message}")
 
     def _wait_for_death(self) -> int | None:

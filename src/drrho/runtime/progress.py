@@ -33,7 +33,7 @@ class Progress:
     Shows the count, its share of the total, the recent rate, the time spent and left, the
     resident memory of this process, and the values last passed to `advance`. In a terminal that
     is one line drawn in place; elsewhere a plain line about every ten seconds. Both end with a
-    line that stays and gives the mean rate. Work goes on where standard error is closed or broken.
+    line that stays and gives the mean rate. Work continues if standard error is closed.
 
         with Progress("index shards", total=len(shards), unit="shards") as progress:
             for shard in shards:
@@ -47,7 +47,7 @@ class Progress:
         visible: whether anything is shown; the first process of several shows it.
 
     Raises:
-        ValueError: `total` is negative, or `initial` does not lie between 0 and `total`.
+        ValueError: `total` is negative, or `initial` is not between 0 and `total`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Progress:
         if total < 0:
             raise ValueError(f"total must not be negative, got {total}")
         if not 0 <= initial <= total:
-            raise ValueError(f"initial must lie between 0 and total = {total}, got {initial}")
+            raise ValueError(f"initial must be between 0 and total = {total}, got {initial}")
         self.description = description
         self.total = total
         self.unit = unit

@@ -31,7 +31,7 @@ def accumulate_gradients(
 
     Args:
         loss: the DRRho loss.
-        micro_batches: those of one optimiser step, of any type, in memory together.
+        micro_batches: the micro-batches of one optimiser step, of any type, in memory together.
         losses_of: the forward pass: a micro-batch to `Losses`.
         backward: for instance a gradient scaler's: `lambda loss: scaler.scale(loss).backward()`.
         no_sync: entered for all but the last backward pass: `model.no_sync` of
@@ -41,7 +41,7 @@ def accumulate_gradients(
         A result for each micro-batch, whose losses add up to the objective. Gradients have been
         added to the parameters' `.grad`.
 
-    Source: the two passes are those of Gao et al., "Scaling deep contrastive learning batch size
+    Source: the two passes follow Gao et al., "Scaling deep contrastive learning batch size
         under memory limited setup", 2021 (GradCache).
     """
     kept = list(micro_batches)

@@ -41,7 +41,7 @@ class Estimate(NamedTuple):
 class Estimator(Protocol):
     """Estimator of the data set's risk: excess losses of a mini-batch to gradient weights.
 
-    The risk of a data set is no mean over samples, so that of a mini-batch is a biased estimate of
+    The risk of a data set is no mean over samples, so a mini-batch's risk is a biased estimate of
     it. Estimators differ in what they remember to lower the bias. An estimator is a module, what it
     remembers are buffers, and a call, once per optimiser step, changes them.
     """

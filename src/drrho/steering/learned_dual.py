@@ -24,7 +24,7 @@ class LearnedDual(nn.Module):
 
     The weights use the dual before its step, which is independent of the batch. So the gradient is
     unbiased for the objective at the present dual; what remains is the dual's distance from its
-    optimum. Under the KL penalty even that averages out, for losses that stand still, of equal
+    optimum. Under the KL penalty even that averages out, for losses that do not change, of equal
     weight, and batches that do not meet the limits below. The variance, of a mean of densities,
     usually exceeds the batch estimator's: the weights sum to one on average only.
 
@@ -35,7 +35,7 @@ class LearnedDual(nn.Module):
     and no scale: it moves by the standard deviation of the losses.
 
     Args:
-        rate: of the steps, in (0, 1]. The variance of nu is about
+        rate: step size, in (0, 1]. The variance of nu is about
             rate / (2 - rate) s^2 Var(sum(q w)) for the KL penalty.
 
     Source: docs/mathematics.md, "Estimators". For CVaR this is Rockafellar and Uryasev's joint

@@ -44,7 +44,7 @@ class Losses(NamedTuple):
 class SteeredLoss(NamedTuple):
     """Objective of a batch and numbers to log. Only `loss` carries a gradient.
 
-    Numbers are those of the whole batch: of all processes and all micro-batches together.
+    Numbers are for the whole batch: all processes and all micro-batches together.
 
     Attributes:
         loss: the objective, in units of loss (of a micro-batch: its equal share). Its gradient,
@@ -110,14 +110,14 @@ class DRRhoLoss(nn.Module):
 
     Args:
         risk: one of `drrho.risk`.
-        estimator: of the data set's risk from batches; None is `BatchEstimator()`.
+        estimator: estimator of the data set's risk from batches; None is `BatchEstimator()`.
         process_group: the processes whose batches belong together, which all make each call. None
             is the default group, or this process alone without one.
         nonfinite: "raise" stops on all processes at a loss that is not finite, and waits for the
             device to see it; "drop" leaves such samples out and counts them.
-        missing: of samples whose reference loss is NaN. "raise" and "drop" as above. "plain" counts
-            their plain loss with their share of the base measure; among excess losses a raw loss
-            would look like the hardest sample of all.
+        missing: treatment of samples whose reference loss is NaN. "raise" and "drop" as above.
+            "plain" counts their plain loss with their share of the base measure; among excess
+            losses a raw loss would look like the hardest sample of all.
 
     Raises:
         ValueError: the estimator cannot estimate this risk, or an option is unknown.
@@ -157,7 +157,7 @@ class DRRhoLoss(nn.Module):
         *,
         sample_weight: Shaped[Tensor, "*shape"] | None = None,
     ) -> SteeredLoss:
-        """Compute the loss of one batch; the arguments are those of `Losses`.
+        """Compute the loss of one batch; the arguments are as in `Losses`.
 
         Raises:
             ValueError: shapes differ, there is a loss that may not be there (with its places), or

@@ -15,7 +15,7 @@ class LossTable(nn.Module):
         weight_i = p_i N / B
 
     with p the adversary on the table's N samples and B the number in the batch. For losses that
-    stand still there is no bias, for any risk: over an epoch of uniform batches the gradients
+    do not change there is no bias, for any risk: over an epoch of uniform batches the gradients
     average to the full data set's. While the model moves, an entry is as old as its last visit,
     half an epoch on average, and samples not seen yet are left out. Weights sum to one on average
     only.
@@ -24,7 +24,7 @@ class LossTable(nn.Module):
     is 8 bytes a sample, on every process. Ids that occur twice in a batch leave their mean.
 
     Args:
-        num_samples: of the data set; ids are in [0, num_samples).
+        num_samples: size of the data set; ids are in [0, num_samples).
     """
 
     losses: Float32[Tensor, " samples"]

@@ -36,17 +36,17 @@ class MovingAverage(nn.Module):
 
     in log space, q the batch's base measure. The first batch starts the average.
 
-    For losses that stand still, with W = n / ESS = E[(p/q)^2] and B the batch size, the
+    For losses that do not change, with W = n / ESS = E[(p/q)^2] and B the batch size, the
     gradient sum(weight_i g_i) of an expected value G under p is biased by
 
         -(rate / B) (E_p[(p/q) g] - G)  +  rate / (2 - rate) (W - 1) / B  G
 
-    to first order: at rate 1 the batch estimator's bias. Lower rates trade it for variance, that of
-    a mean of exponentials at last. Losses that fall by c temperatures per step leave the average
+    to first order: at rate 1 the batch estimator's bias. Lower rates trade it for variance, in
+    the limit a mean of exponentials. Losses that fall by c temperatures per step leave the average
     behind, and the weights sum to about `1 - c / rate`; watch `SteeredLoss.weight_sum` (under Adam
     only relative changes of it matter). The average falls by at most `-log(1 - rate)` per step:
-    after one batch with a loss k temperatures above the others, training rests for about k / rate
-    steps. A weight is at most 1 / rate.
+    after one batch with a loss k temperatures above the others, weights are almost zero for about
+    k / rate steps. A weight is at most 1 / rate.
 
     Args:
         rate: gamma in (0, 1], a constant or `AdaptiveRate`. Assign `estimator.rate` for a

@@ -39,7 +39,7 @@ class DemoConfig:
         batch_size: pairs in a batch.
         seed: random seed of the scenes, the initial weights and the order of the data.
         precision: floating-point type of the towers. "auto" takes bfloat16 where the processor
-            multiplies in it, which takes half the time, and float32 elsewhere.
+            multiplies in it, which halves the time, and float32 elsewhere.
     """
 
     output: str = "runs/demo"

@@ -21,7 +21,7 @@ class EMA:
 
     def __post_init__(self) -> None:
         if not 0 < self.decay < 1:
-            raise ValueError(f"ema.decay must lie in (0, 1), got {self.decay}")
+            raise ValueError(f"ema.decay must be in (0, 1), got {self.decay}")
 
 
 def build_average(module: nn.Module, config: EMA) -> AveragedModel:

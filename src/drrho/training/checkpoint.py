@@ -45,7 +45,7 @@ class _Document:
 
 
 class CheckpointWriter:
-    """Writer of checkpoints while training goes on. Every process of the run makes the same calls.
+    """Writer of checkpoints while training continues. All processes make the same calls.
 
     The files are written into a hidden folder, flushed to the disk, and the folder renamed: at
     every moment each `step-*` is complete, whenever a process is killed. Older ones are deleted

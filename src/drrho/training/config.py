@@ -45,7 +45,7 @@ class Training:
             marks a model to keep; None keeps only the last.
         wandb_project: project of Weights & Biases to log to as well; needs `pip install wandb`.
         evaluate_every: steps between evaluations; None evaluates at the end only.
-        ema: exponential moving average of the weights, evaluated and saved beside them; None has
+        ema: exponential moving average of the weights, evaluated and saved beside them; None keeps
             none.
     """
 

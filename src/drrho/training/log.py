@@ -23,7 +23,7 @@ class MetricsLog:
     A row is one flat object: `step`, `samples`, `seconds`, then name: value. A value that is not
     finite is written as null. Each row reaches the operating system before `write` returns, so it
     survives the process. A place that fails (full disk, no network) is left out from then on, with
-    a warning: training goes on.
+    a warning: training continues.
 
     Args:
         folder: folder of the run, created if it does not exist.
@@ -118,7 +118,7 @@ class MetricsLog:
             self._failed.add(place)
             reason = str(error).partition("\n")[0]
             warnings.warn(
-                f"metrics no longer go to {place} ({reason}); training goes on without",
+                f"metrics no longer go to {place} ({reason}); training continues without",
                 stacklevel=4,
             )
 
@@ -155,7 +155,7 @@ def _wandb_run(folder: Path, project: str) -> Any:
     except Exception as error:  # of another program, in any kind
         reason = str(error).partition("\n")[0]
         warnings.warn(
-            f"metrics do not go to Weights & Biases ({reason}); training goes on without. Log in "
+            f"metrics do not go to Weights & Biases ({reason}); training continues without. Log in "
             "with `wandb login`, or set WANDB_MODE=offline where there is no network",
             stacklevel=3,
         )

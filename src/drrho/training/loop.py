@@ -253,7 +253,7 @@ def _require_consistent(
         )
     if state.step > config.num_steps:
         raise ValueError(
-            f"the run stands at step {state.step}, beyond steps = {config.num_steps}; "
+            f"the run is already at step {state.step}, beyond steps = {config.num_steps}; "
             "raise steps or train in another folder"
         )
     if state.until is not None and not state.step <= state.until <= config.num_steps:

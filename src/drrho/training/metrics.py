@@ -150,7 +150,7 @@ METRICS = (
             alert="anchors saturated",
             text="{value:.0%} of the anchors have given up more than half of their gradient (alert "
             "above {limit:.0%}): their negatives are all far away.",
-            remedy="The run may end here; to go on, take a smaller epsilon or larger batches.",
+            remedy="The run may end here; if not, take a smaller epsilon or larger batches.",
             checked="more than {limit:.0%} of the anchors have given up half their gradient.",
             above=0.5,
         ),

@@ -116,14 +116,14 @@ class Optimizer:
             the model's, warm-up included. As published, `ConstantRate` and `ThresholdDecay` have no
             warm-up here.
         image_lr_scale: learning rate of the image tower as a share of `learning_rate`; None is 1.
-        text_lr_scale: the same of the text tower.
+        text_lr_scale: learning rate of the text tower as a share of `learning_rate`; None is 1.
         layer_decay: factor of the learning rate from a layer to the one before it, in each tower:
             the last group of a tower (its projection) has the rate of the tower, the one before it
             `layer_decay` times that, and so on to the embeddings. None is the same rate in all.
-        moment_warmup_steps: steps at the start of the run that move no weight and no temperature,
-            and gather AdamW's moments and the averages of the samples all the same, so that the
-            first step of a pretrained model is no step of a cold optimiser. They count towards the
-            length of the run; the warm-up of the learning rate follows them.
+        moment_warmup_steps: first steps of the run, which change no weight and no temperature but
+            collect AdamW's moments and the averages of the samples, so that a pretrained model does
+            not start with a cold optimiser. They count towards the length of the run; the warm-up
+            of the learning rate follows them.
 
     Source: `moment_warmup_steps` is the first stage of TuneCLIP (Mehta et al., "Breaking the limits
         of open-weight CLIP", 2026, arXiv 2601.09859), the recovery of the optimiser's statistics;
@@ -153,10 +153,10 @@ class Optimizer:
         )
         if self.layer_decay is not None and not 0 < self.layer_decay < 1:
             raise ValueError(
-                f"layer_decay must lie in (0, 1), got {self.layer_decay}; None is no decay"
+                f"layer_decay must be in (0, 1), got {self.layer_decay}; None is no decay"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+            raise ValueError(f"betas must be in [0, 1), got {self.betas}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
         require_at_least(

@@ -79,13 +79,13 @@ def warmup_cosine(
     no step is spent at a rate of 0. The same convention as open_clip's.
 
     Raises:
-        ValueError: `total_steps` is not positive, or `warmup_steps` does not lie between 0 and it.
+        ValueError: `total_steps` is not positive, or `warmup_steps` is not between 0 and it.
     """
     require_finite(peak=peak, final=final)
     require_at_least(1, total_steps=total_steps)
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
-            f"warmup_steps must lie between 0 and total_steps = {total_steps}, got {warmup_steps}"
+            f"warmup_steps must be between 0 and total_steps = {total_steps}, got {warmup_steps}"
         )
     decay_steps = total_steps - warmup_steps
     decay = cosine(peak, final, steps=decay_steps) if decay_steps else constant(final)

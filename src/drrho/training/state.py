@@ -137,7 +137,7 @@ class TrainingState:
     def save(self, *, keep: int) -> Path:
         """Start to write a checkpoint, and keep the newest `keep`; a collective.
 
-        Training may go on; `wait_until_saved` returns when it is on the disk.
+        Training may continue; `wait_until_saved` returns when it is on the disk.
 
         Raises:
             TypeError: the config is not plain data, or a module's state holds a non-tensor.

@@ -85,8 +85,8 @@ def take_step(
 
     Returns:
         The objective's result, and the record of what has to be finite: the loss, the 2-norm of
-        the model's gradient (before clipping) and that of the loss's own trainable parameters.
-        In float16 only the loss: gradients may overflow, and the scaler then skips the step.
+        the model's gradient (before clipping) and the gradient of the loss's own parameters. In
+        float16 only the loss: gradients may overflow, and the scaler then skips the step.
     """
     device = next(state.model.parameters()).device
     for group in state.optimizer.param_groups:

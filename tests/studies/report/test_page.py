@@ -74,7 +74,7 @@ def test_a_summary_says_what_the_numbers_say():
     assert "stopped or still running at 30" in words
     assert "went from 0.200 to 3.000, its best" in words
     assert "fell from 0.1" in words
-    assert "smaller than that of the loss" in words
+    assert "smaller than the variance of the loss" in words
     assert summarise_run("r", folder([]))["headline"] is None
 
 

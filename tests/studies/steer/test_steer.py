@@ -113,7 +113,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     monkeypatch.setattr("drrho.studies.steer.way.measure", lambda *_, **__: None)
     for _ in range(4):
         assert main(arguments) == 130
-    assert "goes on where it was in out" in capsys.readouterr().err
+    assert "continues where it was in out" in capsys.readouterr().err
     assert main(arguments) == 0
     assert "target, without the reference" in capsys.readouterr().out
     assert contents(tmp_path) == contents(folder)

@@ -42,7 +42,7 @@ def as_tau(temperature: Tau, like: Tensor) -> Float[Tensor, "..."]:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A temperature that stays what it is.
+    """A constant temperature.
 
     Attributes:
         initial: tau, in units of cosine similarity.

@@ -19,7 +19,7 @@ class Algorithm:
     """An algorithm of the literature.
 
     Attributes:
-        objective: with the numbers of the published run, where there is one.
+        objective: objective with the numbers of the published run, if there is one.
         title: its name in print.
         citation: where it was published.
         summary: what it does, in a line.

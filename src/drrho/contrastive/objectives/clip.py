@@ -16,7 +16,7 @@ class CLIP:
     """CLIP's objective: the symmetric cross-entropy of the batch (InfoNCE).
 
     Attributes:
-        temperature: `Constant`, of which a float will do, or `Learned`.
+        temperature: `Constant` (a float will do) or `Learned`.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
 
     Source: docs/mathematics.md, "CLIP and FastCLIP as special cases"; Radford et al., arXiv

@@ -46,9 +46,9 @@ class DistillationTerm(Teachers):
     """Teachers' matching probabilities, imitated beside another objective.
 
     Attributes:
-        weight: factor of the distillation loss. Objectives in units of cosine similarity (FastCLIP
-            and DRRho-CLIP with `times_temperature`) are given it times tau, so that the weight
-            means the same beside each.
+        weight: factor of the distillation loss. Beside objectives in units of cosine similarity
+            (FastCLIP and DRRho-CLIP with `times_temperature`) the loss is also multiplied by tau,
+            so that the weight has the same meaning for all objectives.
     """
 
     weight: float = 1.0
@@ -71,10 +71,10 @@ def converted_weight(weight: float, *, batch_size: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Teachers):
-    """Teachers' matching probabilities alone, the way of MobileCLIP.
+    """Teachers' matching probabilities alone, as in MobileCLIP.
 
     Attributes:
-        temperature: `Constant`, of which a float will do, or `Learned`; the target's.
+        temperature: `Constant` (a float will do) or `Learned`; the target's.
 
     Source: docs/mathematics.md, "Distillation"; Vasu et al., arXiv 2311.17049.
     """

@@ -37,12 +37,12 @@ class GIST:
     The guide is the recipe's reference.
 
     Attributes:
-        temperature: `Constant`, of which a float will do, or `Learned`.
-        margin: how far below the pair's own similarity, by the guide, that of a negative must lie.
+        temperature: `Constant` (a float will do) or `Learned`.
+        margin: by how much a negative's similarity must be below the pair's own, for the guide.
         margin_strategy: the margin is "absolute", in cosine similarity, or "relative" to the pair's
             own.
-        within: whether an anchor's candidates are also the other anchors, and the positives of its
-            positive: what the published loss has besides the usual negatives.
+        within: whether an anchor is also compared with the other anchors, and its positive with the
+            other positives, as in the published loss.
         directions: "first" has images (of text pairs: anchors) alone as anchors, as published;
             "both" has the texts too.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
@@ -198,7 +198,7 @@ def _computed(losses: Callable[..., Tensor], *arguments: Any, again: bool) -> Te
 
 
 class _AllGather(torch.autograd.Function):
-    """Everyone's rows, whose gradients are added up where a row lies."""
+    """Everyone's rows; the gradients of a row are added up on the process that holds it."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, pairs: Partition) -> Tensor:

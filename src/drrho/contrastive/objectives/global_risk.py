@@ -46,7 +46,7 @@ class GlobalRisk:
     """Fields of the objectives that average each anchor's sum over batches.
 
     Attributes:
-        temperature: `Constant`, of which a float will do, `Learned` or `PerSample`.
+        temperature: `Constant` (a float will do), `Learned` or `PerSample`.
         epsilon: floor of the sums; as published.
         rho: radius of the ambiguity set in nats; given exactly if the temperature is learned,
             since without it the temperature would grow for ever.
@@ -55,7 +55,7 @@ class GlobalRisk:
         gamma_schedule: "cosine" falls from 1 to gamma_min, "constant" is gamma_min throughout.
         gamma_decay_epochs: epochs over which the cosine falls; None means half of the run.
         times_temperature: whether the logarithm of each anchor's sum is multiplied by its
-            temperature, as the risk has it. Without it the model's gradient of an anchor is
+            temperature, as in the risk. Without it the model's gradient of an anchor is
             weighted by 1 / tau, and a temperature that is learned for all anchors follows the
             gradient of the logarithms alone, without rho.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
@@ -92,7 +92,7 @@ class GlobalRisk:
             raise ValueError(
                 f"method {self.method!r} with a temperature that is learned "
                 f"({self.temperature.kind}) needs objective.rho: without it every step raises the "
-                "temperature. FastCLIP was published with 6.5 to 11; it must lie below "
+                "temperature. FastCLIP was published with 6.5 to 11; it must be below "
                 "log(batch size - 1) to be reached"
             )
         require_share(**{"objective.gamma_min": self.gamma_min})
@@ -209,8 +209,9 @@ class GlobalContrastiveLoss(nn.Module):
     in which a temperature of all anchors takes part. A temperature for each anchor keeps the
     gradient that it has with the factor, with rho; only the model's gradient changes.
 
-    On K processes the batch is that of all, and every process returns its F. The gradients have
-    to be averaged over the processes, as DistributedDataParallel does; then they are F's.
+    On K processes the batch consists of all their pairs, and every process returns its F. The
+    gradients have to be averaged over the processes, as DistributedDataParallel does; then they
+    are F's.
 
     Args:
         num_samples: size of the data set; the state is two floats per sample. None has no memory:
@@ -219,7 +220,7 @@ class GlobalContrastiveLoss(nn.Module):
             1 / (B - 1), the positive's own term, with which it is CLIP's loss less log(B - 1).
         rho: radius in nats; has an effect only where the temperature is learned.
         times_temperature: whether the logarithms are multiplied by the temperature.
-        directions: whose losses are averaged: those of "both" rows, or of the "first", the images.
+        directions: whose losses are averaged: "both", or only the "first", with images as anchors.
         group, impl: as for `ContrastiveObjective`.
 
     Source: docs/mathematics.md, "Per-sample estimators".

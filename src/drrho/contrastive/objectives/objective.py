@@ -70,9 +70,9 @@ def check_passes(tiling: Tiling, config: Objective) -> None:
 class ContrastiveObjective(nn.Module):
     """An objective with temperature, bias and per-sample averages.
 
-    On K processes the batch is that of all, and every process returns the same loss. Gradients of
-    the model have to be averaged over processes, as DistributedDataParallel does; those of
-    temperature and bias are averaged here. So this module is not to be wrapped, which would
+    On K processes the batch consists of all their pairs, and every process returns the same loss.
+    Gradients of the model have to be averaged over processes, as DistributedDataParallel does;
+    gradients of temperature and bias are averaged here. Do not wrap this module: that would
     overwrite every process's share of the per-sample state with the first one's.
 
     Args:
@@ -143,9 +143,8 @@ class ContrastiveObjective(nn.Module):
         Args:
             target: unit embeddings (B, d) of the model in training; of this process's pairs, as
                 all that follows.
-            reference: those of the reference; for `DRRhoCLIP` and, as the guide, for `GIST`, and
-                for nothing else. A row of zeros is a pair without them, which keeps its plain
-                loss.
+            reference: the reference's embeddings, for `DRRhoCLIP`; the guide's for `GIST`; None for
+                the others. A row of zeros is a pair without them, which keeps its plain loss.
             sample_ids: position of each pair in the data set; None where nothing is remembered of
                 them: with gamma 1 and one temperature for all.
             gamma: weight of this batch in the averages of `FastCLIP` and `DRRhoCLIP`, in (0, 1].
@@ -281,7 +280,7 @@ class ContrastiveObjective(nn.Module):
     ) -> None:
         if self.config.needs_reference != (reference is not None):
             raise ValueError(
-                "DRRhoCLIP needs reference embeddings, GIST those of a guide, and the other "
+                "DRRhoCLIP needs reference embeddings, GIST a guide's, and the other "
                 "objectives take none; "
                 f"got {'none' if reference is None else 'some'} for {self.config.method!r}"
             )

@@ -30,7 +30,7 @@ class SigLIP:
     """SigLIP's objective: the sigmoid loss of every pair of an image and a text.
 
     Attributes:
-        temperature: `Constant`, of which a float will do, or `Learned`; one for both directions.
+        temperature: `Constant` (a float will do) or `Learned`; one for both directions.
         initial_bias: b at the start, in nats, which is then learned.
         distillation: teachers' probabilities, imitated as well; None leaves them out.
 
@@ -87,7 +87,7 @@ def tiled_siglip_anchor_losses(
 ) -> Float[Tensor, " batch"]:
     """`siglip_anchor_losses` tile by tile, of this process's images against everyone's texts.
 
-    `pairs`, `tiling` and the meaning of the gradient are those of `tiled_log_gap_means`.
+    `pairs`, `tiling` and the meaning of the gradient are as in `tiled_log_gap_means`.
     """
     check_pairs(target, None)
     pairs = pair_partition(target) if pairs is None else pairs

@@ -128,7 +128,7 @@ def draw_pairs(
         losses: called before each chunk, without gradient and autocast.
         chunks: number of pairs of each, and how they are drawn.
         kind: what a score is made of.
-        processes: partition of the super-batch. The first process's draws are those of all.
+        processes: partition of the super-batch. All processes use the first process's draws.
         device: where the embeddings are.
 
     Raises:

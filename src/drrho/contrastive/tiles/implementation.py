@@ -49,7 +49,7 @@ def log_gap_means(
 ) -> Float[Tensor, "2 batch"]:
     """`log g` of image and text anchors, by an implementation of choice.
 
-    Arguments are those of `tiled_log_gap_means`; `ContrastiveObjective` describes `impl`.
+    Arguments are as in `tiled_log_gap_means`; `ContrastiveObjective` describes `impl`.
 
     Raises:
         ValueError: as `tiled_log_gap_means`; or "exact" with several processes, or "triton" with

@@ -43,7 +43,7 @@ def tiled_log_gap_means(
     within a budget of memory; the second, for the gradient, forms the others again. Memory beyond
     arguments, result and gradients is that budget, a few tiles and O(B) numbers. With K processes,
     which may have different numbers of pairs, sums of columns are combined between them, and the
-    gradient of a text is added up where it lies.
+    gradient of a text is added up on the process that holds it.
 
     Args:
         target, reference, temperature: as for `log_gap_means`; of this process's pairs. The

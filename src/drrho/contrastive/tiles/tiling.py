@@ -24,11 +24,11 @@ class Tiling:
 
     Attributes:
         kept_megabytes: memory of the tiles that the forward pass of a process keeps for the
-            backward pass, which forms the others again at the price of another product; 0 keeps
-            none. None takes a quarter of the CPU memory that is free, divided by the number of
-            processes, or a 64th of a GPU's. No bit depends on it.
-        passes: "separate" computes the distillation's cross-entropy as two terms, each with passes
-            of its own, as all runs before December 2026 did; "joint" takes student and teachers
+            backward pass, which computes the others again by another product; 0 keeps none. None
+            takes a quarter of the free CPU memory, divided by the number of processes, or a 64th
+            of a GPU's. Results do not depend on it.
+        passes: "separate" computes the distillation's cross-entropy as two terms, in separate
+            passes, as all runs before December 2026 did; "joint" takes student and teachers
             together, in half of the time, and its gradient is exact where both are certain of the
             same pairs. Only for objectives that imitate teachers.
     """

@@ -37,7 +37,7 @@ def find_column(url: str, wanted: str | None, present: Sequence[str], *, of: str
 
     Args:
         wanted: name that the user gave; None looks for a name that is known, where `image` and
-            `caption` as they stand come first, and `NO_COLUMN` means without one.
+            `caption`, unchanged, come first, and `NO_COLUMN` means without one.
         of: "image" or "caption".
 
     Raises:

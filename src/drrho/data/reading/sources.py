@@ -109,9 +109,9 @@ def recognised(
 ) -> Layout:
     """Complete the layout of a source by the names of its columns, as `find_column` chooses them.
 
-    Of a folder of images the caption is the field of the json files that stand beside images
+    In a folder of images the caption is a field of the json files beside the images
     without a txt; None where there are none. With an anchor, or where two columns are known to be
-    pairs of texts (`find_pair`), the layout is that of pairs of texts.
+    pairs of texts (`find_pair`), the layout is for pairs of texts.
 
     Raises:
         ValueError: there are columns, but none or no single one that is known.

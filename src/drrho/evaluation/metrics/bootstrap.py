@@ -45,7 +45,7 @@ def percentile_interval(
     """
     if len(values) == 0 or not 0 < level < 1:
         raise ValueError(
-            f"level must lie between 0 and 1 and values be given, got {level}, {values}"
+            f"level must be between 0 and 1, and values must be given; got {level}, {values}"
         )
     tail = (1 - level) / 2
     below, above = ENDS[ends]

@@ -16,7 +16,7 @@ OTHER_KEYS = {"time", "num_classes", "random_score", "tags"}
 
 
 def task_folders(task: ListedTask, data: Path) -> list[Path]:
-    """List where the data of a task may lie, the likeliest first.
+    """List where the data of a task may be, the likeliest first.
 
     DataComp's `download_evalsets.py` writes `wds_vtab-eurosat_test`; clip_benchmark's own data
     sets are called `wds_vtab-eurosat` or `wds_mscoco_captions`. Associations are no shards, and
@@ -24,7 +24,9 @@ def task_folders(task: ListedTask, data: Path) -> list[Path]:
     """
     for name in (task.key, task.folder or "."):
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"task {task.key!r}: {name!r} leads out of {data}; data lie in it")
+            raise ValueError(
+                f"task {task.key!r}: {name!r} leads out of {data}; data must be inside it"
+            )
     if task.folder is not None:
         return [data / task.folder]
     whole, last = task.key.replace("/", "-"), task.key.rpartition("/")[2]

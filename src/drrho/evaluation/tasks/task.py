@@ -19,7 +19,7 @@ class ListedTask:
         kind: a key of `scores.KINDS`; None chooses "classification" or "retrieval" by the data.
         main_metric: metric that enters the average; None leaves the task out of it.
         size: number of samples, or of cues of associations; None if the list does not say.
-        folder: data folder, relative to that of all tasks; None tries the usual names.
+        folder: data folder, relative to the folder of all tasks; None tries the usual names.
         suite: name of a group of tasks whose scores are averaged too.
         group_by: name of a division -> column of a sample's .npy that holds its group; for
             classification.

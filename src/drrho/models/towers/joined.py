@@ -1,4 +1,4 @@
-"""A dual encoder of a vision model and a text model that have never met: towers and linear heads.
+"""A dual encoder of separately trained vision and text models: towers and linear heads.
 
 Its folder holds both towers whole, so that it needs nothing but itself, wherever it goes. A tower
 that a program built needs that program, unchanged, and the word of whoever loads it.
@@ -31,7 +31,7 @@ Method = Literal["ridge", "cca", "contrastive"]
 
 
 class MRR(NamedTuple):
-    """A mean reciprocal rank, with its 95 % interval and that of guessing."""
+    """A mean reciprocal rank with its 95 % interval, and what guessing reaches."""
 
     value: float
     low: float

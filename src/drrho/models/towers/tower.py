@@ -36,7 +36,7 @@ class ImageTower:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """A text model with its tokenizer; the fields are those of `ImageTower`.
+    """A text model with its tokenizer; the fields are as in `ImageTower`.
 
     Attributes:
         module: called with token ids of `tokenizer`, gives features (B, d).

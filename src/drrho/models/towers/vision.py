@@ -117,7 +117,7 @@ def build_vision(
         name: of an architecture of the library.
         weights: a checkpoint with the names of that library; None looks for the default weights
             in the cache.
-        image_size: pixels of each side; None takes those of the weights.
+        image_size: pixels of each side; None takes the size of the weights.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -245,7 +245,7 @@ def _require_known(name: str, known: bool, names: list[str], *, library: str) ->
 
 
 def _resized(transform: VisionTransform, size: int) -> VisionTransform:
-    """Return the transform for images of another size, of which it shows as much."""
+    """Return the transform for images of another size, showing as much of the image."""
     resize = transform.resize
     return VisionTransform(
         **vars(transform)

@@ -72,7 +72,7 @@ def run_train(arguments: list[str]) -> str | tuple[str, int]:
     """Train a model by a recipe: FILE.py, or the name of a published one.
 
     A run found in the recipe's output folder is continued. `--dry-run` checks and describes the
-    run, and writes nothing. `--extend` goes on with a finished run to the steps that are given.
+    run, and writes nothing. `--extend` continues a finished run to the steps that are given.
     `--trust` runs the program that the folder of a model run:PATH names.
     """
     if not arguments or arguments[0].startswith("-"):
@@ -251,7 +251,7 @@ def _described(aliases: Mapping[str, str]) -> str:
     short = ", ".join(f"{short} = {full}" for short, full in aliases.items())
     return (
         "Train a model by this recipe, with any field changed. --dry-run checks and describes the "
-        "run. --extend goes on with a finished run to more steps (--resume extend). --trust runs "
+        "run. --extend continues a finished run to more steps (--resume extend). --trust runs "
         "the program that the folder of a model run:PATH names. --objective.method and "
         "--objective.temperature.kind choose another class of objective and of temperature. A part "
         "that is left out begins with one of its options: --tuning.lora.rank, --training.ema.decay."

@@ -14,7 +14,7 @@ Kind = TypeVar("Kind")
 ALTERNATIVES = {
     "training.steps": "training.epochs",
     "training.epochs": "training.steps",
-    "model.name": "model.pretrained",  # weights are those of an architecture
+    "model.name": "model.pretrained",  # weights belong to an architecture
 }
 
 

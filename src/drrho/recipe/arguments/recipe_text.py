@@ -29,7 +29,7 @@ def _text(value: Any, indent: int) -> str:
         return _plain_text(value)
     name = type(value).__name__
     if getattr(drrho, name, None) is not type(value):
-        raise ValueError(f"{name} has no public name, so it cannot stand in a recipe's file")
+        raise ValueError(f"{name} has no public name, so it cannot be written into a recipe's file")
     given = [
         f"{part.name}={_text(getattr(value, part.name), indent + 4)}"
         for part in fields(value)

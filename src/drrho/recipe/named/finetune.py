@@ -54,7 +54,7 @@ def finetune_recipe(scale: FineTuningScale | None = None, *, model: Model | None
         model: pretrained target; None is open_clip's ViT-B-32 of LAION. The reference's own model
             is as good a start where it has the architecture that is wanted.
 
-    Source: the learning rate, the weight decay and the single cosine are those of Goyal et al.,
+    Source: the learning rate, the weight decay and the single cosine follow Goyal et al.,
         "Finetune like you pretrain", CVPR 2023, for CLIP ViT-B/16.
     """
     scale = FineTuningScale() if scale is None else scale

@@ -1,6 +1,6 @@
 """Published DRRho-CLIP run and its counterparts, by name and at any scale.
 
-The numbers are those of the scripts published with the paper (repository
+The numbers come from the scripts published with the paper (repository
 Optimization-AI/DRRho-CLIP, README) for ViT-B/16 on DFN-192M at batch 5,120; where a counterpart
 has no published script the choice is said beside it. docs/guides/recipes.md lists what is known to
 differ.
@@ -37,7 +37,8 @@ class Scale:
         samples_seen: pairs trained on in all; the published run has 7 epochs of 192,160,462. The
             steps are this over the batch size. The warm-up is 500 steps, or a twentieth of a run
             that is shorter than 10,000.
-        learning_rate: peak learning rate; by default that published for batch 5,120, not scaled.
+        learning_rate: peak learning rate; by default the rate published for batch size
+            5,120, not scaled.
     """
 
     batch_size: int = 5120

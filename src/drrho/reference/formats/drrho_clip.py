@@ -46,7 +46,7 @@ class DRRhoClip:
 
     Attributes:
         source: folder given to it as --cached_ref_features_dir.
-        samples_per_file: its --num_samples_per_shard.
+        samples_per_file: samples in a file, the published program's --num_samples_per_shard.
         number: place of a sample's number: the field "key" of its json, by which the features were
             written, or the name of its members. None takes the json's where there is one; two
             numbers that differ are an error.

@@ -68,8 +68,8 @@ def import_embeddings(
         rows = list(islice(source.keys(), SHOWN_KEYS))
         raise ValueError(
             f"not one of {manifest.num_samples} samples has imported embeddings ({counts}). They "
-            f"are joined by {source.key_noun}; those of the samples are like "
-            f"{lookup.seen or 'none'}, those of the imported rows like {rows}: is it of another "
+            f"are joined by {source.key_noun}; the samples have keys like "
+            f"{lookup.seen or 'none'}, the imported rows like {rows}: is it of another "
             "data set?"
         )
     REFERENCE_CARDS.save(card, folder)

@@ -1,1 +1,1 @@
-"""Dual encoders out of a vision model and a text model that have never met."""
+"""Dual encoders made of a vision model and a text model that were trained separately."""

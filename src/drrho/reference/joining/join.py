@@ -1,4 +1,4 @@
-"""`drrho reference join`: a dual encoder out of two models that have never met."""
+"""`drrho reference join`: a dual encoder made of two separately trained models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -48,10 +48,10 @@ FEWEST_HELD_OUT = 20
 
 @dataclass(frozen=True, kw_only=True)
 class JoinConfig:
-    """Build a reference out of a vision model and a text model that have never met.
+    """Build a reference from a vision model and a text model that were trained separately.
 
-    Both are frozen; linear heads map their features into one space. They are chosen on pairs held
-    out of the data, and judged on further ones.
+    Both are frozen; linear heads map their features into one space. They are chosen on held-out
+    pairs of the data, and judged on further pairs.
 
     Attributes:
         image: vision model: timm:NAME or torchvision:NAME (whose weights are among the downloads
@@ -65,8 +65,8 @@ class JoinConfig:
             out a tenth of the data.
         pairs: largest number of pairs of the data to use, drawn at random; None uses all.
         methods: kinds of heads to try.
-        image_size: pixels of each side for models of timm and torchvision; None takes those that
-            the weights were trained with.
+        image_size: pixels of each side for models of timm and torchvision; None takes the
+            size that the weights were trained with.
         batch_size: images or texts encoded at once.
         seed: random seed of what is held out, and of the contrastive fit.
         device: device to encode on; "auto" takes the GPU if there is one.
@@ -181,7 +181,7 @@ def join_reference(config: JoinConfig) -> JoinedCard:
 
 
 def run_join(config: JoinConfig) -> str:
-    """Build a reference out of a vision model and a text model that have never met."""
+    """Build a reference from a vision model and a text model that were trained separately."""
     card = join_reference(config)
     found, head = card.held_out, card.head
     others = "; ".join(f"{it.method} {it.mrr:.3f}" for it in card.tried)

@@ -7,7 +7,7 @@ file per shard. Losses are in float32, as their difference to the target's losse
     steered = drrho_loss(losses, store.gather(sample_ids), index=sample_ids)
 
 `LossWriter` writes them; `drrho.data.items` makes the manifest of data that are no tar files. They
-need no more than `pip install drrho`.
+need no extra.
 """
 
 import math
@@ -177,7 +177,7 @@ class LossStore:
         if not LOSS_CARDS.exists(path):
             known = ", ".join(references_in(folder)) or "none"
             raise FileNotFoundError(
-                f"{folder} holds no losses of a reference {reference!r}; it holds those of: "
+                f"{folder} holds no losses of a reference {reference!r}; it holds losses of: "
                 f"{known}. Take one of these, or {REMEDY}"
             )
         card = LOSS_CARDS.load(path)

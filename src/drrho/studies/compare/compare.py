@@ -134,7 +134,7 @@ class CompareConfig:
     What is finished is kept. Several processes may work on one folder: no run is done twice.
 
     Attributes:
-        seeds: random seeds; each method is trained once with each. Of replicates, their numbers.
+        seeds: random seeds; each method is trained once with each. For replicates, their numbers.
             None takes the recipe's.
         output: folder of all runs and tables; None takes the recipe's.
         only: runs to train, as METHOD:SEED (METHOD:REPLICATE of replicates); none given means all.

@@ -34,7 +34,7 @@ class Replicates:
             every number. Its output, seeds and primaries are set here, the seed of a run being the
             number of its replicate; it draws from the number the seeds of its references, and
             names the number's data.
-        replicates: numbers of the replicates; a number stands for so many, from 0.
+        replicates: numbers of the replicates; a number n means 0 to n - 1.
         primaries: pairs (a method, the method or reference that it is expected to be above), named
             before anything is run.
         prepare: draws the data of a replicate: called with its number once, before its first run;

@@ -45,7 +45,7 @@ class PartFailed(RuntimeError):
 
 
 def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
-    """Trains and scores runs that are not finished; a failure is noted, and the others go on.
+    """Trains and scores runs that are not finished; a failure is noted, and the others continue.
 
     Raises:
         FileNotFoundError: a test set is not there; found before anything is trained.

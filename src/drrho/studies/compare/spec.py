@@ -42,7 +42,7 @@ class TuningConfig:
     """Choice between the settings of a method, by a run of each on the validation set.
 
     Attributes:
-        seed: random seed of these runs, none of the comparison's own.
+        seed: random seed of these runs, different from the comparison's seeds.
         metric: metric of the recipe's evaluation; the setting with its highest value is taken.
     """
 
@@ -56,7 +56,7 @@ class GapConfig:
 
     Attributes:
         weak: a reference, weaker than what the target can become.
-        ceiling: a method that trains the target on what the weak one stands in for.
+        ceiling: a method that trains the target on the data that the weak one replaces.
     """
 
     weak: str
@@ -77,7 +77,7 @@ class Comparison:
             compared with. Its `reference`, `teachers`, `filtering.reference` and
             `evaluation.references` are names of `references`; its `output` and `seed` are set
             here. A model "reference:NAME" starts from the weights of that reference. Several
-            recipes are settings of one method, of which `tuning` chooses one; then all methods
+            recipes are settings of one method, and `tuning` chooses one of them; then all methods
             have as many. Or names of algorithms (`drrho recipes` lists them), whose objectives and
             selections are put into `recipe`.
         recipe: what methods given by name have in common. Its reference is of stored embeddings.
@@ -85,9 +85,9 @@ class Comparison:
             tenth of the training data, drawn at random, on which no method is trained.
         references: name -> recipe to train first, an existing model, or the folder of stored
             embeddings of the training data, whose model is not evaluated. A recipe may be steered
-            by references that stand before it. A reference's embeddings are stored once for each
+            by references listed before it. A reference's embeddings are stored once for each
             data set that a method trains on with it.
-        seeds: each method is trained once per seed; a number stands for so many, from 0.
+        seeds: each method is trained once per seed; a number n means the seeds 0 to n - 1.
         tuning: how settings are chosen; exactly where methods have several.
         gap: where a reference is weaker than the target: the gap to report.
         primaries: pairs (a method, the method or reference that it is expected to be above), named
@@ -132,7 +132,7 @@ class Comparison:
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(
-                        f"{name!r} does not do as the name of a {kind}, which is that of a folder "
+                        f"{name!r} cannot be the name of a {kind}, because it names a folder "
                         "too: use letters, digits and _ . + -"
                     )
         self._check_tuning()
@@ -162,7 +162,7 @@ class Comparison:
         return tuple(Part(method, seed) for seed in self.all_seeds for method in self.methods)
 
     def settings(self, method: str) -> tuple[Recipe, ...]:
-        """The recipes to choose from, as they stand in `methods`."""
+        """The recipes to choose from, as in `methods`."""
         assert isinstance(self.methods, Mapping)  # names were replaced
         recipes = self.methods[method]
         return recipes if isinstance(recipes, tuple) else (recipes,)

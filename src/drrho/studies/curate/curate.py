@@ -1,7 +1,6 @@
 """`drrho curate`: rank pairs by a run and its reference, write a table and a filtered manifest."""
 
 import csv
-import importlib
 import io
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from drrho.reference.reader import Reference, open_reference
 from drrho.runtime.files import expand_paths, write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.locks import exclusive
+from drrho.runtime.optional import import_optional
 from drrho.runtime.records import write_record
 from drrho.studies.curate.pair_quality import mismatched_share
 from drrho.studies.curate.scores import Quality, Reading, find_repeats, finite_pairs, score_pairs
@@ -59,15 +59,15 @@ class CurateConfig:
             filtered `manifest.json`.
         data: data set to rank: a manifest, or what `drrho index` takes; by default the run's.
         reference: folder of stored embeddings of the data set; by default the run's.
-        held_out: pairs like those of the data set whose captions are right: a manifest, or what
-            `drrho index` takes. They say how precisely wrong captions are told. By default the
-            run's evaluation data.
+        held_out: held-out pairs that resemble the data set and have right captions: a manifest, or
+            what `drrho index` takes. They show how precisely wrong captions are found. By default
+            the run's evaluation data.
         held_out_reference: folders of the reference's stored embeddings of the held-out pairs; by
-            default those of the run's evaluation.references that are of the same reference.
-        precision: share of the captions called mismatched that have to be wrong; where the
-            held-out pairs cannot show it, none is called so.
-        mismatched_share: share of pairs to call mismatched, those that rank lowest, whatever the
-            precision; None goes by the precision.
+            default the run's evaluation.references of the same reference.
+        precision: smallest share of wrong captions among the captions called mismatched; no caption
+            is called mismatched where the held-out pairs cannot show this share.
+        mismatched_share: share of pairs to call mismatched, beginning with the lowest rank, at any
+            precision; None uses the precision.
         drop: labels of the pairs that the filtered manifest leaves out.
         keep: share of the remaining pairs that the filtered manifest keeps, those with the largest
             excess loss; None keeps all.
@@ -110,7 +110,7 @@ class CurateConfig:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if not 0 < self.precision < 1:
-            raise ValueError(f"precision must lie between 0 and 1, got {self.precision}")
+            raise ValueError(f"precision must be between 0 and 1, got {self.precision}")
         if self.keep == 0:
             raise ValueError("keep = 0 would leave no pair")
         by_precision = self.held_out, self.held_out_reference, self.precision
@@ -392,16 +392,14 @@ def _write_table(path: Path, rows: list[tuple]) -> None:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; parquet files need: pip install 'drrho[tables]'", name=error.name
-        ) from error
+    return (
+        import_optional("pyarrow", user="parquet files", extra="tables"),
+        import_optional("pyarrow.parquet", user="parquet files", extra="tables"),
+    )
 
 
 def run_curate(config: CurateConfig) -> str:
-    """Rank the pairs of a data set, and leave some out of its manifest if asked."""
+    """Rank the pairs of a data set, and leave some out of its manifest on request."""
     found = curate(config)
     summary = found.summary
     lines = [f"{found.table}: {in_brackets(summary.labels).strip(' ()')}"]

@@ -63,7 +63,7 @@ class Judgement:
             )
         if self.threshold is None:
             return (
-                "No caption stands out as mismatched with a precision of "
+                "No caption can be called mismatched with a precision of "
                 f"{self.precision:g} ({told})."
             )
         return (

@@ -14,7 +14,7 @@ FILE_NAME = "probe.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedReference(Steerability):
-    """Results of one reference; temperature and radius are those of a probe of losses.
+    """Results of one reference; temperature and radius are set by a probe of losses.
 
     Attributes:
         contamination: None if not measured.

@@ -161,7 +161,7 @@ def rank_references(
     if len(names) != len(moments.excess) or len(set(names)) < len(names):
         raise ValueError(f"{len(moments.excess)} references need as many names, got {list(names)}")
     if not 0 < pilot_share <= 1:
-        raise ValueError(f"pilot_share must lie in (0, 1], got {pilot_share}")
+        raise ValueError(f"pilot_share must be in (0, 1], got {pilot_share}")
     # Rounding leaves 1e-16 of the losses' variance where the pilots differ by a constant.
     if not moments.pilots[0] > 1e-12 * moments.signal[0].abs():
         raise ValueError(

@@ -246,7 +246,7 @@ def _negatives(
 
 
 def _similarity(pairs: PairEmbeddings, image: int, text: int, anchor: int) -> tuple[float, float]:
-    """Similarity of an image and a text, and its gap to that of the anchor's own pair."""
+    """Similarity of an image and a text, and its gap to the anchor's own pair."""
     found = float(pairs.image[image] @ pairs.text[text])
     return found, found - float(pairs.image[anchor] @ pairs.text[anchor])
 

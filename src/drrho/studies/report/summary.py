@@ -43,8 +43,8 @@ def _steering(rows: Sequence[Row], *, num_negatives: int) -> list[str]:
         course = "fell" if excess < first else "rose"
         course = f"stayed at {end}" if start == end else f"{course} from {start} to {end}"
         found.append(
-            f"The variance of the excess loss {course}; it ended {size} than that of the loss, "
-            f"{plain:.3g}."
+            f"The variance of the excess loss {course}; it ended {size} than the variance of the "
+            f"loss, {plain:.3g}."
         )
     share = recent(rows, "effective_sample_size")
     if share is not None:

@@ -51,8 +51,8 @@ class ReportConfig:
         reference: folder of stored embeddings of the training data, where it has moved; also for
             runs that were trained without a reference.
         reference_model: model that computed the reference embeddings, as `drrho reference
-            precompute` takes it, to find training pairs that it has memorised; found by itself in a
-            comparison's folder.
+            precompute` takes it, to find training pairs that it has memorised; found
+            automatically in a comparison's folder.
         data: training data, where they have moved: a manifest, or what `drrho index` takes.
         gallery: number of pairs that are examined and shown.
         galleries: examine and show pairs.

@@ -55,7 +55,7 @@ class FitConfig:
             raise ValueError(f"at must be errors, fractions in (0, 1], got {self.at}")
         if not 0 <= self.chance < 1 / TIMES_CHANCE:
             raise ValueError(
-                "chance must be a score of which ten times are below 1, from 0 to below "
+                "chance must be at least 0, and ten times chance below 1: from 0 to below "
                 f"{1 / TIMES_CHANCE}, got {self.chance}"
             )
         require_at_least(100, resamples=self.resamples)

@@ -15,9 +15,10 @@ from drrho.runtime.launch import Device
 class SteerConfig:
     """Steer a model by a reference on your own pairs: from the images to a report.
 
-    Index, held-out pairs, check of the reference, its embeddings, a recipe, training, evaluation
-    and report: each says what it does, what it costs, and the command that does it alone. What is
-    there already is kept, so the same command goes on where it was interrupted.
+    The steps are: index, held-out pairs, check of the reference, its embeddings, a recipe,
+    training, evaluation and report. Each step prints what it does, what it costs, and the command
+    that does it alone. Finished steps are kept, so the same command continues after an
+    interruption.
 
     Attributes:
         data: training pairs, as `drrho index` takes them: a folder of images with captions, a

@@ -44,7 +44,7 @@ def steer(config: SteerConfig) -> SteerResults | None:
     Raises:
         FileNotFoundError: data or a model are not there.
         ValueError: the folder belongs to a call with other data or models; or a step's own error.
-        TrainingInterrupted, SteerInterrupted: a signal came; the same call goes on.
+        TrainingInterrupted, SteerInterrupted: a signal came; the same call continues.
     """
     require_one_process("drrho steer")
     with trusting(everything=config.trust):
@@ -57,7 +57,7 @@ def steer(config: SteerConfig) -> SteerResults | None:
                 return _run(config)
             except KeyboardInterrupt:
                 raise SteerInterrupted(
-                    f"interrupted; the same command goes on where it was in {config.output}"
+                    f"interrupted; the same command continues where it was in {config.output}"
                 ) from None
 
 
