@@ -205,7 +205,7 @@ def test_a_dry_run_says_the_plan_and_writes_nothing(planned, model, tmp_path, ca
     said = capsys.readouterr().err
     assert "4 arms are raced" in said
     assert "12 steps in all, 100% of a whole run, compared at step 1 (4 arms), step 3" in said
-    assert "WARNING: the first comparison, at step 1, lies within the warm-up of 2 steps" in said
+    assert "WARNING: the first comparison, at step 1, is within the warm-up of 2 steps" in said
     assert not (tmp_path / "advice").exists()
 
 

@@ -75,7 +75,7 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
         FileNotFoundError: data or a reference are not there.
         ValueError: the folder belongs to a call with another recipe or references, the budget is
             too small, or nothing can be raced.
-        TrainingInterrupted, AdviceInterrupted: a signal came; the same call goes on.
+        TrainingInterrupted, AdviceInterrupted: a signal came; the same call continues.
     """
     require_one_process("drrho advise")
     with trusting(recipe.model.name, everything=config.trust):
@@ -94,7 +94,7 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
                 return _raced(open_setting(recipe, config, write=True), config)
             except KeyboardInterrupt:
                 raise AdviceInterrupted(
-                    f"interrupted; the same command goes on where it was in {config.output}"
+                    f"interrupted; the same command continues where it was in {config.output}"
                 ) from None
 
 
@@ -169,8 +169,8 @@ def _raced(setting: Setting, config: AdviseConfig) -> AdviceResults:
     chosen = arms[results.recommended].recipe
     assert chosen is not None
     going_on = (
-        f"the run goes on from step {results.spent.kept:,} of {results.planned_steps:,}, where the "
-        "race left it; it equals one that was never raced"
+        f"the run continues from step {results.spent.kept:,} of {results.planned_steps:,}, where "
+        "the race left it; it equals one that was never raced"
     )
     text = write_recipe_text(
         chosen,

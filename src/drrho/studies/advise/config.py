@@ -26,8 +26,8 @@ class AdviseConfig:
             training on them too; one for each reference, in their order, "none" where there is
             none.
         output: folder of the raced runs, the stored embeddings and what was found.
-        budget: optimiser steps of the whole race for each reference, as a share of those of the
-            recipe.
+        budget: optimiser steps of the whole race for each reference, as a share of the
+            recipe's.
         uses: uses to race beside plain training: "start" from the reference, train on the "union"
             with its data, "filter" by it, "steer" by it, "distil" it, and "both" of the last two.
         strengths: factors of the reference's similarities to steer by.

@@ -70,7 +70,7 @@ class Field(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether there is nothing to halve, so that all go on to the end of the budget."""
+        """Whether there is nothing to halve, so that all continue to the end of the budget."""
         return self.fair <= 2 and self.ahead <= 1
 
     @property

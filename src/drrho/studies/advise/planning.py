@@ -46,7 +46,7 @@ def describe_plan(
     )
     if (warm_up := recipe.training.optimizer.warmup_steps) >= stops[0][0]:
         lines.append(
-            f"WARNING: the first comparison, at step {stops[0][0]:,}, lies within the warm-up of "
+            f"WARNING: the first comparison, at step {stops[0][0]:,}, is within the warm-up of "
             f"{warm_up:,} steps; raise --budget or race fewer --uses"
         )
     assert target is not None  # there is a reference at least

@@ -58,7 +58,7 @@ class Spent:
 
     Attributes:
         steps: optimiser steps of all arms together.
-        kept: those of the recommended arm, which its training goes on from.
+        kept: those of the recommended arm, which its training continues from.
         seconds: training and scoring of the arms.
         reference_seconds: encoding by the references.
     """
@@ -83,7 +83,7 @@ class AdviceResults:
         references: what was found about each reference, by name.
         arms: what became of each arm, the simplest first.
         rungs: steps at which arms were compared.
-        recommended: name of the arm to go on with.
+        recommended: name of the arm to continue with.
         alike: arms of the last rung that cannot be told apart from it.
         spent: cost.
         sentence: the recommendation.

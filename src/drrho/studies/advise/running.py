@@ -58,7 +58,7 @@ class Runner:
 
         Raises:
             ValueError: its run is beyond the step, and its scores there are gone.
-            TrainingInterrupted: a signal came; the same call goes on.
+            TrainingInterrupted: a signal came; the same call continues.
         """
         recipe = self.arms[name].recipe
         assert recipe is not None  # arms without one are not raced
