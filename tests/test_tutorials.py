@@ -24,7 +24,8 @@ SMALLER = (
     (r"--scale.samples-seen \d+", "--scale.samples-seen 32"),
     (r"(drrho steer .*)$", r"\1 --epochs 0.5 --batch-size 8"),
     (r"batch_size=\d+", "batch_size=8"),
-    (r"\bSTEPS = \d+", "STEPS = 2"),
+    (r"\bSTEPS = \d+", "STEPS = 4"),
+    (r"(drrho advise .*)$", r"\1 --uses steer --strengths 1.0 --budget 1.0"),
     (r"\bPAIRS = \d+", "PAIRS = 40"),
     (r"\bDOCUMENTS = \d+", "DOCUMENTS = 20"),
 )
