@@ -36,8 +36,18 @@ def test_every_method_trains_and_is_scored(example, model, tmp_path, monkeypatch
     monkeypatch.setattr(example, "functions", functions)
     output = tmp_path / "out"
     found = example.main(
-        ["--model", model, "--seeds", "2", "--steps", "2", "--batch-size", "4"]
-        + ["--output", str(output)]
+        [
+            "--model",
+            model,
+            "--seeds",
+            "2",
+            "--steps",
+            "2",
+            "--batch-size",
+            "4",
+            "--output",
+            str(output),
+        ]
     )
     assert set(found) == {"reference", "untrained", *example.METHODS}
     assert all(len(found[method]) == 2 for method in example.METHODS)
