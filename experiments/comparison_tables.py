@@ -12,28 +12,12 @@ computed from the captions and classes.
 import argparse
 from pathlib import Path
 
-from drrho.evaluation.metrics.chance import label_chance, retrieval_chance
-from drrho.evaluation.metrics.retrieval import distinct_texts
+from drrho.evaluation.evaluate import chance_on
 from drrho.evaluation.sets import open_evaluation_set
-from drrho.reference.joining.features import read_captions
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.records import read_json_object
 from drrho.studies.compare.plots import draw_differences
-from drrho.studies.compare.results import Metrics, read_results
-
-
-def chance_on(source: str) -> Metrics:
-    """What guessing reaches on a set of which every sample can be read."""
-    held_out = open_evaluation_set(source)
-    chance: dict[str, float] = {}
-    if held_out.with_captions:
-        captions = read_captions(held_out.manifest, held_out.manifest.usable_ids())
-        texts, pairs = distinct_texts([caption for caption in captions if caption is not None])
-        chance |= retrieval_chance(pairs, images=len(captions), texts=len(texts))
-    for task in held_out.tasks:
-        guessed = label_chance(len(task.class_names))
-        chance |= {f"zero_shot/{task.name}/{name}": value for name, value in guessed.items()}
-    return chance
+from drrho.studies.compare.results import read_results
 
 
 def main() -> None:
@@ -42,7 +26,7 @@ def main() -> None:
     parser.add_argument("--chance", nargs="+", default=[], metavar="TEST=DATA")
     arguments = parser.parse_args()
     sets = [text.partition("=") for text in arguments.chance]
-    chance = {test: chance_on(source) for test, _, source in sets}
+    chance = {test: chance_on(open_evaluation_set(source)) for test, _, source in sets}
     for folder in arguments.folders:
         if chance:
             content = read_json_object(folder / "results.json")

@@ -64,8 +64,11 @@ def test_the_commands_of_the_readme(workplace, reference, scenes, capsys):
     assert "embeddings of 24 of 24 samples; 0 shards were there" in capsys.readouterr().out
     assert main([*precompute, "--output", "reference"]) == 0
     assert "1 shards were there already" in capsys.readouterr().out
-    assert main(["train", "recipe.py", "--training.steps", "2"]) == 0
-    assert "16 samples" in capsys.readouterr().out
+    held_out = ["--evaluation.data", str(scenes / "test")]
+    assert main(["train", "recipe.py", "--training.steps", "2", *held_out]) == 0
+    printed = capsys.readouterr().out
+    assert "16 samples" in printed
+    assert "chance" in printed.splitlines()[0]
     assert main(["evaluate", "run", "--data", str(scenes / "test"), "--output", "out.json"]) == 0
     printed = capsys.readouterr().out
     assert "mrr" in printed

@@ -14,7 +14,7 @@ from tests.processes import free_port, run
 from drrho.cli import main
 from drrho.data.indexing import index_shards
 from drrho.data.scenes import ScenesConfig, write_scenes
-from drrho.evaluation.evaluate import EvaluateConfig
+from drrho.evaluation.evaluate import EvaluateConfig, chance_on, evaluate_encoder
 from drrho.evaluation.metrics.retrieval import retrieval_ranks, separate_texts
 from drrho.evaluation.metrics.zero_shot import ensemble
 from drrho.evaluation.sets import EmbeddedSet, open_evaluation_set
@@ -146,6 +146,16 @@ def test_templates_are_of_the_tasks_with_captions(tasks, reference, capsys):
     assert "average, 2 of 4 tasks" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"each template needs \{\}"):
         EvaluateConfig(run=run, data=("data",), caption_templates=("a picture",))
+
+
+@pytest.mark.parametrize("name", ["scenes", "pairs", "letters"])
+def test_what_guessing_reaches_needs_no_model(sets, name):
+    """Captions of one line and of several, and classes."""
+    opened = open_evaluation_set(sets / name)
+    found = chance_on(opened)
+    beside = evaluate_encoder(evaluation_processes.encoder(Processes()), opened).chance
+    assert found | beside == found and set(found) - set(beside) <= {"zero_shot/letters/top5"}
+    assert all(0 < value <= 1 for value in found.values())
 
 
 def test_a_damaged_task_does_not_end_the_others(tasks, reference, capsys):

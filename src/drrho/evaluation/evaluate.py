@@ -19,7 +19,12 @@ from drrho.evaluation.metrics.retrieval import (
     summarise_ranks,
 )
 from drrho.evaluation.metrics.zero_shot import summarise_labels
-from drrho.evaluation.sets import EmbeddedSet, EvaluationSet, open_evaluation_set
+from drrho.evaluation.sets import (
+    EmbeddedSet,
+    EvaluationSet,
+    open_evaluation_set,
+    read_all_captions,
+)
 from drrho.evaluation.tasks.zero_shot_files import require_templates
 from drrho.models.build import build_model, find_model
 from drrho.models.program import trusting
@@ -86,6 +91,22 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
     return EvaluationResult(
         metrics=metrics | counts, reciprocal_ranks=reciprocal_ranks, chance=chance
     )
+
+
+def chance_on(evaluation_set: EvaluationSet) -> dict[str, float]:
+    """Compute what guessing reaches on a set, without a model: `EvaluationResult.chance`.
+
+    It is that of a set whose images can all be decoded.
+    """
+    chance: dict[str, float] = {}
+    if evaluation_set.with_captions:
+        captions = read_all_captions(evaluation_set)
+        texts, pairs = distinct_texts(captions)
+        chance |= retrieval_chance(pairs, images=len(captions), texts=len(texts))
+    for task in evaluation_set.tasks:
+        guessed = label_chance(len(task.class_names))
+        chance |= {f"zero_shot/{task.name}/{name}": value for name, value in guessed.items()}
+    return chance
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from torch import Tensor
 from drrho.data.examples import Part
 from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
-from drrho.data.reading.shards import ANCHOR_EXTENSION
+from drrho.data.reading.cache import OpenShards
+from drrho.data.reading.shards import ANCHOR_EXTENSION, decode_captions
 from drrho.encoding.shared import Encoder, SharedImages
 from drrho.evaluation.metrics.associations import Question
 from drrho.evaluation.metrics.information_retrieval import both_directions, queries_of
@@ -41,6 +42,7 @@ from drrho.runtime.errors import without_secrets
 
 ZERO_SHOT_FILE = "zero_shot.json"
 MANIFEST_FILE = "manifest.json"  # what `drrho index FOLDER` writes into the folder
+CAPTIONS_READ = 4096  # samples read at once
 CLASS_TEMPLATE = "a photo of a {}."  # for class folders, which come without templates
 
 
@@ -164,6 +166,15 @@ def _class_folders(manifest: Manifest, name: str) -> tuple[ZeroShotTask, ...]:
             labels=labels,
         ),
     )
+
+
+def read_all_captions(evaluation_set: EvaluationSet) -> list[Sequence[str]]:
+    """Read the captions of every sample that has some, without decoding images."""
+    manifest = evaluation_set.manifest
+    shards, found = OpenShards(manifest), []
+    for ids in manifest.usable_ids().split(CAPTIONS_READ):
+        found += [texts for _, texts in shards.readable(ids.tolist(), [], decode=decode_captions)]
+    return [_lines(texts) for texts in found] if evaluation_set.captions_in_lines else found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from typing import Any
 import tyro
 
 from drrho.contrastive.objectives.algorithms import ALGORITHMS
+from drrho.evaluation.evaluate import chance_on
+from drrho.evaluation.metrics.chance import beside
+from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.program import trusting
 from drrho.plotting.table import in_brackets, metrics_table
 from drrho.recipe.arguments.override import overridden
@@ -20,6 +23,7 @@ from drrho.recipe.plan import plan_run
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 from drrho.runtime.errors import UsageError
+from drrho.runtime.launch import is_follower
 
 DRY_RUN, TRUST, SCALE, EXTEND = "--dry-run", "--trust", "--scale.", "--extend"
 HELP = ("--help", "--")
@@ -98,7 +102,10 @@ def _trained(recipe: Recipe) -> str:
         }
         for model in ("evaluation", EMA_NAME)
     }
-    scores = {model: found for model, found in scores.items() if found}
+    chance = {}
+    if any(scores.values()) and recipe.evaluation.data is not None and not is_follower():
+        chance = chance_on(open_evaluation_set(recipe.evaluation.data))
+    scores = {model: beside(found, chance) for model, found in scores.items() if found}
     table = f"{metrics_table(scores)}\n\n" if scores else ""
     skipped = sum(results.skipped.values())
     if results.parts:
