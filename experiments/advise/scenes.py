@@ -14,6 +14,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -257,20 +258,19 @@ def names_of_runs() -> list[tuple[str | None, str]]:
     return [(None, "plain"), *pairs]
 
 
-def run_replicate(replicate: int, progress: Progress) -> None:
-    """Train what is not there yet."""
-    for wrong in WRONG:
-        data, known = None, {}
-        for steps in LENGTHS:
-            for reference, name in names_of_runs():
-                path = run_path(replicate, wrong, steps, file_name(reference, name))
-                if path.exists():
-                    continue
-                data = data or data_of(replicate, wrong)
-                if reference is not None and reference not in known:
-                    known[reference] = reference_of(replicate, reference)
-                save(path, one_run(replicate, data, name, steps=steps, by=known.get(reference)))
-                progress.advance(steps)
+def run_replicate(replicate: int, wrong: float, steps: int, progress: Progress) -> None:
+    """Train what is not there yet of a replicate at a share and a length."""
+    data, known = None, {}
+    for reference, name in names_of_runs():
+        path = run_path(replicate, wrong, steps, file_name(reference, name))
+        if path.exists():
+            continue
+        data = data or data_of(replicate, wrong)
+        if reference is not None and reference not in known:
+            known[reference] = reference_of(replicate, reference)
+        by = None if reference is None else known[reference]
+        save(path, one_run(replicate, data, name, steps=steps, by=by))
+        progress.advance(steps)
 
 
 def file_name(reference: str | None, arm: str) -> str:
@@ -314,8 +314,9 @@ def main() -> None:
         with Progress(
             "train", total=options.replicates * each, unit="steps", initial=there
         ) as progress:
-            for replicate in range(options.replicates):
-                run_replicate(replicate, progress)
+            # The short trainings first: of them all replicates are there before a long one is.
+            for steps, replicate, wrong in product(LENGTHS, range(options.replicates), WRONG):
+                run_replicate(replicate, wrong, steps, progress)
     from report import write_report  # noqa: PLC0415
 
     write_report(options.replicates)

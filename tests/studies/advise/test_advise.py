@@ -24,6 +24,7 @@ from drrho.studies.advise.arms import list_arms
 from drrho.studies.advise.config import USES, AdviseConfig
 from drrho.studies.advise.references import geometry_of, name_references
 from drrho.studies.advise.results import AdviceResults
+from drrho.training.log import read_metrics
 
 FEW = {"uses": ("start", "steer", "distil"), "strengths": (1.0,), "distillation_weights": (1.0,)}
 
@@ -78,7 +79,8 @@ def test_the_page_and_the_list_show_the_race(raced, tmp_path):
     page = drrho.report(str(folder), output=str(tmp_path / "page.html"), galleries=False)
     text = page.read_text("utf-8")
     assert "What to do with the reference" in text
-    assert f"{results.recommended}, recommended" in text
+    assert results.sentence in text
+    assert all(f"</span>{name}</li>" in text for name in results.arms)
     found = {it.path: it for it in drrho.ls(str(folder.parent))}
     assert found["advice"].what == f"4 arms; recommended: {results.recommended}"
 
@@ -125,15 +127,23 @@ def test_a_race_that_is_killed_anywhere_ends_as_one_that_was_not(
     assert comparable(tmp_path / "advice") == comparable(raced[0])
 
 
-def test_the_winner_goes_on_as_a_run_that_was_never_raced(raced, planned, model, tmp_path):
+def test_the_winner_goes_on_as_a_run_that_was_never_raced(raced, tmp_path):
     folder, results = raced
     recipe = load_recipe(folder / "recipe.py", Recipe)
     assert recipe.output == results.arms[results.recommended].run
     train_recipe(replace(recipe, output=str(tmp_path / "whole")))
-    assert main(["train", str(folder / "recipe.py")]) == 0
-    assert files_of(Path(recipe.output)) == files_of(tmp_path / "whole")
-    again = advise(planned, config(folder, model))
-    assert again.rungs == results.rungs, "read from what is there, the trained winner included"
+    shutil.copytree(recipe.output, tmp_path / "winner")  # other tests look at the folder
+    command = ["train", str(folder / "recipe.py"), "--output", str(tmp_path / "winner")]
+    assert main(command) == 0
+    assert files_of(tmp_path / "winner") == files_of(tmp_path / "whole")
+    assert read_metrics(tmp_path / "winner")[0]["step"] == 4, "logged as the recipe says"
+
+
+def test_a_race_that_is_done_is_read(raced, planned, model, monkeypatch):
+    monkeypatch.setattr(running, "train_beginning", None)
+    again = advise(planned, config(raced[0], model))
+    assert again.rungs == raced[1].rungs
+    assert again.spent.steps == raced[1].spent.steps
 
 
 def test_without_validation_pairs_some_are_held_out(planned, reference, tmp_path):

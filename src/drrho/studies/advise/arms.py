@@ -87,7 +87,7 @@ def list_arms(
         recipe: plain recipe, as `plain_recipe`.
         base: factor of the reference's similarities that strengths multiply.
     """
-    arms = [Arm(name=PLAIN, title="plain", use="plain", reference=None, recipe=recipe)]
+    arms = [Arm(name=PLAIN, title="plain training", use="plain", reference=None, recipe=recipe)]
     for candidate in candidates:
         arms += _Uses(recipe, candidate, config, base, several=len(candidates) > 1).arms()
     return sorted(arms, key=lambda arm: USES.index(arm.use))

@@ -4,41 +4,49 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from drrho.plotting.chart import Chart, Series
-from drrho.plotting.palette import COLOURS
+from drrho.plotting.palette import marker, places
 from drrho.plotting.png import draw_png
 from drrho.studies.advise.config import Use
 from drrho.studies.advise.results import AdviceResults
 
-# The methods' places in the palette, so that a use has the colour of its objective elsewhere.
-PLACES: Mapping[Use, int] = {
-    "plain": 1,
-    "steer": 2,
-    "distil": 5,
-    "start": 3,
-    "union": 4,
-    "filter": 6,
-    "both": 7,
+# The first arm of a use has the colour of its method elsewhere.
+METHODS: Mapping[Use, str] = {
+    "plain": "fastclip",
+    "steer": "drrho_clip",
+    "distil": "fastclip_distillation",
+    "filter": "filter",
+    "both": "drrho_clip_distillation",
 }
+
+
+def arm_places(results: AdviceResults) -> dict[str, int]:
+    """Give each raced arm a place in the palette."""
+    names: dict[str, str] = {}
+    for name, arm in results.arms.items():
+        method = METHODS.get(arm.use, name)
+        if arm.run is not None:
+            names[name] = name if method in names.values() else method
+    found = places(names.values())
+    return {name: found[method] for name, method in names.items()}
 
 
 def race_chart(results: AdviceResults) -> Chart:
     """Draw the mean reciprocal rank of each arm at the steps where it was compared."""
     series = []
-    for name, arm in results.arms.items():
+    for name, place in arm_places(results).items():
         rungs = [rung for rung in results.rungs if name in rung.mrr]
-        if not rungs:
-            continue
         ends = [rung.mrr[name] for rung in rungs]
+        chosen = name == results.recommended
         series.append(
             Series(
-                name=f"{name}, recommended" if name == results.recommended else name,
+                name=f"{name}, recommended" if chosen else name,
                 x=[rung.step for rung in rungs],
                 y=[end.mean for end in ends],
                 low=[end.low for end in ends],
                 high=[end.high for end in ends],
-                style="o-" if name == results.recommended else "o--",
-                colour=PLACES[arm.use] % len(COLOURS),
-                hollow=name != results.recommended,
+                style=f"{marker(place)}{'-' if chosen else '--'}",
+                colour=place,
+                hollow=not chosen,
             )
         )
     return Chart(

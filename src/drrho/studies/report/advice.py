@@ -5,7 +5,7 @@ from pathlib import Path
 
 from drrho.plotting.svg import draw_svg
 from drrho.runtime.records import read_record
-from drrho.studies.advise.plots import race_chart
+from drrho.studies.advise.plots import arm_places, race_chart
 from drrho.studies.advise.results import FILE_NAME, AdviceResults
 from drrho.studies.advise.tables import arm_rows
 from drrho.studies.report.charts import DrawnChart
@@ -20,7 +20,7 @@ def find_advice(folders: Iterable[Path]) -> dict[str, AdviceResults]:
 def draw_advice(results: AdviceResults, name: str) -> DrawnChart:
     """Draw the scores of the arms against the steps, with the table of arms."""
     chart = race_chart(results)
-    header, rows = arm_rows(results)
+    (header, rows), places = arm_rows(results), arm_places(results)
     words = "; ".join(f"{row[0]} reached {row[2]} at step {row[1]}" for row in rows)
     identifier = "".join(letter if letter.isalnum() else "-" for letter in name)
     return DrawnChart(
@@ -29,4 +29,5 @@ def draw_advice(results: AdviceResults, name: str) -> DrawnChart:
         svg=draw_svg(chart, name=f"advice-{identifier}", description=words),
         header=header,
         rows=rows,
+        places=[places[row[0]] for row in rows],
     )
