@@ -90,9 +90,11 @@ def scores_at(run: Mapping[str, dict[str, object]], arm: str, step: int) -> Tens
     return kept[max(it for it in kept if it <= step)].double()
 
 
-def replay(run, names: tuple[str, ...], *, share: float, steps: int) -> list[Rung] | None:
+def replay(
+    run, names: tuple[str, ...], *, share: float, steps: int, divisor: int = 2
+) -> list[Rung] | None:
     """Race the beginnings of finished runs; None where the budget has no step for each."""
-    budget = Budget(steps=max(1, round(share * steps)), length=steps)
+    budget = Budget(steps=max(1, round(share * steps)), length=steps, divisor=divisor)
     try:
         return list(
             race(
@@ -151,7 +153,9 @@ RULES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "D": (tuple(arms()), highest),
     "E": (tuple(arms()), with_fading_start(highest)),
     "F": (FEW, simplest),
+    "G": (tuple(arms()), simplest),
 }
+DIVISORS = {"G": 4}  # the others keep one of two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +212,8 @@ def choices_of(cell: Cell, rule: str, share: float) -> Choices | None:
     names, pick = RULES[rule]
     chosen, spent = [], []
     for run in cell.runs:
-        rungs = replay(run, names, share=share, steps=cell.steps)
+        divisor = DIVISORS.get(rule, 2)
+        rungs = replay(run, names, share=share, steps=cell.steps, divisor=divisor)
         if rungs is None:
             return None
         chosen.append(pick(run, rungs, list(rungs[-1].mrr), steps=cell.steps))
@@ -312,7 +317,7 @@ def correlations(found: list[Cell]) -> str:
 
 def drops(found: list[Cell], share: float) -> str:
     """How often the best arm was dropped, and why."""
-    counts = {"behind": 0, "halved": 0, "reached the last rung": 0}
+    counts = {"behind": 0, "outranked": 0, "reached the last rung": 0}
     for cell in found:
         for run in cell.runs:
             rungs = replay(run, tuple(arms()), share=share, steps=cell.steps)

@@ -33,7 +33,7 @@ from drrho.studies.advise.references import (
 )
 from drrho.studies.advise.results import AdviceResults, ArmFound, ReferenceFound, Spent
 from drrho.studies.advise.running import Runner
-from drrho.studies.advise.sentences import recommendation
+from drrho.studies.advise.sentences import notes_of, recommendation
 
 MAY_CHANGE = ("output", "dry_run", "trust", "recipe.output", "recipe.loading.workers")
 MAX_FILE = 2**24  # bytes of the file of what was asked for
@@ -243,6 +243,7 @@ def _results(
         rungs=tuple(rungs),
         recommended=chosen,
         alike=alike,
+        notes=tuple(notes_of(rungs, guessing=runner.kept(chosen, last.step).guessing)),
         spent=Spent(
             steps=sum(steps.values()), kept=steps[chosen], seconds=seconds, reference_seconds=0.0
         ),
@@ -268,7 +269,7 @@ def _arm_found(arm: Arm, rungs: Sequence[Rung], runner: Runner, *, chosen: str) 
         )
     for rung in rungs:
         if arm.name in rung.dropped:
-            where = {"behind": "behind the leader", "halved": "in the lower half"}
+            where = {"behind": "behind the leader", "outranked": "outranked"}
             reason = f"{where[rung.dropped[arm.name]]} at step {rung.step:,}"
     return ArmFound(
         title=arm.title,

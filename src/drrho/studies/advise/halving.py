@@ -16,7 +16,7 @@ from torch import Tensor
 from drrho.runtime.checks import require_at_least
 
 Scores = Mapping[str, Float64[Tensor, " queries"]]
-Why = Literal["behind", "halved"]
+Why = Literal["behind", "outranked"]
 LEVEL = 0.95
 
 
@@ -42,8 +42,8 @@ class Rung:
         mrr: mean score by arm, with its 95 % interval over queries.
         behind: score of the leader, or of the best arm with a head start for the others of these,
             less the arm's, paired by query; the intervals of a group hold at 95 % together.
-        dropped: arms that went no further: "behind" by the whole interval, or in the lower half of
-            what was "halved".
+        dropped: arms that went no further: "behind" by the whole interval, or "outranked", where
+            there was room for fewer.
     """
 
     step: int
@@ -73,14 +73,18 @@ class Field(NamedTuple):
         """Whether there is nothing to halve, so that all continue to the end of the budget."""
         return self.fair <= 2 and self.ahead <= 1
 
-    @property
-    def rungs(self) -> int:
-        """Number of rungs that halving leads to."""
-        return max(1, *(math.ceil(math.log2(max(2, n))) for n in (self.fair, self.ahead + 1)))
+    def rungs(self, divisor: int) -> int:
+        """Count the rungs that keeping one of so many at each leads to."""
+        field, count = self, 1
+        while not field.is_last:
+            field, count = field.reduced(divisor), count + 1
+        return count
 
-    def halved(self) -> "Field":
+    def reduced(self, divisor: int) -> "Field":
         """Return what is left where intervals drop nobody beforehand."""
-        return Field(_half(self.fair), (self.ahead + 1) // 2)
+        return Field(
+            _room(self.fair, divisor, least=2), _room(self.ahead, divisor, least=min(1, self.ahead))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +94,16 @@ class Budget:
     Attributes:
         steps: optimiser steps of all arms together.
         length: steps of a whole run, beyond which no arm goes.
+        divisor: one of so many arms goes on at a rung.
     """
 
     steps: int
     length: int
+    divisor: int = 2
 
     def __post_init__(self) -> None:
         require_at_least(1, steps=self.steps, length=self.length)
+        require_at_least(2, divisor=self.divisor)
 
     def next_stop(self, step: int, field: Field, *, left: int) -> int | None:
         """Return how far the arms go from a common step; None if not one step further.
@@ -104,7 +111,7 @@ class Budget:
         What is left is shared equally between the rungs that halving leads to, and in a rung
         between its arms.
         """
-        stop = min(self.length, step + left // (field.rungs * field.arms))
+        stop = min(self.length, step + left // (field.rungs(self.divisor) * field.arms))
         return stop if stop > step else None
 
     def stops(self, field: Field) -> list[tuple[int, int]]:
@@ -116,7 +123,7 @@ class Budget:
         if field.arms < 2:
             raise ValueError(f"a race needs plain training and another arm, got {field.arms}")
         if self.next_stop(0, field, left=self.steps) is None:
-            least = field.arms * field.rungs
+            least = field.arms * field.rungs(self.divisor)
             raise ValueError(
                 f"a budget of {self.steps:,} steps has none for each of {field.arms} arms in every "
                 f"rung, which takes {least:,}: raise the budget to {least / self.length:.2g} times "
@@ -129,7 +136,7 @@ class Budget:
             step = stop
             if field.is_last:
                 break
-            field = field.halved()
+            field = field.reduced(self.divisor)
         return found
 
 
@@ -164,7 +171,7 @@ def race(
         left -= field.arms * (stop - step)
         step = stop
         scores = {name: advance(name, step) for name in standing}
-        rung = decide(scores, step=step, control=control, ahead=ahead)
+        rung = decide(scores, step=step, control=control, ahead=ahead, divisor=budget.divisor)
         yield rung
         if field.is_last or len(rung.kept) == 1:
             return
@@ -177,16 +184,19 @@ def field_of(arms: Collection[str], ahead: Collection[str]) -> Field:
     return Field(len(arms) - ahead_of_all, ahead_of_all)
 
 
-def decide(scores: Scores, *, step: int, control: str, ahead: Collection[str] = ()) -> Rung:
-    """Compare arms at a step; drop those behind the leader of their group, and its lower half.
+def decide(
+    scores: Scores, *, step: int, control: str, ahead: Collection[str] = (), divisor: int = 2
+) -> Rung:
+    """Compare arms at a step; drop those behind the leader of their group, and the worse of it.
 
     The control and the leaders stay. Of the last field nobody is dropped.
     """
     field = field_of(scores, ahead)
+    room = field.reduced(divisor)
     fair = {name: values for name, values in scores.items() if name not in ahead}
     others = {name: values for name, values in scores.items() if name in ahead}
-    behind, dropped = _halved(fair, room=_half(len(fair)), control=control)
-    behind_ahead, dropped_ahead = _halved(others, room=(len(others) + 1) // 2, control=None)
+    behind, dropped = _dropped(fair, room=room.fair, control=control)
+    behind_ahead, dropped_ahead = _dropped(others, room=room.ahead, control=None)
     return Rung(
         step=step,
         leader=_leader(fair),
@@ -201,7 +211,7 @@ def _leader(scores: Scores) -> str:
     return max(scores, key=lambda name: float(scores[name].mean()))
 
 
-def _halved(
+def _dropped(
     scores: Scores, *, room: int, control: str | None
 ) -> tuple[dict[str, Interval], dict[str, Why]]:
     """Return how far each arm is behind the leader, and those for which there is no room."""
@@ -218,7 +228,7 @@ def _halved(
     }
     ranked = sorted(scores, key=lambda name: -float(scores[name].mean()))  # stable
     others = [name for name in ranked if name not in dropped and name != control]
-    dropped |= dict.fromkeys(others[room - (control is not None) :], "halved")
+    dropped |= dict.fromkeys(others[room - (control is not None) :], "outranked")
     return behind, dropped
 
 
@@ -275,5 +285,6 @@ def choose(scores: Scores) -> tuple[str, tuple[str, ...]]:
     return chosen, tuple(alike)
 
 
-def _half(arms: int) -> int:
-    return min(arms, max(2, (arms + 1) // 2))
+def _room(arms: int, divisor: int, *, least: int) -> int:
+    """Count the arms that go on of so many, rounded up."""
+    return min(arms, max(least, -(-arms // divisor)))

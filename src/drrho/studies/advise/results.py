@@ -85,6 +85,7 @@ class AdviceResults:
         rungs: steps at which arms were compared.
         recommended: name of the arm to continue with.
         alike: arms of the last rung that cannot be told apart from it.
+        notes: what makes the recommendation doubtful.
         spent: cost.
         sentence: the recommendation.
         command: command that trains the recommended arm to its end.
@@ -102,6 +103,7 @@ class AdviceResults:
     rungs: tuple[Rung, ...]
     recommended: str
     alike: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    notes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     spent: Spent
     sentence: str
     command: str

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,10 @@ class Runner:
         if (known := read_scores(path, self._key(recipe))) is not None:
             return known.ranks
         before, began = steps_taken(recipe), time.monotonic()
-        train_beginning(recipe, until=step)
+        with warnings.catch_warnings():
+            # Said once, of the recipe, and not of every part of every arm.
+            warnings.filterwarnings("ignore", message="training.steps = .* passes over the data")
+            train_beginning(recipe, until=step)
         found = self._score(recipe, step)
         ranks = found.reciprocal_ranks.double()
         kept = {

@@ -1,10 +1,23 @@
 """The recommendation in a sentence, and what it rests on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from drrho.reference.judgement import NEAR_GUESSING
 from drrho.studies.advise.arms import PLAIN
-from drrho.studies.advise.halving import Scores, paired_interval
+from drrho.studies.advise.halving import Rung, Scores, paired_interval
+
+
+def notes_of(rungs: Sequence[Rung], *, guessing: float) -> Iterator[str]:
+    """Say at which rungs arms were dropped before anything was learned."""
+    blind = [rung for rung in rungs if rung.dropped and rung.mrr[rung.leader].low <= guessing]
+    for rung in blind:
+        dropped = [name for name, why in rung.dropped.items() if why == "outranked"]
+        if dropped:
+            yield (
+                f"at step {rung.step:,} the leader could not be told from guessing "
+                f"({guessing:.3f}), so that it was chance that dropped {', '.join(dropped)}: raise "
+                "--budget or race fewer --uses"
+            )
 
 
 def recommendation(

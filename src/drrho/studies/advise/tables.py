@@ -14,6 +14,7 @@ CAUTION = (
 def advice_text(results: AdviceResults) -> str:
     """Write the recommendation, the arms, the references and the cost."""
     parts = [results.sentence, arms_table(results), references_table(results)]
+    parts += [f"NOTE: {note}." for note in results.notes]
     parts += [f"Not raced: {title}: {reason}." for title, reason in not_raced(results)]
     return "\n\n".join(
         [*parts, cost_sentence(results), CAUTION, f"Go on with:\n\n    {results.command}"]

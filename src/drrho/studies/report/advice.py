@@ -25,7 +25,7 @@ def draw_advice(results: AdviceResults, name: str) -> DrawnChart:
     identifier = "".join(letter if letter.isalnum() else "-" for letter in name)
     return DrawnChart(
         title=f"The race, {name}",
-        meaning=results.sentence,
+        meaning=" ".join([results.sentence, *(f"Note: {note}." for note in results.notes)]),
         svg=draw_svg(chart, name=f"advice-{identifier}", description=words),
         header=header,
         rows=rows,
