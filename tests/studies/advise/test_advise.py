@@ -109,7 +109,7 @@ def test_a_race_that_is_killed_anywhere_ends_as_one_that_was_not(
     def killed_within(recipe, *, until):
         nonlocal calls
         calls += 1
-        within = calls in (5, 8)  # the second rung, from step 1 to 3
+        within = calls in (6, 8)  # the second rung, from step 1 to 3
         train_beginning(recipe, until=until - 1 if within else until)
         if within or calls == 2:
             raise Killed
