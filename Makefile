@@ -18,7 +18,8 @@ demo: $(VENV)/installed-demo  ## the whole way on drawn scenes, on the processor
 	$(BIN)/drrho demo
 
 test: $(VENV)/installed-dev  ## run the tests
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	@# Where no bytecode may be kept, every process that a test starts compiles the package.
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-oldest: $(VENV)/installed-dev  ## run the tests of reading data with the oldest fsspec and Pillow
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cache/oldest \

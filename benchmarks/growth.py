@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from drrho.data.indexing import index_shards
 from drrho.data.manifest import Manifest, Shard
 from drrho.data.order import epoch_order
 from drrho.data.rows import Members, Spans
-from drrho.reference.shard_files import entries_of
+from drrho.reference.shard_files import MAX_OPEN, entries_of
 from drrho.reference.store import (
     REFERENCE_CARDS,
     ReferenceCard,
@@ -125,14 +126,14 @@ def manifest(num_shards: int, folder: Path) -> list[Measured]:
     return found
 
 
-def store(num_shards: int, folder: Path) -> list[Measured]:
-    made, found = simulated(num_shards, 100, folder), []
+def store(num_shards: int, folder: Path, *, rows: int = 100) -> list[Measured]:
+    made, found = simulated(num_shards, rows, folder), []
     card = ReferenceCard(model={}, embedding_dim=DIM, shards=entries_of(made.shards))
     files = REFERENCE_CARDS.files(card, folder)
-    block = torch.zeros(100, DIM, dtype=torch.float16)
+    block = torch.zeros(rows, DIM, dtype=torch.float16)
     block[:, 0] = 1
     embeddings = ShardEmbeddings(
-        image=block, text=block.clone(), present=torch.ones(100, dtype=torch.bool), absent={}
+        image=block, text=block.clone(), present=torch.ones(rows, dtype=torch.bool), absent={}
     )
     with measured(found, "write"):
         REFERENCE_CARDS.save(card, folder)
@@ -143,6 +144,9 @@ def store(num_shards: int, folder: Path) -> list[Measured]:
     ids = torch.randint(made.num_samples, (1024,), generator=torch.Generator().manual_seed(0))
     with measured(found, "look 1,024 pairs up"):
         opened.gather(ids)
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8").count(str(folder))
+    print(f"{num_shards:,} shards, {mapped:,} files mapped into memory", file=sys.stderr)
+    assert mapped <= MAX_OPEN
     return found
 
 
@@ -212,6 +216,8 @@ PARTS = {
     "index": Part(index, 2_000, "shards of 10 samples"),
     "manifest": Part(manifest, 2_000, "shards of 100 samples"),
     "reference store": Part(store, 200, "shards of 100 samples"),
+    # The most are beyond the 65,530 mappings that Linux allows a process.
+    "store of many shards": Part(partial(store, rows=1), 700, "shards of 1 sample"),
     "per-sample state": Part(state, 2_000_000, "samples"),
     "order": Part(order, 1_000_000, "samples"),
     "report": Part(report, 4, "runs"),

@@ -86,8 +86,10 @@ TESTS: dict[str, Sequence[str]] = {
         for it in ("distillation.py", "tiles.py", "tiles_distributed.py", "implementations.py")
     ],
     "data/order.py": ["tests/data/test_order.py"],
-    "reference/store.py": ["tests/reference/test_store.py"],
-    "reference/shard_files.py": ["tests/reference/test_store.py", "tests/reference/test_losses.py"],
+    "reference/store.py": ["tests/reference/test_store.py", "tests/reference/test_damage.py"],
+    "reference/shard_files.py": [
+        f"tests/reference/test_{it}.py" for it in ("store", "damage", "losses")
+    ],
     "training/state.py": ["tests/training/test_state.py", "tests/training/test_resume.py"],
     "runtime/distributed.py": [
         "tests/runtime/test_distributed.py", "tests/contrastive/test_tiles_distributed.py",

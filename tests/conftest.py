@@ -1,5 +1,6 @@
 """What every test runs under: shapes and types checked, one thread, a known random state."""
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,18 @@ pytest_plugins = ["tests.small_runs"]
 
 # Bitwise comparisons between runs need a fixed number of threads, and parallel tests need one.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """What was imported stays; collections, as trainings make, would look through it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries look at the end for what they think was lost."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -35,9 +35,7 @@ PATIENCE = 900.0
 GRACE = 10.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["tests.small_runs", "torch.distributed.checkpoint", "torch.nn.parallel"]
-)
+_context.set_forkserver_preload(["tests.preloaded"])
 
 
 class Process:

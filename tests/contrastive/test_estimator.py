@@ -55,6 +55,21 @@ def test_gradient_is_that_of_the_stated_estimator(target, reference):
     assert_close(estimate.detach(), frozen_tau * (0.5 + log_u.mean()))
 
 
+@pytest.mark.parametrize("pairs", [2, 5])
+def test_temperatures_of_anchors_have_one_gradient_with_the_factor_tau_and_without(pairs):
+    embeddings = draw_pairs(pairs, 4, seed=1)
+    found = []
+    for times_temperature in (True, False):
+        temperature = torch.full((2, pairs), 0.2, dtype=torch.float64, requires_grad=True)
+        loss = GlobalContrastiveLoss(
+            None, epsilon=1e-2, rho=0.7, times_temperature=times_temperature
+        )
+        value = loss(embeddings, temperature=temperature, sample_ids=None, gamma=1.0)
+        found += torch.autograd.grad(value, temperature)
+    assert_close(found[1], found[0])
+    assert found[0].abs().min() > 1e-4
+
+
 def test_averages_follow_their_definition_and_first_visits_take_the_batch():
     averages = AnchorAverages(6).double()
     ids, later = torch.tensor([1, 4]), torch.tensor([4, 2])

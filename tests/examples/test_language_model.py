@@ -20,8 +20,7 @@ def example():
     spec.loader.exec_module(module)
     module.small_llama(0)
     gc.freeze()  # every training collects garbage, of all that transformers has loaded as well
-    yield module
-    gc.unfreeze()
+    return module
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,6 @@ BOTH = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_d
 def _little_to_collect():
     """Every training collects garbage first, a quarter of a second with all modules loaded."""
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Embeds(torch.nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from tests.processes import run
 
-from drrho.runtime.distributed import Processes, equal_partition, partition
+from drrho.runtime.distributed import Partition, Processes, equal_partition, partition
 
 SIZES = [3, 0, 2]
 ROWS = torch.arange(10.0).view(5, 2)
@@ -114,6 +114,15 @@ def test_rows(members):
 def test_equal_shares(members):
     """Blocks of two, the last the shorter."""
     assert [it for *_, it in members] == [([2, 2, 1], 0, 0), ([2, 2, 1], 1, 2), ([2, 2, 1], 2, 4)]
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, torch.nn.Parameter], ids=["tensor", "parameter"])
+def test_the_own_rows_of_a_tensor_of_all_are_cut_out(kind):
+    """As a checkpoint of one process is read by several."""
+    whole = torch.arange(10.0).view(2, 5)
+    whole = torch.nn.Parameter(whole) if kind is torch.nn.Parameter else whole
+    shares = [Partition(SIZES, rank, None).to_local(whole).tolist() for rank in range(3)]
+    assert shares == [[[0, 1, 2], [5, 6, 7]], [[], []], [[3, 4], [8, 9]]]
 
 
 def test_alone_it_is_the_same_without_a_group():

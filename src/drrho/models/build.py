@@ -23,6 +23,7 @@ from drrho.models.open_clip import (
     is_configuration_alone,
     require_configuration_fits,
     save_tokenizer,
+    simple_tokenizer,
 )
 from drrho.models.program import (
     PROGRAM_FILE,
@@ -255,10 +256,9 @@ def _build_sentences(folder: Path) -> TwoTower:
 
 
 def _build_small(config: SmallConfig) -> TwoTower:
-    open_clip = import_open_clip()
-    tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+    tokenizer = simple_tokenizer(config.context_length)
     module = SmallTwoTower(config, tokenizer.vocab_size)
-    transform = open_clip.image_transform(
+    transform = import_open_clip().image_transform(
         IMAGE_SIZE, is_train=False, mean=IMAGE_MEAN, std=IMAGE_STD
     )
     return TwoTower(
@@ -281,7 +281,7 @@ def _require_bounded_small(config: SmallConfig, held: Held, *, where: str) -> No
     """Raise ValueError if widths that a file names are out of proportion to its weights."""
     fields = asdict(config)
     require_in_proportion(fields, held, where=where)
-    vocabulary_size = import_open_clip().SimpleTokenizer().vocab_size
+    vocabulary_size = simple_tokenizer(1).vocab_size
     build = partial(SmallTwoTower, config, vocabulary_size)
     require_fits(build, held, config=fields, where=where)
 

@@ -21,7 +21,7 @@ from drrho.models.hugging_face import (
     import_transformers,
     save_hugging_face,
 )
-from drrho.models.open_clip import OPEN_CLIP_FILE, import_open_clip
+from drrho.models.open_clip import OPEN_CLIP_FILE, import_open_clip, simple_tokenizer
 from drrho.models.small import SmallTwoTower, open_clip_form
 from drrho.models.towers.text_pairs import TextPairTower, save_text_pairs
 from drrho.models.two_tower import TwoTower
@@ -160,7 +160,7 @@ def _image_processor(config: dict[str, Any], preprocess: dict[str, Any], transfo
 def _tokenizer(config: dict[str, Any], transformers: Any) -> Any:
     """CLIP's tokenizer, which open_clip ships, from files as transformers reads them."""
     length = config["text_cfg"]["context_length"]
-    ours = import_open_clip().SimpleTokenizer(context_length=length)
+    ours = simple_tokenizer(length)
     merges = sorted(ours.bpe_ranks, key=ours.bpe_ranks.get)
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = {THEIR_TOKENS.get(name, name): i for name, i in ours.encoder.items()}

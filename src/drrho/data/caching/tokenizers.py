@@ -19,7 +19,7 @@ def describe_tokenizer(tokenizer: Any) -> tuple[int, str] | None:
         case "open_clip", "SimpleTokenizer":
             if getattr(tokenizer, "reduction_fn", None) is not None:
                 return None  # it may drop tokens at random
-            vocabulary = _hashed([tokenizer.encoder, sorted(map(list, tokenizer.bpe_ranks))])
+            vocabulary = _hash_of_pairs(tokenizer.encoder, tokenizer.bpe_ranks)
             clean = getattr(tokenizer.clean_fn, "__name__", "")
         case ("open_clip", "HFTokenizer") | ("drrho", "_PaddingTokenizer"):
             fast = getattr(tokenizer.tokenizer, "backend_tokenizer", None)
@@ -33,6 +33,18 @@ def describe_tokenizer(tokenizer: Any) -> tuple[int, str] | None:
         case _:
             return None
     return length, f"tokens {kind.__name__} {length} {clean} {_versions()} {vocabulary}"
+
+
+# A process asks for the same vocabulary again and again, and sorting it takes half a second.
+_vocabularies: dict[tuple[int, int, int], str] = {}
+
+
+def _hash_of_pairs(encoder: dict[str, int], ranks: dict[tuple[str, str], int]) -> str:
+    """Hash the ids of tokens and the pairs that are merged into them."""
+    key = hash(tuple(encoder)), hash(tuple(encoder.values())), hash(tuple(ranks))
+    if key not in _vocabularies:
+        _vocabularies[key] = _hashed([encoder, sorted(map(list, ranks))])
+    return _vocabularies[key]
 
 
 def _hashed(content: Any) -> str:
