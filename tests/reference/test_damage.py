@@ -5,6 +5,7 @@ import os
 import random
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -256,6 +257,13 @@ def test_nested_json_is_damage(folder):
         ReferenceStore.open(folder / "reference", MANIFEST)
 
 
+def mapped(folder):
+    """Names of the files of a folder that this process has mapped into memory."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    return {Path(line.split(maxsplit=5)[5]).name for line in lines if str(folder) in line}
+
+
 def test_a_store_keeps_a_bounded_number_of_files_open(folder, monkeypatch):
     monkeypatch.setattr(shard_files, "MAX_OPEN", 2)
     truth = {name: content(folder, name) for name in ("reference", "samples", "tokens")}
@@ -271,6 +279,7 @@ def test_a_store_keeps_a_bounded_number_of_files_open(folder, monkeypatch):
     for _ in range(3):
         assert all(map(torch.equal, store.gather(IDS), truth["reference"][:3]))
     assert len(opened) == 3 * SHARDS, "each was closed in between"
+    assert mapped(folder) <= {path.name for path in opened[-2:]}
     store.gather(IDS[: 2 * ROWS])
     opened.clear()
     store.gather(IDS[: 2 * ROWS])
