@@ -301,7 +301,7 @@ def advise(  # noqa: PLR0913 - the fields of its command
 
     Short runs of plain training and of every use that applies (start from the reference, filter,
     steer, distil, ...) are compared on held-out pairs, and the worse half goes no further.
-    `drrho.train` with the recipe that is written goes on with the best one.
+    `drrho.train` with the recipe that is written continues the best one.
 
     Args:
         recipe: training that is planned; the program and the data that it names are trusted.
