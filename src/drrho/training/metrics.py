@@ -28,7 +28,6 @@ class Limit:
     Attributes:
         alert: name of the alert.
         text: message, with `{value}`, `{limit}` and `{negatives}` (number of negatives).
-        remedy: advice to the user.
         checked: description of what is an alert, with `{limit}`.
         above, below: the limit; one of them is given.
         of_negatives: whether the metric is a share of an anchor's negatives, and the limit their
@@ -37,7 +36,6 @@ class Limit:
 
     alert: str
     text: str
-    remedy: str
     checked: str
     above: float | None = None
     below: float | None = None
@@ -81,8 +79,8 @@ QUALITY = Panel(
 )
 LOSS = Panel(
     "Loss",
-    "loss, in the method's unit",
-    "What is minimised. Methods have losses in different units.",
+    "loss",
+    "What is minimised.",
 )
 GAPS = Panel(
     "Mean gaps",
@@ -133,7 +131,6 @@ METRICS = (
             alert="effective sample size collapsed",
             text="Of an anchor's {negatives:,} negatives {value:.1f} count on average (alert below "
             "{limit:g}): it learns from next to one pair.",
-            remedy="Raise the temperature, or rho where it is learned less.",
             checked="fewer than {limit:.1f} of an anchor's negatives count.",
             below=2.0,
             of_negatives=True,
@@ -150,7 +147,6 @@ METRICS = (
             alert="anchors saturated",
             text="{value:.0%} of the anchors have given up more than half of their gradient (alert "
             "above {limit:.0%}): their negatives are all far away.",
-            remedy="The run may end here; if not, take a smaller epsilon or larger batches.",
             checked="more than {limit:.0%} of the anchors have given up half their gradient.",
             above=0.5,
         ),
@@ -160,7 +156,6 @@ METRICS = (
         limit=Limit(
             alert="waiting for data",
             text="Training waits for data {value:.0%} of the time (alert above {limit:.0%}).",
-            remedy="Take more loading.workers.",
             checked="more than {limit:.0%} of the time.",
             above=0.5,
         ),

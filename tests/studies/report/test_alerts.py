@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from drrho.contrastive.memory.temperature import Learned
+from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.global_risk import FastCLIP
 from drrho.data.loading import Loading
 from drrho.models.build import Model
 from drrho.recipe.document import RunResults
 from drrho.recipe.folder import RunFolder
-from drrho.recipe.recipe import Recipe
+from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.selection import Selection
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
 from drrho.training.config import Training
@@ -44,6 +45,23 @@ def rows_of(**metrics):
 def test_a_quiet_run_has_none():
     assert alerts(rows_of(loss=1.0)) == []
     assert alerts() == []
+
+
+def test_advice_is_about_the_run_at_hand():
+    steps = [{"step": 1, "saturated_anchors": 0.7, "time/data_wait": 0.9}]
+    run = RunFolder(path=Path("run"), recipe=RECIPE, rows=steps, results=None)
+    saturated, waiting = find_alerts(run)
+    assert "epsilon below 1e-14, or batches of more than 101" in saturated.remedy
+    assert waiting.remedy == "Take more loading.workers, of which there are 0."
+    assert {alert.grade for alert in (saturated, waiting)} == {"note"}
+    plain = replace(RECIPE, objective=CLIP())  # whose anchors give up no gradient
+    assert [it.name for it in find_alerts(replace(run, recipe=plain))] == ["waiting for data"]
+    fell = [{"step": s, "evaluation/mrr": value} for s, value in ((1, 0.9), (2, 0.1))]
+    best = replace(RECIPE.training, keep_best="evaluation/mrr")
+    kept = replace(RECIPE, training=best, evaluation=Evaluation(data="held_out"))
+    (alert,) = find_alerts(RunFolder(path=Path("run"), recipe=kept, rows=fell, results=None))
+    assert alert.grade == "warning"
+    assert "in best/" in alert.remedy
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,16 @@ def test_the_page_is_complete_and_small(page):
     )
     assert all(address.startswith("data:") for address in fetched)
     assert "@import" not in html
-    for section in ("summary", "alerts", "comparison", "curves", "scaling", "gallery", "weights"):
+    for section in (
+        "result",
+        "alerts",
+        "curves",
+        "scaling",
+        "gallery",
+        "weights",
+        "settings",
+        "origin",
+    ):
         assert f'<h2 id="{section}">' in html
     # Of the steered run: before training, step 4 and the end; the other has no reference.
     assert "before training" in html
@@ -71,7 +80,7 @@ def test_the_page_is_complete_and_small(page):
 
 def test_a_reference_trained_on_these_shards_is_an_alert(page):
     """The tests' reference is."""
-    assert "Reference contaminated: drrho_clip-seed0" in page.read_text()
+    assert "Warning: reference contaminated, DRRho-CLIP" in page.read_text()
     assert "2 of the shards were also trained on by it" in page.read_text()
 
 
@@ -79,6 +88,30 @@ def test_stages_are_those_that_were_kept(runs):
     stages = stages_of(read_run(runs / "drrho_clip-seed0"))
     assert [stage.step for stage in stages] == [0, 4, 6]
     assert [stage.temperature for stage in stages] == pytest.approx([0.07] * 3)
+
+
+def test_replicates_and_results_without_runs_have_a_page(runs, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(runs / "drrho_clip-seed0", study / "replicate-0" / "drrho_clip-seed0")
+    shutil.copytree(runs / "drrho_clip-seed0", study / "replicate-10" / "drrho_clip-seed10")
+    output = str(tmp_path / "r.html")
+    html = write_report(
+        ReportConfig(runs=(str(study),), output=output, galleries=False)
+    ).read_text()
+    assert "2 runs." in html
+    assert html.count('<li><span class="swatch s3"></span>DRRho-CLIP</li>') == 1
+    (tmp_path / "told").mkdir()
+    shutil.copy(runs / "results.json", tmp_path / "told")
+    html = write_report(ReportConfig(runs=(str(tmp_path / "told"),), output=output)).read_text()
+    assert '<p class="headline">DRRho-CLIP 0.500</p>' in html
+
+
+def test_training_pairs_lead_the_gallery(page):
+    html = page.read_text()
+    kinds = [html.index(f"<h4>{kind}</h4>") for kind in ("Learnable", "Mismatched", "Redundant")]
+    assert kinds == sorted(kinds)
+    assert kinds[-1] < html.index("DRRho-CLIP: negatives")
+    assert 'data-kind="mismatched"' in html
 
 
 def test_an_unfinished_run_whose_data_moved_still_has_a_page(runs, tmp_path):

@@ -39,7 +39,7 @@ class ScoreTable:
     def header(self, directions: Mapping[str, str]) -> list[str]:
         """The columns' heads, with these words for the directions of retrieval."""
         mrr = ["MRR", self.interval] if self.with_mrr else []
-        return ["", *mrr, *(_column(name, directions) for name in self.metrics)]
+        return ["", *mrr, *(score_column(name, directions) for name in self.metrics)]
 
     def cells(self, to: str) -> list[list[str]]:
         """All rows in print, with this between the ends of an interval."""
@@ -238,7 +238,9 @@ def _by_seed(results: Results) -> str:
                 + ", ".join(f"{run.tests[test][score]:.3f}" for run in runs)
                 for name, runs in methods.items()
             ]
-            title = "MRR" if score == "mrr" else f"Accuracy ({_column(score, SHORT_DIRECTIONS)})"
+            title = (
+                "MRR" if score == "mrr" else f"Accuracy ({score_column(score, SHORT_DIRECTIONS)})"
+            )
             sentences.append(f"{title} by {units_of(results)[:-1]}{where}: {'; '.join(scores)}.")
     return "\n\n".join(sentences)
 
@@ -377,7 +379,7 @@ def _score_names(metrics: Metrics) -> list[str]:
     return recalls + tasks
 
 
-def _column(name: str, directions: Mapping[str, str]) -> str:
+def score_column(name: str, directions: Mapping[str, str]) -> str:
     """`image_to_text/R@5` -> `i>t R@5`; `zero_shot/shape/top1` -> `shape`."""
     direction, _, rest = name.partition("/")
     if direction in directions:

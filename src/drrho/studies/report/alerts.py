@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from drrho.contrastive.memory.temperature import Constant
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
 from drrho.recipe.document import RunResults
 from drrho.recipe.folder import RunFolder
+from drrho.recipe.recipe import Recipe
 from drrho.studies.compare.curves import Row
 from drrho.training.metrics import METRICS, Metric
 
@@ -22,6 +23,7 @@ THRESHOLDS = {
 }
 TAIL = 0.1  # share of the log's rows, the newest, that means are taken over
 Limits = Mapping[str, float]
+Grade = Literal["warning", "note"]
 FLOOR_EXCESS = 1.02  # a learned temperature within this factor of its minimum is at it
 FEWEST_JUDGED = 256  # pairs on which a reference's rank says that it knows them
 
@@ -47,11 +49,16 @@ class ReferenceCheck:
 
 
 class Alert(NamedTuple):
-    """A kind of alert, what was found against which threshold, and what to do."""
+    """A finding about a run: what was found against which threshold, and what to do.
+
+    Attributes:
+        grade: "warning" where a number of the run may mislead, "note" where it could be better.
+    """
 
     name: str
     text: str
     remedy: str
+    grade: Grade = "warning"
 
 
 def find_alerts(
@@ -69,11 +76,12 @@ def find_alerts(
         _not_finite(rows, results),
         _contaminated(reference, thresholds),
         _unreachable(run.recipe.objective, rows, num_negatives),
-        *(_beyond(metric, rows, num_negatives) for metric in METRICS),
-        _fell(rows, thresholds),
+        *(_beyond(metric, run) for metric in METRICS),
+        _fell(run, thresholds),
         _left_out(results, thresholds),
     ]
-    return [alert for alert in found if alert is not None]
+    alerts = [alert for alert in found if alert is not None]
+    return sorted(alerts, key=lambda alert: alert.grade != "warning")
 
 
 def logged(rows: Sequence[Row], metric: str) -> list[float]:
@@ -88,12 +96,40 @@ def recent(rows: Sequence[Row], metric: str) -> float | None:
     return sum(newest) / len(newest) if newest else None
 
 
-def _beyond(metric: Metric, rows: Sequence[Row], num_negatives: int) -> Alert | None:
-    value, limit = recent(rows, metric.name), metric.limit
+def _beyond(metric: Metric, run: RunFolder) -> Alert | None:
+    value, limit = recent(run.rows, metric.name), metric.limit
     if limit is None or value is None:
         return None
-    text = limit.found(value, num_negatives=num_negatives)
-    return None if text is None else Alert(limit.alert, text, limit.remedy)
+    text = limit.found(value, num_negatives=run.recipe.trained_batch_size - 1)
+    if text is None:
+        return None
+    remedy = _remedy(metric.name, run.recipe)
+    return None if remedy is None else Alert(limit.alert, text, remedy, "note")
+
+
+def _remedy(metric: str, recipe: Recipe) -> str | None:
+    """What to do in this run; None where its method has no such trouble."""
+    objective = recipe.objective
+    match metric:
+        case "saturated_anchors":
+            if not isinstance(objective, FastCLIP | DRRhoCLIP):
+                return None  # only these have the floor epsilon, which takes the gradient
+            return (
+                f"The run may end here; to go on, take objective.epsilon below "
+                f"{objective.epsilon:g}, or batches of more than {recipe.trained_batch_size:,}."
+            )
+        case "effective_sample_size":
+            temperature = objective.temperature
+            if isinstance(temperature, Constant):
+                return f"Raise objective.temperature, which is {temperature.initial:g}."
+            return (
+                "Set a smaller objective.rho, or a larger temperature.minimum."
+                if isinstance(objective, FastCLIP | DRRhoCLIP)
+                else "Set a larger temperature.minimum."
+            )
+        case "time/data_wait":
+            return f"Take more loading.workers, of which there are {recipe.loading.workers}."
+    return None
 
 
 def _unreachable(objective: Objective, rows: Sequence[Row], num_negatives: int) -> Alert | None:
@@ -174,16 +210,20 @@ def _left_out(results: RunResults | None, limits: Limits) -> Alert | None:
         f"{total / (total + results.samples_seen):.1%} of the samples were left out ({reasons}); "
         f"alert above {limits['left_out']:.0%}.",
         "See `drrho index` and `drrho reference verify` for what is wrong with them.",
+        "note",
     )
 
 
-def _fell(rows: Sequence[Row], limits: Limits) -> Alert | None:
-    values = logged(rows, "evaluation/mrr")
+def _fell(run: RunFolder, limits: Limits) -> Alert | None:
+    values = logged(run.rows, "evaluation/mrr")
     if not values or values[-1] >= limits["fell"] * max(values):
         return None
     return Alert(
         "quality fell",
         f"The last evaluation, {values[-1]:.3f}, is below {limits['fell']:.0%} of the best, "
         f"{max(values):.3f}.",
-        'Train for fewer steps, or keep the best: training.keep_best="evaluation/mrr".',
+        "Take the model in best/, which the run has kept."
+        if run.recipe.training.keep_best == "evaluation/mrr"
+        else f"Train for fewer steps than {run.recipe.training.num_steps:,}, or keep the best: "
+        'training.keep_best="evaluation/mrr".',
     )

@@ -1,18 +1,22 @@
 """Charts of the page, each with a description in words and its numbers in a table."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from drrho.contrastive.objectives.algorithms import method_title
+from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
+from drrho.contrastive.objectives.objective import Objective
 from drrho.plotting.chart import Chart, Series
 from drrho.plotting.palette import places
 from drrho.plotting.svg import draw_svg
-from drrho.studies.compare.curves import STYLES, Row, curve_chart, styles_in_words
+from drrho.studies.compare.curves import STYLE_NAMES, STYLES, curve_chart, styles_in_words
+from drrho.studies.report.content import Group
 from drrho.studies.report.gallery import Gallery, ShownStage
 from drrho.studies.scaling.plots import laws_chart
 from drrho.studies.scaling.results import ScalingResults
-from drrho.training.metrics import PANELS, metrics_of
+from drrho.training.metrics import LOSS, PANELS, Metric, Panel, metrics_of
 
+STILL = 1e-6  # a number that moves by less is constant
 TABLE_ROWS = 12  # of the table behind a chart; metrics.jsonl has them all
 
 
@@ -35,45 +39,89 @@ class DrawnChart:
     places: Sequence[int] = ()
 
 
-def draw_panels(runs: Mapping[str, Sequence[Row]]) -> list[DrawnChart]:
-    """Draws each panel of which any run has a number; runs map a name to the rows of its log."""
-    drawn = []
-    for number, panel in enumerate(PANELS):
+def draw_panels(groups: Sequence[Group]) -> tuple[list[DrawnChart], list[str]]:
+    """Draws each panel of which any run has a number that changes.
+
+    Returns:
+        The charts, and sentences on metrics that stayed as they were and are not drawn.
+    """
+    drawn, constants = [], []
+    logs = {group.name: [run.folder.rows for run in group.runs] for group in groups}
+    colours = {group.name: group.place for group in groups}
+    for panel in PANELS:
         metrics = metrics_of(panel)
-        logs = {name: [rows] for name, rows in runs.items()}
-        chart = curve_chart(panel, metrics, logs, labelled=True)
-        if not chart.series:
-            continue
-        several = any("," in line.name for line in chart.series)
-        styles = [f"{styles_in_words(metrics)}."] if several and len(metrics) > 1 else []
-        header, rows = _table(chart.series)
-        drawn.append(
-            DrawnChart(
-                title=panel.title,
-                meaning=" ".join([panel.meaning, *styles]),
-                svg=draw_svg(chart, name=f"curve-{number}", description=_describe(chart.series)),
-                header=header,
-                rows=rows,
-            )
-        )
-    return drawn
+        for unit, names in _units(panel, groups).items():
+            shown = {name: logs[name] for name in names if any(logs[name])}
+            if not shown:
+                continue
+            chart = curve_chart(panel, metrics, shown, labelled=True, colours=colours)
+            lines, still = _moving(chart.series)
+            constants += [
+                f"{panel.title}, {line.name}: {line.y[0]:.4g} throughout" for line in still
+            ]
+            if lines:
+                title = panel.title if unit == panel.unit else f"{panel.title}, in {unit}"
+                label = panel.unit if unit == panel.unit else f"{panel.unit}, {unit}"
+                chart = replace(chart, series=lines, y_label=label, title=title)
+                drawn.append(_drawn(chart, panel, metrics, f"curve-{len(drawn)}"))
+    return drawn, constants
 
 
-def draw_histogram(gallery: Gallery, number: int) -> DrawnChart:
-    """Weights of the negatives at each stage of a run, with the numbers in a table."""
+def _units(panel: Panel, groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Unit -> names of the groups that have it: losses in nats and in cosines share no axis."""
+    if panel != LOSS:
+        return {panel.unit: [group.name for group in groups]}
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        found.setdefault(loss_unit(group.runs[0].folder.recipe.objective), []).append(group.name)
+    return found
+
+
+def loss_unit(objective: Objective) -> str:
+    """The unit of an objective's loss."""
+    if not isinstance(objective, FastCLIP | DRRhoCLIP) or not objective.times_temperature:
+        return "nats"
+    return "units of cosine" if objective.distillation is None else "units of cosine, and nats"
+
+
+def _moving(series: Sequence[Series]) -> tuple[list[Series], list[Series]]:
+    """Lines that change, and those of two points or more that do not."""
+    still = [line for line in series if len(line.y) > 1 and max(line.y) - min(line.y) <= STILL]
+    return [line for line in series if line not in still], still
+
+
+def _drawn(chart: Chart, panel: Panel, metrics: Sequence[Metric], name: str) -> DrawnChart:
+    several = any("," in line.name for line in chart.series)
+    styles = [f"{styles_in_words(metrics)}."] if several and len(metrics) > 1 else []
+    header, rows = _table(chart.series)
+    return DrawnChart(
+        title=chart.title,
+        meaning=" ".join([panel.meaning, *styles]),
+        svg=draw_svg(chart, name=name, description=_describe(chart.series)),
+        header=header,
+        rows=rows,
+    )
+
+
+def draw_histogram(gallery: Gallery, number: int, group: Group) -> DrawnChart:
+    """Weights of the negatives at each stage of a run, with the numbers in a table.
+
+    The last stage has the colour of the method, earlier ones are grey.
+    """
+    last = len(gallery.stages) - 1
     series = [
         Series(
             name=stage.title,
             x=gallery.edges,
             y=stage.histogram,
-            colour=place,
-            style=STYLES[place % len(STYLES)],
+            colour=group.place if place == last else None,
+            style=STYLES[(last - place) % len(STYLES)],
             steps=True,
         )
         for place, stage in enumerate(gallery.stages)
     ]
     chart = Chart(
-        title=f"Weights of negatives, {gallery.run}",
+        title=f"Weights of negatives, {group.name}",
         x_label="log10 of the weight (0 is an even share)",
         y_label="share of the negatives",
         series=series,
@@ -82,7 +130,7 @@ def draw_histogram(gallery: Gallery, number: int) -> DrawnChart:
     return DrawnChart(
         title=chart.title,
         meaning="Each anchor spreads its weight over its negatives. Left of 0 are those that count "
-        "less than an even share, right of it those that count more.",
+        f"less than an even share, right of it those that count more. {_styles(gallery.stages)}",
         svg=draw_svg(chart, name=f"weights-{number}", description=words),
         header=["log10 of the weight", *(stage.title for stage in gallery.stages)],
         rows=[
@@ -91,6 +139,16 @@ def draw_histogram(gallery: Gallery, number: int) -> DrawnChart:
             if any(stage.histogram[i] >= 5e-5 for stage in gallery.stages)
         ],
     )
+
+
+def _styles(stages: Sequence[ShownStage]) -> str:
+    """The styles of the lines of stages in words, those of the last stage first."""
+    named = [
+        f"{STYLE_NAMES[number % len(STYLES)]}: {stage.title}"
+        for number, stage in enumerate(reversed(stages))
+    ]
+    words = ", ".join(named)
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def draw_scaling(results: ScalingResults, name: str) -> DrawnChart:

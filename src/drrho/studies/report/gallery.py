@@ -6,6 +6,7 @@ from typing import Literal
 
 Side = Literal["image", "text"]
 Change = Literal["raised", "lowered"]
+Kind = Literal["learnable", "mismatched", "redundant", "hardest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,28 @@ class ShownSample:
     sample_id: int
     caption: str
     image: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownPair:
+    """A training pair, and how either model ranks its own partners among all drawn pairs.
+
+    Attributes:
+        place: place of the sample.
+        target_ranks, reference_ranks: rank of the own caption for the image, and of the own image
+            for the caption.
+        excess: contrastive loss of the target less that of the reference, in units of the
+            temperature; None without a reference.
+        equal_captions: number of other drawn pairs with the same caption.
+        repeats: place of an earlier pair that it repeats.
+    """
+
+    place: int
+    target_ranks: tuple[int, int]
+    reference_ranks: tuple[int, int] | None
+    excess: float | None
+    equal_captions: int
+    repeats: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +99,7 @@ class Gallery:
         num_pairs: number of pairs that were examined.
         with_reference: whether the run has a reference.
         stages: stages in the order of their steps.
+        pairs: kind -> training pairs at the last stage.
         samples: place -> sample that a stage names.
         edges: edges of the histograms' bins, log10 of the weight.
         notes: sentences on what could not be shown, and why.
@@ -85,6 +109,7 @@ class Gallery:
     num_pairs: int
     with_reference: bool
     stages: tuple[ShownStage, ...]
+    pairs: Mapping[Kind, tuple[ShownPair, ...]]
     samples: Mapping[int, ShownSample]
     edges: tuple[float, ...]
     notes: tuple[str, ...]

@@ -20,7 +20,14 @@ from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.errors import CheckpointError
-from drrho.studies.report.gallery import Gallery, ShownNegative, ShownSample, ShownStage, Side
+from drrho.studies.report.gallery import (
+    Gallery,
+    ShownNegative,
+    ShownPair,
+    ShownSample,
+    ShownStage,
+    Side,
+)
 from drrho.studies.report.pair_weights import (
     HISTOGRAM_EDGES,
     AnchorWeights,
@@ -28,6 +35,7 @@ from drrho.studies.report.pair_weights import (
     exchanged,
     image_anchor_weights,
 )
+from drrho.studies.report.training_pairs import choose_training_pairs
 
 THUMBNAIL = 128  # pixels of the longer side
 MOST_STAGES = 6
@@ -39,7 +47,7 @@ class GalleryConfig:
 
     Attributes:
         pairs: pairs drawn from the data set; each is a negative of the others.
-        shown: pairs shown of each kind at each stage.
+        shown: negatives shown of each kind at each stage, and twice as many as training pairs are.
         anchors: anchors whose hardest negatives are shown.
         negatives: hardest negatives shown for each anchor.
         batch_size: pairs encoded at once.
@@ -123,7 +131,15 @@ def make_gallery(
     places = torch.linspace(0, len(order) - 1, min(config.anchors, len(order))).round().long()
     anchors = order[places.unique()].tolist()
     stages = tuple(_shown(look, anchors, config) for look in looks)
-    used = _used(stages, anchors)
+    last = looks[-1]
+    kinds = choose_training_pairs(
+        last.target,
+        last.reference,
+        captions,
+        temperature=last.stage.temperature,
+        shown=-(-config.shown // 2),
+    )
+    used = _used(stages, anchors, [pair for pairs in kinds.values() for pair in pairs])
     # The partners' captions and images are those of the anchors themselves.
     pictures = _thumbnails(manifest, {place: int(ids[place]) for place in used})
     return Gallery(
@@ -131,6 +147,7 @@ def make_gallery(
         num_pairs=len(ids),
         with_reference=store is not None,
         stages=stages,
+        pairs=kinds,
         samples={
             place: ShownSample(
                 sample_id=int(ids[place]), caption=captions[place], image=pictures[place]
@@ -262,12 +279,13 @@ def _distinct(pairs: list[ShownNegative]) -> list[ShownNegative]:
     return kept
 
 
-def _used(stages: tuple[ShownStage, ...], anchors: list[int]) -> list[int]:
-    used = set(anchors)
+def _used(stages: tuple[ShownStage, ...], anchors: list[int], pairs: list[ShownPair]) -> list[int]:
+    used = {*anchors, *(pair.place for pair in pairs)}
+    used |= {pair.repeats for pair in pairs if pair.repeats is not None}
     for stage in stages:
-        for pairs in (*stage.changed.values(), *stage.hardest.values()):
-            for pair in pairs:
-                used |= {pair.image, pair.text}
+        for negatives in (*stage.changed.values(), *stage.hardest.values()):
+            for negative in negatives:
+                used |= {negative.image, negative.text}
     return sorted(used)
 
 

@@ -6,75 +6,58 @@ tables for those who cannot see charts. The script only filters the galleries.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from drrho.plotting.palette import COLOURS, places
-from drrho.recipe.folder import RunFolder
+from drrho.plotting.palette import COLOURS, DARK
 from drrho.runtime.errors import without_secrets
-from drrho.runtime.records import to_json
-from drrho.studies.advise.results import AdviceResults
-from drrho.studies.compare.results import Results
-from drrho.studies.compare.tables import DIRECTIONS, differences_in_words, score_table
+from drrho.runtime.provenance import versions
 from drrho.studies.report.advice import draw_advice
 from drrho.studies.report.alerts import TAIL, THRESHOLDS, Alert
 from drrho.studies.report.charts import draw_histogram, draw_panels, draw_scaling
+from drrho.studies.report.content import Group, Report, ReportedRun, group_runs
 from drrho.studies.report.gallery import Gallery
+from drrho.studies.report.outcome import Outcome, outcomes_of, validation_outcome
+from drrho.studies.report.settings import facts_of, settings_of
 from drrho.studies.report.summary import summarise_run
-from drrho.studies.scaling.results import ScalingResults
 from drrho.training.metrics import METRICS
 
-
-@dataclass(frozen=True, kw_only=True)
-class ReportedRun:
-    """A run on the page.
-
-    Attributes:
-        name: different for different runs.
-        folder: recipe, log and results.
-        gallery: weights of pairs; None where they could not be computed.
-        alerts: findings.
-        missing: sentences on what the page does not show of it, and why.
-    """
-
-    name: str
-    folder: RunFolder
-    gallery: Gallery | None
-    alerts: Sequence[Alert]
-    missing: Sequence[str]
+KINDS = {
+    "learnable": (
+        "Learnable",
+        "The reference finds the partner and the target does not yet: these count most.",
+    ),
+    "mismatched": (
+        "Mismatched",
+        "The reference does not find the partner: the caption may belong to another image.",
+    ),
+    "redundant": (
+        "Redundant",
+        "Repeats of another pair, and pairs that both models know: there is little to learn.",
+    ),
+    "hardest": ("Hardest", "The target does not find the partner."),
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Contents of the page: runs in the order of their colours, and studies by folder."""
+class GroupedAlert(NamedTuple):
+    """An alert of a group of runs: its text is that of the first run that has it."""
 
-    title: str
-    runs: Sequence[ReportedRun]
-    comparisons: Mapping[str, Results]
-    scaling: Mapping[str, ScalingResults]
-    advice: Mapping[str, AdviceResults] = field(default_factory=dict)
-    version: str
-
-
-class ComparedTable(NamedTuple):
-    """The scores of all models on a test set."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
+    group: str
+    alert: Alert
+    runs: str
 
 
 def render(report: Report) -> str:
     """Renders the page as HTML.
 
     Raises:
-        ValueError: there is no run.
+        ValueError: there is neither a run nor a comparison.
     """
-    if not report.runs:
+    if not report.runs and not report.comparisons:
         raise ValueError("a report needs at least one run")
     environment = Environment(
         loader=PackageLoader("drrho.studies.report"),
@@ -83,30 +66,69 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plain"] = lambda recipe: _without_secrets(to_json(recipe))
-    rows = {run.name: run.folder.rows for run in report.runs}
+    groups = group_runs(report.runs)
+    charts, constants = draw_panels(groups)
     galleries = [run.gallery for run in report.runs if run.gallery is not None]
+    shown = [_group_of(gallery, groups) for gallery in galleries]
     return environment.get_template("page.html").render(
         report=report,
+        groups=groups,
+        outcomes=_outcomes(report, groups),
         colours=len(COLOURS),
-        places=places(rows),
-        summaries=[summarise_run(run.name, run.folder) for run in report.runs],
-        alerts=[(run.name, alert) for run in report.runs for alert in run.alerts],
+        palette=list(zip(COLOURS, DARK, strict=True)),
+        alerts=grouped_alerts(groups),
         thresholds=THRESHOLDS,
         tail=TAIL,
         limits=[metric.limit for metric in METRICS if metric.limit is not None],
-        charts=draw_panels(rows),
-        comparisons={
-            name: {"tables": compared_tables(results), "words": differences_in_words(results)}
-            for name, results in report.comparisons.items()
-        },
+        charts=charts,
+        constants=constants,
         scaling={name: draw_scaling(found, name) for name, found in report.scaling.items()},
         advice={name: draw_advice(found, name) for name, found in report.advice.items()},
         galleries=galleries,
-        histograms=[draw_histogram(g, number) for number, g in enumerate(galleries)],
+        shown_groups=shown,
+        kinds=KINDS,
+        histograms=[
+            draw_histogram(gallery, number, group)
+            for number, (gallery, group) in enumerate(zip(galleries, shown, strict=True))
+        ],
         pictures=_pictures(galleries),
+        summaries=[
+            (group, summarise_run(run.name, run.folder)) for group in groups for run in group.runs
+        ],
+        settings=settings_of(groups),
+        facts=facts_of(groups, versions()),
+        missing=_missing(report.runs),
         factor=factor,
+        plain=without_secrets,
     )
+
+
+def _outcomes(report: Report, groups: Sequence[Group]) -> list[tuple[str, Outcome]]:
+    """What is told first: comparisons on their test sets or, without any, the validation scores."""
+    found = [
+        (name, outcome)
+        for name, results in report.comparisons.items()
+        for outcome in outcomes_of(results, groups, report.chance.get(name, {}))
+    ]
+    if not found and (validation := validation_outcome(groups)) is not None:
+        found = [("", validation)]
+    return found
+
+
+def grouped_alerts(groups: Sequence[Group]) -> list[GroupedAlert]:
+    """Alerts once for each group, warnings first, with the number of runs that have them."""
+    found = []
+    for group in groups:
+        counts = Counter(alert.name for run in group.runs for alert in run.alerts)
+        first = {alert.name: alert for run in reversed(group.runs) for alert in run.alerts}
+        number = len(group.runs)
+        found += [
+            GroupedAlert(
+                group.name, first[name], "" if number == 1 else f"{count} of {number} runs"
+            )
+            for name, count in counts.items()
+        ]
+    return sorted(found, key=lambda one: one.alert.grade != "warning")
 
 
 def factor(weight: float) -> str:
@@ -116,21 +138,20 @@ def factor(weight: float) -> str:
     return f"{weight:.1f}" if weight >= 0.95 else f"{weight:.2f}" if weight >= 0.005 else "0.00"
 
 
-def compared_tables(results: Results) -> list[ComparedTable]:
-    """A table for each test set; models without a score on it are left out."""
-    models = [*results.references.values(), *results.methods.values()]
-    found = []
-    for test in dict.fromkeys(test for model in models for test in model.tests):
-        table = score_table(test, results)
-        rows = [row for row in table.cells(" to ") if any(row[1:])]
-        rows = [[_title(row[0], results), *row[1:]] for row in rows]
-        found.append(ComparedTable(test, table.header(DIRECTIONS), rows))
-    return found
+def _group_of(gallery: Gallery, groups: Sequence[Group]) -> Group:
+    return next(group for group in groups if any(run.gallery is gallery for run in group.runs))
 
 
-def _title(name: str, results: Results) -> str:
-    is_reference = name in results.references and not name.startswith("reference")
-    return f"reference {name}" if is_reference else name
+def _missing(runs: Sequence[ReportedRun]) -> list[str]:
+    """What is not shown and why; a reason that many runs share once."""
+    by_reason: dict[str, list[str]] = {}
+    for run in runs:
+        for reason in run.missing:
+            by_reason.setdefault(reason, []).append(run.name)
+    return [
+        f"{', '.join(names) if len(names) <= 3 else f'{len(names)} runs'}: {reason}"
+        for reason, names in by_reason.items()
+    ]
 
 
 def _pictures(galleries: Sequence[Gallery]) -> Markup:
@@ -142,15 +163,3 @@ def _pictures(galleries: Sequence[Gallery]) -> Markup:
     }
     # In a script element nothing is escaped but what would end it.
     return Markup(json.dumps(pictures).replace("<", "\\u003c"))
-
-
-def _without_secrets(value: Any) -> Any:
-    """Remove passwords and queries from the URLs in plain data."""
-    match value:
-        case str():
-            return without_secrets(value)
-        case dict():
-            return {name: _without_secrets(content) for name, content in value.items()}
-        case list():
-            return [_without_secrets(content) for content in value]
-    return value

@@ -1,7 +1,11 @@
 """`drrho report`: one HTML page about finished and unfinished runs."""
 
+import shlex
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -12,6 +16,7 @@ from tyro.conf import Positional
 from drrho import __version__
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
+from drrho.data.reading.storage import local_path
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
@@ -19,8 +24,10 @@ from drrho.evaluation.metrics.retrieval import (
     reciprocal_rank_of_images,
     retrieval_ranks,
 )
+from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import Model, build_model
 from drrho.models.program import trusting
+from drrho.recipe.document import RECIPE_FILE
 from drrho.recipe.folder import RunFolder, find_runs, read_run
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
@@ -28,12 +35,13 @@ from drrho.runtime.errors import CheckpointError
 from drrho.runtime.files import expand_paths, require_no_folder, write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.records import read_record
-from drrho.studies.compare.results import find_results
+from drrho.studies.compare.results import Metrics, Results, find_results
 from drrho.studies.report.advice import find_advice
 from drrho.studies.report.alerts import ReferenceCheck, find_alerts
+from drrho.studies.report.content import REPLICATE, Report, ReportedRun, study_of
 from drrho.studies.report.gallery import Gallery
 from drrho.studies.report.make_gallery import GalleryConfig, make_gallery
-from drrho.studies.report.page import Report, ReportedRun, render
+from drrho.studies.report.page import render
 from drrho.studies.scaling.results import LAWS_FILE, ScalingResults
 
 MOST_GALLERIES = 3  # a page is to open on a phone
@@ -91,16 +99,20 @@ def write_report(config: ReportConfig) -> Path:
         ValueError: a file of a run is damaged.
     """
     folders = [Path(path).expanduser() for path in config.runs]
-    runs = [read_run(path) for path in find_runs(folders)]
+    found = {folder.resolve().name: find_results(folder) for folder in folders}
+    compared = {name: results for name, results in found.items() if results is not None}
+    runs = [read_run(path) for path in _runs_of(folders)]
     names, with_galleries = _names(runs), _with_galleries(runs, config)
-    compared = {folder.resolve().name: find_results(folder) for folder in folders}
     laws = [p for f in folders for p in (f / LAWS_FILE, *sorted(f.glob(f"*/{LAWS_FILE}")))]
     with trusting(everything=config.trust):
         reported = [_reported(run, names[run.path], config, with_galleries) for run in runs]
     report = Report(
         title=" and ".join(folder.resolve().name for folder in folders),
         runs=reported,
-        comparisons={name: found for name, found in compared.items() if found is not None},
+        comparisons=compared,
+        chance={name: _chance(results) for name, results in compared.items()},
+        command=_command(config),
+        written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
         scaling={
             path.parent.resolve().name: read_record(path, ScalingResults)
             for path in laws
@@ -112,6 +124,45 @@ def write_report(config: ReportConfig) -> Path:
     output = Path(config.output).expanduser()
     write_atomically(output, render(report).encode())
     return output
+
+
+def _runs_of(folders: Sequence[Path]) -> list[Path]:
+    """The runs of all folders, those of replicates too; results of a comparison may stand alone."""
+    found: list[Path] = []
+    for folder in folders:
+        replicates = sorted(folder.glob(f"{REPLICATE}*"), key=_number)
+        places = [folder, *replicates] if find_results(folder) is not None else replicates
+        inside = [file.parent for it in places for file in sorted(it.glob(f"*/{RECIPE_FILE}"))]
+        found += inside if places else find_runs([folder])
+    return list(dict.fromkeys(found))
+
+
+def _number(replicate: Path) -> tuple[int, str]:
+    number = replicate.name.removeprefix(REPLICATE)
+    return (int(number) if number.isdecimal() else 0, number)
+
+
+def _chance(results: Results) -> dict[str, Metrics]:
+    """What guessing reaches on the test sets that are on this machine; nothing of others."""
+    found = {}
+    for name, source in results.setup.test.items():
+        if local_path(source) is None:
+            continue
+        with suppress(*PART_ERRORS):
+            tasks = open_evaluation_set(source).tasks
+            found[name] = {f"zero_shot/{it.name}/top1": 1 / len(it.class_names) for it in tasks}
+    return found
+
+
+def _command(config: ReportConfig) -> str:
+    """The command that writes this page again."""
+    options = [
+        f"--{name.replace('_', '-')}={value}"
+        for name in ("reference", "reference_model", "data")
+        if (value := getattr(config, name)) is not None
+    ]
+    command = ["drrho", "report", *config.runs, "--output", config.output, *options]
+    return shlex.join([*command, *([] if config.galleries else ["--no-galleries"])])
 
 
 def _names(runs: list[RunFolder]) -> dict[Path, str]:
@@ -130,8 +181,7 @@ def _with_galleries(runs: list[RunFolder], config: ReportConfig) -> list[Path]:
         return []
     steered = [r for r in runs if config.reference is not None or r.recipe.reference]
     first = {
-        (run.path.parent, run.recipe.objective.method): run.path
-        for run in reversed(steered or runs)
+        (study_of(run), run.recipe.objective.method): run.path for run in reversed(steered or runs)
     }
     chosen = set(first.values())
     return [run.path for run in runs if run.path in chosen][:MOST_GALLERIES]
@@ -247,4 +297,4 @@ def _common_shards(manifest: Manifest, model: str) -> int | None:
 
 def run_report(config: ReportConfig) -> str:
     """Write one HTML page about runs: curves, comparisons and pairs."""
-    return str(write_report(config))
+    return f"The page is {write_report(config).resolve().as_uri()}"
