@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -432,7 +433,7 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     assert (tmp_path / "results.md").read_text() in printed
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) >= {"setup", "references", "methods", "versions"}
-    assert list(results["methods"]) == ["clip", "fastclip", "drrho_clip"]
+    assert list(results["methods"]) == ["clip", "fastclip", "drrho_clip", "fastclip_union"]
     for method in results["methods"].values():
         scores = method["tests"]["test"]
         assert method["cost"]["samples_seen"] == 64
@@ -446,8 +447,12 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     assert extra["training"]["samples_seen"] == 64
     assert results["methods"]["clip"]["reference_cost"] == {}
     page = tmp_path / "report.html"
-    assert printed.rstrip().endswith(str(page))  # the last line printed
-    assert 'id="gallery-0">drrho_clip-seed0' in page.read_text()
+    assert printed.rstrip().endswith(page.as_uri())  # the last line printed
+    html = page.read_text()
+    assert "DRRho-CLIP: training pairs" in html
+    said = printed.rstrip().splitlines()[-2]
+    assert said.startswith("A reference of MRR ")
+    assert said in unescape(html)
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.size[0] > 500
     again = demo(

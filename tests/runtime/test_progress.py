@@ -205,3 +205,23 @@ def test_an_error_passes_through_and_the_count_reached_is_shown(capsys):
 def test_counts_that_make_no_sense_are_refused(arguments, named):
     with pytest.raises(ValueError, match=named):
         Progress("train", **arguments)
+
+
+def test_a_study_says_how_many_runs_are_done_and_how_long_the_rest_takes(capsys, clock):
+    study = progress_module.StudyProgress(4)
+    for name, seconds, is_new in (("clip:0", 60, True), ("clip:1", 120, True), ("a:0", 1, False)):
+        with study.run(name, is_new=is_new):
+            clock.now += seconds
+    assert capsys.readouterr().err.splitlines() == [
+        "study: 1 of 4 runs, clip:0 the last; about 3:00 left",
+        "study: 2 of 4 runs, clip:1 the last; about 3:00 left",
+    ]
+
+
+def test_a_line_that_stays_is_written_where_anything_is(capsys):
+    with Progress("work", total=2) as work:
+        work.say("evaluated")
+    assert capsys.readouterr().err.startswith("evaluated\n")
+    with Progress("work", total=2, visible=False) as work:
+        work.say("evaluated")
+    assert capsys.readouterr().err == ""

@@ -1,6 +1,7 @@
 """What a run does at each step, and what stops it."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -361,3 +362,12 @@ def test_evaluation_gives_each_module_its_mode_back():
 def test_options_out_of_range_are_named(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         replace(CONFIG, **change)
+
+
+def test_the_first_loss_and_every_evaluation_are_told_at_once(tmp_path, capsys):
+    tiny_train(tiny_state(tmp_path), evaluators={"val": lambda: {"mrr": 0.5, "other": 1.0}})
+    told = capsys.readouterr().err.splitlines()
+    assert f"train {tmp_path.name}: 1/40 steps" in told[0]
+    assert re.search(r", loss \S+$", told[0])
+    scored = [f"{tmp_path.name}, step {step} of 40: val/mrr 0.5000" for step in (10, 20, 30, 40)]
+    assert [line for line in told if "val/" in line] == scored

@@ -19,7 +19,8 @@ def run_evaluate(config: EvaluateConfig) -> str:
     scores = evaluate_named_model(config)
     if config.output is not None and not is_follower():
         write_json(Path(config.output), scores)
-    return metrics_table(scores)
+    written = "" if config.output is None else f"\n\nThe scores are in {config.output}."
+    return f"{metrics_table(scores)}{written}"
 
 
 def _task_table(scores: list[TaskScore]) -> str:

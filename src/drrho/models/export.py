@@ -40,8 +40,8 @@ def export_open_clip(model: TwoTower, path: Path) -> None:
     `drrho.models.small.register`.
 
     Args:
-        path: `.safetensors`, or `.pt` as open_clip's own training writes it; a folder for the small
-            model.
+        path: `.safetensors`, or `.pt` as open_clip's own training writes it; without ending a
+            folder with the configuration too, which the small model needs.
 
     Raises:
         ValueError: another ending, or a model that is none of open_clip's.
@@ -49,7 +49,7 @@ def export_open_clip(model: TwoTower, path: Path) -> None:
     if isinstance(model.module, SmallTwoTower):
         _export_small(model.module, path)
         return
-    _open_clip_config(model)
+    config = _open_clip_config(model)
     weights = {name: value.contiguous() for name, value in model.module.state_dict().items()}
     match path.suffix:
         case ".safetensors":
@@ -57,8 +57,13 @@ def export_open_clip(model: TwoTower, path: Path) -> None:
         case ".pt":
             with opened_atomically(path) as file:
                 torch.save({"state_dict": weights}, file)
+        case "":
+            write_atomically(path / WEIGHTS_FILE, save(weights))
+            write_json(path / OPEN_CLIP_FILE, config)
         case _:
-            raise ValueError(f"output must end in .safetensors or .pt, got {path}")
+            raise ValueError(
+                f"output must end in .safetensors or .pt, or be a folder without ending, got {path}"
+            )
 
 
 def export_hugging_face(model: TwoTower, folder: Path) -> None:

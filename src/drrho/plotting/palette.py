@@ -9,8 +9,22 @@ COLOURS = ("#0072B2", "#C98300", "#009E73", "#C2629A", "#3A97D3", "#D55E00", "#3
 DARK = ("#4EA9EE", "#F0B23E", "#3FD0A4", "#EC9CC8", "#A5DBFF", "#FF8A5C", "#D0D0D0", "#B9A5FF")
 MARKERS = "osD^vPX*"  # beyond the last colour, methods differ in their marker
 METHODS = (
-    *("clip openclip", "fastclip fastclip_v3", "drrho_clip", "siglip", "isogclr", "distillation"),
-    *("fastclip_v1", "jest", "jest_top_k", "rho_top_k", "drrho_clip_equal", "drrho_clip_weaker"),
+    *(
+        "clip openclip plain",
+        "fastclip fastclip_v3",
+        "drrho_clip drrho",
+        "siglip",
+        "isogclr",
+        "distillation",
+    ),
+    *(
+        "fastclip_v1",
+        "jest fastclip_union fastclip_both_halves union",
+        "jest_top_k",
+        "rho_top_k",
+        "drrho_clip_equal",
+        "drrho_clip_weaker",
+    ),
     *("filter", "fastclip_distillation", "drrho_clip_distillation"),
 )
 PLACES = {name: place for place, names in enumerate(METHODS) for name in names.split()}

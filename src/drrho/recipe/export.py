@@ -7,17 +7,20 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from drrho.models.build import build_recorded_model, load_model
+from drrho.models.build import SMALL_CONFIG_FILE, build_recorded_model, load_model
 from drrho.models.export import export_hugging_face, export_open_clip
 from drrho.models.lora import merged_weights
 from drrho.models.program import trusting
 from drrho.models.tuning import tune
 from drrho.models.two_tower import TwoTower
-from drrho.recipe.document import read_recipe, read_recipe_file
+from drrho.recipe.card import write_card
+from drrho.recipe.document import RECIPE_FILE, read_recipe, read_recipe_file, read_run_results
+from drrho.recipe.hub import push_folder, require_repository
 from drrho.runtime.files import expand_paths
 from drrho.training.checkpoint import read_values
 
 PREFIX, EMA_PREFIX = "model.", "ema.module."
+PUSHED = (".safetensors", ".json", ".txt", ".md", ".model")  # endings of what exports write
 EMA_NAME = "ema"  # the folder and the metrics of the moving average of the weights
 
 
@@ -28,11 +31,14 @@ class ExportConfig:
     Attributes:
         run: folder of a run.
         format: format to write: "open-clip", a file for `create_model_and_transforms(NAME,
-            pretrained=FILE)` (a folder of the model "small"), or "hugging-face", a folder for
-            `transformers.AutoModel.from_pretrained`.
-        output: file to write, .pt or .safetensors, or a folder.
+            pretrained=FILE)` or a folder for `create_model_and_transforms("local-dir:FOLDER")`, or
+            "hugging-face", a folder for `transformers.AutoModel.from_pretrained`.
+        output: file to write, .pt or .safetensors, or a folder, which gets a card, README.md, too.
         checkpoint: checkpoint of the run to export, such as runs/mine/checkpoints/step-00001000; by
             default the finished model.
+        push: repository of the Hugging Face Hub, OWNER/NAME, into which the folder is pushed after
+            it was written; by default nothing leaves this machine. Log in with `hf auth login`.
+        public: whether a repository that is made by the push is public; it is private otherwise.
         ema: export the moving average of the weights instead, of a run with `training.ema`.
         trust: run the program that the run's folder names; needed for runs of "python:FILE.py".
     """
@@ -41,17 +47,29 @@ class ExportConfig:
     format: Literal["open-clip", "hugging-face"]
     output: str
     checkpoint: str | None = None
+    push: str | None = None
+    public: bool = False
     ema: bool = False
     trust: bool = False
 
     def __post_init__(self) -> None:
         expand_paths(self, "run", "checkpoint")
+        if self.public and self.push is None:
+            raise ValueError("public = True has no effect without push; leave it out")
+        if self.push is not None:
+            require_repository(self.push)
+            if Path(self.output).suffix in (".pt", ".safetensors"):
+                raise ValueError(
+                    f"push needs a folder, with configuration and card; output = {self.output!r} "
+                    "is a file: leave its ending out"
+                )
 
 
 def export_model(config: ExportConfig) -> Path:
-    """Write the model, and return its path.
+    """Write the model, push it where that is asked for, and return its path.
 
     Raises:
+        PushError: it is written and could not be pushed.
         FileNotFoundError: the run has no finished model, or is no run.
         CheckpointError: the checkpoint is damaged.
         ValueError: the model cannot be written in this format, or the checkpoint does not fit it.
@@ -71,7 +89,28 @@ def export_model(config: ExportConfig) -> Path:
             export_open_clip(model, output)
         case "hugging-face":
             export_hugging_face(model, output)
+    if output.is_dir():
+        _describe(run, output, config)
+    if config.push is not None:
+        files = [path.name for path in output.iterdir() if path.suffix in PUSHED]
+        push_folder(output, config.push, files=files, public=config.public)
     return output
+
+
+def _describe(run: Path, output: Path, config: ExportConfig) -> None:
+    """Write the card of a run's model; the scores are those of the finished model alone."""
+    if not (run / RECIPE_FILE).is_file():
+        return
+    is_finished = config.checkpoint is None and not config.ema
+    local = f"local-dir:{output.name}" if config.format == "open-clip" else output.name
+    hub = f"hf-hub:{config.push}" if config.format == "open-clip" else config.push
+    write_card(
+        output,
+        read_recipe(read_recipe_file(run)),
+        read_run_results(run) if is_finished else None,
+        program=config.format,
+        place=hub if config.push else local,
+    )
 
 
 def _require_ema(run: Path) -> None:
@@ -118,13 +157,22 @@ def load_checkpoint_model(run: Path, checkpoint: Path, *, ema: bool = False) -> 
 def run_export(config: ExportConfig) -> str:
     """Write a trained model as open_clip or Hugging Face loads it."""
     output = export_model(config)
+    is_small = (Path(config.run).expanduser() / "model" / SMALL_CONFIG_FILE).is_file()
+    register = "drrho.models.small.register(), then " if is_small else ""
     match config.format:
         case "open-clip" if output.is_dir():
-            return (
-                f"{output}: drrho.models.small.register(), then "
-                f"open_clip.create_model_and_transforms('local-dir:{output}')"
-            )
+            load = "{register}open_clip.create_model_and_transforms('{place}')"
+            places = f"local-dir:{output}", f"hf-hub:{config.push}"
         case "open-clip":
-            return f"{output}: open_clip.create_model_and_transforms(NAME, pretrained='{output}')"
+            load = "open_clip.create_model_and_transforms(NAME, pretrained='{place}')"
+            places = str(output), ""
         case "hugging-face":
-            return f"{output}: transformers.AutoModel.from_pretrained('{output}')"
+            load = "transformers.AutoModel.from_pretrained('{place}')"
+            places = str(output), str(config.push)
+    written = f"{output}: {load.format(register=register, place=places[0])}"
+    if config.push is None:
+        return written
+    kind = "public" if config.public else "private, if it was not there before"
+    return f"{written}\npushed to {config.push} ({kind}): " + load.format(
+        register=register, place=places[1]
+    )

@@ -95,6 +95,21 @@ class Progress:
             self._mark(now)
             self._draw(self._line())
 
+    def draw(self) -> None:
+        """Draw the line now, whenever the last one was drawn."""
+        self._last_drawn = time.monotonic()
+        self._draw(self._line())
+
+    def say(self, line: str) -> None:
+        """Write a line that stays, above the live one where there is one."""
+        if not self._visible:
+            return
+        if self._live is None:
+            announce(line)
+            return
+        with self._silenced_when_broken():
+            self._live.console.print(line, markup=False, highlight=False)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -147,6 +162,40 @@ class Progress:
         parts.append(f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB")
         parts += [f"{name} {_quantity(value)}" for name, value in self._shown.items()]
         return Text(", ".join(parts), no_wrap=True, overflow="ellipsis")
+
+
+class StudyProgress:
+    """Count of the runs of a study, told in a line after each, with the time that is left.
+
+    Runs that were there already do not count for the time.
+
+    Args:
+        total: number of runs.
+        visible: whether anything is shown.
+    """
+
+    def __init__(self, total: int, *, visible: bool = True) -> None:
+        self._total = total
+        self._visible = visible
+        self._done = self._worked = 0
+        self._seconds = 0.0
+
+    @contextmanager
+    def run(self, name: str, *, is_new: bool) -> Iterator[None]:
+        """Count a run when the block ends, and say where the study stands if it was a new one."""
+        started = time.monotonic()
+        yield
+        self._done += 1
+        if not is_new:
+            return
+        self._worked += 1
+        self._seconds += time.monotonic() - started
+        left = self._total - self._done
+        if self._visible and self._total > 1:
+            rest = (
+                f"about {_duration(left * self._seconds / self._worked)} left" if left else "done"
+            )
+            announce(f"study: {self._done:,} of {self._total:,} runs, {name} the last; {rest}")
 
 
 @cache

@@ -24,6 +24,7 @@ from drrho.training.state import TrainingState
 from drrho.training.step import AnyBatch, Objective, StepResult, take_step
 
 Evaluator = Callable[[], Mapping[str, float]]
+MOST_SHOWN = 4  # scores of an evaluation that are told in a line
 # Metrics of the progress line, with their labels there.
 SHOWN = {
     "loss": "loss",
@@ -127,7 +128,7 @@ def _loop(
     saved, waited, logged_at = False, 0.0, state.seconds
     while True:
         # At the top, so that a run killed during an evaluation repeats it when resumed.
-        row, received = _log_and_evaluate(run, log, signals=signals)
+        row, received = _log_and_evaluate(run, log, progress=progress, signals=signals)
         if received is not None:  # in the last step, or in the evaluation after it
             if not saved:
                 raise_if_not_finite(unchecked, last_checkpoint=state.last_checkpoint)
@@ -169,11 +170,14 @@ def _loop(
             waited, logged_at = 0.0, state.seconds
         if saved:
             state.save(keep=config.keep_checkpoints)
-        progress.advance(1, **_shown(state))
+        begins = progress.completed == progress.initial
+        progress.advance(1, **_shown(state, result.loss if begins else None))
+        if begins:
+            progress.draw()
 
 
 def _log_and_evaluate(
-    run: _Run, log: MetricsLog, *, signals: DeferredSignals
+    run: _Run, log: MetricsLog, *, progress: Progress, signals: DeferredSignals
 ) -> tuple[dict[str, float], signal.Signals | None]:
     """Return the row of this step, and the signal that any process received, if any."""
     state = run.state
@@ -188,9 +192,21 @@ def _log_and_evaluate(
     if row:
         log.write(row, step=state.step, samples=state.samples_seen, seconds=state.seconds)
     if due:
+        progress.say(_evaluation_in_words(evaluation, state, run.config))
         _keep_best(evaluation, state, run.config)
         received = _received(signals, state)
     return row, received
+
+
+def _evaluation_in_words(
+    evaluation: Mapping[str, float], state: TrainingState, config: Training
+) -> str:
+    """The scores of an evaluation in a line: the mean reciprocal ranks or, without, the first."""
+    ranks = {name: value for name, value in evaluation.items() if name.endswith("/mrr")}
+    tops = {name: value for name, value in evaluation.items() if name.endswith("/top1")}
+    shown = list((ranks or tops or evaluation).items())[:MOST_SHOWN]
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in shown)
+    return f"{state.folder.name}, step {state.step:,} of {config.num_steps:,}: {scores}"
 
 
 def _keep_best(evaluation: Mapping[str, float], state: TrainingState, config: Training) -> None:
@@ -301,12 +317,16 @@ def _metrics(
     }
 
 
-def _shown(state: TrainingState) -> dict[str, float]:
-    """Choose the values of the progress line, which keeps the last ones between logged steps."""
-    # Samples are counted at logged steps; before the first there is no number of them.
-    samples = {"samples": state.samples_seen} if state.samples_seen else {}
+def _shown(state: TrainingState, first_loss: Tensor | None) -> dict[str, float]:
+    """Choose the values of the progress line, which keeps the last ones between logged steps.
+
+    The first loss is shown whether it is logged or not: it tells at once that something is wrong.
+    """
     metrics = state.metrics
-    return samples | {label: metrics[name] for name, label in SHOWN.items() if name in metrics}
+    shown = {label: metrics[name] for name, label in SHOWN.items() if name in metrics}
+    if first_loss is not None and "loss" not in shown:
+        shown["loss"] = float(first_loss.detach())
+    return shown
 
 
 def _report_skipped(state: TrainingState) -> None:

@@ -1,6 +1,7 @@
 """Ranking a data set's pairs, and training on what is left."""
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 
@@ -21,7 +22,9 @@ from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.reader import open_reference
 from drrho.runtime.records import read_record
 from drrho.studies.curate import scores as scoring
-from drrho.studies.curate.curate import CurateConfig, CurationSummary, curate, label_pairs
+from drrho.studies.curate.curate import CurateConfig, CurationSummary, curate
+from drrho.studies.curate.gallery import Shown, write_gallery
+from drrho.studies.curate.labels import label_pairs
 from drrho.studies.curate.pair_quality import PairScores
 from drrho.studies.curate.scores import Quality, find_repeats
 
@@ -60,6 +63,63 @@ def test_every_pair_is_in_the_table_with_its_ranks(found, run):
     assert float(best["excess_loss"]) == max(float(row["excess_loss"]) for row in rows)
     assert found.summary.kept == 30
     assert read_record(run.parent / "out" / "summary.json", CurationSummary) == found.summary
+
+
+def test_the_gallery_shows_what_would_be_left_out(found, run):
+    assert found.gallery == run.parent / "out" / "gallery.html"
+    page = found.gallery.read_text()
+    assert "Mismatched: 10 pairs, dropped" in page
+    learned = found.summary.labels.get("learned", 0)
+    assert f"Learned: {learned} pairs, not dropped" in page
+    assert page.count('src="data:image/jpeg;base64,') == 10 + learned
+    addresses = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
+    assert all(address.startswith("data:") for address in addresses)
+    with found.table.open() as file:
+        wrong = [row for row in csv.DictReader(file) if row["label"] == "mismatched"]
+    clearest = min(wrong, key=lambda row: int(row["mismatched_rank"]))
+    assert page.index(f"id {clearest['sample_id']}<") == min(
+        page.index(f"id {row['sample_id']}<") for row in wrong
+    )
+
+
+def gallery(quality, labels, repeats, tmp_path, scenes, **shown):
+    manifest = open_manifest(str(scenes / "train" / "manifest.json"))
+    path = tmp_path / "gallery.html"
+    options = {"number": 2, "dropped": ("redundant",)} | shown
+    write_gallery(path, manifest, quality, labels, repeats, shown=Shown(**options))
+    return path.read_text()
+
+
+def test_a_gallery_escapes_captions_and_shows_the_doubtful_beside_the_clear(tmp_path, scenes):
+    evil = "<script>alert(1)</script>"
+    scores = PairScores(
+        similarity=torch.zeros(4, 2),
+        loss=torch.zeros(4, 3),
+        rank=torch.tensor([-3.0, -1.0, -2.0, -0.5]),
+        chance_rank=torch.zeros(4),
+    )
+    texts = [(f"key {place}", f"{evil} {place}") for place in range(4)]
+    nothing = PairEmbeddings(torch.zeros(0, 1), torch.zeros(0, 1))
+    quality = Quality(torch.arange(4), texts, scores, nothing, 0)
+    page = gallery(quality, ["mismatched"] * 4, torch.full((4,), -1), tmp_path, scenes)
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+    assert re.findall(r"key (\d), id", page) == ["3", "0"]  # the clearest, the most doubtful
+    assert "finds 61% of the others closer" in page
+    labels = ["learnable", "redundant", "learnable", "learnable"]
+    page = gallery(quality, labels, torch.tensor([-1, 0, -1, -1]), tmp_path, scenes)
+    assert re.findall(r"key (\d), id", page) == ["1", "0"]  # beside the pair that it repeats
+    assert "Redundant: 1 pairs, dropped" in page
+
+
+def test_no_gallery_is_written_where_none_is_wanted(run, tmp_path):
+    config = CurateConfig(
+        str(run), output=str(tmp_path), mismatched_share=0.1, gallery=0, negatives=16, device="cpu"
+    )
+    assert curate(config).gallery is None
+    assert not (tmp_path / "gallery.html").exists()
+    with pytest.raises(ValueError, match="gallery must not be negative"):
+        replace(config, gallery=-1)
 
 
 def test_training_takes_the_filtered_manifest_with_the_same_reference(found, steered_recipe, run):

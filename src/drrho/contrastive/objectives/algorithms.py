@@ -146,6 +146,7 @@ OTHER_TITLES: Mapping[str, str] = {
     "drrho_clip_weaker": "DRRho-CLIP, weaker reference",
     "openclip_right_captions": "OpenCLIP, right captions only",
     "fastclip_both_halves": "FastCLIP on both halves",
+    "fastclip_union": "FastCLIP on both data sets",
     "fastclip_both_halves_840": "FastCLIP on both halves, 840 steps",
 }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drrho.runtime.locks import exclusive
+from drrho.runtime.progress import StudyProgress
 from drrho.studies.compare.collect import comparison_results, mean_cost, mean_metrics
 from drrho.studies.compare.results import (
     MethodResults,
@@ -133,9 +134,10 @@ class Replicates:
 
 def run_replicates(study: Replicates, parts: Sequence[Part]) -> None:
     """Trains and scores runs that are not finished; as `run_parts`, with each replicate's data."""
+    progress = StudyProgress(len(parts))
     for part in parts:
         study.ensure_prepared(part.seed)
-        run_parts(study.of(part.seed), [part])
+        run_parts(study.of(part.seed), [part], progress=progress)
 
 
 def replicated_results(study: Replicates) -> Results:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 
 from drrho.models.build import Model
-from drrho.recipe.document import RunResults, read_run_results
+from drrho.recipe.document import RESULTS_FILE, RunResults, read_run_results
 from drrho.recipe.recipe import MAY_CHANGE, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.runtime.errors import NotFiniteError
 from drrho.runtime.files import write_json
 from drrho.runtime.locks import exclusive
+from drrho.runtime.progress import StudyProgress
 from drrho.runtime.provenance import config_differences
 from drrho.runtime.records import from_json, read_json_object, to_json
 from drrho.studies.compare.guard import require_unseen
@@ -44,8 +45,13 @@ class PartFailed(RuntimeError):
     """A run, or what it needs, cannot be finished."""
 
 
-def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
+def run_parts(
+    comparison: Comparison, parts: Iterable[Part], *, progress: StudyProgress | None = None
+) -> None:
     """Trains and scores runs that are not finished; a failure is noted, and the others continue.
+
+    Args:
+        progress: count of the runs of a whole study, of which these are some; None counts these.
 
     Raises:
         FileNotFoundError: a test set is not there; found before anything is trained.
@@ -57,11 +63,14 @@ def run_parts(comparison: Comparison, parts: Iterable[Part]) -> None:
     require_unseen(comparison, dict.fromkeys(part.method for part in parts), tests)
     if comparison.threads is not None:
         torch.set_num_threads(comparison.threads)
+    progress = StudyProgress(len(parts)) if progress is None else progress
     for part in parts:
         folder = Path(comparison.run_recipe(part).output)
+        is_new = not (folder / RESULTS_FILE).is_file()
         claim = _claimed(comparison, f"{part.method}-seed{part.seed}")
         # A failure is noted in its folder; a blocked part is another process's.
-        with suppress(PartFailed, BlockingIOError), claim, _failures_noted(folder):
+        noted = progress.run(str(part), is_new=is_new)
+        with noted, suppress(PartFailed, BlockingIOError), claim, _failures_noted(folder):
             _run_part(comparison, part, tests)
 
 

@@ -22,17 +22,18 @@ from drrho.plotting.table import in_brackets
 from drrho.recipe.folder import RunFolder, read_run
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference, open_reference
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths, write_atomically
 from drrho.runtime.launch import Device, resolve_device
 from drrho.runtime.locks import exclusive
 from drrho.runtime.optional import import_optional
 from drrho.runtime.records import write_record
+from drrho.studies.curate.gallery import GALLERY_FILE, Shown, write_gallery
+from drrho.studies.curate.labels import Dropped, Label, label_pairs
 from drrho.studies.curate.pair_quality import mismatched_share
 from drrho.studies.curate.scores import Quality, Reading, find_repeats, finite_pairs, score_pairs
 from drrho.studies.curate.threshold import Judgement, held_out_ranks, judge
 
-Label = Literal["mismatched", "redundant", "learned", "learnable"]
-Dropped = Literal["mismatched", "redundant", "learned"]
 PRECISION = 0.95
 TABLE_NAME, SUMMARY_FILE, MANIFEST_FILE = "pairs", "summary.json", "manifest.json"
 COLUMNS = (
@@ -76,6 +77,8 @@ class CurateConfig:
             every pair with every other.
         negatives: number of pairs, drawn at random, that every pair is compared with.
         format: file format of the table.
+        gallery: number of pairs of each label that gallery.html shows, to look through before they
+            are dropped: half of them the clearest, half the most doubtful; 0 writes no page.
         batch_size: pairs encoded at once.
         workers: worker processes that decode images; 0 decodes in the main process.
         seed: random seed of the choice of negatives.
@@ -97,6 +100,7 @@ class CurateConfig:
     duplicate_similarity: float | None = 0.99
     negatives: int = 1024
     format: Literal["csv", "parquet"] = "csv"
+    gallery: int = 48
     batch_size: int = 256
     workers: int = 0
     seed: int = 0
@@ -111,6 +115,7 @@ class CurateConfig:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
         if not 0 < self.precision < 1:
             raise ValueError(f"precision must be between 0 and 1, got {self.precision}")
+        require_at_least(0, gallery=self.gallery)
         if self.keep == 0:
             raise ValueError("keep = 0 would leave no pair")
         by_precision = self.held_out, self.held_out_reference, self.precision
@@ -165,10 +170,11 @@ class CurationSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Curation:
-    """The written files, and the summary; `manifest` is None where none was asked for."""
+    """The written files, and the summary; None stands for what was not asked for."""
 
     table: Path
     manifest: Path | None
+    gallery: Path | None
     summary: CurationSummary
 
 
@@ -256,8 +262,15 @@ def _curated(run: RunFolder, output: Path, config: CurateConfig) -> Curation:
     write_record(output / SUMMARY_FILE, summary)  # first: it says whose the manifest is
     if filters:
         manifest.without(reasons).save(output / MANIFEST_FILE)
+    page = output / GALLERY_FILE if config.gallery else None
+    if page is not None:
+        dropped = Shown(config.gallery, config.drop)
+        write_gallery(page, manifest, quality, labels, repeats, shown=dropped)
     return Curation(
-        table=table, manifest=output / MANIFEST_FILE if filters else None, summary=summary
+        table=table,
+        manifest=output / MANIFEST_FILE if filters else None,
+        gallery=page,
+        summary=summary,
     )
 
 
@@ -301,25 +314,6 @@ def _mismatched(
     judgement = judge(ranks, known, precision=config.precision)
     threshold = torch.inf if judgement.threshold is None else judgement.threshold
     return ranks >= threshold, judgement
-
-
-def label_pairs(
-    quality: Quality, repeats: Int64[Tensor, " pairs"], mismatched: Bool[Tensor, " pairs"]
-) -> list[Label]:
-    """Labels each pair by the first that fits of mismatched, redundant, learned, learnable.
-
-    Learned is what the target does at least as well as the reference.
-    """
-    columns = mismatched.tolist(), repeats.tolist(), quality.excess_loss.tolist()
-
-    def label(is_mismatched: bool, repeated: int, excess: float) -> Label:
-        if is_mismatched:
-            return "mismatched"
-        if repeated >= 0:
-            return "redundant"
-        return "learnable" if excess > 0 else "learned"
-
-    return [label(*pair) for pair in zip(*columns, strict=True)]
 
 
 def _kept(quality: Quality, labels: list[Label], config: CurateConfig) -> Tensor:
@@ -403,6 +397,8 @@ def run_curate(config: CurateConfig) -> str:
     found = curate(config)
     summary = found.summary
     lines = [f"{found.table}: {in_brackets(summary.labels).strip(' ()')}"]
+    if found.gallery is not None:
+        lines.append(f"look through them by label: {found.gallery.resolve().as_uri()}")
     if summary.not_finite:
         lines.append(
             f"{summary.not_finite:,} pairs are not ranked: their embeddings are not finite"

@@ -384,4 +384,5 @@ def run_probe(config: ProbeCommand) -> str:
 
 def run_probe_losses(config: LossesProbeConfig) -> str:
     """Rank references by stored losses of any training loop."""
-    return str(probe_losses(config))
+    written = "" if config.output is None else f"\n\n{config.output}/probe.json has all numbers."
+    return f"{probe_losses(config)}{written}"

@@ -44,6 +44,7 @@ class Report:
     Attributes:
         chance: comparison -> test set -> metric -> what guessing reaches.
         command: command that writes the page again; empty where it is not known.
+        conclusion: sentence that the page begins with; empty for none.
         written: time of writing, for people; empty for none.
     """
 
@@ -55,6 +56,7 @@ class Report:
     chance: Mapping[str, Mapping[str, Metrics]]
     advice: Mapping[str, AdviceResults] = field(default_factory=dict)
     command: str = ""
+    conclusion: str = ""
     written: str = ""
 
 

@@ -1,20 +1,17 @@
 """Computes the gallery of a run: similarities and weights of pairs, by stage of training."""
 
-import base64
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.manifest import Manifest
-from drrho.data.reading.cache import OpenShards
 from drrho.encoding.encoder import EmbeddingModel
-from drrho.encoding.pairs import decode_pair, embed_pairs
+from drrho.encoding.pairs import embed_pairs
+from drrho.encoding.thumbnails import thumbnails
 from drrho.recipe.folder import RunFolder, Stage, stages_of
 from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
@@ -37,7 +34,6 @@ from drrho.studies.report.pair_weights import (
 )
 from drrho.studies.report.training_pairs import choose_training_pairs
 
-THUMBNAIL = 128  # pixels of the longer side
 MOST_STAGES = 6
 
 
@@ -141,7 +137,7 @@ def make_gallery(
     )
     used = _used(stages, anchors, [pair for pairs in kinds.values() for pair in pairs])
     # The partners' captions and images are those of the anchors themselves.
-    pictures = _thumbnails(manifest, {place: int(ids[place]) for place in used})
+    pictures = thumbnails(manifest, [int(ids[place]) for place in used])
     return Gallery(
         run=run.path.name,
         num_pairs=len(ids),
@@ -150,7 +146,7 @@ def make_gallery(
         pairs=kinds,
         samples={
             place: ShownSample(
-                sample_id=int(ids[place]), caption=captions[place], image=pictures[place]
+                sample_id=int(ids[place]), caption=captions[place], image=pictures[int(ids[place])]
             )
             for place in used
         },
@@ -287,20 +283,3 @@ def _used(stages: tuple[ShownStage, ...], anchors: list[int], pairs: list[ShownP
             for negative in negatives:
                 used |= {negative.image, negative.text}
     return sorted(used)
-
-
-def _thumbnails(manifest: Manifest, sample_ids: dict[int, int]) -> dict[int, str]:
-    """Place -> small picture of the sample, as a data: URL."""
-    shards, skipped = OpenShards(manifest), []
-    found = dict(shards.readable(list(sample_ids.values()), skipped, decode=decode_pair))
-    return {place: _data_url(found[sample_id][0]) for place, sample_id in sample_ids.items()}
-
-
-def _data_url(image: Image.Image | str) -> str:
-    if isinstance(image, str):
-        raise ValueError("a gallery shows images, and these data are pairs of texts")
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -88,11 +88,14 @@ class ReportConfig:
             raise ValueError("gallery has no effect with galleries = False; leave it out")
 
 
-def write_report(config: ReportConfig) -> Path:
+def write_report(config: ReportConfig, *, conclusion: str = "") -> Path:
     """Writes the page and returns where it is.
 
     What a run's folder lacks (the model of an unfinished run, data that moved) is left out of the
     page, which says so.
+
+    Args:
+        conclusion: sentence that the page begins with.
 
     Raises:
         FileNotFoundError: a folder holds no run.
@@ -112,6 +115,7 @@ def write_report(config: ReportConfig) -> Path:
         comparisons=compared,
         chance={name: _chance(results) for name, results in compared.items()},
         command=_command(config),
+        conclusion=conclusion,
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}",
         scaling={
             path.parent.resolve().name: read_record(path, ScalingResults)

@@ -76,7 +76,7 @@ class SteerResults:
         return (
             f"{self.held_out:,} held-out pairs; {self.pairs:,} were trained on\n\n{table}\n\n"
             f"{told}\n\nmodel: {Path(self.folder) / 'run' / 'model'}; page: "
-            f"{Path(self.folder) / 'report.html'}"
+            f"{(Path(self.folder) / 'report.html').resolve().as_uri()}"
         )
 
 
