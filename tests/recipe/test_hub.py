@@ -9,9 +9,9 @@ from drrho.cli import main
 from drrho.models.build import load_model
 from drrho.models.open_clip import import_open_clip
 from drrho.models.small import register
-from drrho.recipe.card import MARK, card_of
 from drrho.recipe.document import read_run_results
 from drrho.recipe.export import ExportConfig, export_model
+from drrho.recipe.publishing.card import MARK, card_of
 
 TOKEN = "hf_secretsecretsecretsecret"
 

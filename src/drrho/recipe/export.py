@@ -13,9 +13,9 @@ from drrho.models.lora import merged_weights
 from drrho.models.program import trusting
 from drrho.models.tuning import tune
 from drrho.models.two_tower import TwoTower
-from drrho.recipe.card import write_card
 from drrho.recipe.document import RECIPE_FILE, read_recipe, read_recipe_file, read_run_results
-from drrho.recipe.hub import push_folder, require_repository
+from drrho.recipe.publishing.card import write_card
+from drrho.recipe.publishing.hub import push_folder, require_repository
 from drrho.runtime.files import expand_paths
 from drrho.training.checkpoint import read_values
 
