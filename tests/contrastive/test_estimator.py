@@ -113,28 +113,6 @@ def test_state_survives_a_state_dict(target, reference):
     assert_close(losses[0], losses[1], rtol=0, atol=0)
 
 
-def test_averaging_over_batches_removes_the_bias_of_small_batches():
-    """At fixed embeddings log U tends to the logarithm of the sum over the whole data set,
-    while the mean over batches of the batch's own logarithm stays below it (Jensen)."""
-    num_samples, batch, tau = 64, 8, torch.tensor(0.2, dtype=torch.float64)
-    pairs = draw_pairs(num_samples, 6, seed=0)
-    truth = log_anchor_losses(log_gap_means(pairs, temperature=tau), 1e-8).mean()
-    generator = torch.Generator().manual_seed(0)
-    biases = {}
-    for gamma in (1.0, 0.05):
-        loss = GlobalContrastiveLoss(num_samples, epsilon=1e-8).double()
-        values = []
-        for epoch in range(40):
-            for ids in torch.randperm(num_samples, generator=generator).split(batch):
-                some = PairEmbeddings(pairs.image[ids], pairs.text[ids])
-                estimate = loss(some, temperature=tau, sample_ids=ids, gamma=gamma)
-                if epoch >= 20:
-                    values.append(estimate / tau)
-        biases[gamma] = (torch.stack(values).mean() - truth).item()
-    assert biases[1.0] < -0.1
-    assert abs(biases[0.05]) < 0.2 * abs(biases[1.0])
-
-
 @pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1, float("nan")])
 def test_gamma_must_be_a_weight(gamma):
     with pytest.raises(ValueError, match="gamma"):

@@ -1,6 +1,5 @@
 """Joint selection against matrices of all pairs, and what no draw may ever do."""
 
-import itertools
 import math
 
 import pytest
@@ -97,38 +96,6 @@ def test_samples_have_the_scores_of_matrices(loss):
         expected = plain_scores(learner, reference, drawn)[chunk]
         assert_close(scores, expected, rtol=1e-11, atol=1e-11)
         drawn += chunk.tolist()
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_batches_are_as_frequent_as_they_should_be(loss):
-    """Every ordered draw of 3 of 4, in chunks of 1 and 2, against its exact probability."""
-    num_pairs, num_draws = 4, 600
-    # Temperatures at which the rarest is still seen.
-    learner, reference = (
-        m._replace(temperature=t) for m, t in zip(models(loss, num_pairs), (0.8, 0.5), strict=True)
-    )
-    exact = {}
-    first_p = plain_scores(learner, reference, []).softmax(dim=0)
-    for first in range(num_pairs):
-        scores = plain_scores(learner, reference, [first])
-        scores[first] = -math.inf
-        p = scores.softmax(dim=0)
-        for second, third in itertools.permutations(set(range(num_pairs)) - {first}, 2):
-            exact[first, second, third] = float(first_p[first] * p[second] * p[third])
-            exact[first, second, third] /= float(1 - p[second])
-    assert sum(exact.values()) == pytest.approx(1)
-    # Far enough from uniform for the test to see a wrong score.
-    assert max(exact.values()) > 5 * min(exact.values())
-
-    config = JestConfig(batch_size=3, num_chunks=2, loss=loss)
-    generator = seeded()
-    counts = dict.fromkeys(exact, 0)
-    for _ in range(num_draws):
-        found = select_jointly(learner, reference, config=config, generator=generator)
-        counts[tuple(found.index.tolist())] += 1
-    chi_square = sum((counts[d] - num_draws * p) ** 2 / (num_draws * p) for d, p in exact.items())
-    degrees = len(exact) - 1
-    assert chi_square < degrees + 4.5 * math.sqrt(2 * degrees)
 
 
 @pytest.mark.parametrize("selection", ["sample", "top_k"])
@@ -358,39 +325,6 @@ def test_the_published_form_draws_what_the_formula_draws_with_equal_noise(select
                 ).index.tolist()
             )
     assert found.index.tolist() == drawn
-
-
-def test_published_draws_of_eight_are_as_frequent_as_they_should_be():
-    """Every set of 2 and then 1 of 8 candidates, against its exact probability."""
-    num_pairs, num_draws = 8, 1500
-    learner, reference = (
-        m._replace(temperature=t)
-        for m, t in zip(models("softmax", num_pairs), (0.8, 0.5), strict=True)
-    )
-    linear = published_weights(learner, reference, []).exp()
-    p = linear / linear.sum()
-    exact = {}
-    for first, second in itertools.combinations(range(num_pairs), 2):
-        both = p[first] * p[second] * (1 / (1 - p[first]) + 1 / (1 - p[second]))
-        conditional = published_weights(learner, reference, [first, second]).softmax(dim=0)
-        for third in set(range(num_pairs)) - {first, second}:
-            exact[first, second, third] = float(both * conditional[third])
-    assert sum(exact.values()) == pytest.approx(1)
-
-    generator = seeded()
-    counts = dict.fromkeys(exact, 0)
-    config = JestConfig(batch_size=4, num_chunks=2, score="published")
-    for _ in range(num_draws):
-        index = select_jointly(learner, reference, config=config, generator=generator).index
-        *pair, third, _ = index.tolist()
-        counts[(*sorted(pair), third)] += 1
-    seen = [d for d, probability in exact.items() if num_draws * probability >= 5]
-    rest = num_draws - sum(counts[d] for d in seen)
-    expected = [num_draws * exact[d] for d in seen]
-    chi_square = sum((counts[d] - e) ** 2 / e for d, e in zip(seen, expected, strict=True))
-    left = num_draws - sum(expected)
-    chi_square += (rest - left) ** 2 / left
-    assert chi_square < len(seen) + 4.5 * math.sqrt(2 * len(seen))
 
 
 def test_published_scores_do_not_overflow_at_a_scale_of_a_hundred():

@@ -1,4 +1,8 @@
-"""Run by tests/test_unhooked.py without the suite's type checks, as users run it."""
+"""Run by tests/test_unhooked.py without the suite's type checks, as users run it; also what takes
+thousands of small steps, of which the checks would be most of the time."""
+
+import itertools
+import math
 
 import pytest
 import torch
@@ -14,6 +18,8 @@ from drrho.contrastive.selection import jest
 from drrho.contrastive.tiles import log_sums
 from drrho.integrations.pairs import SteeredPairs
 from drrho.recipe.named.published import named_recipe
+from tests.contrastive.conftest import draw_pairs
+from tests.contrastive.test_jest import LOSSES, models, plain_scores, published_weights, seeded
 
 
 def test_an_unknown_algorithm_is_told_the_known_ones():
@@ -153,3 +159,92 @@ def test_shapes_and_types_of_plain_tensors_are_checked():
     for wrong in (pairs.image[0], pairs.image.long()):
         with pytest.raises(ValueError, match=r"image embeddings must be \(pairs, dimension\) of a"):
             drrho.CLIPLoss()(wrong, pairs.text)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_batches_are_as_frequent_as_they_should_be(loss):
+    """Every ordered draw of 3 of 4, in chunks of 1 and 2, against its exact probability."""
+    num_pairs, num_draws = 4, 600
+    # Temperatures at which the rarest is still seen.
+    learner, reference = (
+        m._replace(temperature=t) for m, t in zip(models(loss, num_pairs), (0.8, 0.5), strict=True)
+    )
+    expected = {}
+    first_p = plain_scores(learner, reference, []).softmax(dim=0)
+    for first in range(num_pairs):
+        scores = plain_scores(learner, reference, [first])
+        scores[first] = -math.inf
+        p = scores.softmax(dim=0)
+        for second, third in itertools.permutations(set(range(num_pairs)) - {first}, 2):
+            expected[first, second, third] = float(first_p[first] * p[second] * p[third])
+            expected[first, second, third] /= float(1 - p[second])
+    assert sum(expected.values()) == pytest.approx(1)
+    # Far enough from uniform for the test to see a wrong score.
+    assert max(expected.values()) > 5 * min(expected.values())
+
+    config = jest.JestConfig(batch_size=3, num_chunks=2, loss=loss)
+    generator = seeded()
+    counts = dict.fromkeys(expected, 0)
+    for _ in range(num_draws):
+        found = jest.select_jointly(learner, reference, config=config, generator=generator)
+        counts[tuple(found.index.tolist())] += 1
+    chi_square = sum(
+        (counts[d] - num_draws * p) ** 2 / (num_draws * p) for d, p in expected.items()
+    )
+    degrees = len(expected) - 1
+    assert chi_square < degrees + 4.5 * math.sqrt(2 * degrees)
+
+
+def test_published_draws_of_eight_are_as_frequent_as_they_should_be():
+    """Every set of 2 and then 1 of 8 candidates, against its exact probability."""
+    num_pairs, num_draws = 8, 1500
+    learner, reference = (
+        m._replace(temperature=t)
+        for m, t in zip(models("softmax", num_pairs), (0.8, 0.5), strict=True)
+    )
+    linear = published_weights(learner, reference, []).exp()
+    p = linear / linear.sum()
+    expected = {}
+    for first, second in itertools.combinations(range(num_pairs), 2):
+        both = p[first] * p[second] * (1 / (1 - p[first]) + 1 / (1 - p[second]))
+        conditional = published_weights(learner, reference, [first, second]).softmax(dim=0)
+        for third in set(range(num_pairs)) - {first, second}:
+            expected[first, second, third] = float(both * conditional[third])
+    assert sum(expected.values()) == pytest.approx(1)
+
+    generator = seeded()
+    counts = dict.fromkeys(expected, 0)
+    config = jest.JestConfig(batch_size=4, num_chunks=2, score="published")
+    for _ in range(num_draws):
+        index = jest.select_jointly(learner, reference, config=config, generator=generator).index
+        *pair, third, _ = index.tolist()
+        counts[(*sorted(pair), third)] += 1
+    seen = [d for d, probability in expected.items() if num_draws * probability >= 5]
+    rest = num_draws - sum(counts[d] for d in seen)
+    numbers = [num_draws * expected[d] for d in seen]
+    chi_square = sum((counts[d] - e) ** 2 / e for d, e in zip(seen, numbers, strict=True))
+    left = num_draws - sum(numbers)
+    chi_square += (rest - left) ** 2 / left
+    assert chi_square < len(seen) + 4.5 * math.sqrt(2 * len(seen))
+
+
+def test_averaging_over_batches_removes_the_bias_of_small_batches():
+    """At fixed embeddings log U tends to the logarithm of the sum over the whole data set,
+    while the mean over batches of the batch's own logarithm stays below it (Jensen)."""
+    num_samples, batch, tau = 64, 8, torch.tensor(0.2, dtype=torch.float64)
+    pairs = draw_pairs(num_samples, 6, seed=0)
+    truth = exact.log_anchor_losses(exact.log_gap_means(pairs, temperature=tau), 1e-8).mean()
+    generator = torch.Generator().manual_seed(0)
+    biases = {}
+    for gamma in (1.0, 0.05):
+        loss = GlobalContrastiveLoss(num_samples, epsilon=1e-8).double()
+        values = []
+        for epoch in range(40):
+            for ids in torch.randperm(num_samples, generator=generator).split(batch):
+                some = PairEmbeddings(pairs.image[ids], pairs.text[ids])
+                estimate = loss(some, temperature=tau, sample_ids=ids, gamma=gamma)
+                if epoch >= 20:
+                    values.append(estimate / tau)
+        biases[gamma] = (torch.stack(values).mean() - truth).item()
+    assert biases[1.0] < -0.1
+    assert abs(biases[0.05]) < 0.2 * abs(biases[1.0])
