@@ -32,6 +32,7 @@ BASELINES = {
     "always both": "steer-0.5-distil-1",
 }
 SMALL_GAIN = 0.01
+FEWEST_TESTED = 3  # replicates; a paired test of fewer tells nothing apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,15 +241,16 @@ def judged(cell: Cell) -> Choices:
 def summary_row(name: str, found: list[Choices]) -> list[str]:
     """The measures of the plan over some cells."""
     shares = [it.regret / it.best_gain for it in found if it.best_gain >= SMALL_GAIN]
+    tested = min(len(it.cell.runs) for it in found) >= FEWEST_TESTED
     return [
         name,
         str(len(found)),
-        f"{mean(it.share_right for it in found):.0%}",
+        f"{mean(it.share_right for it in found):.0%}" if tested else "",
         f"{mean(it.regret for it in found):.4f}",
         f"{mean(shares):.0%}" if shares else "",
         f"{max(shares):.0%}" if shares else "",
         str(sum(it.gain < 0 for it in found)),
-        str(sum(it.clear_harm for it in found)),
+        str(sum(it.clear_harm for it in found)) if tested else "",
         f"{mean(mean(it.spent) for it in found):.0%}",
     ]
 
@@ -304,7 +306,10 @@ def correlations(found: list[Cell]) -> str:
         for names in (list(arms()), [name for name in arms() if name != "start"]):
             each = [
                 spearmanr(
-                    [float(scores_at(run, n, round(share * cell.steps)).mean()) for n in names],
+                    [
+                        float(scores_at(run, n, max(1, round(share * cell.steps))).mean())
+                        for n in names
+                    ],
                     [cell.value(n) for n in names],
                 ).statistic
                 for cell in found
