@@ -104,6 +104,7 @@ COMMANDS = (
     "train steered.py --output out",
     "compare compare.py",
     "probe steered.py --reference run:reference-run --output out --pilot-steps 20",
+    "advise steered.py --reference run:reference-run --output out --budget 1 --uses filter distil",
     "evaluate run --data test2.json --output out/scores.json",
     "variance run --output out/variance.png",
     "curate run --output out --drop redundant",

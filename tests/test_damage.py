@@ -45,6 +45,7 @@ from drrho.reference.losses.table import read_loss_table
 from drrho.reference.losses.writer import LossWriter
 from drrho.reference.reader import open_reference
 from drrho.runtime.records import read_record, write_record
+from drrho.studies.advise.results import AdviceResults
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.runs import failure, read_precompute_cost
 from drrho.studies.compare.scores import open_tests, read_scores, score
@@ -196,6 +197,9 @@ READERS = {
     "probe": Reader(
         lambda folder: str(read_record(folder / "probe.json", ProbeResults)), ("probe.json",)
     ),
+    "advice": Reader(
+        lambda folder: str(read_record(folder / "advice.json", AdviceResults)), ("advice.json",)
+    ),
     "scaling": Reader(scaling_of, ("scaling.json",)),
     "points.csv": Reader(points_of("points.csv"), ("points.csv",)),
     "points.json": Reader(points_of("points.json"), ("points.json",)),
@@ -229,7 +233,7 @@ def valid(scenes, reference, tmp_path_factory):
     manifest = manifest_of(folder)
     with LossWriter.open(folder / "losses", manifest, reference="small", identity="v1") as writer:
         writer.write(torch.arange(40), torch.arange(40.0))
-    for name in ("probe/probe.json", "compare/results.json"):
+    for name in ("probe/probe.json", "compare/results.json", "advise/advice.json"):
         shutil.copy(FIXTURES / name, folder / Path(name).name)
     write_joined(folder / "joined")
     write_studies(folder)

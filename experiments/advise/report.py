@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import torch
 from scenes import LENGTHS, WRONG, arms, file_name, references, run_path
@@ -14,6 +15,7 @@ from torch import Tensor
 from drrho.plotting.table import markdown_table
 from drrho.studies.advise.halving import Budget, Rung, choose, race
 
+Run = dict[str, Any]  # what scenes.py keeps of a run
 RESULTS = Path("docs/results/advise")
 BUDGETS = (0.25, 0.5, 1.0, 2.0)
 # Kept aside until the rule is frozen: docs/results/advise_plan.md.
@@ -42,7 +44,7 @@ class Cell:
     reference: str
     wrong: float
     steps: int
-    runs: list[dict[str, dict[str, object]]]
+    runs: list[dict[str, Run]]
 
     @property
     def key(self) -> tuple[str, float, int]:
@@ -85,7 +87,7 @@ def cells(replicates: int) -> Iterator[Cell]:
                     yield Cell(reference=reference, wrong=wrong, steps=steps, runs=runs)
 
 
-def scores_at(run: Mapping[str, dict[str, object]], arm: str, step: int) -> Tensor:
+def scores_at(run: Mapping[str, Run], arm: str, step: int) -> Tensor:
     """Reciprocal ranks of the held-out queries at the last step at or before one."""
     kept = run[arm]["held_out"]
     return kept[max(it for it in kept if it <= step)].double()
@@ -205,7 +207,8 @@ def p_value(differences: list[float]) -> float:
 
     if len(differences) < 2 or len(set(differences)) == 1:
         return 1.0
-    return float(ttest_1samp(differences, 0.0).pvalue)
+    found: Any = ttest_1samp(differences, 0.0)
+    return float(found.pvalue)
 
 
 def choices_of(cell: Cell, rule: str, share: float) -> Choices | None:
@@ -304,17 +307,13 @@ def correlations(found: list[Cell]) -> str:
     for share in (0.025, 0.05, 0.1, 0.25, 0.5, 1.0):
         row = [f"{share:.1%} of the steps"]
         for names in (list(arms()), [name for name in arms() if name != "start"]):
-            each = [
-                spearmanr(
-                    [
-                        float(scores_at(run, n, max(1, round(share * cell.steps))).mean())
-                        for n in names
-                    ],
-                    [cell.value(n) for n in names],
-                ).statistic
-                for cell in found
-                for run in cell.runs
-            ]
+            each = []
+            for cell in found:
+                for run in cell.runs:
+                    step = max(1, round(share * cell.steps))
+                    early = [float(scores_at(run, n, step).mean()) for n in names]
+                    correlation: Any = spearmanr(early, [cell.value(n) for n in names])
+                    each.append(float(correlation.statistic))
             row.append(f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})")
         rows.append(row)
     return markdown_table(["", "all arms: mean (extremes)", "without start"], rows)

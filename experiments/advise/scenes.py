@@ -78,7 +78,9 @@ def pairs_of(config: ScenesConfig) -> Pairs:
     """Draw scenes, pool their pixels to 16 x 16 and number the words of their captions."""
     images, texts = [], []
     for sample in scene_samples(config):
-        pixels = np.asarray(Image.open(io.BytesIO(sample["jpg"])).reduce(4), dtype=np.float32)
+        content = sample["jpg"]
+        assert isinstance(content, bytes)
+        pixels = np.asarray(Image.open(io.BytesIO(content)).reduce(4), dtype=np.float32)
         images.append(torch.from_numpy(pixels).flatten() / 128 - 1)
         words = re.findall(r"\w+", str(sample["txt"]))
         ids = [

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from drrho.reference.judgement import Judgement
+from drrho.runtime.checks import require_at_least
 from drrho.runtime.records import OPTIONAL
 from drrho.studies.advise.config import Use
 from drrho.studies.advise.halving import Interval, Rung
@@ -107,6 +108,16 @@ class AdviceResults:
     spent: Spent
     sentence: str
     command: str
+
+    def __post_init__(self) -> None:
+        require_at_least(1, planned_steps=self.planned_steps, held_out=self.held_out)
+        raced = {name for name, arm in self.arms.items() if arm.run is not None}
+        compared = {name for rung in self.rungs for name in rung.mrr}
+        if self.recommended not in raced or raced != compared:
+            raise ValueError(
+                f"advice must recommend an arm that was raced, and every one of these must be in a "
+                f"rung; got {self.recommended!r}, {sorted(raced)} and {sorted(compared)}"
+            )
 
     def __str__(self) -> str:
         # The tables are of this module's types.
