@@ -225,6 +225,9 @@ def test_wrong_calls_are_told_what_is_wrong(raced, planned, model, tmp_path):
         advise(planned, config(tmp_path / "small", model, budget=0.1))
     with pytest.raises(FileNotFoundError, match="nope/run is no folder of a run"):
         advise(planned, config(tmp_path / "none", "nope/run"))
+    for name in ("small", "none"):
+        assert not (tmp_path / name / "asked.json").exists(), "a call that failed claims no folder"
+        assert not (tmp_path / name / "references").exists()
     with pytest.raises(ValueError, match="one for each of 1 references"):
         config(tmp_path, model, reference_data=("a", "b"))
     with pytest.raises(ValueError, match="kept_fractions must be below 1"):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.indexing import open_manifest
@@ -22,7 +23,7 @@ from drrho.runtime.provenance import config_differences, plain
 from drrho.runtime.records import to_json, write_record
 from drrho.studies.advise.arms import PLAIN, Arm, list_arms, plain_recipe, with_head_start
 from drrho.studies.advise.config import AdviseCommand, AdviseConfig, AdviseFiles
-from drrho.studies.advise.halving import Budget, Rung, choose, paired_interval, race
+from drrho.studies.advise.halving import Budget, Rung, choose, field_of, paired_interval, race
 from drrho.studies.advise.planning import describe_plan
 from drrho.studies.advise.plots import draw_race
 from drrho.studies.advise.references import (
@@ -81,7 +82,7 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
     with trusting(recipe.model.name, everything=config.trust):
         if config.dry_run:
             setting = open_setting(recipe, config, write=False)
-            arms = list_arms(setting.recipe, setting.candidates, config, base=setting.base)
+            arms = list(_require_race(setting, config).values())
             announce(
                 describe_plan(
                     setting.recipe, setting.train, setting.candidates, arms, setting.budget
@@ -89,9 +90,13 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
             )
             return None
         with exclusive(Path(config.output)):
-            _require_same_call(recipe, config)
+            asked = _require_same_call(recipe, config)
             try:
-                return _raced(open_setting(recipe, config, write=True), config)
+                setting = open_setting(recipe, config, write=True)
+                arms = _require_race(setting, config)
+                # Not before: a call that was misspelt is no race, and its folder is free.
+                write_json(AdviseFiles(Path(config.output)).asked, asked)
+                return _raced(setting, arms, config)
             except KeyboardInterrupt:
                 raise AdviceInterrupted(
                     f"interrupted; the same command continues where it was in {config.output}"
@@ -132,7 +137,8 @@ def open_setting(recipe: Recipe, config: AdviseConfig, *, write: bool) -> Settin
 
 def _held_out(recipe: Recipe, files: AdviseFiles, *, write: bool) -> tuple[Manifest, Manifest]:
     """Hold out a tenth of the training pairs, or read those that were held out before."""
-    if write and files.train.exists() and files.held_out.exists():
+    known = all(path.exists() for path in (files.asked, files.train, files.held_out))
+    if write and known:
         return Manifest.load(files.train), Manifest.load(files.held_out)
     sides = hold_out(open_manifest(recipe.data), pairs=None, seed=recipe.seed)
     if write:
@@ -141,7 +147,19 @@ def _held_out(recipe: Recipe, files: AdviseFiles, *, write: bool) -> tuple[Manif
     return sides
 
 
-def _raced(setting: Setting, config: AdviseConfig) -> AdviceResults:
+def _require_race(setting: Setting, config: AdviseConfig) -> dict[str, Arm]:
+    """List the arms by name; ValueError if they, or the budget, make no race."""
+    listed = list_arms(setting.recipe, setting.candidates, config, base=setting.base)
+    raced = [arm for arm in listed if arm.recipe is not None]
+    if len(raced) < 2:
+        reasons = "\n  ".join(f"{arm.title}: {arm.reason}" for arm in listed if arm.reason)
+        raise ValueError(f"nothing can be raced beside plain training:\n  {reasons}")
+    setting.budget.stops(field_of([arm.name for arm in raced], with_head_start(raced)))
+    return {arm.name: arm for arm in listed}
+
+
+def _raced(setting: Setting, arms: Mapping[str, Arm], config: AdviseConfig) -> AdviceResults:
+    """Judge the references, race the arms, and write what was found."""
     files = AdviseFiles(Path(config.output))
     seconds = store_candidates(config, setting.recipe, setting.candidates)
     references = {}
@@ -154,10 +172,6 @@ def _raced(setting: Setting, config: AdviseConfig) -> AdviceResults:
             f"reference {candidate.name}: effective rank {geometry.effective_rank:.1f}, mean "
             f"cosine of other pairs {geometry.off_diagonal:.3f}; {judgement}"
         )
-    arms = {
-        arm.name: arm
-        for arm in list_arms(setting.recipe, setting.candidates, config, base=setting.base)
-    }
     rungs, runner = _race(setting, arms, files)
     results = _results(setting, arms, rungs, runner)
     results = replace(
@@ -190,9 +204,6 @@ def _race(
 ) -> tuple[tuple[Rung, ...], Runner]:
     """Race the arms that have a recipe, and say how each rung went."""
     raced = {name: arm for name, arm in arms.items() if arm.recipe is not None}
-    if len(raced) < 2:
-        reasons = "\n  ".join(f"{arm.title}: {arm.reason}" for arm in arms.values() if arm.reason)
-        raise ValueError(f"nothing can be raced beside plain training:\n  {reasons}")
     done = sum(min(_scored(files, name), setting.budget.length) for name in raced)
     with Progress(
         "race", total=setting.budget.steps, unit="steps", initial=min(done, setting.budget.steps)
@@ -286,8 +297,8 @@ def _steps(rungs: Sequence[Rung], name: str) -> int:
     return max((rung.step for rung in rungs if name in rung.mrr), default=0)
 
 
-def _require_same_call(recipe: Recipe, config: AdviseConfig) -> None:
-    """Raise ValueError if the folder belongs to a call with another recipe or references."""
+def _require_same_call(recipe: Recipe, config: AdviseConfig) -> Any:
+    """Return the call as plain data; ValueError if the folder belongs to another one."""
     path = AdviseFiles(Path(config.output)).asked
     asked = plain(to_json(asdict(config)) | {"recipe": to_json(recipe)})
     if path.exists():
@@ -299,7 +310,7 @@ def _require_same_call(recipe: Recipe, config: AdviseConfig) -> None:
                 f"{config.output} holds another race; take another output, or remove it:\n  "
                 + "\n  ".join(changed)
             )
-    write_json(path, asked)
+    return asked
 
 
 def run_advise(config: AdviseCommand) -> str:

@@ -126,8 +126,7 @@ class Budget:
             least = field.arms * field.rungs(self.divisor)
             raise ValueError(
                 f"a budget of {self.steps:,} steps has none for each of {field.arms} arms in every "
-                f"rung, which takes {least:,}: raise the budget to {least / self.length:.2g} times "
-                "the training or more, or race fewer uses"
+                f"rung, which takes {least:,}: raise the budget, or race fewer uses"
             )
         found, step, left = [], 0, self.steps
         while (stop := self.next_stop(step, field, left=left)) is not None:
