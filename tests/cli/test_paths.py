@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -9,14 +10,18 @@ import pytest
 from drrho import cli
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.data.index import IndexConfig, MixConfig
+from drrho.data.indexing import open_manifest
+from drrho.data.manifest import Manifest
 from drrho.data.scenes import DrawConfig, ScenesConfig
 from drrho.evaluation.evaluate import EvaluateConfig
 from drrho.models.build import Model
 from drrho.recipe.export import ExportConfig
 from drrho.recipe.filtering import Filtering
+from drrho.recipe.folder import read_run
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, VerifyConfig
+from drrho.reference.store import REFERENCE_CARDS
 from drrho.studies.curate.curate import CurateConfig
 from drrho.studies.demo import DemoConfig
 from drrho.studies.probe.probe import LossesProbeConfig
@@ -99,3 +104,18 @@ def test_every_command_that_writes_checks_its_paths():
         if {"output", "folder"} & takes and "expand_paths(" not in inspect.getsource(kind):
             without.append(kind.__name__)
     assert without == []
+
+
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (Manifest.load, "manifest"),
+        (open_manifest, "manifest"),
+        (lambda url: read_run(Path(url).parent), "run"),
+        (lambda url: REFERENCE_CARDS.load(Path(url).parent), "folder of embeddings"),
+    ],
+)
+def test_what_is_read_at_no_url_says_so(read, what):
+    with pytest.raises(ValueError, match=f"{what} s3:.* is a URL; .*copy it here") as caught:
+        read("s3://bucket/folder/train.json?key=secret.json")
+    assert "secret" not in str(caught.value)

@@ -29,6 +29,7 @@ from drrho.runtime.files import (
     parse_json,
     read_regular,
     require_checksum,
+    require_on_this_machine,
     write_atomically,
     write_checked_json,
 )
@@ -286,6 +287,7 @@ class Manifest:
 
     @classmethod
     def _load(cls, path: str | Path) -> "Manifest":
+        require_on_this_machine(path, "manifest")
         remedy = "run `drrho index` on the shards to write it, or index the items again"
         try:
             content = read_regular(path, most=MAX_JSON)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from drrho.recipe.filtering import FilterReport
 from drrho.recipe.recipe import Recipe
-from drrho.runtime.files import write_json
+from drrho.runtime.files import require_on_this_machine, write_json
 from drrho.runtime.records import (
     FORMAT,
     OPTIONAL,
@@ -107,6 +107,7 @@ def read_recipe_file(folder: Path) -> dict[str, Any]:
         FileNotFoundError: the folder holds no run.
         ValueError: the file is damaged.
     """
+    require_on_this_machine(folder, "run")
     path = folder / RECIPE_FILE
     if not path.is_file():
         raise FileNotFoundError(

@@ -25,6 +25,7 @@ from drrho.runtime.errors import without_secrets
 from drrho.runtime.files import (
     parse_json,
     read_regular,
+    require_on_this_machine,
     require_regular,
     write_atomically,
     write_json,
@@ -319,6 +320,7 @@ class CardKind(Generic[Card]):
             NotADirectoryError: the folder is a file.
             ValueError: it is damaged, or of a version or kind that this program does not read.
         """
+        require_on_this_machine(folder, f"folder of {self.noun}")
         path = folder / self.file_name
         try:
             document = parse_json(read_regular(path, most=MAX_CARD))

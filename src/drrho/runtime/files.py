@@ -197,6 +197,22 @@ def _expanded(path: str, name: str, *, is_output: bool) -> str:
     return expanded
 
 
+def require_on_this_machine(path: str | Path, what: str) -> None:
+    """Raise ValueError where a path that is read as a file is a URL.
+
+    Args:
+        what: the kind of thing that is read.
+    """
+    if URL.match(str(path)) and not os.path.lexists(path):
+        from drrho.runtime.errors import without_secrets  # noqa: PLC0415  # imports torch
+
+        url = re.sub(r":/(?!/)", "://", str(path), count=1)  # of which a Path has lost a slash
+        raise ValueError(
+            f"{what} {without_secrets(url)} is a URL; it is read from this machine, where it "
+            "is mapped into memory: copy it here. Shards alone are read at their URLs"
+        )
+
+
 def require_no_folder(argument: str, path: str) -> None:
     """Raise ValueError if a folder has the name of a file that is to be written at the end."""
     if Path(path).is_dir():
