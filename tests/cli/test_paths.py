@@ -1,7 +1,7 @@
 """Paths mean the same to every command: `~` is the home, and outputs stay on the machine."""
 
 import inspect
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -22,6 +22,7 @@ from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, VerifyConfig
 from drrho.reference.store import REFERENCE_CARDS
+from drrho.runtime.files import expand_paths
 from drrho.studies.curate.curate import CurateConfig
 from drrho.studies.demo import DemoConfig
 from drrho.studies.probe.probe import LossesProbeConfig
@@ -88,6 +89,27 @@ def test_an_output_that_is_no_path_of_this_machine_is_refused(name, url):
         return
     with pytest.raises(ValueError, match="must be a path on this machine"):
         CONFIGS[name](url)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_output_that_begins_with_a_variable_is_refused(name):
+    with pytest.raises(ValueError, match="begins with a variable"):
+        CONFIGS[name]("$HOME/x")
+
+
+def test_a_path_object_is_a_path(tmp_path):
+    @dataclass(frozen=True)
+    class Config:
+        data: object
+        several: object
+        output: object
+
+        def __post_init__(self):
+            expand_paths(self, "data", "several")
+
+    found = Config(data=tmp_path, several=(tmp_path, "b", None), output=Path("out"))
+    assert (found.data, found.output) == (str(tmp_path), "out")
+    assert found.several == (str(tmp_path), "b", None)
 
 
 def test_a_relative_path_stays_as_it_was_written():

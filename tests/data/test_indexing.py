@@ -1,6 +1,8 @@
 """What an index does with shards that cannot be read, and which folders it takes."""
 
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -101,21 +103,59 @@ def test_links_to_folders_are_followed_and_hidden_folders_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "said", "remedy"),
     [
-        (["img0.v2.jpg", "img0.v2.txt"], "1 no image, but .v2.jpg"),
-        (["0.0.jpg", "0.1.jpg", "0.txt"], "1 no image, but .0.jpg, .1.jpg"),
-        (["0.gif", "0.txt", "1.tiff"], "1 no image, but .gif, 1 no image, but .tiff"),
-        (["0.txt"], "1 no image"),
+        (["img0.v2.jpg", "img0.v2.txt"], "1 no image, but .v2.jpg", "v2.jpg"),
+        (["0.0.jpg", "0.1.jpg", "0.txt"], "1 no image, but .0.jpg, .1.jpg", "0.jpg"),
+        (["0.gif", "0.txt", "1.tiff"], "1 no image, but .gif, 1 no image, but .tiff", "gif"),
+        (["0.txt"], "1 no image", "v2.jpg"),
     ],
 )
-def test_where_nothing_is_usable_it_fails_and_says_what_there_is(tmp_path, capsys, files, said):
+def test_where_nothing_is_usable_it_fails_and_says_what_there_is(
+    tmp_path, capsys, files, said, remedy
+):
     write_files(tmp_path / "a.tar", [(name, b"content") for name in files])
     assert main(["index", str(tmp_path)]) == 1
     message = capsys.readouterr().err
     assert f"is usable ({said})" in message
-    assert "KEY.jpg" in message
+    assert "KEY.jpg" in message and f"--image-extension {remedy}," in message
     assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.tar", gzip.compress(picture(0)), "it is packed (gzip): unpack it"),
+        ("a.csv", "image,caption\n0.png,caf\xe9\n".encode("utf-16"), "text in UTF-16; save it as"),
+        ("a.csv", b"", "names no columns: it is empty"),
+        ("a.jsonl", b"[1, 2]\n", "names no columns: it is empty, or has no objects"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_by_what_it_is(
+    tmp_path, capsys, name, content, said
+):
+    (tmp_path / name).write_bytes(content)
+    assert main(["index", str(tmp_path / name), "--output", str(tmp_path / "m.json")]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_captions_in_another_encoding_are_said(tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "a.csv").write_bytes("image,caption\n0.png,caf\xe9\n".encode("latin-1"))
+    assert main(["index", str(tmp_path / "a.csv"), "--output", str(tmp_path / "m.json")]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "none has a caption (1 corrupt caption): for labels only (texts are read as UTF-8" in said
+    )
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", ".ipynb_checkpoints"])
+def test_copies_that_programs_leave_behind_are_no_classes(tmp_path, name):
+    for folder in ("cat", "dog", f"cat/{name}", name):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(picture(0))
+    urls = [Path(shard.url).name for shard in index_shards(tmp_path).shards]
+    assert urls == ["cat", "dog"]
 
 
 @pytest.mark.parametrize("extension", ["v2.jpg", "gif", "0.JPG"])

@@ -3,6 +3,7 @@
 import glob
 import os
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,13 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from drrho.data.indexing import Columns, index_shards, resolve_shards
-from drrho.data.manifest import CAPTION_FAULTS, Manifest, Shard
+from drrho.data.manifest import (
+    CAPTION_FAULTS,
+    NO_CAPTION,
+    UNDECODABLE_CAPTION,
+    Manifest,
+    Shard,
+)
 from drrho.data.reading.sources import find_captions, other_images
 from drrho.plotting.table import in_brackets
 from drrho.runtime.checks import require_at_least
@@ -126,17 +133,19 @@ def _require_usable(manifest: Manifest, data: str) -> None:
         reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
         raise ValueError(
             f"none of the {manifest.num_samples:,} samples of {without_secrets(data)} is "
-            f"usable{in_brackets(reasons)}; {_remedy(manifest.shards[0])}"
+            f"usable{in_brackets(reasons)}; {_remedy(manifest.shards[0], reasons)}"
         )
 
 
-def _remedy(shard: Shard) -> str:
+def _remedy(shard: Shard, reasons: Iterable[str]) -> str:
     layout = shard.layout or {}
+    others = (reason.partition("but .")[2].partition(",")[0] for reason in reasons)
+    extension = next(filter(None, others), "v2.jpg").removeprefix(".")
     if layout.get("kind", "tar") == "tar":
         return (
             "in a tar file the image of a sample is called KEY.jpg, .jpeg, .png or .webp, where "
             "KEY has no dot, and its caption KEY.txt; if they are called otherwise, name them: "
-            "--image-extension v2.jpg, --caption-field caption"
+            f"--image-extension {extension}, --caption-field caption"
         )
     if layout.get("kind") == "table" and layout.get("image") is not None:
         root = layout.get("root") or os.path.dirname(shard.url)
@@ -212,7 +221,11 @@ def run_index(config: IndexConfig) -> str:
     reasons = Counter(reason for shard in manifest.shards for reason in shard.unusable.values())
     note = ""
     if len(manifest.usable_ids()) == 0:
-        note = f"; none has a caption: for labels only ({_where_captions_may_be(config.data)})"
+        faults = Counter({w: n for w, n in reasons.items() if w in CAPTION_FAULTS - {NO_CAPTION}})
+        where = _where_captions_may_be(config.data)
+        if UNDECODABLE_CAPTION in faults:
+            where = "texts are read as UTF-8: save them so"
+        note = f"; none has a caption{in_brackets(faults)}: for labels only ({where})"
         reasons = Counter({why: n for why, n in reasons.items() if why not in CAPTION_FAULTS})
     note += _taken_columns(manifest) + _left_out_images(manifest)
     return f"{path}: {_size(manifest)}, {reasons.total():,} unusable{in_brackets(reasons)}{note}"

@@ -165,7 +165,7 @@ def expand_paths(
     """Expand `~` in the paths of a frozen configuration, and require outputs on this machine.
 
     Every configuration of a command calls this first in `__post_init__`, so that a path means the
-    same to all commands. Other values than texts stay as they are.
+    same to all commands. A `Path` becomes a text; other values stay as they are.
 
     Args:
         may_be_empty: whether an output may be left to another configuration.
@@ -177,8 +177,12 @@ def expand_paths(
         value = getattr(config, name)
         several = isinstance(value, tuple)
         paths = [
-            _expanded(path, name, is_output=name in outputs and not (may_be_empty and path == ""))
-            if isinstance(path, str)
+            _expanded(
+                os.fspath(path),
+                name,
+                is_output=name in outputs and not (may_be_empty and path == ""),
+            )
+            if isinstance(path, str | Path)
             else path
             for path in (value if several else (value,))
         ]
@@ -191,6 +195,8 @@ def _expanded(path: str, name: str, *, is_output: bool) -> str:
             f"{name} = {path!r} must be a path on this machine, where what is written can be "
             "claimed and replaced at once; write there, and copy it afterwards"
         )
+    if is_output and path.startswith("$"):
+        raise ValueError(f"{name} = {path!r} begins with a variable; write the path out")
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path and not os.path.lexists(path):
         raise ValueError(f"{name} = {path!r} begins with the home of nobody; write the path out")

@@ -57,6 +57,8 @@ def find_column(url: str, wanted: str | None, present: Sequence[str], *, of: str
             f"{url} has several columns that may hold the {of}s, {found}; say which: "
             f"{option} {found[0]!r}"
         )
+    if not present:
+        raise ValueError(f"{url} names no columns: it is empty, or has no objects")
     urls = [name for name in present if _plain(name) in URL_NAMES]
     if of == "image" and urls:
         raise ValueError(

@@ -1,9 +1,10 @@
 """Columns of csv, tsv, jsonl and json files: a row unlike the others is never guessed at."""
 
+import codecs
 import csv
 import io
 import warnings
-from typing import Any
+from typing import Any, TextIO
 
 from drrho.data.reading.cells import Unreadable
 from drrho.data.reading.parquet import require_columns
@@ -37,8 +38,7 @@ def read_delimited(url: str, names: list[str], *, remedy: str = "") -> list[list
 
 def read_header(url: str) -> list[str]:
     """Read the names of the columns of a csv or tsv file; ValueError if it is no regular file."""
-    require_regular(url, most=MAX_BYTES)
-    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+    with _opened(url) as file:
         if url.lower().endswith(".tsv"):
             line = next((line.rstrip("\r\n") for line in file if line.strip("\r\n")), "")
             return [_unquoted(field) for field in line.split("\t")]
@@ -123,10 +123,18 @@ def _is_coco(found: Any) -> bool:
 
 
 def _read_text(url: str) -> str:
-    require_regular(url, most=MAX_BYTES)
-    # newline: a caption may hold line breaks; errors: a wrong byte is a wrong caption, no more.
-    with open(url, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+    with _opened(url) as file:
         return file.read()
+
+
+def _opened(url: str) -> TextIO:
+    """Open a regular file of UTF-8; a wrong byte is a wrong caption, no more."""
+    require_regular(url, most=MAX_BYTES)
+    with open(url, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise ValueError(f"{url} is text in UTF-16; save it as UTF-8")
+    # newline: a caption may hold line breaks.
+    return open(url, newline="", encoding="utf-8-sig", errors="surrogateescape")
 
 
 def _cells(row: Fields, places: list[int], num_fields: int) -> list[str]:

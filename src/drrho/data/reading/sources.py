@@ -37,6 +37,8 @@ from drrho.data.reading.tar import MAX_CONTENT
 from drrho.runtime.files import parse_json, read_regular
 from drrho.runtime.optional import import_optional
 
+# Folders of archives of macOS, thumbnails of a Synology, file systems: copies of images, or none.
+OF_SYSTEMS = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 JSON_SUFFIX = ".json"  # a table where it is named; in a folder it may be anything
 # What is clearly no tar file, and would be called a damaged one.
@@ -178,8 +180,8 @@ def metadata_tables(folder: str) -> list[str]:
 def image_folders(folder: str) -> list[str]:
     """List the folders in a folder, itself included, that hold images, sorted.
 
-    Links to folders are followed, each folder is taken once, and hidden ones are left out, such as
-    `.ipynb_checkpoints`.
+    Links to folders are followed, each folder is taken once, and those that programs leave behind
+    are left out: hidden ones, such as `.ipynb_checkpoints`, and `OF_SYSTEMS`.
     """
     return _folders_with(folder, _is_image)
 
@@ -219,7 +221,8 @@ def _folders_with(folder: str, wanted: Callable[[str], bool]) -> list[str]:
         for path, folders, names in os.walk(folder, followlinks=follow):
             place = os.path.realpath(path)
             known = place in walked  # by a link to a folder above it
-            folders[:] = [] if known else sorted(n for n in folders if not n.startswith("."))
+            seen = (n for n in folders if not n.startswith(".") and n not in OF_SYSTEMS)
+            folders[:] = [] if known else sorted(seen)
             walked.add(place)
             if any(map(wanted, names)):
                 found.setdefault(place, os.path.abspath(path))

@@ -14,6 +14,14 @@ from typing import NamedTuple
 
 from drrho.data.reading.remote import Stream
 
+# How the files of other programs begin that are called .tar.
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK": "zip",
+}
 ZERO_BLOCK = bytes(BLOCKSIZE)
 MAX_CONTENT = 2**28  # bytes of one file; the largest image that is decoded has about as many
 MAX_EXTENSION = 2**20  # bytes of a long name or of extended attributes
@@ -162,6 +170,9 @@ def _header(block: bytes, place: int) -> Header:
     try:
         header = TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
+        packed = next((kind for begin, kind in PACKED.items() if block.startswith(begin)), None)
+        if place == 0 and packed is not None:
+            raise ValueError(f"it is packed ({packed}): unpack it") from error
         raise ValueError(f"the header at byte {place:,} is damaged ({error})") from error
     if header.type in IN_PARTS:
         raise ValueError(f"its file {header.name!r} at byte {place:,} is stored in parts (sparse)")
