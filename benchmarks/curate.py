@@ -16,39 +16,37 @@ import csv
 import json
 import os
 import re
-import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import tyro
+from torch import Tensor
 
 import drrho
+from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.indexing import open_manifest
 from drrho.data.manifest import Manifest
 from drrho.data.reading.cache import OpenShards
-from drrho.data.reading.shards import decode_caption, decode_metadata, write_sample
+from drrho.data.reading.shards import decode_caption, decode_metadata
 from drrho.data.scenes import ScenesConfig, write_scenes
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.models.towers.joined import JOINED_FILE
 from drrho.plotting.table import markdown_table
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.joining.join import JoinConfig, join_reference
-from drrho.reference.shard_files import entries_of
-from drrho.reference.store import (
-    REFERENCE_CARDS,
-    ReferenceCard,
-    ReferenceStore,
-    ShardEmbeddings,
-    save_shard,
-)
+from drrho.reference.store import ReferenceStore
 from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.provenance import versions
-from drrho.studies.curate.curate import CurateConfig, Curation, curate
+from drrho.studies.curate.curate import CurateConfig, curate
+from drrho.studies.curate.pair_quality import pair_scores
+from drrho.studies.curate.threshold import Judgement, held_out_ranks, judge
 
+Judged = dict[float, dict[str, Any]]  # stated precision -> what was called
+NEGATIVES = 1024
 IMAGE_SIZE = 160  # of the vision model of a joined reference
 SCRATCH, JOINED, DEMO = "small, from scratch", "joined", "the demonstration's"
 
@@ -65,7 +63,7 @@ SHARDS = {
     (SCRATCH, "emoji-pictograms"): Shards("{0000..0007}", ("0008",), "0009"),
     (SCRATCH, "openstax-figures"): Shards("{0000..0002}", ("0003",), "0004"),
     (JOINED, "emoji-pictograms"): Shards("0000", ("0005",), "0009"),
-    (JOINED, "openstax-figures"): Shards("{0000..0001}", ("0002",), "0004"),
+    (JOINED, "openstax-figures"): Shards("{0000..0001}", ("0002",), "0002"),  # a half each
 }
 
 
@@ -81,6 +79,7 @@ class Config:
         output: folder to write.
         rates: shares of wrong captions.
         seeds: seeds of the scenes and of the exchange; the demonstration's own are 0 to 3.
+        precisions: stated ones; the first is the default of `curate`.
         pairs: scenes of each rate and seed.
         steps: optimiser steps of a reference.
     """
@@ -93,6 +92,7 @@ class Config:
     output: str = "docs/results/curation"
     rates: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5)
     seeds: tuple[int, ...] = (101, 102, 103)
+    precisions: tuple[float, ...] = (0.95,)
     pairs: int = 1000
     steps: int = 420
 
@@ -107,62 +107,81 @@ def stored(model: str, data: str, output: str) -> str:
     return output
 
 
-def on_scenes(config: Config, folder: str, *, rate: float, seed: int) -> dict[str, object]:
-    """The pairs of new scenes, by the models of the demonstration."""
+def on_scenes(config: Config, folder: str, *, rate: float, seed: int) -> Judged:
+    """The pairs of new scenes, by the models of the demonstration and `drrho curate`."""
     scenes = ScenesConfig(num_samples=config.pairs, seed=seed, mismatch_rate=rate)
     write_scenes(Path(folder) / "scenes", scenes)
     manifest, path = write_manifest(IndexConfig(data=f"{folder}/scenes"))
     reference = f"run:{config.demo}/references/reference/run"
     held_out = f"{config.demo}/scenes/validation/manifest.json"
-    found = curate(
-        CurateConfig(
-            run=f"{config.demo}/drrho_clip-seed0",
-            data=str(path),
-            reference=stored(reference, str(path), f"{folder}/reference"),
-            held_out=held_out,
-            held_out_reference=(stored(reference, held_out, f"{folder}/held-out"),),
-            output=f"{folder}/curated",
-        )
-    )
+    embeddings = stored(reference, str(path), f"{folder}/reference")
+    of_held_out = stored(reference, held_out, f"{folder}/held-out")
     samples = OpenShards(manifest).read(list(range(config.pairs)))
     wrong = [decode_metadata(s)["caption_of"] != row for row, s in enumerate(samples)]
-    return described(found, dict(enumerate(wrong)))
+    found = {}
+    for precision in config.precisions:
+        curation = curate(
+            CurateConfig(
+                run=f"{config.demo}/drrho_clip-seed0",
+                data=str(path),
+                reference=embeddings,
+                held_out=held_out,
+                held_out_reference=(of_held_out,),
+                output=f"{folder}/curated-{precision}",
+                precision=precision,
+            )
+        )
+        judgement = curation.summary.judgement
+        assert judgement is not None
+        with curation.table.open() as file:
+            rows = list(csv.DictReader(file))
+        called = [row["label"] == "mismatched" for row in rows]
+        found[precision] = described(
+            judgement, [wrong[int(row["sample_id"])] for row in rows], called
+        )
+    return found
 
 
-def on_real_pairs(
-    config: Config, name: str, folder: str, *, rate: float, seed: int
-) -> dict[str, object]:
-    """Some shards of a real set, with captions exchanged within a share of the pairs."""
+def on_real_pairs(config: Config, name: str, *, rate: float, seed: int) -> Judged:
+    """A shard of a real set, with captions exchanged within a share of the pairs.
+
+    `curate` asks the reference alone, so there is no run here, but its parts.
+    """
     shards = SHARDS[config.kind, name]
     prefix = f"{os.environ.get('DRRHO_DATA', '../shared/data')}/{name}/train-"
     reference = reference_of(config, name, f"{prefix}{shards.own}.tar")
-    held_out = f"{prefix}{shards.held_out}.tar"
     judged = shards.judged[config.seeds.index(seed) % len(shards.judged)]
-    source = open_manifest(f"{prefix}{judged}.tar")
-    caption_of = exchanged(source, rate=rate, seed=seed)
-    wrong = write_exchanged(source, caption_of, Path(folder) / "data")
-    manifest, path = write_manifest(IndexConfig(data=f"{folder}/data"))
-    kept = f"{config.runs}/{name}/{config.kind}"
-    known = stored(reference, f"{prefix}{judged}.tar", f"{kept}-{judged}")
-    embeddings = f"{folder}/reference"
-    store_exchanged(ReferenceStore.open(known, source), caption_of, manifest, Path(embeddings))
-    evaluation = drrho.Evaluation(
-        data=held_out,
-        references=(stored(reference, held_out, f"{kept}-{shards.held_out}"),),
-    )
-    recipe = drrho.Recipe(  # the judgement asks the reference alone, so few steps are enough
-        output=f"{folder}/run",
-        data=str(path),
-        reference=embeddings,
-        loading=drrho.Loading(batch_size=64),
-        model=drrho.Model(name="small"),
-        objective=drrho.DRRhoCLIP(),
-        training=drrho.Training(steps=10, optimizer=drrho.Optimizer(learning_rate=1e-3)),
-        evaluation=evaluation,
-    )
-    drrho.train(recipe)
-    found = curate(CurateConfig(run=recipe.output, output=f"{folder}/curated"))
-    return described(found, wrong)
+    manifests, stores = {}, {}
+    for number in (judged, shards.held_out):
+        data = f"{prefix}{number}.tar"
+        manifests[number] = open_manifest(data)
+        folder = stored(reference, data, f"{config.runs}/{name}/{config.kind}-{number}")
+        stores[number] = ReferenceStore.open(folder, manifests[number])
+    own, apart = (manifests[it].usable_ids() for it in (judged, shards.held_out))
+    if judged == shards.held_out:
+        own, apart = own[::2], apart[1::2]
+    caption_of = exchanged(own, rate=rate, seed=seed)
+    ids, given = (torch.tensor(list(side)) for side in (caption_of, caption_of.values()))
+    pairs = PairEmbeddings(stores[judged].gather(ids).image, stores[judged].gather(given).text)
+    captions = captions_of(manifests[judged], ids.tolist())
+    wrong = [captions[one] != captions[other] for one, other in caption_of.items()]
+    drawn = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:NEGATIVES]
+    negatives = pairs.take(drawn)
+    ranks = pair_scores(
+        pairs,
+        pairs,
+        negatives=(negatives, negatives),
+        same=torch.arange(len(ids))[:, None] == drawn,
+        temperature=0.05,  # of the losses, which are not looked at
+    ).rank
+    held_out = stores[shards.held_out].gather(apart).pairs
+    known = held_out_ranks(held_out, negatives, generator=torch.Generator().manual_seed(seed))
+    found = {}
+    for precision in config.precisions:
+        judgement = judge(ranks, known, precision=precision)
+        threshold = torch.inf if judgement.threshold is None else judgement.threshold
+        found[precision] = described(judgement, wrong, (ranks >= threshold).tolist())
+    return found
 
 
 def reference_of(config: Config, name: str, data: str) -> str:
@@ -198,57 +217,23 @@ def trained_reference(config: Config, name: str, data: str) -> str:
     return recipe.output
 
 
-def exchanged(source: Manifest, *, rate: float, seed: int) -> dict[int, int]:
+def exchanged(ids: Tensor, *, rate: float, seed: int) -> dict[int, int]:
     """The sample whose caption each sample is given: another's in a share of them."""
-    ids = source.usable_ids()
     generator = torch.Generator().manual_seed(seed)
     chosen = ids[torch.randperm(len(ids), generator=generator)[: round(rate * len(ids))]].tolist()
     own = {sample_id: sample_id for sample_id in ids.tolist()}
     return own | dict(zip(chosen, chosen[1:] + chosen[:1], strict=True))
 
 
-def write_exchanged(source: Manifest, caption_of: dict[int, int], folder: Path) -> dict[int, bool]:
-    """Writes the pairs; row -> whether the caption is wrong."""
-    samples = dict(zip(caption_of, OpenShards(source).read(list(caption_of)), strict=True))
-    captions = {sample_id: decode_caption(sample) for sample_id, sample in samples.items()}
-    folder.mkdir(parents=True)
-    with tarfile.open(folder / "exchanged.tar", "w") as shard:
-        for sample_id, sample in samples.items():
-            texts = {"jpg": sample.fields["jpg"], "txt": captions[caption_of[sample_id]].encode()}
-            write_sample(shard, {"__key__": sample.key, **texts})
-    return {row: captions[caption_of[i]] != captions[i] for row, i in enumerate(samples)}
+def captions_of(manifest: Manifest, ids: list[int]) -> dict[int, str]:
+    samples = zip(ids, OpenShards(manifest).read(ids), strict=True)
+    return {sample_id: decode_caption(sample) for sample_id, sample in samples}
 
 
-def store_exchanged(
-    known: ReferenceStore, caption_of: dict[int, int], manifest: Manifest, folder: Path
-) -> None:
-    """Stores what `precompute` would: the embeddings of images, and of the captions given."""
-    images = known.gather(torch.tensor(list(caption_of)))
-    texts = known.gather(torch.tensor(list(caption_of.values())))
-    if not bool((images.present & texts.present).all()):
-        raise ValueError("every pair of the original data needs embeddings")
-    card = ReferenceCard(
-        model=known.identity,
-        embedding_dim=known.embedding_dim,
-        shards=entries_of(manifest.shards),
-    )
-    folder.mkdir()
-    (entry,) = card.shards
-    rows = ShardEmbeddings(
-        image=images.image.half(), text=texts.text.half(), present=images.present, absent={}
-    )
-    save_shard(REFERENCE_CARDS.files(card, folder), entry, rows)
-    REFERENCE_CARDS.save(card, folder)
-
-
-def described(found: Curation, wrong: dict[int, bool]) -> dict[str, object]:
-    with found.table.open() as file:
-        rows = list(csv.DictReader(file))
-    judgement = found.summary.judgement
-    assert judgement is not None
+def described(judgement: Judgement, wrong: list[bool], called: list[bool]) -> dict[str, Any]:
     return {
-        "wrong": [wrong[int(row["sample_id"])] for row in rows],
-        "called": [row["label"] == "mismatched" for row in rows],
+        "wrong": wrong,
+        "called": called,
         "expected_recall": judgement.recall,
         "separation": judgement.separation,
         "held_out": judgement.held_out,
@@ -256,7 +241,9 @@ def described(found: Curation, wrong: dict[int, bool]) -> dict[str, object]:
     }
 
 
-def row_of(config: Config, name: str, rate: float, runs: list[dict]) -> dict[str, object]:
+def row_of(
+    config: Config, name: str, runs: list[dict], *, rate: float, precision: float
+) -> dict[str, object]:
     """All seeds together; intervals by bootstrap over the pairs."""
     wrong, called = (
         torch.tensor([value for run in runs for value in run[key]]) for key in ("wrong", "called")
@@ -265,6 +252,7 @@ def row_of(config: Config, name: str, rate: float, runs: list[dict]) -> dict[str
         "set": name,
         "reference": DEMO if name == "scenes" else config.kind,
         "rate": rate,
+        "stated": precision,
         "seeds": config.seeds,
         "held_out": runs[0]["held_out"],
         "separation": [run["separation"] for run in runs],
@@ -299,21 +287,23 @@ def in_print(row: dict) -> list[str]:
     separation = f"{sum(row['separation']) / len(row['separation']):.3f}"
     counts = [f"{row['wrong']:,}", f"{row['called']:,}"]
     numbers = [number("precision"), by_seed, number("recall"), expected]
-    return [row["set"], row["reference"], f"{row['rate']:.2f}", separation, *counts, *numbers]
+    stated = f"{row['stated']:.2f}"
+    shown = [row["set"], row["reference"], f"{row['rate']:.2f}", separation, stated]
+    return [*shown, *counts, *numbers]
 
 
 def write_results(folder: Path, rows: list[dict]) -> str:
-    """Puts the rows in the place of earlier ones of the same set, reference and share."""
+    """Puts the rows in the place of earlier ones of the same set, reference, precision, share."""
 
-    def place(row: dict) -> tuple[str, str, float]:
-        return row["set"], row["reference"], row["rate"]
+    def place(row: dict) -> tuple[str, str, float, float]:
+        return row["set"], row["reference"], -row["stated"], row["rate"]
 
     kept = {}
     if (folder / "results.json").is_file():
         earlier = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         kept = {place(row): row for row in earlier["rows"]}
     kept |= {place(row): row for row in rows}
-    header = ["set", "reference", "exchanged", "separation", "wrong", "called wrong"]
+    header = ["set", "reference", "exchanged", "separation", "stated", "wrong", "called wrong"]
     header += ["precision", "by seed", "recall", "recall foretold, by seed"]
     ordered = [kept[name] for name in sorted(kept)]
     table = markdown_table(header, [in_print(row) for row in ordered])
@@ -328,13 +318,16 @@ def main(config: Config) -> None:
         for rate in config.rates:
             runs = []
             for seed in config.seeds:
-                with tempfile.TemporaryDirectory() as folder:
-                    if name == "scenes":
+                if name == "scenes":
+                    with tempfile.TemporaryDirectory() as folder:
                         runs.append(on_scenes(config, folder, rate=rate, seed=seed))
-                    else:
-                        runs.append(on_real_pairs(config, name, folder, rate=rate, seed=seed))
-            row = row_of(config, name, rate, runs)
-            table = write_results(Path(config.output), [row])
+                else:
+                    runs.append(on_real_pairs(config, name, rate=rate, seed=seed))
+            rows = [
+                row_of(config, name, [run[stated] for run in runs], rate=rate, precision=stated)
+                for stated in config.precisions
+            ]
+            table = write_results(Path(config.output), rows)
             print(table, flush=True)
 
 
