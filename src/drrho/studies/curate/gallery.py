@@ -84,8 +84,10 @@ def write_gallery(
         labels, repeats: label of each pair, and id of the earlier pair that it repeats, or -1.
         shown: how many pairs, and which labels are dropped.
     """
-    orders = {label: _order(label, quality, labels) for label in MEANINGS}
-    chosen = {label: _ends(order, shown.number) for label, order in orders.items()}
+    orders: dict[Label, list[int]] = {label: _order(label, quality, labels) for label in MEANINGS}
+    chosen: dict[Label, tuple[Sequence[int], Sequence[int]]] = {
+        label: _ends(order, shown.number) for label, order in orders.items()
+    }
     places = {place for ends in chosen.values() for part in ends for place in part}
     ids = {int(quality.sample_ids[place]) for place in places}
     ids |= {int(repeats[place]) for place in places if repeats[place] >= 0}

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize as to_unit_length
 
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.studies.report.gallery import Kind, ShownPair
-from drrho.studies.report.pair_weights import STRIP_ENTRIES, exchanged
+from drrho.studies.report.pair_weights import STRIP_ENTRIES
 
 REPEATED = 0.99  # cosine of images and of captions, by the reference, from which a pair is a repeat
 LEARNED = 3  # largest rank of the own partner, in both directions and by both models
@@ -84,8 +84,9 @@ def _groups(captions: Sequence[str], device: torch.device) -> Int64[Tensor, " pa
 def _partners(
     pairs: PairEmbeddings, groups: Int64[Tensor, " pairs"], temperature: float
 ) -> _Partner:
+    turned = PairEmbeddings(image=pairs.text, text=pairs.image)
     caption_loss, caption_rank = _direction(pairs, groups, temperature)
-    image_loss, image_rank = _direction(exchanged(pairs), groups, temperature)
+    image_loss, image_rank = _direction(turned, groups, temperature)
     return _Partner((caption_loss + image_loss) / 2, caption_rank, image_rank)
 
 
