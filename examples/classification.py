@@ -131,6 +131,9 @@ SETTINGS["digits"] |= {
     "DRRho, KL": Setting(5e-3, 4.0),
     "union": Setting(5.6e-3),
     "union, DRRho": Setting(1.25e-2, 4.0),
+    "distillation": Setting(2e-3, 0.3),
+    "start from reference": Setting(2.8e-3),
+    "union, distillation": Setting(5e-3, 0.3),
 }
 
 
