@@ -103,7 +103,7 @@ def _describe(run: Path, output: Path, config: ExportConfig) -> None:
         return
     is_finished = config.checkpoint is None and not config.ema
     local = f"local-dir:{output.name}" if config.format == "open-clip" else output.name
-    hub = f"hf-hub:{config.push}" if config.format == "open-clip" else config.push
+    hub = f"hf-hub:{config.push}" if config.format == "open-clip" else str(config.push)
     write_card(
         output,
         read_recipe(read_recipe_file(run)),
