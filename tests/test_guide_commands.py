@@ -48,6 +48,7 @@ SMALLER = {
     "train": ("--workers", "0", "--device", "cpu"),
     "index": ("--workers", "0"),
     "reference precompute": ("--batch-size", "8", "--device", "cpu"),
+    "advise": ("--uses", "steer", "--strengths", "1", "--budget", "2"),
     "evaluate": ("--device", "cpu"),
     "steer": ("--batch-size", "4", "--epochs", "0.1", "--device", "cpu"),
 }
@@ -184,6 +185,7 @@ def workspace(stand_ins, tmp_path_factory):
     plain = replace(recipe, objective=drrho.CLIP(), reference=None, model=TINY)
     for run in ("other", "weak"):
         drrho.train(replace(plain, seed=3, output=f"runs/{run}"))
+    shutil.copytree("runs/other", "runs/reference")
     for data, store in (
         ("train.json", "reference"),
         ("val.json", "reference-val"),

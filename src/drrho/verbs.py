@@ -195,7 +195,7 @@ def import_reference(config: ImportConfig) -> PrecomputeReport:
 
 @_with_fields_of(JoinConfig)
 def join_reference(config: JoinConfig) -> JoinedCard:
-    """Builds a reference from a vision model and a text model that were trained separately.
+    """Builds a reference from a vision and a text model trained separately.
 
     >>> drrho.join_reference(
     ...     image="timm:resnet50",

@@ -340,7 +340,7 @@ def test_data_changed_since_are_an_error_that_names_the_shard(tmp_path, items, m
 
 def test_data_without_losses_are_an_error_that_names_the_shard(tmp_path):
     write(tmp_path)
-    with pytest.raises(ValueError, match="no losses of shard .*letters-00000.*of 3 shards"):
+    with pytest.raises(ValueError, match="no losses of shard .*letters-00000.*of 3 shards: "):
         gather(tmp_path, manifest=manifest_of_items([b"a"], name="letters"))
 
 

@@ -260,9 +260,11 @@ class ShardFiles:
                 f"{what}; {self.remedy}"
             )
         known = ", ".join(entry.shard for entry in self.entries[:3])
+        known += ", ..." if len(self.entries) > 3 else ""
+        counted = "1 shard" if len(self.entries) == 1 else f"{len(self.entries):,} shards"
         return (
-            f"{self.folder} holds no {self.noun} of shard {shown}; it holds shards "
-            f"{len(self.entries)} shards: {known}, ...; {self.remedy}"
+            f"{self.folder} holds no {self.noun} of shard {shown}; it is "
+            f"of {counted}: {known}; {self.remedy}"
         )
 
 

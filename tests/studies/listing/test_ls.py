@@ -32,6 +32,7 @@ def listed(folder, **options):
 def test_everything_is_listed_with_its_state_and_score(folder):
     found = listed(folder)
     assert {path: one.kind for path, one in found.items()} == {
+        "advise": "advice",
         "compare": "comparison",
         "probe": "probe",
         "reference": "reference",

@@ -48,7 +48,7 @@ FEWEST_HELD_OUT = 20
 
 @dataclass(frozen=True, kw_only=True)
 class JoinConfig:
-    """Build a reference from a vision model and a text model that were trained separately.
+    """Build a reference from a vision and a text model trained separately.
 
     Both are frozen; linear heads map their features into one space. They are chosen on held-out
     pairs of the data, and judged on further pairs.
@@ -181,7 +181,7 @@ def join_reference(config: JoinConfig) -> JoinedCard:
 
 
 def run_join(config: JoinConfig) -> str:
-    """Build a reference from a vision model and a text model that were trained separately."""
+    """Build a reference from a vision and a text model trained separately."""
     card = join_reference(config)
     found, head = card.held_out, card.head
     others = "; ".join(f"{it.method} {it.mrr:.3f}" for it in card.tried)
