@@ -199,7 +199,8 @@ def test_regression_refuses_too_few_samples(capsys):
     assert "needs 22 samples" in capsys.readouterr().err
 
 
-def test_your_own_loop_compares_its_methods(tmp_path):
+def test_your_own_loop_compares_its_methods(tmp_path, monkeypatch):
+    monkeypatch.setattr(your_own_loop, "MICRO_BATCH", 32)  # still more than one for a batch
     found = your_own_loop.main(["--seeds", "2", "--epochs", "8", "--output", str(tmp_path)])
     assert json.loads((tmp_path / "results.json").read_text()) == found
     mean = {name: statistics.fmean(accuracies) for name, accuracies in found.items()}
