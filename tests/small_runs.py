@@ -1,6 +1,8 @@
 """A data set, a reference and a recipe small enough to train in a second."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.index import IndexConfig, write_manifest
 from drrho.data.loading import Loading
 from drrho.data.scenes import ScenesConfig, write_scenes
+from drrho.evaluation.metrics.hierarchical import hierarchical_interval
 from drrho.models.build import Model
 from drrho.models.small import SmallConfig
 from drrho.recipe.recipe import Evaluation, Recipe
@@ -83,3 +86,18 @@ def steered_recipe(plain_recipe, reference) -> Recipe:
         objective=DRRhoCLIP(gamma_min=0.5),
         reference=str(reference),
     )
+
+
+@pytest.fixture(scope="module")
+def few_resamples() -> Iterator[None]:
+    """Intervals of comparisons from 50 resamples: their width is tested with the metrics."""
+    few = partial(hierarchical_interval, resamples=50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("drrho.studies.compare.collect.hierarchical_interval", few)
+        yield
+
+
+def draw_no_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Has comparisons write their tables alone."""
+    for name in ("draw_curves", "draw_differences", "draw_costs"):
+        patch.setattr(f"drrho.studies.compare.compare.{name}", lambda *_, **__: None)

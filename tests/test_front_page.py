@@ -23,9 +23,9 @@ recipe = drrho.Recipe(data="train.json", reference="reference", model=MODEL, loa
 run = drrho.train(recipe)
 model = drrho.load("runs/mine"); found = model.encode_text(["a lemon"])
 
-print(drrho.probe("train.json", references=["ref_a", "ref_b"], pilot_steps=2))
+print(drrho.probe("train.json", references=["reference", "other"], pilot_steps=2))
 comparison = drrho.Comparison(
-    methods=["openclip", "fastclip_v3", "drrho_clip"], seeds=3, recipe=recipe
+    methods=["openclip", "fastclip_v3", "drrho_clip"], seeds=2, recipe=recipe
 )
 results = drrho.compare(comparison)
 page = drrho.report([run, results], output="report.html", galleries=False)
@@ -38,7 +38,7 @@ def embeddings(number, dim):
 
 
 @pytest.fixture(scope="module")
-def typed(tmp_path_factory):
+def typed(tmp_path_factory, few_resamples):
     """The names that the program leaves behind, run in a folder with 60 pairs."""
     from tests.small_runs import TINY  # noqa: PLC0415
 
@@ -47,7 +47,7 @@ def typed(tmp_path_factory):
         patch.chdir(folder)
         write_scenes(Path("scenes"), ScenesConfig(num_samples=60, seed=0))
         drrho.index("scenes", output="train.json")
-        for name, seed in (("reference", 3), ("ref_a", 1), ("ref_b", 2)):
+        for name, seed in (("reference", 3), ("other", 1)):
             first = drrho.Recipe(
                 data="train.json",
                 model=TINY,
@@ -94,7 +94,7 @@ def test_a_recipe_trains_with_the_defaults(typed):
 def test_methods_are_compared_by_name(typed):
     results = typed["results"]
     assert list(results.methods) == ["openclip", "fastclip_v3", "drrho_clip"]
-    assert all([run.seed for run in m.runs] == [0, 1, 2] for m in results.methods.values())
+    assert all([run.seed for run in m.runs] == [0, 1] for m in results.methods.values())
     assert results.setup.test_pairs == {"test": 60}
     assert results.folder == "runs/mine-comparison"
     assert '"folder"' not in typed["written"]
