@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.small_runs import draw_no_pictures
 
 from drrho.contrastive.objectives.clip import CLIP
 from drrho.contrastive.objectives.distillation import DistillationTerm
@@ -19,6 +20,8 @@ from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
 from drrho.studies.compare.spec import Comparison, GapConfig, Part, Stored, TuningConfig
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 def rates(recipe, *values):
@@ -74,11 +77,13 @@ def comparison(plain_recipe, scenes, reference, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(comparison):
-    """Of the whole, run in two tasks and one after another."""
-    for task in (1, 0):
-        _, status = run_comparison(comparison, CompareConfig(tasks=2, task=task))
-        assert status == 0
+def results(comparison, few_resamples):
+    """Of the whole, run in two tasks and one after another; the last draws the pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_no_pictures(patch)
+        _, first = run_comparison(comparison, CompareConfig(tasks=2, task=1))
+    _, second = run_comparison(comparison, CompareConfig(tasks=2, task=0))
+    assert first == second == 0
     return json.loads((Path(comparison.output) / "results.json").read_text())
 
 
@@ -101,7 +106,8 @@ def test_every_run_is_there_with_its_scores_and_costs(comparison, results):
     assert results["references"]["weak"]["cost"]["samples_seen"] == 16
 
 
-def test_views_are_stored_beside_samples_as_they_are(comparison, tmp_path):
+def test_views_are_stored_beside_samples_as_they_are(comparison, tmp_path, monkeypatch):
+    draw_no_pictures(monkeypatch)
     plain = replace(
         comparison.methods["clip"],
         objective=DRRhoCLIP(),
@@ -147,7 +153,8 @@ def test_the_report_shows_all_of_it(comparison, results):
         assert (Path(comparison.output) / f"{plot}.png").stat().st_size > 5000
 
 
-def test_finished_runs_are_kept_and_missing_ones_named(comparison, results):
+def test_finished_runs_are_kept_and_missing_ones_named(comparison, results, monkeypatch):
+    draw_no_pictures(monkeypatch)
     shutil.rmtree(comparison.run_recipe(Part("jest", 1)).output)
     text, status = run_comparison(comparison, CompareConfig(table_only=True))
     assert status == 0
@@ -167,6 +174,7 @@ def test_finished_runs_are_kept_and_missing_ones_named(comparison, results):
 def test_a_setting_is_chosen_by_validation_and_a_diverged_run_is_reported(
     comparison, tmp_path, monkeypatch
 ):
+    draw_no_pictures(monkeypatch)
     clip = comparison.methods["clip"]
     tuned = Comparison(
         output=str(tmp_path / "out"),
