@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tarfile
 import warnings
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tests.small_runs import draw_no_pictures
 
 from drrho.cli import COMMANDS, main
 from drrho.data.items import manifest_of_items
@@ -22,7 +24,7 @@ from drrho.reference.losses.writer import LossWriter
 from drrho.studies.compare.replicates import Replicates
 from drrho.studies.compare.results import read_results
 from drrho.studies.compare.spec import Comparison
-from drrho.studies.demo import DemoConfig, demo, demo_comparison
+from drrho.studies.demo import MODEL, DemoConfig, demo, demo_comparison
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
@@ -423,9 +425,12 @@ def test_every_recipe_of_the_repository_loads():
         assert isinstance(load_recipe(path, object), Recipe | Comparison | Replicates)
 
 
-def test_the_demonstration_in_small(tmp_path, capsys):
+@pytest.mark.usefixtures("few_resamples")
+def test_the_demonstration_in_small(tmp_path, capsys, monkeypatch):
+    thin = replace(MODEL, small=replace(MODEL.small, image_width=2, text_layers=1))
+    monkeypatch.setattr("drrho.studies.demo.MODEL", thin)
     arguments = ["--output", str(tmp_path), "--train-pairs", "48", "--test-pairs", "16"]
-    arguments += ["--steps", "4", "--batch-size", "16"]
+    arguments += ["--steps", "2", "--batch-size", "16"]
     assert main(["demo", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "| DRRho-CLIP" in printed
@@ -436,7 +441,7 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     assert list(results["methods"]) == ["clip", "fastclip", "drrho_clip", "fastclip_union"]
     for method in results["methods"].values():
         scores = method["tests"]["test"]
-        assert method["cost"]["samples_seen"] == 64
+        assert method["cost"]["samples_seen"] == 32
         assert method["cost"]["forward_only"] == 0
         assert scores["mrr_interval"][0] <= scores["mrr"] <= scores["mrr_interval"][1]
         assert [run["seed"] for run in method["runs"]] == [0]
@@ -444,7 +449,7 @@ def test_the_demonstration_in_small(tmp_path, capsys):
         assert {f"zero_shot/{t}/top1" for t in ("shape", "colour", "position")} <= set(scores)
     extra = results["methods"]["drrho_clip"]["reference_cost"]["reference"]
     assert extra["precompute"]["samples"] == 48
-    assert extra["training"]["samples_seen"] == 64
+    assert extra["training"]["samples_seen"] == 32
     assert results["methods"]["clip"]["reference_cost"] == {}
     page = tmp_path / "report.html"
     assert printed.rstrip().endswith(page.as_uri())  # the last line printed
@@ -455,8 +460,9 @@ def test_the_demonstration_in_small(tmp_path, capsys):
     assert said in unescape(html)
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.size[0] > 500
+    draw_no_pictures(monkeypatch)
     again = demo(
-        DemoConfig(output=str(tmp_path), train_pairs=48, test_pairs=16, steps=4, batch_size=16)
+        DemoConfig(output=str(tmp_path), train_pairs=48, test_pairs=16, steps=2, batch_size=16)
     )
     assert again == read_results(tmp_path / "results.json")
 

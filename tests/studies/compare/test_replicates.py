@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.small_runs import draw_no_pictures
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.models.build import Model
@@ -17,6 +18,8 @@ from drrho.studies.compare.runs import chosen_setting, finished
 from drrho.studies.compare.spec import Comparison, TuningConfig, model_of_run
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 PRIMARIES = (("steered", "plain"), ("steered", "weak"))
 
@@ -67,10 +70,12 @@ def study(plain_recipe, scenes, tmp_path):
     )
 
 
-def test_a_study_in_replicates(study, tmp_path):
+def test_a_study_in_replicates(study, tmp_path, monkeypatch):
     """Each replicate has its reference, none chooses its settings; a part of it runs first."""
     out = Path(study.output)
-    run_comparison(study, CompareConfig(only=("steered:1",)))
+    with monkeypatch.context() as patch:
+        draw_no_pictures(patch)
+        run_comparison(study, CompareConfig(only=("steered:1",)))
     assert "steered (1 of 2 replicates)" in (out / "results.md").read_text()
     assert set(read_results(out / "results.json").methods["plain"].missing) == {0, 1}
     compare(study)
