@@ -51,8 +51,8 @@ SMALLER = {
     "advise": ("--uses", "steer", "--strengths", "1", "--budget", "2"),
     "evaluate": ("--device", "cpu"),
     "steer": ("--batch-size", "4", "--epochs", "0.1", "--device", "cpu"),
-    "scaling fit": ("--resamples", "20"),
-    "scaling efficiency": ("--resamples", "20"),
+    "scaling fit": ("--resamples", "100"),
+    "scaling efficiency": ("--resamples", "100"),
 }
 STAND_INS = {
     "step-00001000": "step-00000002",
