@@ -14,7 +14,7 @@ from drrho.studies.advise.halving import (
     paired_interval,
     race,
 )
-from drrho.studies.advise.sentences import notes_of
+from drrho.studies.advise.sentences import note_on_early_ranks, notes_of
 
 
 def raced(means, budget, *, queries=50, noise=0.1, ahead=()):
@@ -137,6 +137,12 @@ def test_equal_arms_keep_the_simpler():
     assert rung.leader == "plain"
     assert rung.kept == ("plain", "a")
     assert choose(same) == ("plain", ("a", "b", "c"))
+
+
+def test_a_race_without_a_head_start_says_which_runs_to_finish():
+    (note,) = note_on_early_ranks(["plain", "steer-1"], step=100, length=400)
+    assert "continue the runs of plain and steer-1" in note
+    assert not list(note_on_early_ranks(["plain", "steer-1"], step=400, length=400))
 
 
 def test_arms_that_were_dropped_by_chance_are_named():

@@ -34,7 +34,7 @@ from drrho.studies.advise.references import (
 )
 from drrho.studies.advise.results import AdviceResults, ArmFound, ReferenceFound, Spent
 from drrho.studies.advise.running import Runner
-from drrho.studies.advise.sentences import notes_of, recommendation
+from drrho.studies.advise.sentences import note_on_early_ranks, notes_of, recommendation
 
 MAY_CHANGE = ("output", "dry_run", "trust", "recipe.output", "recipe.loading.workers")
 MAX_FILE = 2**24  # bytes of the file of what was asked for
@@ -242,6 +242,9 @@ def _results(
     found = {name: _arm_found(arm, rungs, runner, chosen=chosen) for name, arm in arms.items()}
     steps = {name: _steps(rungs, name) for name in arms}
     seconds = sum(runner.kept(name, rung.step).seconds for rung in rungs for name in rung.mrr)
+    notes = list(notes_of(rungs, guessing=runner.kept(chosen, last.step).guessing))
+    if not with_head_start(arms[name] for name in rungs[0].mrr):
+        notes += note_on_early_ranks(list(finals), step=last.step, length=setting.budget.length)
     return AdviceResults(
         planned_steps=setting.budget.length,
         budget_steps=setting.budget.steps,
@@ -254,7 +257,7 @@ def _results(
         rungs=tuple(rungs),
         recommended=chosen,
         alike=alike,
-        notes=tuple(notes_of(rungs, guessing=runner.kept(chosen, last.step).guessing)),
+        notes=tuple(notes),
         spent=Spent(
             steps=sum(steps.values()), kept=steps[chosen], seconds=seconds, reference_seconds=0.0
         ),

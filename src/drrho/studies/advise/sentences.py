@@ -20,6 +20,20 @@ def notes_of(rungs: Sequence[Rung], *, guessing: float) -> Iterator[str]:
             )
 
 
+def note_on_early_ranks(finalists: Sequence[str], *, step: int, length: int) -> Iterator[str]:
+    """Say that a race of arms that all began anew tells little about their ends.
+
+    docs/results/advise.md, "Without start": the order of such arms early in training is weakly
+    related to the order at its end.
+    """
+    if step < length:
+        yield (
+            "no arm began with the reference's weights, and the order of arms that begin anew "
+            "often changes after a race: before you rely on the recommendation, continue the runs "
+            f"of {' and '.join(finalists)} to their ends with `drrho train`"
+        )
+
+
 def recommendation(
     titles: Mapping[str, str],
     finals: Scores,
