@@ -46,7 +46,7 @@ def list_folder(config: ListConfig) -> list[Found]:
 
 
 def run_ls(config: ListConfig) -> str:
-    """List runs, stores, manifests and results of a folder with their state and score."""
+    """List runs, stores, manifests and results of a folder, with state and score."""
     found = list_folder(config)
     if config.json:
         return json.dumps([asdict(one) for one in found], indent=1)
