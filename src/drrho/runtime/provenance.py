@@ -5,11 +5,15 @@ import os
 import platform
 from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from drrho.runtime.files import parse_json, read_regular
+
+MAX_FILE = 2**24  # bytes of the file of what was asked for
 LIBRARIES = ("open_clip_torch", "torchvision", "pillow")
 
 
@@ -35,6 +39,28 @@ def config_differences(
     """
     lines = differences(flat(saved), flat(current))
     return [line for line in lines if line.split(":")[0] not in may_change]
+
+
+def require_same_call(
+    path: Path, asked: Mapping[str, Any], *, what: str, may_change: Collection[str]
+) -> None:
+    """Raise ValueError if the folder of a file belongs to a call that asked for something else.
+
+    Args:
+        path: where what was asked for is kept; nothing is raised while it is not there.
+        what: what such a folder holds, as "race".
+        may_change: as in `config_differences`.
+    """
+    if not path.exists():
+        return
+    before = parse_json(read_regular(path, most=MAX_FILE))
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is damaged; remove it")
+    if changed := config_differences(before, asked, may_change=may_change):
+        raise ValueError(
+            f"{path.parent} holds another {what}; take another output, or remove it:\n  "
+            + "\n  ".join(changed)
+        )
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from drrho.cli import COMMANDS
 from drrho.data.index import IndexConfig
 from drrho.data.splits import SplitConfig
 from drrho.evaluation.evaluate import EvaluateConfig
+from drrho.evaluation.metrics.interval import Interval
 from drrho.recipe.arguments.recipe_text import write_recipe_text
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.build import PrecomputeConfig
@@ -17,7 +18,7 @@ from drrho.studies.report.write import ReportConfig
 from drrho.studies.steer.choices import choose_recipe, plain_recipe
 from drrho.studies.steer.commands import command_of
 from drrho.studies.steer.config import SteerConfig, SteerFiles
-from drrho.studies.steer.results import Interval, sentences_of
+from drrho.studies.steer.results import sentences_of
 
 OWN = {"data": "photos", "reference": "run:runs/other", "device": "cpu"}
 

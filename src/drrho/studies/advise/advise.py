@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.indexing import open_manifest
@@ -15,11 +14,11 @@ from drrho.recipe.arguments.command import recipe_of
 from drrho.recipe.arguments.recipe_text import write_recipe_text
 from drrho.recipe.recipe import Recipe
 from drrho.recipe.train import with_steps
-from drrho.runtime.files import parse_json, read_regular, write_atomically, write_json
+from drrho.runtime.files import write_atomically, write_json
 from drrho.runtime.launch import require_one_process
 from drrho.runtime.locks import exclusive
 from drrho.runtime.progress import Progress, announce
-from drrho.runtime.provenance import config_differences, plain
+from drrho.runtime.provenance import plain, require_same_call
 from drrho.runtime.records import to_json, write_record
 from drrho.studies.advise.arms import PLAIN, Arm, list_arms, plain_recipe, with_head_start
 from drrho.studies.advise.config import AdviseCommand, AdviseConfig, AdviseFiles
@@ -37,7 +36,6 @@ from drrho.studies.advise.running import Runner
 from drrho.studies.advise.sentences import note_on_early_ranks, notes_of, recommendation
 
 MAY_CHANGE = ("output", "dry_run", "trust", "recipe.output", "recipe.loading.workers")
-MAX_FILE = 2**24  # bytes of the file of what was asked for
 
 
 class AdviceInterrupted(ValueError):
@@ -90,12 +88,14 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
             )
             return None
         with exclusive(Path(config.output)):
-            asked = _require_same_call(recipe, config)
+            path = AdviseFiles(Path(config.output)).asked
+            asked = plain(to_json(asdict(config)) | {"recipe": to_json(recipe)})
+            require_same_call(path, asked, what="race", may_change=MAY_CHANGE)
             try:
                 setting = open_setting(recipe, config, write=True)
                 arms = _require_race(setting, config)
                 # Not before: a call that was misspelt is no race, and its folder is free.
-                write_json(AdviseFiles(Path(config.output)).asked, asked)
+                write_json(path, asked)
                 return _raced(setting, arms, config)
             except KeyboardInterrupt:
                 raise AdviceInterrupted(
@@ -298,22 +298,6 @@ def _arm_found(arm: Arm, rungs: Sequence[Rung], runner: Runner, *, chosen: str) 
 
 def _steps(rungs: Sequence[Rung], name: str) -> int:
     return max((rung.step for rung in rungs if name in rung.mrr), default=0)
-
-
-def _require_same_call(recipe: Recipe, config: AdviseConfig) -> Any:
-    """Return the call as plain data; ValueError if the folder belongs to another one."""
-    path = AdviseFiles(Path(config.output)).asked
-    asked = plain(to_json(asdict(config)) | {"recipe": to_json(recipe)})
-    if path.exists():
-        before = parse_json(read_regular(path, most=MAX_FILE))
-        if not isinstance(before, dict):
-            raise ValueError(f"{path} is damaged; remove it")
-        if changed := config_differences(before, asked, may_change=MAY_CHANGE):
-            raise ValueError(
-                f"{config.output} holds another race; take another output, or remove it:\n  "
-                + "\n  ".join(changed)
-            )
-    return asked
 
 
 def run_advise(config: AdviseCommand) -> str:

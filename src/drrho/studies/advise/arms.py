@@ -6,12 +6,13 @@ from pathlib import Path
 
 from drrho.contrastive.memory.temperature import Constant
 from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.distillation import Distillation, DistillationTerm
+from drrho.contrastive.objectives.distillation import DistillationTerm
 from drrho.contrastive.objectives.gist import GIST
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.contrastive.objectives.objective import Objective
 from drrho.recipe.arguments.override import changed_kind
 from drrho.recipe.filtering import Filtering
+from drrho.recipe.plain import without_reference
 from drrho.recipe.recipe import Recipe
 from drrho.studies.advise.config import USES, AdviseConfig, AdviseFiles, Use
 from drrho.studies.advise.references import Candidate
@@ -47,8 +48,7 @@ def plain_recipe(recipe: Recipe, *, output: Path) -> Recipe:
         ValueError: its reference is no baseline, its samples are not those of a stored reference,
             or a run is found by `resume` alone.
     """
-    objective = recipe.objective
-    if isinstance(objective, GIST):
+    if isinstance(recipe.objective, GIST):
         raise ValueError(
             "advise races uses of a reference beside plain training, and GIST has no plain form; "
             "give a recipe of FastCLIP, DRRhoCLIP or CLIP"
@@ -58,22 +58,10 @@ def plain_recipe(recipe: Recipe, *, output: Path) -> Recipe:
             "advise does not race augmented views or random captions, whose reference embeddings "
             "are stored view by view; leave loading.views and loading.captions out"
         )
-    if isinstance(objective, DRRhoCLIP):
-        objective = changed_kind(objective, FastCLIP)
-    elif isinstance(objective, Distillation):
-        objective = CLIP(temperature=objective.temperature)
     return replace(
-        recipe,
+        without_reference(recipe),
         output=str(output),
-        objective=replace(objective, distillation=None),
         training=replace(recipe.training, steps=recipe.training.num_steps, epochs=None),
-        loading=replace(recipe.loading, batch_size=recipe.trained_batch_size),
-        reference=None,
-        reference_weights=None,
-        missing_reference="leave_out",
-        teachers=(),
-        selection=None,
-        filtering=None,
         resume="latest",
     )
 

@@ -13,23 +13,12 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from drrho.evaluation.metrics.interval import Interval
 from drrho.runtime.checks import require_at_least
 
 Scores = Mapping[str, Float64[Tensor, " queries"]]
 Why = Literal["behind", "outranked"]
 LEVEL = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean over queries with its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True, kw_only=True)

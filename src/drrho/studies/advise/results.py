@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from drrho.evaluation.metrics.interval import Interval
 from drrho.reference.judgement import Judgement
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.records import OPTIONAL
 from drrho.studies.advise.config import Use
-from drrho.studies.advise.halving import Interval, Rung
+from drrho.studies.advise.halving import Rung
 from drrho.studies.advise.references import Geometry
 
 FILE_NAME = "advice.json"

@@ -1,7 +1,7 @@
 """Advice in words and tables."""
 
+from drrho.evaluation.metrics.interval import Interval
 from drrho.plotting.table import markdown_table
-from drrho.studies.advise.halving import Interval
 from drrho.studies.advise.results import AdviceResults, ArmFound, ReferenceFound
 
 CAUTION = (

@@ -12,9 +12,6 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from drrho.contrastive.objectives.clip import CLIP
-from drrho.contrastive.objectives.distillation import Distillation
-from drrho.contrastive.objectives.global_risk import DRRhoCLIP, FastCLIP
 from drrho.data.manifest import Manifest
 from drrho.data.subset import disjoint_halves, restricted
 from drrho.encoding.encoder import EmbeddingModel
@@ -22,7 +19,7 @@ from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.models.build import build_model, find_model
 from drrho.models.seen import training_data_of
-from drrho.recipe.arguments.override import changed_kind
+from drrho.recipe.plain import without_reference
 from drrho.recipe.recipe import Evaluation, Recipe
 from drrho.recipe.train import train_recipe
 from drrho.reference.joining.features import read_captions
@@ -122,17 +119,11 @@ def train_pilots(recipe: Recipe, manifest: Manifest, *, output: Path, steps: int
 
 def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Recipe:
     """The recipe without reference, teachers, selection, filter and evaluation, for some steps."""
-    objective = recipe.objective
-    if isinstance(objective, DRRhoCLIP):
-        objective = changed_kind(objective, FastCLIP)
-    elif isinstance(objective, Distillation):
-        objective = CLIP(temperature=objective.temperature)
     warmup = min(recipe.training.optimizer.warmup_steps, steps // 4)
     return replace(
-        recipe,
+        without_reference(recipe),
         output=str(folder),
         data=str(folder / "half.json"),
-        objective=replace(objective, distillation=None),
         training=replace(
             recipe.training,
             steps=steps,
@@ -141,13 +132,6 @@ def pilot_recipe(recipe: Recipe, folder: Path, *, steps: int, seed: int) -> Reci
             evaluate_every=None,
             keep_best=None,
         ),
-        loading=replace(recipe.loading, batch_size=recipe.trained_batch_size),
-        reference=None,
-        reference_weights=None,
-        missing_reference="leave_out",
-        teachers=(),
-        selection=None,
-        filtering=None,
         evaluation=Evaluation(),
         seed=seed,
     )

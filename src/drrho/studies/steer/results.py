@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
+from drrho.evaluation.metrics.interval import Interval
 from drrho.plotting.table import markdown_table
 from drrho.reference.judgement import NEAR_GUESSING
 
@@ -19,18 +20,6 @@ TITLES = {
     "target": "target, steered",
     "plain": "target, without the reference",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean over held-out images with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from drrho.data.manifest import Manifest
 from drrho.models.program import trusting
-from drrho.runtime.files import parse_json, read_regular, write_json
+from drrho.runtime.files import write_json
 from drrho.runtime.launch import require_one_process
 from drrho.runtime.locks import exclusive
-from drrho.runtime.provenance import config_differences, plain
+from drrho.runtime.provenance import plain, require_same_call
 from drrho.studies.steer.config import SteerConfig, SteerFiles
 from drrho.studies.steer.results import SteerResults
 from drrho.studies.steer.steps import (
@@ -27,7 +27,6 @@ MAY_CHANGE = (
     *("output", "with_plain", "dry_run", "workers", "device", "trust"),
     *("recipe", "batch_size", "epochs"),
 )
-MAX_FILE = 2**24  # bytes of the file of what was asked for
 
 
 class SteerInterrupted(ValueError):
@@ -52,7 +51,9 @@ def steer(config: SteerConfig) -> SteerResults | None:
             _plan(config)
             return None
         with exclusive(Path(config.output)):
-            _require_same_call(config)
+            path, asked = SteerFiles(Path(config.output)).asked, plain(asdict(config))
+            require_same_call(path, asked, what="steering", may_change=MAY_CHANGE)
+            write_json(path, asked)
             try:
                 return _run(config)
             except KeyboardInterrupt:
@@ -88,18 +89,3 @@ def _run(config: SteerConfig) -> SteerResults:
     for number, step in enumerate(way.steps(), start=len(steps) + 1):
         take(step, f"{number}/{total}")
     return way.results()
-
-
-def _require_same_call(config: SteerConfig) -> None:
-    """Raise ValueError if the folder belongs to a call with other data or models."""
-    path, asked = SteerFiles(Path(config.output)).asked, plain(asdict(config))
-    if path.exists():
-        before = parse_json(read_regular(path, most=MAX_FILE))
-        if not isinstance(before, dict):
-            raise ValueError(f"{path} is damaged; remove it")
-        if changed := config_differences(before, asked, may_change=MAY_CHANGE):
-            raise ValueError(
-                f"{config.output} holds another steering; take another output, or remove it:\n  "
-                + "\n  ".join(changed)
-            )
-    write_json(path, asked)
