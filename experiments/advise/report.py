@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -271,16 +271,21 @@ HEADER = [
 ]
 
 
-def summary(found: list[Cell], shares: tuple[float, ...]) -> str:
-    """A row for each rule and budget, and for each baseline."""
+def summary(found: list[Cell], rules: Iterable[str]) -> str:
+    """A row for each budget and rule, and for each baseline whose arm is raced."""
     rows = []
-    for share in shares:
-        for rule in RULES:
+    for share in BUDGETS:
+        for rule in rules:
             raced = [it for cell in found if (it := choices_of(cell, rule, share)) is not None]
             if raced:
                 rows.append(summary_row(f"rule {rule}, budget {share:.0%}", raced))
-    rows += [summary_row(n, [always(cell, arm) for cell in found]) for n, arm in BASELINES.items()]
-    rows.append(summary_row("judgement alone", [judged(cell) for cell in found]))
+    rows += [
+        summary_row(name, [always(cell, arm) for cell in found])
+        for name, arm in BASELINES.items()
+        if arm in arms()
+    ]
+    if "start" in arms():  # with whose runs the judgement of the reference is kept
+        rows.append(summary_row("judgement alone", [judged(cell) for cell in found]))
     return markdown_table(HEADER, rows)
 
 
@@ -344,7 +349,7 @@ def write_report(replicates: int) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     parts = {
         "values.md": values_table(first),
-        "rules.md": summary(first, BUDGETS),
+        "rules.md": summary(first, RULES),
         "correlations.md": correlations(first),
         "drops.md": "\n\n".join(drops(first, share) for share in BUDGETS),
     }
@@ -353,19 +358,7 @@ def write_report(replicates: int) -> None:
         rule = json.loads(frozen.read_text())["rule"]
         aside = [cell for cell in found if cell.key in ASIDE]
         parts["aside-values.md"] = values_table(aside)
-        parts["aside.md"] = summary_of_rule(aside, rule)
+        parts["aside.md"] = summary(aside, [rule])
     for name, text in parts.items():
         (RESULTS / name).write_text(f"{text}\n")
         print(f"{text}\n")
-
-
-def summary_of_rule(found: list[Cell], rule: str) -> str:
-    """The frozen rule at every budget, beside the baselines."""
-    rows = []
-    for share in BUDGETS:
-        raced = [it for cell in found if (it := choices_of(cell, rule, share)) is not None]
-        if raced:
-            rows.append(summary_row(f"rule {rule}, budget {share:.0%}", raced))
-    rows += [summary_row(n, [always(cell, arm) for cell in found]) for n, arm in BASELINES.items()]
-    rows.append(summary_row("judgement alone", [judged(cell) for cell in found]))
-    return markdown_table(HEADER, rows)

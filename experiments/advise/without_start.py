@@ -22,19 +22,12 @@ def main() -> None:
     import report  # noqa: PLC0415
 
     found = list(report.cells(4))
-    rows = []
-    for share in report.BUDGETS:
-        for rule in ("A", "D", "G"):
-            chosen = [report.choices_of(cell, rule, share) for cell in found]
-            raced = [it for it in chosen if it is not None]
-            if raced:
-                rows.append(report.summary_row(f"rule {rule}, budget {share:.0%}", raced))
-    for name, arm in report.BASELINES.items():
-        if arm != "start":
-            rows.append(report.summary_row(name, [report.always(cell, arm) for cell in found]))
-    table = report.markdown_table(report.HEADER, rows)
-    for name, text in (("", table), ("_values", report.values_table(found))):
-        (report.RESULTS / f"without_start{name}.md").write_text(f"{text}\n")
+    parts = {
+        "without_start": report.summary(found, ("A", "D", "G")),
+        "without_start_values": report.values_table(found),
+    }
+    for name, text in parts.items():
+        (report.RESULTS / f"{name}.md").write_text(f"{text}\n")
         print(f"{text}\n")
 
 

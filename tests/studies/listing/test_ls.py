@@ -11,7 +11,7 @@ import pytest
 from drrho.cli import main
 from drrho.evaluation.metrics.chance import reciprocal_rank_chance
 from drrho.runtime.locks import exclusive
-from drrho.studies.listing.found import Score, guessed_mrr, score_of
+from drrho.studies.listing.found import Score, chance_of_mrr, score_of
 from drrho.studies.listing.ls import ListConfig, list_folder, run_ls, size_in_words
 from drrho.studies.listing.walk import MOST_HEADS
 
@@ -50,7 +50,7 @@ def test_everything_is_listed_with_its_state_and_score(folder):
     written = json.loads((folder / "trained" / "steered" / "results.json").read_text())
     assert steered.score is not None
     assert steered.score.value == written["metrics"]["evaluation/mrr"]
-    assert steered.score.chance == pytest.approx(guessed_mrr(12))
+    assert steered.score.chance == pytest.approx(chance_of_mrr(12))
     files = (folder / "trained" / "steered").rglob("*")
     assert steered.size == sum(file.stat().st_size for file in files if file.is_file())
     assert found["compare"].what == "2 methods, 2 runs; best: drrho_clip"
@@ -151,7 +151,7 @@ def test_accuracy_is_the_score_where_there_is_no_rank():
 
 @pytest.mark.parametrize("candidates", [1, 2, 12, 1000])
 def test_guessing_reaches_what_the_evaluation_says(candidates):
-    assert guessed_mrr(candidates) == pytest.approx(reciprocal_rank_chance(candidates))
+    assert chance_of_mrr(candidates) == pytest.approx(reciprocal_rank_chance(candidates))
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,13 @@ def score_of(metrics: Mapping[str, float | None], *, prefix: str = "") -> Score 
     chance = metrics.get(f"{name}/chance")
     images = metrics.get(f"{prefix}images")
     if chance is None and name == wanted and images is not None and 1 <= images < 1e7:
-        chance = guessed_mrr(int(images))
+        chance = chance_of_mrr(int(images))
     return Score(value=value, metric=name.removeprefix(prefix), chance=chance)
 
 
-def guessed_mrr(candidates: int) -> float:
-    """Compute the mean reciprocal rank of one right candidate among so many in random order."""
+def chance_of_mrr(candidates: int) -> float:
+    """Compute the mean reciprocal rank of one right candidate among so many in random order.
+
+    `evaluation.metrics.chance.reciprocal_rank_chance` without PyTorch; a test compares them.
+    """
     return sum(1 / rank for rank in range(1, candidates + 1)) / candidates
