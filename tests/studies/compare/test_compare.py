@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from tests.small_runs import draw_no_pictures
@@ -13,6 +14,7 @@ from drrho.contrastive.objectives.distillation import DistillationTerm
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.views import Views
 from drrho.models.build import Model
+from drrho.recipe.document import read_run_results
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
 from drrho.runtime.locks import exclusive
@@ -180,7 +182,7 @@ def test_a_setting_is_chosen_by_validation_and_a_diverged_run_is_reported(
         output=str(tmp_path / "out"),
         methods={"clip": rates(clip, 1e-30, 3e-3), "wild": rates(clip, 1e30, 1e31)},
         test=str(comparison.tests["clean"]),
-        tuning=TuningConfig(seed=5),
+        tuning=TuningConfig(seed=5, runs=2),
     )
     text, status = run_comparison(tuned, CompareConfig())
     assert status == 1
@@ -188,6 +190,12 @@ def test_a_setting_is_chosen_by_validation_and_a_diverged_run_is_reported(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     choice = results["methods"]["clip"]["choice"]
     assert choice["scores"][choice["chosen"]] == max(choice["scores"])
+    found = [
+        read_run_results(tmp_path / "out" / "tuning" / f"clip-setting0{seed}")
+        for seed in ("", "-seed6")
+    ]
+    assert choice["scores"][0] == fmean(run.metrics["evaluation/mrr"] for run in found)
+    assert "highest mean evaluation/mrr of 2 runs with seeds 5 to 6 was taken" in text
     assert "learning_rate" in choice["settings"][1][0]
     assert len(results["methods"]["clip"]["runs"]) == 1
 

@@ -14,7 +14,7 @@ from drrho.runtime.records import read_json_object
 from drrho.studies.compare.compare import CompareConfig, compare, run_comparison
 from drrho.studies.compare.replicates import Replicates, replicated_results
 from drrho.studies.compare.results import read_results
-from drrho.studies.compare.runs import chosen_setting, finished
+from drrho.studies.compare.runs import FAILURE_FILE, chosen_setting, finished
 from drrho.studies.compare.spec import Comparison, TuningConfig, model_of_run
 from drrho.training.config import Training
 from drrho.training.optimizer import Optimizer
@@ -57,7 +57,7 @@ def study(plain_recipe, scenes, tmp_path):
                 ),
             },
             test=str(scenes / "test"),
-            tuning=TuningConfig(seed=9),
+            tuning=TuningConfig(seed=8, runs=2),
             threads=1,
         )
 
@@ -79,7 +79,7 @@ def test_a_study_in_replicates(study, tmp_path, monkeypatch):
     assert "steered (1 of 2 replicates)" in (out / "results.md").read_text()
     assert set(read_results(out / "results.json").methods["plain"].missing) == {0, 1}
     compare(study)
-    assert sorted((tmp_path / "prepared").read_text().split()) == ["0", "1", "9"]
+    assert sorted((tmp_path / "prepared").read_text().split()) == ["0", "1", "8", "9"]
     assert not list(out.glob("replicate-[01]/tuning"))
     runs = [
         read_run_results(out / f"replicate-{number}" / "references" / "weak" / "run")
@@ -111,12 +111,23 @@ def test_a_study_in_replicates(study, tmp_path, monkeypatch):
     assert finished(moved.of(0).run_recipe(part)) is not None
     assert finished(other) is None
 
-    # Settings are judged by the best model of a run that keeps it, which is what is scored.
-    best = Path(moved.output) / "replicate-9" / "tuning" / "plain-setting0" / "best" / "best.json"
-    write_json(best, read_json_object(best) | {"value": 2.0})
+    # Settings are judged by the best model of a run that keeps it, which is what is scored; by its
+    # mean over the replicates that choose.
+    for number, value in ((8, 2.0), (9, 5.0)):
+        folder = Path(moved.output) / f"replicate-{number}" / "tuning" / "plain-setting0"
+        best = folder / "best" / "best.json"
+        write_json(best, read_json_object(best) | {"value": value})
     chosen = chosen_setting(moved.of(0), "plain")
     assert chosen is not None
-    assert (chosen.setting, chosen.scores[0]) == (0, 2.0)
+    assert (chosen.setting, chosen.scores[0]) == (0, 3.5)
+
+    # One of its runs failed: it is not taken, however good the other is.
+    (folder / "results.json").unlink()
+    assert chosen_setting(moved.of(0), "plain") is None  # it may still come
+    write_json(folder / FAILURE_FILE, {"reason": "loss is not finite", "diverged": True})
+    chosen = chosen_setting(moved.of(0), "plain")
+    assert chosen is not None
+    assert (chosen.setting, chosen.scores[0]) == (1, None)
 
 
 def test_a_method_starts_from_its_reference(study):
@@ -136,7 +147,7 @@ def test_the_last_model_is_judged_where_none_is_kept_as_the_best(study):
     [
         ({"replicates": (0, 0)}, "differ from each other"),
         ({"replicates": 0}, "differ from each other"),
-        ({"replicates": (9,)}, "tuning.seed = 9 is the number of a replicate"),
+        ({"replicates": (9,)}, "replicate 9 would choose settings and be reported"),
         ({"output": ""}, "need output"),
         ({"primaries": (("plain", "other"),)}, "the primary 'plain' over 'other'"),
         ({"primaries": (("plain", "plain"),)}, "different pairs"),

@@ -15,7 +15,7 @@ from drrho.studies.compare.results import (
     SeedResults,
 )
 from drrho.studies.compare.runs import run_parts
-from drrho.studies.compare.spec import Comparison, Part, Primary
+from drrho.studies.compare.spec import Comparison, Part, Primary, TuningConfig
 from drrho.studies.compare.statistics import method_differences, with_tests
 
 PREPARED_FILE = "prepared"
@@ -25,9 +25,9 @@ PREPARED_FILE = "prepared"
 class Replicates:
     """A comparison that is repeated with other data, other references and other targets.
 
-    Settings are chosen once, on a replicate of its own that is not reported: the one whose number
-    is `tuning.seed` of its comparison. What is reported is over the replicates: means, paired
-    t intervals, and p values adjusted for the primaries.
+    Settings are chosen once, on replicates of their own that are not reported: `tuning.runs` of
+    them, whose numbers are `tuning.seed` and the next. What is reported is over the replicates:
+    means, paired t intervals, and p values adjusted for the primaries.
 
     Attributes:
         output: folder of everything, with one of each replicate.
@@ -83,27 +83,37 @@ class Replicates:
         given = self.comparison(number)
         if given.tuning is None:
             return self._placed(given, number)
-        if given.tuning.seed in self.numbers:
+        if both := sorted({*given.tuning.seeds} & {*self.numbers}):
             raise ValueError(
-                f"tuning.seed = {given.tuning.seed} is the number of a replicate; choose settings "
-                "on one that is not reported"
+                f"replicate {both[0]} would choose settings and be reported; tuning.seed and the "
+                "next tuning.runs - 1 numbers must be none of the replicates"
             )
-        judge = self.comparison(given.tuning.seed)
-        if list(judge.methods) != list(given.methods):
-            raise ValueError(
-                f"replicate {number} must have the methods of {given.tuning.seed}, got "
-                f"{list(given.methods)} and {list(judge.methods)}"
-            )
-        return replace(self._placed(given, number), tuned_on=self._placed(judge, given.tuning.seed))
+        judges = {number: self.comparison(number) for number in given.tuning.seeds}
+        for judge_number, judge in judges.items():
+            if list(judge.methods) != list(given.methods):
+                raise ValueError(
+                    f"replicate {number} must have the methods of {judge_number}, got "
+                    f"{list(given.methods)} and {list(judge.methods)}"
+                )
+        tuned_on = tuple(self._judging(judge, number) for number, judge in judges.items())
+        return replace(self._placed(given, number), tuned_on=tuned_on)
 
     def _placed(self, comparison: Comparison, number: int) -> Comparison:
-        # The tuning replicate reports nothing; the seed of its runs is tuning.seed.
-        tuning = comparison.tuning
-        reported = tuning is None or tuning.seed != number
         return replace(
             comparison,
             output=str(self.folder(number)),
-            seeds=(number,) if reported else (number + 1,),
+            seeds=(number,),
+            primaries=self.primaries,
+        )
+
+    def _judging(self, comparison: Comparison, number: int) -> Comparison:
+        # It makes tuning runs alone, with its own number as their seed; the seed that a comparison
+        # must have besides is never trained.
+        return replace(
+            comparison,
+            output=str(self.folder(number)),
+            seeds=(number + 1,),
+            tuning=TuningConfig(seed=number, metric=comparison.tuning.metric),
             primaries=self.primaries,
         )
 
@@ -120,9 +130,9 @@ class Replicates:
         return Path(self.output) / f"replicate-{number}"
 
     def ensure_prepared(self, number: int) -> None:
-        """Draws the data of a replicate, and of the one that chooses settings, once."""
+        """Draws the data of a replicate, and of those that choose settings, once."""
         tuning = self.comparison(number).tuning
-        for one in (number,) if tuning is None else (tuning.seed, number):
+        for one in (number,) if tuning is None else (*tuning.seeds, number):
             done = self.folder(one) / PREPARED_FILE
             if self.prepare is None or done.is_file():
                 continue

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -85,20 +86,22 @@ def chosen_setting(comparison: Comparison, method: str) -> Chosen | None:
     """Chooses by the finished tuning runs; None before all of them are finished."""
     if comparison.tuning is None:
         return Chosen(0, ())
-    comparison = comparison.tuned_on or comparison
-    assert comparison.tuning is not None  # as in this one: it has the same settings
-    recipes = _tuning_recipes(comparison, method)
-    runs = [finished(recipe) for recipe in recipes]
     metric = comparison.tuning.metric
-    scores = [
-        None if run is None else _judged_by(run, it, metric)
-        for run, it in zip(runs, recipes, strict=True)
-    ]
-    failures = [reason_of_failure(recipe) for recipe in recipes]
+    scores = []
+    for setting in range(len(comparison.settings(method))):
+        recipes = _tuning_recipes(comparison, method, setting)
+        runs = [finished(recipe) for recipe in recipes]
+        failures = [reason_of_failure(recipe) for recipe in recipes]
+        if (None, None) in zip(runs, failures, strict=True):
+            return None
+        values = [
+            None if run is None else _judged_by(run, it, metric)
+            for run, it in zip(runs, recipes, strict=True)
+        ]
+        known = [value for value in values if value is not None]
+        scores.append(fmean(known) if len(known) == len(values) else None)
     judged = [(value, -place) for place, value in enumerate(scores) if value is not None]
-    if not judged or (None, None) in zip(runs, failures, strict=True):
-        return None
-    return Chosen(-max(judged)[1], tuple(scores))
+    return Chosen(-max(judged)[1], tuple(scores)) if judged else None
 
 
 def _judged_by(run: RunResults, recipe: Recipe, metric: str) -> float | None:
@@ -118,9 +121,12 @@ class Best:
     value: float
 
 
-def _tuning_recipes(comparison: Comparison, method: str) -> list[Recipe]:
-    settings = range(len(comparison.settings(method)))
-    return [comparison.tuning_recipe(method, setting) for setting in settings]
+def _tuning_recipes(comparison: Comparison, method: str, setting: int) -> list[Recipe]:
+    return [
+        recipe
+        for judge in comparison.tuned_on or (comparison,)
+        for recipe in judge.tuning_recipes(method, setting)
+    ]
 
 
 def finished(recipe: Recipe) -> RunResults | None:
@@ -187,14 +193,18 @@ def _score(model: Model, folder: Path, like: Recipe, tests: Tests) -> None:
 
 def _choose_setting(comparison: Comparison, method: str) -> int:
     """Trains the tuning runs that are missing; processes share them out."""
-    comparison = comparison.tuned_on or comparison
+    settings = range(len(comparison.settings(method)))
     choice = chosen_setting(comparison, method)
     for wait in (False, True) if choice is None else ():
-        for setting in range(len(comparison.settings(method))):
-            _tune(comparison, method, setting, wait=wait)
+        for setting in settings:
+            for judge in comparison.tuned_on or (comparison,):
+                for recipe in judge.tuning_recipes(method, setting):
+                    _tune(judge, method, setting, recipe, wait=wait)
     choice = chosen_setting(comparison, method)
     if choice is None:
-        recipes = _tuning_recipes(comparison, method)
+        recipes = [
+            it for setting in settings for it in _tuning_recipes(comparison, method, setting)
+        ]
         raise PartFailed(
             f"no setting of {method} could be chosen by {comparison.tuning}: "
             f"{[reason_of_failure(recipe) for recipe in recipes]}"
@@ -202,11 +212,10 @@ def _choose_setting(comparison: Comparison, method: str) -> int:
     return choice.setting
 
 
-def _tune(comparison: Comparison, method: str, setting: int, *, wait: bool) -> None:
-    recipe = comparison.tuning_recipe(method, setting)
+def _tune(comparison: Comparison, method: str, setting: int, recipe: Recipe, *, wait: bool) -> None:
     if finished(recipe) is not None:
         return
-    claim = _claimed(comparison, f"tuning-{method}-{setting}", wait=wait)
+    claim = _claimed(comparison, f"tuning-{Path(recipe.output).name}", wait=wait)
     with suppress(PartFailed, BlockingIOError), claim, _failures_noted(Path(recipe.output)):
         _prepare_references(comparison, comparison.settings(method)[setting])
         train_recipe(recipe)

@@ -39,15 +39,26 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
-    """Choice between the settings of a method, by a run of each on the validation set.
+    """Choice between the settings of a method, by runs of each on the validation set.
 
     Attributes:
         seed: random seed of these runs, different from the comparison's seeds.
-        metric: metric of the recipe's evaluation; the setting with its highest value is taken.
+        metric: metric of the recipe's evaluation; the setting with its highest mean is taken.
+        runs: runs of each setting, with the seeds `seed`, `seed` + 1, ... A setting of which one
+            run failed is not taken.
     """
 
     seed: int = 1000
     metric: str = "evaluation/mrr"
+    runs: int = 1
+
+    def __post_init__(self):
+        require_at_least(1, runs=self.runs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs of each setting."""
+        return tuple(range(self.seed, self.seed + self.runs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +106,8 @@ class Comparison:
             all differences that the table shows.
         threads: number of threads of the processor that train, since it moves the last digits;
             None takes what PyTorch has.
-        tuned_on: comparison with the same methods and settings, whose tuning runs choose the
-            settings for this one; None makes such runs with its own data.
+        tuned_on: comparisons with the same methods and settings, whose tuning runs choose the
+            settings for this one; none given makes such runs with its own data.
     """
 
     output: str = ""
@@ -109,7 +120,7 @@ class Comparison:
     gap: GapConfig | None = None
     primaries: tuple[Primary, ...] = ()
     threads: int | None = None
-    tuned_on: "Comparison | None" = field(default=None, repr=False)
+    tuned_on: "tuple[Comparison, ...]" = field(default=(), repr=False)
 
     def __post_init__(self, recipe: Recipe | None):
         expand_paths(self, "test", may_be_empty=True)  # none given takes the recipe's
@@ -172,11 +183,16 @@ class Comparison:
         folder = Path(self.output) / f"{part.method}-seed{part.seed}"
         return self._located(self.settings(part.method)[setting], folder, seed=part.seed)
 
-    def tuning_recipe(self, method: str, setting: int) -> Recipe:
-        """The run that judges one setting of a method."""
+    def tuning_recipes(self, method: str, setting: int) -> list[Recipe]:
+        """The runs that judge one setting of a method."""
         assert self.tuning is not None
-        folder = Path(self.output) / "tuning" / f"{method}-setting{setting}"
-        return self._located(self.settings(method)[setting], folder, seed=self.tuning.seed)
+        first = Path(self.output) / "tuning" / f"{method}-setting{setting}"
+        folders = {
+            seed: first if seed == self.tuning.seed else Path(f"{first}-seed{seed}")
+            for seed in self.tuning.seeds
+        }
+        chosen = self.settings(method)[setting]
+        return [self._located(chosen, folder, seed=seed) for seed, folder in folders.items()]
 
     @property
     def model_names(self) -> set[str]:
@@ -270,8 +286,11 @@ class Comparison:
             )
         if self.tuning is None:
             return
-        if self.tuning.seed in self.all_seeds:
-            raise ValueError(f"tuning.seed = {self.tuning.seed} must be none of the seeds")
+        if both := {*self.tuning.seeds} & {*self.all_seeds}:
+            raise ValueError(
+                f"tuning.seed = {self.tuning.seed} must be none of the seeds, nor one of the next "
+                f"where tuning.runs says so: {sorted(both)} would choose and be reported"
+            )
         for method in self.methods:
             if any(recipe.evaluation.data is None for recipe in self.settings(method)):
                 raise ValueError(f"method {method!r} has no evaluation.data to choose a setting by")

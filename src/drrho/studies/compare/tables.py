@@ -284,10 +284,12 @@ def _choices(results: Results) -> str:
                 ]
             )
     table = markdown_table(["settings", "changed", tuning.metric, ""], rows)
-    return (
-        f"Of each method's settings the one with the highest {tuning.metric} of a run with seed "
-        f"{tuning.seed} was taken:\n\n{table}"
-    )
+    kind = "on replicate" if results.setup.replicated else "with seed"
+    highest = f"highest {tuning.metric} of a run {kind} {tuning.seed}"
+    if tuning.runs > 1:
+        numbers = f"{kind}s {tuning.seeds[0]} to {tuning.seeds[-1]}"
+        highest = f"highest mean {tuning.metric} of {tuning.runs} runs {numbers}"
+    return f"Of each method's settings the one with the {highest} was taken:\n\n{table}"
 
 
 def _chosen(choice: Choice, place: int) -> str:
