@@ -7,7 +7,8 @@ precompute` beside a bare loop that decodes and encodes.
 
 Both readers decode the same shards, with the same transform, tokenizer, batch size and number of
 worker processes, and give normalised float32 images; nothing is cached between visits. With draft
-JPEGs are decoded at half their size where the crop needs no more. `--workers 1` and
+JPEGs are decoded at half their size where the crop needs no more; resized by torch means
+`loading.resize`. `--workers 1` and
 `--no-precompute` measure a part. open_clip's runs in an environment of its own, as in training.py.
 The bare loop has the bytes of every sample in memory before it starts, and stores nothing.
 """
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,12 +107,18 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def read_by_drrho(model: TwoTower, manifest: Manifest, *, workers: int, draft: bool) -> float:
+def ways(size: int) -> list[dict[str, Any]]:
+    """Ways of drrho's to decode and resize, as fields of `Loading`."""
+    drafts = (False, True) if size <= PIXELS / 2 else (False,)
+    return [{"draft": draft, "resize": by} for draft in drafts for by in ("pillow", "torch")]
+
+
+def read_by_drrho(model: TwoTower, manifest: Manifest, *, workers: int, **way: Any) -> float:
     batches = training_batches(
         manifest,
         model.train_transform,
         tokenizer=model.tokenizer,
-        config=Loading(batch_size=BATCH, workers=workers, cache="off", draft=draft),
+        config=Loading(batch_size=BATCH, workers=workers, cache="off", **way),
         position=Position(seed=0),
     )
     list(islice(batches, WARM_UP))
@@ -119,21 +127,21 @@ def read_by_drrho(model: TwoTower, manifest: Manifest, *, workers: int, draft: b
     return seen / (time.perf_counter() - start)
 
 
-def largest_difference(model: TwoTower, manifest: Manifest) -> tuple[int, float]:
-    """Largest and mean difference of 8-bit pixels by draft, of the same crops."""
-    whole, draft = (
+def largest_difference(model: TwoTower, manifest: Manifest, **way: Any) -> tuple[int, float]:
+    """Largest and mean difference of 8-bit pixels from the exact way, of the same crops."""
+    whole, other = (
         training_batches(
             manifest,
             model.train_transform,
             tokenizer=model.tokenizer,
-            config=Loading(batch_size=BATCH, cache="off", draft=draft),
+            config=Loading(batch_size=BATCH, cache="off", **fields),
             position=Position(seed=0),
         )
-        for draft in (False, True)
+        for fields in ({}, way)
     )
     differences = [
         (one.images.int() - other.images.int()).abs()
-        for one, other in islice(zip(whole, draft, strict=True), 4)
+        for one, other in islice(zip(whole, other, strict=True), 4)
     ]
     return int(torch.cat(differences).max()), float(torch.cat(differences).float().mean())
 
@@ -153,20 +161,19 @@ def readers(folder: Path, python: str, *, turns: int, workers: int) -> Iterator[
     manifest = open_manifest(str(folder / "data"))
     for size in SIZES:
         model = build_model(Model(name=f"local-dir:{folder}/model{size}"), seed=0)
-        drafts = (False, True) if size <= PIXELS / 2 else (False,)
         rates = np.array(
             [
                 [read_by_open_clip(python, folder, size=size, workers=workers)]
-                + [read_by_drrho(model, manifest, workers=workers, draft=d) for d in drafts]
+                + [read_by_drrho(model, manifest, workers=workers, **way) for way in ways(size)]
                 for _ in range(turns)
             ]
         )
         print(f"{time.strftime('%H:%M:%S')} crops of {size}, {workers} workers", file=sys.stderr)
         medians = np.median(rates, axis=0)
-        for column, draft in enumerate(drafts, start=1):
+        for column, way in enumerate(ways(size), start=1):
             ratios = rates[:, column] / rates[:, 0]
             yield (
-                f"| {size} | {'draft' if draft else 'whole'} | {workers} | {medians[0]:.0f} | "
+                f"| {size} | {'draft' if way['draft'] else 'whole'} | {way['resize']} | {workers} | {medians[0]:.0f} | "
                 f"{medians[column]:.0f} | {np.median(ratios):.2f} | {ratios.min():.2f} to "
                 f"{ratios.max():.2f} |"
             )
@@ -229,7 +236,10 @@ def main() -> None:
             for row in readers(folder, options.open_clip, turns=options.turns, workers=workers)
         ]
         model = build_model(Model(name=f"local-dir:{folder}/model{SIZES[-1]}"), seed=0)
-        most, mean = largest_difference(model, open_manifest(str(folder / "data")))
+        manifest = open_manifest(str(folder / "data"))
+        differences = [
+            (way, *largest_difference(model, manifest, **way)) for way in ways(SIZES[-1])[1:]
+        ]
         row = "" if options.no_precompute else precomputing(folder, turns=options.turns)
     lines = [
         "# Reading: samples per second",
@@ -239,12 +249,19 @@ def main() -> None:
         "random crops and the tokenizer are open_clip's, in both readers, and both give float32",
         "images; nothing is cached.",
         "",
-        "| crop | decoded | workers | open_clip's reader | drrho's | ratio, median | range |",
-        "|---:|---|---:|---:|---:|---:|---|",
+        "| crop | decoded | resized by | workers | open_clip | drrho | ratio, median | range |",
+        "|---:|---|---|---:|---:|---:|---:|---|",
         *rows,
         "",
-        f"With draft the same crops differ by at most {most} of 255 in a pixel, by {mean:.2f} on",
-        "average, on these images of smooth colours and noise.",
+        "What differs from the same crops, decoded whole and resized by Pillow, on these images of",
+        f"smooth colours and noise, in crops of {SIZES[-1]}:",
+        "",
+        "| decoded | resized by | largest, of 255 | mean |",
+        "|---|---|---:|---:|",
+        *(
+            f"| {'draft' if way['draft'] else 'whole'} | {way['resize']} | {most} | {mean:.3f} |"
+            for way, most, mean in differences
+        ),
     ]
     if row:
         lines += [

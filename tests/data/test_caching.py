@@ -17,6 +17,7 @@ from tests.data.tar_files import encoded, pair, to_tensor, to_tokens, write_flaw
 
 from drrho.data.caching import caches as caching
 from drrho.data.caching.mapped import HEAD, MappedRows
+from drrho.data.caching.resizing import TorchResized, by_torch
 from drrho.data.caching.tokenizers import describe_tokenizer
 from drrho.data.caching.transforms import split_transform
 from drrho.data.indexing import index_shards
@@ -348,6 +349,50 @@ def test_draft_without_effect_is_an_error(manifest):
         Loading(draft=True, views=Views(count=2))
 
 
+@pytest.mark.parametrize("draft", [False, True], ids=["whole", "draft"])
+@pytest.mark.parametrize("transform", [FIXED, RANDOM, FLIPPED], ids=["fixed", "random", "flipped"])
+def test_resizing_by_torch_gives_nearly_the_same_pixels(tmp_path, transform, draft):
+    """The crops and flips are the same, so that only rounding is left; cached or not."""
+    manifest = large_images(tmp_path)
+    options = {"count": 4, "draft": draft, "beside": str(tmp_path)}
+    pillow = batches(manifest, transform, **options)
+    found = batches(manifest, transform, **options, resize="torch")
+    differences = [
+        (one.images.int() - other.images.int()).abs()
+        for one, other in zip(pillow, found, strict=True)
+    ]
+    largest = max(it.max().item() for it in differences)
+    # Crops of images that were decoded at half their size are moved to whole pixels.
+    assert largest <= (32 if draft and transform is RANDOM else 2)
+    assert largest > 0
+    assert_same(batches(manifest, transform, **options | {"cache": "off"}, resize="torch"), found)
+    assert_same(batches(manifest, transform, **options, resize="torch"), found)  # by now cached
+
+
+@pytest.mark.parametrize("size", [16, [16], [16, 24], (24, 16)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_torch_resizes_to_torchvisions_size(size, interpolation):
+    step = tv.Resize(size, tv.InterpolationMode(interpolation))
+    ours = by_torch(step, ("torchvision", "Resize"))
+    assert isinstance(ours, TorchResized)
+    ramp = np.linspace(0, 255, 90 * 70 * 3).astype(np.uint8).reshape(90, 70, 3)
+    for pixels in (ramp, ramp.swapaxes(0, 1).copy(), ramp[:70], ramp[:16, :24], ramp[:24, :16]):
+        image = Image.fromarray(pixels)
+        theirs, found = step(image), ours(image)
+        assert found.size == theirs.size
+        assert np.abs(np.asarray(found, int) - np.asarray(theirs, int)).max() <= 2
+
+
+def test_resizing_by_torch_without_effect_is_an_error(manifest):
+    nearest = tv.Compose([tv.Resize(20, tv.InterpolationMode.NEAREST), tv.ToTensor()])
+    longest = tv.Compose([tv.Resize(20, max_size=30), tv.ToTensor()])
+    for transform in (to_tensor, nearest, longest):
+        with pytest.raises(ValueError, match=r'loading\.resize = "torch" has no effect'):
+            batches(manifest, transform, resize="torch", tokenizer=to_tokens, cache="off")
+    with pytest.raises(ValueError, match=r"loading\.resize = 'torch' has no effect beside views"):
+        Loading(resize="torch", views=Views(count=2))
+
+
 def test_only_tokenizers_that_are_known_are_cached():
     assert describe_tokenizer(to_tokens) is None
     length, described = describe_tokenizer(TOKENIZER)
@@ -370,7 +415,8 @@ def test_the_description_of_a_transform_has_its_parameters():
         split_transform(open_clip.image_transform(24, is_train=False, **options)).description
         for options in ({}, {"interpolation": "bilinear"}, {"resize_mode": "squash"})
     }
-    assert len(found) == 3
+    other = split_transform(open_clip.image_transform(24, is_train=False), resize="torch")
+    assert len(found | {other.description}) == 4
 
 
 def test_maps_end_with_their_caches(manifest, tmp_path):

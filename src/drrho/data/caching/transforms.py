@@ -13,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, features
 from torch import Tensor
 
+from drrho.data.caching.resizing import Resizer, TorchResized, by_torch, drawn_box
 from drrho.data.reading.images import WHOLE_SIZE
 
 Step = Callable[[Image.Image], Image.Image]
@@ -108,7 +109,11 @@ class SplitTransform:
     @property
     def description(self) -> str:
         """What the fixed part gives depends on, beside the image."""
-        steps = [f"{_name(step)} {_plain_attributes(step)}" for step in self.fixed]
+        steps = [
+            f"{_name(step)} {_plain_attributes(_plain_step(step))}"
+            + (f" by PyTorch {torch.__version__}" if isinstance(step, TorchResized) else "")
+            for step in self.fixed
+        ]
         codecs = [features.version(codec) for codec in ("jpg", "libjpeg_turbo", "webp", "zlib")]
         return f"{steps} {torch_vision_version()} Pillow {PIL.__version__} {codecs}"
 
@@ -120,12 +125,28 @@ class SplitTransform:
         return sizes.pop() if len(sizes) == 1 else None
 
 
-def split_transform(transform: Callable[[Image.Image], Tensor]) -> SplitTransform:
-    """Split a transform; one that is not composed of known steps has only a `rest`."""
+def split_transform(
+    transform: Callable[[Image.Image], Tensor], *, resize: Resizer = "pillow"
+) -> SplitTransform:
+    """Split a transform; one that is not composed of known steps has only a `rest`.
+
+    Raises:
+        ValueError: PyTorch is to resize, and no step is known that it could take over.
+    """
     whole = SplitTransform(fixed=(), drawn=(), normalization=None, rest=transform)
-    if _name(transform) != COMPOSE or torch.get_default_dtype() != torch.float32:
+    steps = []
+    if _name(transform) == COMPOSE and torch.get_default_dtype() == torch.float32:
+        steps = list(transform.transforms)  # pyright: ignore[reportFunctionMemberAccess]
+    if resize == "torch":
+        steps = [by_torch(step, _name(step)) for step in steps]
+        if not any(isinstance(step, TorchResized) for step in steps):
+            raise ValueError(
+                'loading.resize = "torch" has no effect where the transform has no Resize or '
+                "RandomResizedCrop of torchvision with bilinear or bicubic interpolation; leave it "
+                "out"
+            )
+    if not steps:
         return whole
-    steps = list(transform.transforms)  # pyright: ignore[reportFunctionMemberAccess]
     count = next((n for n, step in enumerate(steps) if _name(step) not in FIXED), len(steps))
     rest: Callable[[Any], Tensor] = type(transform)(steps[count:])  # pyright: ignore
     split = replace(whole, fixed=tuple(steps[:count]), rest=rest, target=_target(steps))
@@ -157,18 +178,16 @@ def torch_vision_version() -> str:
 
 def _crop_of_draft(step: Any, image: Image.Image) -> Image.Image:
     """Take the crop that the whole image would have had from one that was decoded smaller."""
-    width, height = image.info[WHOLE_SIZE]
-    whole = Image.new("L", (width, height))
-    top, left, rows, columns = step.get_params(whole, list(step.scale), list(step.ratio))
-    x, y = image.width / width, image.height / height
-    box = (left * x, top * y, (left + columns) * x, (top + rows) * y)
+    if isinstance(step, TorchResized):
+        return step.crop_of(image, whole=image.info[WHOLE_SIZE])
+    box = drawn_box(step, image, whole=image.info[WHOLE_SIZE])
     resample = Image.Resampling[step.interpolation.name]
     return image.resize(tuple(step.size[::-1]), resample, box=box)
 
 
 def _target(steps: Sequence[Any]) -> int | None:
     """Return the shorter side that the first step makes smaller or equal, with room for crops."""
-    first = next(iter(steps), None)
+    first = _plain_step(next(iter(steps), None))
     size = getattr(first, "size", None)
     sides = [size] if isinstance(size, int) else size
     if not isinstance(sides, list | tuple) or not all(isinstance(side, int) for side in sides):
@@ -191,8 +210,14 @@ def _normalization(steps: Sequence[Any]) -> Normalization | None:
 
 def _name(step: object) -> tuple[str, str]:
     """Return the package of a step and the name of its class or function."""
+    step = _plain_step(step)
     named = step if hasattr(step, "__name__") else type(step)
     return named.__module__.partition(".")[0], named.__name__  # pyright: ignore
+
+
+def _plain_step(step: Any) -> Any:
+    """Return the step that is there when Pillow resizes."""
+    return step.step if isinstance(step, TorchResized) else step
 
 
 def _plain_attributes(step: object) -> list[tuple[str, str]]:
