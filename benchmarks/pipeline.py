@@ -173,8 +173,9 @@ def readers(folder: Path, python: str, *, turns: int, workers: int) -> Iterator[
         for column, way in enumerate(ways(size), start=1):
             ratios = rates[:, column] / rates[:, 0]
             yield (
-                f"| {size} | {'draft' if way['draft'] else 'whole'} | {way['resize']} | {workers} | {medians[0]:.0f} | "
-                f"{medians[column]:.0f} | {np.median(ratios):.2f} | {ratios.min():.2f} to "
+                f"| {size} | {'draft' if way['draft'] else 'whole'} | {way['resize']} | {workers} "
+                f"| {medians[0]:.0f} | {medians[column]:.0f} | {np.median(ratios):.2f} "
+                f"| {ratios.min():.2f} to "
                 f"{ratios.max():.2f} |"
             )
 
