@@ -14,8 +14,10 @@ Technometrics 1970; H. Hotelling, Biometrika 1936, regularised as by H. D. Vinod
 1976; powers of the correlations, Y. Gong et al., IJCV 2014 (arXiv 1212.4522).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby, product
+from operator import itemgetter
 
 import torch
 from jaxtyping import Float, Float64
@@ -139,12 +141,18 @@ def ridge_heads(moments: Moments) -> Iterator[Heads]:
         )
 
 
-def cca_heads(
-    moments: Moments, *, shares: Sequence[float] = SHARES, powers: Sequence[float] = POWERS
-) -> Iterator[Heads]:
-    """Fit a regularised CCA, one for each penalty, power and number of directions."""
+def cca_heads(moments: Moments, *, only: int | None = None) -> Iterator[Heads]:
+    """Fit a regularised CCA, one for each penalty, number of directions and power.
+
+    Args:
+        only: place of the one to fit; None fits all.
+    """
+    full = min(moments.cross.shape)
+    directions = sorted({min(k, full) for k in (*DIMENSIONS, full)})
+    settings = list(product(SHARES, directions, POWERS))
+    settings = settings if only is None else [settings[only]]
     sides = [torch.linalg.eigh(side) for side in (moments.image, moments.text)]
-    for share in shares:
+    for share, group in groupby(settings, key=itemgetter(0)):
         roots = []
         for side, (values, vectors) in zip((moments.image, moments.text), sides, strict=True):
             penalty = share * side.diagonal().mean()
@@ -152,19 +160,28 @@ def cca_heads(
         left, correlations, right = torch.linalg.svd(
             roots[0] @ moments.cross @ roots[1], full_matrices=False
         )
-        full = len(correlations)
-        for k in sorted({min(k, full) for k in (*DIMENSIONS, full)}):
-            for power in powers:
-                scale = correlations[:k].pow(power)
-                yield Heads(
-                    method="cca",
-                    settings=f"penalty {share:g} of the mean variance, {k} directions, "
-                    f"correlations to the power {power:g}",
-                    image=roots[0] @ left[:, :k] * scale,
-                    text=roots[1] @ right[:k].T * scale,
-                    image_mean=moments.image_mean,
-                    text_mean=moments.text_mean,
-                )
+        for _, k, power in group:
+            scale = correlations[:k].pow(power)
+            yield Heads(
+                method="cca",
+                settings=f"penalty {share:g} of the mean variance, {k} directions, "
+                f"correlations to the power {power:g}",
+                image=roots[0] @ left[:, :k] * scale,
+                text=roots[1] @ right[:k].T * scale,
+                image_mean=moments.image_mean,
+                text_mean=moments.text_mean,
+            )
+
+
+def num_heads(method: Method, moments: Moments) -> int:
+    """Count the heads that a method fits."""
+    full = min(moments.cross.shape)
+    directions = len({min(k, full) for k in (*DIMENSIONS, full)})
+    return {
+        "ridge": len(SHARES),
+        "cca": len(SHARES) * directions * len(POWERS),
+        "contrastive": STEPS // CHECK_EVERY,
+    }[method]
 
 
 def contrastive_heads(

@@ -1,8 +1,9 @@
 """`drrho reference join`: a dual encoder made of two separately trained models."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from drrho.reference.joining.heads import (
     cca_heads,
     contrastive_heads,
     moments_of,
+    num_heads,
     ridge_heads,
 )
 from drrho.reference.joining.judging import mrr_of_pairs, reciprocal_ranks_of_pairs
@@ -40,6 +42,7 @@ from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths
 from drrho.runtime.launch import Device, require_one_process, resolve_device
 from drrho.runtime.locks import exclusive
+from drrho.runtime.progress import Progress
 
 SHARE_HELD_OUT = 10  # one in so many pairs chooses, and as many judge
 MOST_HELD_OUT = 2000  # pairs that choose, or judge
@@ -257,45 +260,57 @@ def _split(
     return fit, choose, judge
 
 
+class _Best(NamedTuple):
+    """The best heads of a method by held-out pairs: their MRR, their place among all, in words."""
+
+    score: float
+    place: int
+    settings: str
+
+
 def _fitted(
     pairs: _Pairs, fit: _Part, choose: _Part, config: JoinConfig
 ) -> tuple[Heads, FittedHead, tuple[FittedHead, ...]]:
     """Fit every kind of heads, choose, and fit the choice again on what it was chosen by too."""
     moments = moments_of(pairs.chunks(fit.rows))
     held_out = pairs.features(choose.rows)
-    best: dict[Method, tuple[float, int, Heads]] = {}
-    fits: dict[Method, Callable[[Moments, _Part], Iterator[Heads]]] = {
-        "ridge": lambda moments, _: ridge_heads(moments),
-        "cca": lambda moments, _: cca_heads(moments),
-    }
+    best: dict[Method, _Best] = {}
 
-    def score(heads: Heads) -> float:
-        projected = heads.project_images(held_out[0]), heads.project_texts(held_out[1])
-        return float(reciprocal_ranks_of_pairs(*projected, choose.captions)[0].mean())
+    def heads_of(
+        method: Method, moments: Moments, part: _Part, only: int | None = None
+    ) -> Iterator[Heads]:
+        if method == "cca":
+            return cca_heads(moments, only=only)
+        if method == "ridge":
+            found = ridge_heads(moments)
+        else:
+            start = next(cca_heads(moments, only=best["cca"].place))
+            generator = torch.Generator().manual_seed(config.seed)
+            found = contrastive_heads(start, *pairs.features(part.rows), generator=generator)
+        return found if only is None else islice(found, only, only + 1)
 
-    def contrastive(moments: Moments, part: _Part) -> Iterator[Heads]:
-        start = list(cca_heads(moments))[best["cca"][1]]
-        generator = torch.Generator().manual_seed(config.seed)
-        return contrastive_heads(start, *pairs.features(part.rows), generator=generator)
-
-    fits["contrastive"] = contrastive
-    methods = list(config.methods)
-    if "contrastive" in methods and "cca" not in methods:
-        methods.insert(0, "cca")  # where the contrastive fit begins
-    for method in fits:
-        if method in methods:
-            scored = [(score(h), i, h) for i, h in enumerate(fits[method](moments, fit))]
-            best[method] = max(scored, key=lambda it: it[0])
+    wanted = {*config.methods} | ({"cca"} if "contrastive" in config.methods else set())
+    order: list[Method] = [it for it in ("ridge", "cca", "contrastive") if it in wanted]
+    total = sum(num_heads(method, moments) for method in order)
+    with Progress("fit heads", total=total, unit="heads") as progress:
+        for method in order:
+            for place, heads in enumerate(heads_of(method, moments, fit)):
+                projected = heads.project_images(held_out[0]), heads.project_texts(held_out[1])
+                found = reciprocal_ranks_of_pairs(*projected, choose.captions)[0]
+                score = float(found.mean())
+                if method not in best or score > best[method].score:
+                    best[method] = _Best(score, place, heads.settings)
+                progress.advance(1)
     tried = tuple(
-        FittedHead(method=method, settings=best[method][2].settings, mrr=best[method][0])
-        for method in fits
+        FittedHead(method=method, settings=best[method].settings, mrr=best[method].score)
+        for method in order
         if method in config.methods
     )
     chosen = max(tried, key=lambda it: it.mrr)
     rows = torch.cat([fit.rows, choose.rows])
     whole = _Part(rows, [*fit.captions, *choose.captions])
-    again = fits[chosen.method](moments_of(pairs.chunks(rows)), whole)
-    return list(again)[best[chosen.method][1]], chosen, tried
+    moments = moments_of(pairs.chunks(rows))
+    return next(heads_of(chosen.method, moments, whole, best[chosen.method].place)), chosen, tried
 
 
 def _project(heads: Heads, pairs: _Pairs, part: _Part) -> tuple[Tensor, Tensor]:
