@@ -31,6 +31,7 @@ from drrho.recipe.filtering import Filtering as Filtering
 from drrho.recipe.recipe import Evaluation as Evaluation
 from drrho.recipe.recipe import Recipe as Recipe
 from drrho.recipe.selection import Selection as Selection
+from drrho.reference.live import Live as Live
 from drrho.reference.reader import open_reference as open_reference
 from drrho.risk import KL as KL
 from drrho.risk import ChiSquare as ChiSquare

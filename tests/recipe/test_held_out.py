@@ -93,6 +93,6 @@ def test_stores_for_evaluation_and_filtering_are_compared_by_processes(
         _evaluators(recipe, {"evaluation": model}, processes, device=torch.device("cpu"))
     recipe = replace(plain_recipe, filtering=Filtering(threshold=0.0, reference=str(reference)))
     manifest = open_manifest(recipe.data)
-    stores = Stores.open(recipe, manifest)
+    stores = Stores.open(recipe, manifest, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="processes of this run differ in filtering.reference"):
         filter_manifest(recipe, manifest, stores, processes)

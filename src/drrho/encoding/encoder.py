@@ -149,11 +149,24 @@ class EmbeddingModel:
         self, pixels: Float[Tensor, "batch channels height width"]
     ) -> Float32[Tensor, "batch dim"]:
         """Embed a batch of images that went through `transform`."""
-        return self._encode(self.module.encode_image, pixels)
+        return self._encode(self.module.encode_image, pixels).cpu()
 
     def encode_tokens(self, tokens: Int[Tensor, "batch length"]) -> Float32[Tensor, "batch dim"]:
         """Embed a batch of texts that went through `tokenizer`."""
-        return self._encode(self.module.encode_text, tokens)
+        return self._encode(self.module.encode_text, tokens).cpu()
+
+    def encode_inputs(
+        self,
+        pixels: Shaped[Tensor, "batch ..."],
+        tokens: Int[Tensor, "batch length"],
+    ) -> PairEmbeddings:
+        """Embed a batch of pairs that went through `transform` and `tokenizer`; they stay on the
+        model's device.
+        """
+        return PairEmbeddings(
+            self._encode(self.module.encode_image, pixels),
+            self._encode(self.module.encode_text, tokens),
+        )
 
     @torch.no_grad()
     def _encode(
@@ -163,7 +176,7 @@ class EmbeddingModel:
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             embeddings = tower(inputs, normalize=False)
         # Half-precision rounding of the norm would be a bias shared by a whole row of cosines.
-        return normalize(embeddings.float(), dim=-1).cpu()
+        return normalize(embeddings.float(), dim=-1)
 
     def _pixels(self, image: ImageLike) -> Float[Tensor, "3 height width"]:
         if isinstance(image, Tensor):

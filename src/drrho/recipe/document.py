@@ -36,6 +36,21 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LiveCost:
+    """Cost of the models that embedded in training.
+
+    Attributes:
+        pairs: forward passes of pairs, without a backward pass; a pair that two models embed is
+            two.
+        seconds: wall time of these passes in the first process, by the log; the images that were
+            read for them are not in it.
+    """
+
+    pairs: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResults:
     """Results of a finished run; what it did without (reference, filter) is None.
 
@@ -49,6 +64,7 @@ class RunResults:
         skipped_steps: steps left out because a number was not finite.
         processes: number of processes.
         parts: parts of the run before it was extended; none of a run trained in one.
+        live: cost of the live models.
         reference, teachers: identities of their stores.
         versions: library -> version.
     """
@@ -66,6 +82,7 @@ class RunResults:
     filtering: FilterReport | None = None
     processes: int = 1
     parts: tuple[Part, ...] = field(default=(), metadata=OPTIONAL)
+    live: LiveCost | None = field(default=None, metadata=OPTIONAL)
     reference: Mapping[str, Any] | None = None
     teachers: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str | None] = field(default_factory=dict)

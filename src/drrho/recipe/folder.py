@@ -20,6 +20,7 @@ from drrho.recipe.document import (
 )
 from drrho.recipe.export import load_checkpoint_model
 from drrho.recipe.recipe import Recipe
+from drrho.reference.live import is_live
 from drrho.reference.reader import Reference, open_reference
 from drrho.runtime.errors import without_secrets
 from drrho.training.checkpoint import list_checkpoints
@@ -99,6 +100,11 @@ class RunFolder:
             return open_reference(folder, manifest)
         if self.recipe.reference is None:
             return None
+        if any(map(is_live, self.recipe.references)):
+            raise ValueError(
+                f"{self.path} was steered by a live model, of which nothing is stored; store "
+                "embeddings with `drrho reference precompute`, and name them (--reference)"
+            )
         return open_reference(
             self.recipe.reference, manifest, weights=self.recipe.reference_weights
         )

@@ -26,7 +26,7 @@ from drrho.evaluation.sets import open_evaluation_set
 from drrho.models.build import build_model
 from drrho.models.tuning import describe_tuning
 from drrho.models.two_tower import TwoTower, blank_image
-from drrho.recipe.batches import Stores, steered
+from drrho.recipe.batches import Stores, judged, live_batches, steered
 from drrho.recipe.continuing import (
     describe_extension,
     extends,
@@ -48,7 +48,8 @@ from drrho.recipe.train import (
     with_steps,
 )
 from drrho.recipe.tuning import prepare_target
-from drrho.reference.judgement import Judgement, judge_reference
+from drrho.reference.judgement import Judgement
+from drrho.reference.live import LiveModel
 from drrho.reference.precompute import stored_bytes
 from drrho.reference.reader import Reference
 from drrho.runtime.distributed import Processes
@@ -185,7 +186,7 @@ def plan_run(recipe: Recipe) -> str:
     require_precision(recipe.training.precision, device)
     manifest = open_manifest(recipe.data)
     _require_shards(manifest)
-    stores = Stores.open(recipe, manifest)
+    stores = Stores.open(recipe, manifest, device=device)
     left, report = filter_manifest(recipe, manifest, stores, Processes())
     steps = steps_per_epoch(left, batch_size=recipe.loading.batch_size)
     recipe = with_steps(recipe, left)
@@ -252,14 +253,23 @@ def _require_shards(manifest: Manifest) -> None:
 def _read_some(recipe: Recipe, manifest: Manifest, model: TwoTower, stores: Stores) -> int:
     """Read some samples of the first batch with their references, and count them."""
     size = min(SAMPLES_READ, recipe.loading.batch_size)
+    loading = replace(recipe.loading, batch_size=size, workers=0)
+    position = Position(seed=recipe.seed)
     batches = training_batches(
         manifest,
         model.train_transform,
         tokenizer=model.tokenizer,
-        config=replace(recipe.loading, batch_size=size, workers=0),
-        position=Position(seed=recipe.seed),
+        config=loading,
+        position=position,
     )
-    return len(next(steered(batches, stores)).sample_ids)
+    live = live_batches(
+        stores,
+        manifest,
+        augmentation=model.train_transform,
+        loading=replace(loading, cache="off"),
+        position=position,
+    )
+    return len(next(steered(batches, stores, live=live)).sample_ids)
 
 
 def _folder(recipe: Recipe, config: dict) -> str:
@@ -303,18 +313,26 @@ def _of_data(
 
 
 def _of_references(recipe: Recipe, stores: Stores, manifest: Manifest) -> Iterable[str]:
-    named: list[tuple[str, str, Reference]] = []
+    named: list[tuple[str, str, Reference | LiveModel]] = []
     if stores.reference is not None:
         named.append(("reference", " and ".join(recipe.references), stores.reference))
     for folder, teacher in zip(recipe.teachers, stores.teachers, strict=True):
         named.append(("teacher", folder, teacher))
     for kind, folder, store in named:
-        size = readable_bytes(stored_bytes(manifest.num_samples, store.embedding_dim))
-        yield (
-            f"{kind:<12} {folder}: {store.embedding_dim} dimensions, {store.num_absent:,} samples "
-            f"without embeddings, {size} mapped into memory"
+        yield f"{kind:<12} {folder}: {store.embedding_dim} dimensions, {_kept(store, manifest)}"
+        yield from _indented(judged(store, manifest))
+
+
+def _kept(store: Reference | LiveModel, manifest: Manifest) -> str:
+    """Describe what a source of embeddings keeps in memory, and what it computes."""
+    if isinstance(store, LiveModel):
+        images = "their own" if store.config.images == "own" else "the target's augmented"
+        return (
+            f"computed for every batch in {store.config.precision} on {images} images, "
+            f"{readable_bytes(FLOAT * store.num_parameters)} of weights in memory"
         )
-        yield from _indented(judge_reference(store, manifest))
+    size = readable_bytes(stored_bytes(manifest.num_samples, store.embedding_dim))
+    return f"{store.num_absent:,} samples without embeddings, {size} mapped into memory"
 
 
 def _indented(judgement: Judgement | None) -> Iterable[str]:

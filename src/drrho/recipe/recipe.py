@@ -16,6 +16,7 @@ from drrho.models.build import Model
 from drrho.models.tuning import Tuning
 from drrho.recipe.filtering import Filtering
 from drrho.recipe.selection import Selection
+from drrho.reference.live import PREFIX, Live, is_live
 from drrho.reference.reader import check_weights
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths
@@ -69,13 +70,15 @@ class Recipe:
         training: length of the run, optimiser, precision, logging and checkpoints; 10 epochs by
             default.
         reference: folder written by `drrho reference precompute`, or several such folders, which
-            steer as one; only for objectives and selections that read a reference.
+            steer as one; or "live:MODEL", a model that embeds every batch in training, such as
+            "live:run:runs/other". Only for objectives and selections that read a reference.
         reference_weights: weights of the similarities of several references; None takes their mean.
             They need not add up to 1: `w tau / tau_ref` lets one enter as its own logits.
         missing_reference: treatment of a pair without reference embeddings: "leave_out" drops it
             from its batch and counts it as skipped, "plain" keeps it with its plain loss.
-        teachers: folders of stored embeddings, one for each teacher that the objective imitates;
-            the reference may be one of them.
+        teachers: folders of stored embeddings or live models, one for each teacher that the
+            objective imitates; the reference may be one of them.
+        live: settings of the models "live:MODEL" among reference and teachers.
         selection: selection of the batch from what is loaded (JEST, RHO top-k); None trains on all.
         filtering: filter that leaves out pairs before training by their similarity to a reference;
             None leaves out none.
@@ -109,6 +112,7 @@ class Recipe:
     reference_weights: tuple[float, ...] | None = None
     missing_reference: MissingReference = "leave_out"
     teachers: tuple[str, ...] = ()
+    live: Live = field(default_factory=Live, metadata=OPTIONAL)
     selection: Selection | None = None
     filtering: Filtering | None = None
     micro_batch_size: int | None = None
@@ -197,7 +201,7 @@ class Recipe:
                 needed_by = f"selection.kind = {self.selection.kind!r}"
             raise ValueError(
                 f"{needed_by} needs a reference: give the folder that `drrho reference "
-                "precompute` wrote as reference"
+                f"precompute` wrote as reference, or a model as {PREFIX}MODEL"
             )
         if self.reference is not None and not self.needs_reference:
             raise ValueError(
@@ -222,18 +226,62 @@ class Recipe:
                 f"names {len(self.teachers)} folders; give one that `drrho reference precompute` "
                 "wrote for each"
             )
-        if self.loading.captions == "random" and (self.reference or self.teachers):
+        stored = [name for name in (*self.references, *self.teachers) if not is_live(name)]
+        if self.loading.captions == "random" and stored:
             raise ValueError(
                 "loading.captions = 'random' does not fit stored reference embeddings, which are "
                 "computed from the first captions; use 'first', or store the reference for views "
-                "with `--views-captions random` and set loading.views"
+                "with `--views-captions random` and set loading.views, or give a live model"
             )
+        self._check_live()
+
+    def _check_live(self) -> None:
+        """Raise ValueError where a live model, or its settings, would make no sense."""
+        if not any(map(is_live, (*self.references, *self.teachers))):
+            if self.live != Live():
+                raise ValueError(
+                    f"live = {self.live} has no effect: neither reference nor teachers name a "
+                    f"model by {PREFIX}MODEL"
+                )
+        elif self.live.images == "target" and self.loading.views is not None:
+            raise ValueError(
+                "live.images = 'target' has no effect beside loading.views, by which target and "
+                "reference get the same crops already; leave one of them out"
+            )
+        elif self.live.images == "target" and self.loading.draft:
+            raise ValueError(
+                "live.images = 'target' does not fit loading.draft, which decodes images for the "
+                "target's size; leave one of them out"
+            )
+        if len(self.references) > 1 and any(map(is_live, self.references)):
+            raise ValueError(
+                f"reference = {self.references}: several references steer as one only from stored "
+                "embeddings; store them with `drrho reference precompute`, or give one live model"
+            )
+        if any(map(is_live, self.references)) and self.missing_reference == "plain":
+            raise ValueError(
+                "missing_reference = 'plain' has no effect on a live reference, which embeds every "
+                "pair that can be read; leave it out"
+            )
+        for folder in self.evaluation.references:
+            if is_live(folder):
+                raise ValueError(
+                    f"evaluation.references = {folder!r} must be a folder of stored embeddings of "
+                    "the validation set: `drrho reference precompute`"
+                )
 
     def _check_filtering(self, filtering: Filtering) -> None:
         if filtering.reference is None and self.reference is None:
             raise ValueError(
                 "filtering needs the similarities of a reference: give the folder that `drrho "
                 "reference precompute` wrote as filtering.reference"
+            )
+        folder = self.reference if filtering.reference is None else filtering.reference
+        if isinstance(folder, str) and is_live(folder):
+            raise ValueError(
+                f"filtering reads the similarities of all pairs before the first step, which a "
+                f"live model ({folder!r}) does not have: store them with `drrho reference "
+                "precompute`, and give the folder as filtering.reference"
             )
         if filtering.reference is None and self.missing_reference == "plain":
             raise ValueError(
@@ -265,6 +313,7 @@ MAY_CHANGE = (
     "reference",
     "teachers",
     "filtering.reference",
+    "live.batch_size",
     "loading.workers",
     "loading.cache",
     "training.epochs",  # the steps are what counts

@@ -15,7 +15,7 @@ from drrho.contrastive.accumulation import encode_in_micro_batches
 from drrho.contrastive.objectives.objective import ContrastiveObjective
 from drrho.contrastive.pairs import PairEmbeddings
 from drrho.data.batch import Batch
-from drrho.recipe.batches import SteeredBatch
+from drrho.recipe.batches import LIVE_PAIRS, LIVE_SECONDS, LIVE_SHARE, SteeredBatch
 from drrho.recipe.selection import Selector
 from drrho.training.schedules import Schedule
 from drrho.training.step import StepResult
@@ -28,23 +28,24 @@ class _Interval(NamedTuple):
     end: Mark
 
 
-class LossClock:
-    """Clock of the loss, forward and backward, without the towers.
+class Clock:
+    """Clock of a part of the training steps, such as the loss without the towers.
 
-    On a GPU events are recorded in its stream, and read by `mean_seconds`.
+    On a GPU events are recorded in its stream, and read by `read`.
     """
 
     def __init__(self) -> None:
         self._intervals: list[_Interval] = []
-        self._num_steps = 0
+        self._steps: set[int] = set()
+        self._read: float | None = None  # when it was read, in seconds of the processor's clock
 
     @contextmanager
-    def forward(self, embeddings: PairEmbeddings) -> Iterator[None]:
-        """Time the block, which computes the loss from embeddings."""
-        start = _mark(embeddings.image)
+    def measure(self, device: torch.device, *, step: int) -> Iterator[None]:
+        """Time the block."""
+        start = _mark(device)
         yield
-        self._intervals.append(_Interval(start, _mark(embeddings.image)))
-        self._num_steps += 1
+        self._intervals.append(_Interval(start, _mark(device)))
+        self._steps.add(step)
 
     def backward(self, loss: Tensor, embeddings: PairEmbeddings) -> None:
         """Time the backward pass from the loss to the embedding gradients."""
@@ -57,10 +58,10 @@ class LossClock:
         # A hook that held a tensor of its own graph would keep the graph, and all that it reaches,
         # for ever: the garbage collector cannot see through the graph's nodes.
         def start(gradient: Tensor) -> None:
-            started.append(_mark(gradient))
+            started.append(_mark(gradient.device))
 
         def arrive(gradient: Tensor) -> None:
-            arrived.append(_mark(gradient))
+            arrived.append(_mark(gradient.device))
             if len(arrived) == num_trained and started:
                 self._intervals.append(_Interval(started[0], arrived[-1]))
 
@@ -68,20 +69,25 @@ class LossClock:
         for embedding in trained:
             embedding.register_hook(arrive)
 
-    def mean_seconds(self) -> float | None:
-        """Return the mean of the steps since the last call, or None. Waits for a GPU."""
-        if self._num_steps == 0:
+    def read(self) -> tuple[float, float | None] | None:
+        """Return the mean seconds of the steps since the last call, or None. Waits for a GPU.
+
+        The second number is the share of the time that passed since then; None at first.
+        """
+        if not self._steps:
             return None
-        mean = sum(map(_seconds, self._intervals)) / self._num_steps
-        self._intervals, self._num_steps = [], 0
-        return mean
+        now, before = time.perf_counter(), self._read
+        seconds = sum(map(_seconds, self._intervals))
+        mean = seconds / len(self._steps)
+        self._intervals, self._steps, self._read = [], set(), now
+        return mean, None if before is None else seconds / (now - before)
 
 
-def _mark(tensor: Tensor) -> Mark:
-    if not tensor.is_cuda:
+def _mark(device: torch.device) -> Mark:
+    if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
-    event.record(torch.cuda.current_stream(tensor.device))
+    event.record(torch.cuda.current_stream(device))
     return event
 
 
@@ -129,6 +135,7 @@ class ContrastiveStep:
         placeholder: images and tokens that a process encodes, and drops, where its share of a
             batch is empty: all processes average the gradients of all parameters.
         clock: clock of the loss.
+        live_clock: clock of the live models.
     """
 
     towers: nn.Module
@@ -137,35 +144,55 @@ class ContrastiveStep:
     micro_batch_size: int | None = None
     selector: Selector | None = None
     placeholder: tuple[Tensor, Tensor] | None = None
-    clock: LossClock = field(default_factory=LossClock)
+    clock: Clock = field(default_factory=Clock)
+    live_clock: Clock = field(default_factory=Clock)
 
     def __call__(self, batch: SteeredBatch, *, step: int, diagnose: bool) -> StepResult:
+        num_live = 0
         if self.selector is not None:
             loaded = batch
+            if self.selector.config.needs_reference:
+                loaded, num_live = self._embedded(batch, step=step, reference_alone=True)
             reference = None if loaded.reference is None else loaded.reference.pairs
             rows = self.selector(lambda: self._embeddings(loaded.pairs), reference, step=step)
             batch = loaded.take(rows)
+        batch, more = self._embedded(batch, step=step)
         subtracted = batch.reference if self.loss.config.needs_reference else None
         embeddings = self._embeddings(batch.pairs)
         arguments = {
             "sample_ids": batch.sample_ids,
             "gamma": self.gamma(step),
-            "teachers": [teacher.pairs for teacher in batch.teachers],
+            "teachers": [teacher.pairs for teacher in batch.teachers if teacher is not None],
             "diagnose": diagnose,
         }
         reference = None if subtracted is None else subtracted.pairs
         if diagnose:
             value = self.loss(embeddings, reference, **arguments)
         else:  # the diagnostics of a logged step are not the loss's time
-            with self.clock.forward(embeddings):
+            with self.clock.measure(embeddings.image.device, step=step):
                 value = self.loss(embeddings, reference, **arguments)
             self.clock.backward(value.loss, embeddings)
         metrics = value.metrics
         if self.loss.config.has_averages:
             metrics = metrics | {"gamma": self.gamma(step)}
-        if diagnose and (seconds := self.clock.mean_seconds()) is not None:
-            metrics = metrics | {"time/loss": seconds}
+        if diagnose and (read := self.clock.read()) is not None:
+            metrics = metrics | {"time/loss": read[0]}
+        if diagnose and (read := self.live_clock.read()) is not None:
+            seconds, share = read
+            metrics = metrics | {LIVE_SECONDS: seconds, LIVE_PAIRS: num_live + more}
+            if share is not None:
+                metrics = metrics | {LIVE_SHARE: share}
         return StepResult(loss=value.loss, num_samples=len(batch.sample_ids), metrics=metrics)
+
+    def _embedded(
+        self, batch: SteeredBatch, *, step: int, reference_alone: bool = False
+    ) -> tuple[SteeredBatch, int]:
+        """Let the live models embed, and count the pairs that they embed."""
+        if not batch.live:
+            return batch, 0
+        with self.live_clock.measure(batch.sample_ids.device, step=step):
+            found = batch.embedded(reference_alone=reference_alone)
+        return found, (len(batch.live) - len(found.live)) * len(batch.sample_ids)
 
     def _embeddings(self, pairs: Batch) -> PairEmbeddings:
         num_pairs = len(pairs.sample_ids)

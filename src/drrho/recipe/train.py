@@ -27,7 +27,7 @@ from drrho.models.build import build_model, save_model
 from drrho.models.lora import merged_weights
 from drrho.models.seen import note_training_data
 from drrho.models.two_tower import TwoTower, blank_image
-from drrho.recipe.batches import Stores, steered
+from drrho.recipe.batches import Stores, judged, live_batches, live_cost, steered
 from drrho.recipe.continuing import (
     describe_extension,
     earlier_results,
@@ -50,8 +50,7 @@ from drrho.recipe.recipe import Recipe
 from drrho.recipe.selection import Selector
 from drrho.recipe.step import ContrastiveStep, Towers
 from drrho.recipe.tuning import prepare_target
-from drrho.reference.judgement import judge_reference
-from drrho.reference.reader import open_reference
+from drrho.reference.reader import Reference, open_reference
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.distributed import Processes
 from drrho.runtime.files import write_json
@@ -119,7 +118,7 @@ def _train_or_return(
 ) -> RunResults | None:
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
-    stores = processes.on_each(lambda: Stores.open(recipe, manifest))
+    stores = processes.on_each(lambda: Stores.open(recipe, manifest, device=device))
     processes.require_same(data=manifest.contents_sha256, **stores.identities)
     require_shared(folder, processes)
     manifest, report = filter_manifest(recipe, manifest, stores, processes)
@@ -176,6 +175,7 @@ class _Training:
             steered(
                 self._batches(model, start_step=state.step),
                 self.stores,
+                live=self._live_batches(model, start_step=state.step),
                 whole=self.processes.size == 1,
             ),
             state=state,
@@ -214,11 +214,14 @@ class _Training:
             skipped=dict(state.skipped),
             skipped_steps=state.skipped_steps,
             samples_without_reference=(
-                None if self.stores.reference is None else self.stores.reference.num_absent
+                self.stores.reference.num_absent
+                if isinstance(self.stores.reference, Reference)
+                else None
             ),
             filtering=self.report,
             processes=self.processes.size,
             parts=parts,
+            live=live_cost(self.stores, self.recipe, state),
             reference=self.stores.identities["reference"],
             teachers=tuple(self.stores.identities["teachers"]),
             versions=versions(),
@@ -227,7 +230,7 @@ class _Training:
     def _judge(self) -> None:
         """Say on standard error how the references do on a sample of the pairs."""
         for folder, store in self.stores.named(self.recipe):
-            judgement = judge_reference(store, self.manifest)
+            judgement = judged(store, self.manifest)
             if judgement is not None:
                 announce(f"reference {folder}: {judgement}")
 
@@ -347,11 +350,24 @@ class _Training:
             tokenizer=model.tokenizer,
             config=loading,
             caches=caches,
-            position=Position(
-                seed=self.recipe.seed,
-                step=start_step,
-                share=(self.processes.rank, self.processes.size),
-            ),
+            position=self._position(start_step),
+        )
+
+    def _live_batches(self, model: TwoTower, *, start_step: int) -> list[Iterator[Batch]]:
+        return live_batches(
+            self.stores,
+            self.manifest,
+            augmentation=model.train_transform,
+            loading=self.recipe.loading,
+            position=self._position(start_step),
+            beside=self.recipe.data,
+        )
+
+    def _position(self, start_step: int) -> Position:
+        return Position(
+            seed=self.recipe.seed,
+            step=start_step,
+            share=(self.processes.rank, self.processes.size),
         )
 
     def _save(self, model: TwoTower, folder: Path) -> None:
@@ -406,7 +422,7 @@ def filter_manifest(
         named, views = config.reference, recipe.loading.views
         store = processes.on_each(lambda: open_reference(named, manifest, views=views))
         processes.require_same(**{"filtering.reference": store.identity})
-    assert store is not None
+    assert isinstance(store, Reference)  # a live one cannot filter
     return filtered(manifest, store, config, processes)
 
 

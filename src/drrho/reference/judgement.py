@@ -11,14 +11,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from drrho.data.manifest import Manifest
+from drrho.encoding.encoder import EmbeddingModel
+from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.bootstrap import bootstrap_interval
 from drrho.evaluation.metrics.chance import reciprocal_rank_chance
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
 from drrho.evaluation.metrics.retrieval import RetrievalRanks, reciprocal_rank_of_images
 from drrho.models.towers.joined import MRR
+from drrho.reference.pairs import drawn_ids
 from drrho.reference.reader import Reference
 
 SAMPLE = 1000  # pairs
+SAMPLE_ENCODED = 200  # pairs, where they have to be encoded first
+ENCODED_AT_ONCE = 50  # pairs
 SAME_TEXT = 1 - 1e-4  # cosine of texts from which on they are one: rounding of float16 is below
 NEAR_GUESSING = 2.0  # times guessing, at the lower end of the interval
 MEMORISED = 0.95  # mean reciprocal rank, at the lower end of the interval
@@ -86,6 +91,37 @@ def judge_reference(
         rows.image @ rows.text.T,
         texts_of(texts @ texts.T),
         seen=seen_shards(reference.trained_on, manifest),
+        shards=len(manifest.shards),
+        generator=generator,
+    )
+
+
+def judge_model(
+    encoder: EmbeddingModel,
+    manifest: Manifest,
+    *,
+    trained_on: Collection[str] | None,
+    sample: int = SAMPLE_ENCODED,
+    seed: int = 0,
+) -> Judgement | None:
+    """Judge a model on pairs drawn from a data set, which are read and encoded.
+
+    Args:
+        trained_on: contents of the shards that it was trained on; None if unknown.
+
+    Returns:
+        None if fewer than two pairs are usable.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if len(manifest.usable_ids()) < 2:
+        return None
+    ids = drawn_ids(manifest, None, count=sample, generator=generator)
+    found = embed_pairs(encoder, manifest, ids, batch_size=ENCODED_AT_ONCE, description="judging")
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(found.captions))}
+    return judge_cosines(
+        found.target.image @ found.target.text.T,
+        torch.tensor([numbers[text] for text in found.captions]),
+        seen=seen_shards(trained_on, manifest),
         shards=len(manifest.shards),
         generator=generator,
     )

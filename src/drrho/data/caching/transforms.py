@@ -157,6 +157,29 @@ def split_transform(
     return replace(split, drawn=tuple(steps[count : places[0]]), normalization=normalization)
 
 
+def behind_augmentation(
+    transform: Callable[[Image.Image], Tensor], augmentation: Callable[[Image.Image], Tensor]
+) -> Callable[[Image.Image], Tensor]:
+    """Compose a model's transform behind the steps by which another's training changes an image.
+
+    The steps are those of `augmentation` before its tensor. What they draw is drawn first, so from
+    the same state of the generators both models get the same crop.
+
+    Raises:
+        ValueError: the augmentation is not composed of steps of which torchvision's `ToTensor` is
+            one, so that it is not known where its image ends.
+    """
+    steps = list(getattr(augmentation, "transforms", ())) if _name(augmentation) == COMPOSE else []
+    places = [place for place, step in enumerate(steps) if _name(step) in TO_TENSOR]
+    if len(places) != 1:
+        raise ValueError(
+            "the target's training transform is not composed of torchvision's steps with one "
+            "ToTensor among them, so its augmented image cannot be taken out of it"
+        )
+    own = list(transform.transforms) if _name(transform) == COMPOSE else [transform]  # pyright: ignore
+    return type(augmentation)([*steps[: places[0]], *own])  # pyright: ignore
+
+
 def pixels_of(image: Image.Image) -> UInt8[np.ndarray, "channels height width"]:
     """Return an RGB image as an array, channels first.
 

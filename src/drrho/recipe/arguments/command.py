@@ -112,6 +112,12 @@ def _trained(recipe: Recipe) -> str:
         table += f"extended: {describe_extension(results.recipe, results.parts[-1])}\n\n"
     if results.filtering is not None:
         table += f"filtering: {results.filtering}\n\n"
+    if (live := results.live) is not None:
+        share = live.seconds / max(results.seconds, live.seconds)
+        table += (
+            f"live models: {live.pairs:,} pairs embedded in {live.seconds:,.0f} s, "
+            f"{share:.0%} of the time\n\n"
+        )
     return (
         f"{table}{recipe.output}: {results.samples_seen:,} samples in "
         f"{results.seconds:,.0f} s, {skipped:,} skipped{in_brackets(results.skipped)}; the "

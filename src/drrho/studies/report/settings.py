@@ -62,6 +62,7 @@ def facts_of(groups: Sequence[Group], versions: dict[str, str | None]) -> list[t
         ("validation data", _each(run.recipe.evaluation.data or "" for run in runs)),
         ("reference", _each(_text(run.recipe.reference) for run in runs if run.recipe.reference)),
         ("time of training", _seconds(results)),
+        ("time of live models", _live_seconds(results)),
         ("versions", ", ".join(f"{name} {value}" for name, value in found.items() if value)),
     ]
     return [(name, without_secrets(value)) for name, value in facts if value]
@@ -71,6 +72,14 @@ def _each(values: Any) -> str:
     different = list(dict.fromkeys(value for value in values if value))
     shown = ", ".join(different[:3])
     return shown if len(different) <= 3 else f"{shown}, and {len(different) - 3} more"
+
+
+def _live_seconds(results: Sequence[RunResults]) -> str:
+    costs = [found.live for found in results if found.live is not None]
+    if not costs:
+        return ""
+    pairs = sum(cost.pairs for cost in costs)
+    return f"{sum(cost.seconds for cost in costs):.0f} seconds of it, for {pairs:,} pairs"
 
 
 def _seconds(results: Sequence[RunResults]) -> str:
