@@ -132,8 +132,9 @@ class LiveModel:
                 transform = behind_augmentation(transform, augmentation)
             except ValueError as error:
                 raise ValueError(f"live.images = 'target': {error}; use 'own'") from error
-        # A store is of images that were decoded whole.
-        config, tokenizer = replace(loading, draft=False), self.encoder.tokenizer
+        tokenizer, config = self.encoder.tokenizer, loading
+        if self.config.images == "own":  # as for a store: decoded whole, and resized by Pillow
+            config = replace(loading, draft=False, resize="pillow")
         caches = caches_of(manifest, transform, tokenizer=tokenizer, config=config, beside=beside)
         if position.share[0] == 0:
             announce(f"{self.name}: {caches.note}")
