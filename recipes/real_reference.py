@@ -45,9 +45,9 @@ JOINED, PAIRS, VALIDATION = 1200, 2000, 500
 IMAGE_SIZE = 128  # pixels of the reference's images; the data have 64 to 72
 BATCH_SIZE, STEPS, CHECKS = 128, 600, 10
 TEMPERATURE = 0.07
-RATES = (5e-4, 1.2e-3, 3e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 # Nine, for methods that have no strength of their own: the same effort, the grid twice as wide.
-MORE_RATES = (2.5e-4, 3.5e-4, 5e-4, 7e-4, 1e-3, 1.4e-3, 2e-3, 2.8e-3, 4e-3)
+MORE_RATES = (1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3, 1.1e-2, 1.6e-2, 2.2e-2)
 STRENGTHS = (0.2, 0.5, 1.0)  # of the reference
 WEIGHTS = (0.3, 1.0, 3.0)  # of the distillation
 KEPT = (0.9, 0.7, 0.5)  # by the filter
