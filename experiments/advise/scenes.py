@@ -93,22 +93,22 @@ def pairs_of(config: ScenesConfig) -> Pairs:
 class Towers(nn.Module):
     """Pooled pixels through an MLP, and a bag of words through another."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, dim: int = DIM) -> None:
         super().__init__()
-        self.image = nn.Sequential(nn.Linear(768, WIDTH), nn.ReLU(), nn.Linear(WIDTH, DIM))
-        self.words = nn.EmbeddingBag(VOCABULARY, WIDTH, mode="mean", padding_idx=0)
-        self.text = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, DIM))
+        self.image = nn.Sequential(nn.Linear(768, width), nn.ReLU(), nn.Linear(width, dim))
+        self.words = nn.EmbeddingBag(VOCABULARY, width, mode="mean", padding_idx=0)
+        self.text = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
 
     def forward(self, pairs: Pairs) -> PairEmbeddings:
         text = self.text(self.words(pairs.text))
         return PairEmbeddings(normalize(self.image(pairs.image), dim=-1), normalize(text, dim=-1))
 
 
-def towers(seed: int) -> Towers:
+def towers(seed: int, *, width: int = WIDTH, dim: int = DIM) -> Towers:
     """Build towers with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Towers()
+        return Towers(width, dim)
 
 
 @dataclass(frozen=True, kw_only=True)
