@@ -1,5 +1,6 @@
 """The small model: trimming captions is exact, positions are seen, widths are checked."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from drrho.models.export import export_open_clip
 from drrho.models.open_clip import import_open_clip
 from drrho.models.small import WIDEST, SmallConfig, SmallTwoTower, open_clip_form
 from drrho.models.tuning import Tuning
+from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
 
 NARROW = SmallConfig(embed_dim=8, image_width=2, text_width=8, text_heads=2, context_length=12)
@@ -125,6 +127,53 @@ def test_another_program_loads_it_once_the_towers_are_registered(wide, tmp_path)
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert found.stdout.strip() == "3", found.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("small", "open-clip"), ("small-vit", "open-clip"), ("small-vit", "hugging-face")],
+)
+def test_the_lines_of_an_exports_card_run_as_they_are_printed(plain_recipe, tmp_path, name, form):
+    """A program that knows open_clip or transformers alone has the embeddings of the run."""
+    pytest.importorskip("transformers")
+    training = replace(plain_recipe.training, steps=2, evaluate_every=None)
+    recipe = replace(plain_recipe, model=Model(name), training=training, evaluation=Evaluation())
+    train_recipe(replace(recipe, output=str(tmp_path / "run")))
+    arguments = ["export", str(tmp_path / "run"), "--format", form, "--output"]
+    assert main([*arguments, str(tmp_path / "exported")]) == 0
+    card = (tmp_path / "exported" / "README.md").read_text()
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    assert ("drrho" in lines) == (name == "small")
+    # PyPI's torchvision cannot be imported beside a torch for processors but with drrho's help.
+    program = f"import drrho.integrations\n{lines}\n"
+    if form == "open-clip":
+        program += (
+            "tokens = tokenizer(['a red circle'])\nfound = model.eval().encode_text(tokens)\n"
+        )
+    else:
+        program += (
+            "tokens = processor(text=['a red circle'], return_tensors='pt')\n"
+            "found = model.text_projection(model.text_model(**tokens).pooler_output)\n"
+        )
+    program += "print(found.detach().flatten().tolist())"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    model = build_model(Model(f"run:{tmp_path / 'run'}"), seed=0)
+    ours = model.module.eval().encode_text(model.tokenizer(["a red circle"]))
+    theirs = torch.tensor(json.loads(found.stdout.splitlines()[-1]))
+    assert_close(theirs, ours.detach().flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_without_a_configuration_would_be_a_dead_end(tmp_path):
+    model = build_model(Model("small-vit"), seed=0)
+    with pytest.raises(ValueError, match="is written as a folder"):
+        export_open_clip(model, tmp_path / "model.pt")
 
 
 def test_a_tower_too_wide_to_be_registered_is_not_exported():

@@ -53,7 +53,7 @@ class Model:
     """Architecture and weights of a model.
 
     Attributes:
-        name: "small"; an open_clip architecture such as "ViT-B-32";
+        name: "small"; "small-vit"; an open_clip architecture such as "ViT-B-32";
             "local-dir:PATH" or "hf-hub:OWNER/NAME" as open_clip reads them; the first may
             be a configuration alone, for a target with random weights; "transformers:PATH", a
             folder of a Hugging Face dual encoder; "sentence-transformers:PATH", one of images and

@@ -21,7 +21,12 @@ from drrho.models.hugging_face import (
     import_transformers,
     save_hugging_face,
 )
-from drrho.models.open_clip import OPEN_CLIP_FILE, import_open_clip, simple_tokenizer
+from drrho.models.open_clip import (
+    OPEN_CLIP_FILE,
+    OWN_ARCHITECTURES,
+    import_open_clip,
+    simple_tokenizer,
+)
 from drrho.models.small import SmallTwoTower, open_clip_form
 from drrho.models.towers.text_pairs import TextPairTower, save_text_pairs
 from drrho.models.two_tower import TwoTower
@@ -41,7 +46,7 @@ def export_open_clip(model: TwoTower, path: Path) -> None:
 
     Args:
         path: `.safetensors`, or `.pt` as open_clip's own training writes it; without ending a
-            folder with the configuration too, which the small model needs.
+            folder with the configuration too, which `small` and `small-vit` need.
 
     Raises:
         ValueError: another ending, or a model that is none of open_clip's.
@@ -50,6 +55,8 @@ def export_open_clip(model: TwoTower, path: Path) -> None:
         _export_small(model.module, path)
         return
     config = _open_clip_config(model)
+    if path.suffix and config["model_cfg"] in OWN_ARCHITECTURES.values():
+        raise _needs_folder(path)
     weights = {name: value.contiguous() for name, value in model.module.state_dict().items()}
     match path.suffix:
         case ".safetensors":
@@ -100,10 +107,7 @@ def export_hugging_face(model: TwoTower, folder: Path) -> None:
 
 def _export_small(module: SmallTwoTower, folder: Path) -> None:
     if folder.suffix in (".pt", ".safetensors"):
-        raise ValueError(
-            f"a small model is no architecture that open_clip has by name, and is written as a "
-            f"folder with its configuration; got {folder}, give a name without ending"
-        )
+        raise _needs_folder(folder)
     vocabulary_size = len(module.token_embedding.weight)
     config, weights = open_clip_form(
         module.config, module.state_dict(), vocabulary_size=vocabulary_size
@@ -111,6 +115,13 @@ def _export_small(module: SmallTwoTower, folder: Path) -> None:
     content = {name: value.contiguous() for name, value in weights.items()}
     write_atomically(folder / WEIGHTS_FILE, save(content))
     write_json(folder / OPEN_CLIP_FILE, config)
+
+
+def _needs_folder(path: Path) -> ValueError:
+    return ValueError(
+        f"a small model is no architecture that open_clip has by name, and is written as a folder "
+        f"with its configuration; got {path}, give a name without ending"
+    )
 
 
 def _open_clip_config(model: TwoTower) -> dict[str, Any]:

@@ -29,6 +29,9 @@ from drrho.runtime.optional import import_optional
 from drrho.runtime.records import read_json_object
 from drrho.runtime.torchvision import import_torchvision
 
+# Architectures of open_clip's own parts that have a name here; what is exported of them has it not.
+ARCHITECTURES = Path(__file__).parent / "architectures"
+OWN_ARCHITECTURES = {path.stem: read_json_object(path) for path in ARCHITECTURES.glob("*.json")}
 OPEN_CLIP_FILE = "open_clip_config.json"
 # What open_clip reads in a folder, and the names that it takes first where there are several.
 WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth")
@@ -47,6 +50,8 @@ def import_open_clip() -> ModuleType:
     import_torchvision()
     open_clip = import_optional("open_clip", user="open_clip models and tokenizers", extra="clip")
     register()
+    if not set(open_clip.list_models()) >= OWN_ARCHITECTURES.keys():
+        open_clip.add_model_config(ARCHITECTURES)
     return open_clip
 
 
@@ -245,7 +250,7 @@ def _require_known(open_clip: ModuleType, name: str, pretrained: str | None) -> 
                 f"open_clip 'local-dir:{name}', or of Hugging Face 'transformers:{name}'"
             )
         raise ValueError(
-            f"model {name!r} is neither 'small' nor an architecture of open_clip "
+            f"model {name!r} is neither 'small' or 'small-vit' nor an architecture of open_clip "
             f"{open_clip.__version__}, 'local-dir:PATH', 'hf-hub:OWNER/NAME', "
             f"'transformers:PATH', 'python:FILE.py' or 'run:PATH'; "
             f"near: {near}"
