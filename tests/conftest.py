@@ -5,18 +5,15 @@ import signal
 import sys
 from collections.abc import Iterator
 
-import beartype
 import hypothesis
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-# `float` accepts an int, as it does for every Python type checker but beartype's default.
-check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+from tests import type_checks
 
 # The hook rewrites modules as they are imported, so none may have been imported before it.
 assert "drrho" not in sys.modules, "drrho was imported before tests/conftest.py"
-install_import_hook("drrho", f"{__name__}.check_types")
+type_checks.check("drrho")
 
 # The same examples every time, so that a failure repeats; a shared machine keeps no deadlines.
 hypothesis.settings.register_profile("drrho", deadline=None, derandomize=True)

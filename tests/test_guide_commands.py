@@ -26,7 +26,7 @@ from tests.integrations.test_sentence_transformers import pairs as text_pairs
 from tests.integrations.test_sentence_transformers import sentence_transformer
 from tests.models.test_hugging_face import siglip, tokenizer, transformers
 from tests.reference.test_importing import COUNT, UIDS, write_datacomp, write_members
-from tests.small_runs import TINY
+from tests.small_runs import TINY, draw_no_pictures
 from tests.studies.scaling.test_scaling import results
 
 open_clip = import_open_clip()
@@ -47,7 +47,7 @@ OF_NAME = ("--scale.samples-seen", "8", "--scale.batch-size", "4")
 SMALLER = {
     "train": ("--workers", "0", "--device", "cpu"),
     "index": ("--workers", "0"),
-    "reference precompute": ("--batch-size", "8", "--device", "cpu"),
+    "reference precompute": ("--batch-size", "50", "--device", "cpu"),
     "advise": ("--uses", "steer", "--strengths", "1", "--budget", "2"),
     "evaluate": ("--device", "cpu"),
     "steer": ("--batch-size", "4", "--epochs", "0.1", "--device", "cpu"),
@@ -55,6 +55,7 @@ SMALLER = {
     "scaling efficiency": ("--resamples", "100"),
 }
 STAND_INS = {
+    "{00000..00099}": "{00000..00009}",
     "step-00001000": "step-00000002",
     "MODEL_OF_THE_REFERENCE": "run:runs/other",
     "timm:resnet50": "run:runs/other",
@@ -84,12 +85,14 @@ def commands(page):
                 yield shlex.split(command, comments=True)
 
 
-def own_shards(folder):
-    """A hundred shards of one pair, with the fields that imports join by."""
-    for n in range(100):
-        numbers = {"uid": UIDS[n % len(UIDS)], "key": f"{n}"}
-        row = pair(n) | {"json": json.dumps(numbers).encode()}
-        write_shard(folder / f"{n:05d}.tar", [row], first_key=n)
+def own_shards(folder, *, pairs):
+    """Ten shards, with the fields that imports join by."""
+    for shard, numbers in enumerate(np.arange(pairs).reshape(10, -1).tolist()):
+        rows = [
+            pair(n) | {"json": json.dumps({"uid": UIDS[n % len(UIDS)], "key": f"{n}"}).encode()}
+            for n in numbers
+        ]
+        write_shard(folder / f"{shard:05d}.tar", rows, first_key=numbers[0])
 
 
 def write_eurosat(folder):
@@ -151,6 +154,7 @@ def stand_ins(tmp_path_factory):
         raise OSError("the network is off")
 
     patch.setattr(socket.socket, "connect", refuse)
+    draw_no_pictures(patch)  # of comparisons, whose tests draw them
     yield
     patch.undo()
 
@@ -161,12 +165,12 @@ def workspace(stand_ins, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
-    own_shards(Path("data"))
+    own_shards(Path("data"), pairs=100)  # the fewest that a join is fitted on
+    own_shards(Path("DATA"), pairs=60)
     write_scenes(Path("TEST"), ScenesConfig(num_samples=12, seed=1))
     write_eurosat(Path("EUROSAT"))
     write_eurosat(Path("EVALSETS/vtab-eurosat"))
-    for copy in ("DATA", "extra"):
-        shutil.copytree("data", copy)
+    shutil.copytree("DATA", "extra")
     shutil.copytree("TEST", "VALIDATION")
     for data, manifest in (
         ("data", "train.json"),
