@@ -21,7 +21,7 @@ IMPURE_LIBRARIES = {
 # PyTorch for CUDA brings it; a module that imports it must do without.
 FROM_CUDA = {"triton"}
 # Imported where it is asked for, with an error that says how to install it.
-ON_REQUEST = {"datasets", "pyarrow", "transformers", "wandb"}
+ON_REQUEST = {"datasets", "pyarrow", "trackio", "transformers", "wandb"}
 # A module that needs more than its room, and may be imported only by rooms that bring it.
 NEEDS_EXTRA = {
     "runtime/progress.py": "clip",

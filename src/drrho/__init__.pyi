@@ -62,6 +62,8 @@ from drrho.training.optimizer import Cooldown as Cooldown
 from drrho.training.optimizer import CosineDecay as CosineDecay
 from drrho.training.optimizer import Optimizer as Optimizer
 from drrho.training.optimizer import ThresholdDecay as ThresholdDecay
+from drrho.training.tracking.tracker import TrackedRun as TrackedRun
+from drrho.training.tracking.tracker import Tracker as Tracker
 from drrho.verbs import Run as Run
 from drrho.verbs import advise as advise
 from drrho.verbs import compare as compare

@@ -53,6 +53,7 @@ from drrho.studies.report.write import ReportConfig, write_report
 from drrho.studies.steer.config import SteerConfig
 from drrho.studies.steer.results import SteerResults
 from drrho.studies.steer.steer import steer as steer_model
+from drrho.training.tracking.tracker import Tracker
 
 P = ParamSpec("P")
 Config = TypeVar("Config")
@@ -137,7 +138,7 @@ def _as_field(kind: Any, value: Any) -> Any:
     return tuple(fspath(one) if isinstance(one, PathLike) else one for one in several)
 
 
-def train(recipe: Recipe, *, trust: bool = False) -> Run:
+def train(recipe: Recipe, *, trust: bool = False, trackers: Sequence[Tracker] = ()) -> Run:
     """Trains a model by a recipe, continues what its folder holds, or returns what is finished.
 
     >>> run = drrho.train(recipe)
@@ -146,6 +147,7 @@ def train(recipe: Recipe, *, trust: bool = False) -> Run:
     Args:
         recipe: what to train; the program and the data that it names are trusted.
         trust: run the program that the folder of a model "run:PATH" names.
+        trackers: trackers of your own (`Tracker`), beside those that the recipe names.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or data, reference and recipe do not
@@ -154,7 +156,7 @@ def train(recipe: Recipe, *, trust: bool = False) -> Run:
         ProcessFailed: with several processes, this one failed or lost another.
     """
     with trusting(everything=trust):
-        train_recipe(recipe)
+        train_recipe(recipe, trackers=trackers)
     return Run(Path(recipe.output), trust=True)
 
 

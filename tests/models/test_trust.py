@@ -110,6 +110,7 @@ def test_the_model_that_a_recipe_records_is_not_built_without_trust(name, receiv
         {"model": {"name": "RN50", "pretrained": "openai"}},
         {"data": "https://user:word@host/train.json"},
         {"evaluation": {"data": "s3://bucket/test.json"}},
+        {"training": {"steps": 6, "trackers": ["python:evil.py"]}},
     ],
     ids=json.dumps,
 )

@@ -3,15 +3,14 @@
 import json
 import sys
 from contextlib import suppress
-from types import SimpleNamespace
 
 import pytest
 
 from drrho.training.log import MetricsLog, read_metrics
 
 
-def write(folder, steps, *, start_step=0, value=1.0, wandb_project=None):
-    with MetricsLog(folder, start_step=start_step, wandb_project=wandb_project) as log:
+def write(folder, steps, *, start_step=0, value=1.0):
+    with MetricsLog(folder, start_step=start_step) as log:
         for step in steps:
             log.write({"loss": value, "val/mrr": 0.5}, step=step, samples=8 * step, seconds=0.1)
 
@@ -34,59 +33,6 @@ def test_resumed_log_replaces_what_is_repeated(tmp_path):
     write(tmp_path, [6, 8, 10], start_step=6, value=3.0)
     found = [(row["step"], row["loss"]) for row in read_metrics(tmp_path)]
     assert found == [(2, 1.0), (4, 1.0), (6, 3.0), (8, 3.0), (10, 3.0)]
-
-
-def test_wandb_gets_the_same_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
-    calls = []
-
-    class Run:
-        def __init__(self, **arguments):
-            calls.append(("init", arguments))
-
-        def log(self, values, *, step):
-            calls.append(("log", values, step))
-
-        def finish(self):
-            calls.append(("finish",))
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Run))
-    for start_step in (0, 3):
-        with MetricsLog(tmp_path, start_step=start_step, wandb_project="p") as log:
-            log.write({"loss": 1.0}, step=start_step + 1, samples=8, seconds=0.1)
-    names = [call[0] for call in calls]
-    assert names == ["init", "log", "finish"] * 2
-    assert calls[0] == calls[3], "the same id"
-    assert calls[0][1]["project"] == "p"
-    assert calls[0][1]["resume"] == "allow"
-    assert calls[1] == ("log", {"loss": 1.0, "samples": 8, "seconds": 0.1}, 1)
-
-
-def test_wandb_that_is_not_installed_is_an_error_that_says_how(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ModuleNotFoundError, match="wandb_project = 'p' needs wandb: pip install"):
-        MetricsLog(tmp_path, start_step=0, wandb_project="p")
-
-
-def raising(*_, **__):
-    raise RuntimeError("no network\nand a trace")
-
-
-def test_wandb_without_a_key_or_a_network_does_not_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=raising))
-    with pytest.warns(UserWarning, match=r"Weights & Biases \(no network\).*WANDB_MODE=offline"):
-        write(tmp_path, [2, 4], wandb_project="p")
-    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
-
-
-@pytest.mark.parametrize("method", ["log", "finish"])
-def test_wandb_that_fails_later_does_not_end_the_run(tmp_path, monkeypatch, method):
-    run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
-    setattr(run, method, raising)
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
-    with pytest.warns(UserWarning, match="Weights & Biases .no network.; training") as warned:
-        write(tmp_path, [2, 4], wandb_project="p")
-    assert len(warned) == 1
-    assert [row["step"] for row in read_metrics(tmp_path)] == [2, 4]
 
 
 def test_a_full_disk_ends_the_log_and_not_the_run(tmp_path):

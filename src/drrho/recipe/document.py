@@ -17,6 +17,7 @@ from drrho.runtime.records import (
     to_json,
 )
 from drrho.training.optimizer import Optimizer
+from drrho.training.tracking.tracker import TENSORBOARD
 
 RECIPE_FILE, RESULTS_FILE = "recipe.json", "results.json"
 CONTENTS = "contents"  # identities of what a recipe names, recorded beside its own fields
@@ -147,6 +148,8 @@ def read_recipe(document: Mapping[str, Any], *, where: str = "recipe") -> Recipe
     own = {name: value for name, value in document.items() if name != CONTENTS}
     if isinstance(own.get("objective"), Mapping):
         own["objective"] = _upgraded_objective(own["objective"])
+    if isinstance(own.get("training"), Mapping):
+        own["training"] = _upgraded_training(own["training"])
     return from_json(Recipe, own, where=where, strict=True)
 
 
@@ -158,6 +161,15 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {CONTENTS: document[CONTENTS]} if CONTENTS in document else {}
     return to_json(read_recipe(document)) | kept
+
+
+def _upgraded_training(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert settings of training of a version whose only tracker with a name was wandb."""
+    found = dict(document)
+    project = found.pop("wandb_project", None)
+    if isinstance(project, str):
+        found.setdefault("trackers", [TENSORBOARD, f"wandb:{project}"])
+    return found
 
 
 def _upgraded_objective(document: Mapping[str, Any]) -> dict[str, Any]:

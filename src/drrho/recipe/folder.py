@@ -25,6 +25,7 @@ from drrho.reference.reader import Reference, open_reference
 from drrho.runtime.errors import without_secrets
 from drrho.training.checkpoint import list_checkpoints
 from drrho.training.log import read_metrics
+from drrho.training.tracking.tracker import program_of
 
 Row = dict[str, float | None]
 
@@ -80,6 +81,9 @@ class RunFolder:
         """
         recipe = self.recipe
         require_trusted_model(recipe.model)
+        for name in recipe.training.trackers:
+            if (path := program_of(name)) is not None:
+                require_trusted(str(self.path), f"running the program {path}", path=path)
         for place in (recipe.data, recipe.evaluation.data):
             if place is not None:
                 self._require_local(place)

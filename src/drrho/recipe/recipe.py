@@ -321,7 +321,7 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.keep_best",
-    "training.wandb_project",
+    "training.trackers",
     "training.not_finite",
     "parallel",
     "gradient_checkpointing",

@@ -1,7 +1,7 @@
 """Training by a recipe: from the configuration to a trained model in its run folder."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,14 +77,18 @@ from drrho.training.parallel import (
 )
 from drrho.training.schedules import Schedule, averaging_rate, constant
 from drrho.training.state import TrainingState
+from drrho.training.tracking.tracker import Tracker
 
 MOST_PASSES = 100  # beyond them a warning
 
 
-def train_recipe(recipe: Recipe) -> RunResults:
+def train_recipe(recipe: Recipe, *, trackers: Sequence[Tracker] = ()) -> RunResults:
     """Train a new run, continue an unfinished one, or return the results of a finished one.
 
     Under torchrun or `srun` all processes call this and train together.
+
+    Args:
+        trackers: trackers beside those that the recipe names.
 
     Raises:
         ValueError: there is no output, the folder holds a run of another recipe, or the data, the
@@ -94,7 +98,7 @@ def train_recipe(recipe: Recipe) -> RunResults:
     if not recipe.output:
         raise ValueError("output = '' names no folder to train in; give one, such as runs/mine")
     with together(recipe.device, recipe) as (processes, device):
-        results = _train_or_return(recipe, processes, device=device)
+        results = _train_or_return(recipe, processes, device=device, trackers=trackers)
     assert results is not None  # it is None for a beginning alone
     return results
 
@@ -114,7 +118,12 @@ def train_beginning(recipe: Recipe, *, until: int) -> None:
 
 
 def _train_or_return(
-    recipe: Recipe, processes: Processes, *, device: torch.device, until: int | None = None
+    recipe: Recipe,
+    processes: Processes,
+    *,
+    device: torch.device,
+    until: int | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> RunResults | None:
     folder = Path(recipe.output)
     manifest = open_manifest_together(recipe.data, processes)
@@ -128,7 +137,7 @@ def _train_or_return(
         finished = processes.on_first(lambda: finished_results(recipe, config))
         if finished is not None:
             return finished
-        training = _Training(recipe, config, manifest, stores, report, processes, device)
+        training = _Training(recipe, config, manifest, stores, report, processes, device, trackers)
         return training.run(until=until)
 
 
@@ -143,6 +152,7 @@ class _Training:
     report: FilterReport | None
     processes: Processes
     device: torch.device
+    trackers: Sequence[Tracker] = ()
 
     def run(self, *, until: int | None) -> RunResults | None:
         """Train to the end, and write the model and the results; None if `until` comes before."""
@@ -290,6 +300,7 @@ class _Training:
             loss=loss,
             optimizer=build_optimizer(model.module, training.optimizer, loss=loss, rates=rates),
             config=self.config,
+            trackers=self.trackers,
             seed=self.recipe.seed,
             processes=self.processes,
             export=partial(self._save, best),

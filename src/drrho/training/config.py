@@ -13,6 +13,7 @@ from drrho.training.optimizer import (
     learning_rate_schedule,
     temperature_rate_schedule,
 )
+from drrho.training.tracking.tracker import TENSORBOARD, require_tracker_name
 
 Precision = Literal["float32", "bfloat16", "float16"]
 NotFinite = Literal["stop", "skip"]
@@ -43,7 +44,9 @@ class Training:
         keep_checkpoints: number of newest checkpoints that are kept.
         keep_best: metric of the evaluations, such as "evaluation/mrr", whose highest value so far
             marks a model to keep; None keeps only the last.
-        wandb_project: project of Weights & Biases to log to as well; needs `pip install wandb`.
+        trackers: places that get the metrics besides `metrics.jsonl`: "tensorboard", events in the
+            folder of the run; "wandb:PROJECT"; "trackio:PROJECT"; "python:FILE.py", whose
+            `build()` returns a `Tracker`.
         evaluate_every: steps between evaluations; None evaluates at the end only.
         ema: exponential moving average of the weights, evaluated and saved beside them; None keeps
             none.
@@ -59,7 +62,7 @@ class Training:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     keep_best: str | None = None
-    wandb_project: str | None = None
+    trackers: tuple[str, ...] = field(default=(TENSORBOARD,), metadata=OPTIONAL)
     evaluate_every: int | None = None
     ema: EMA | None = field(default=None, metadata=OPTIONAL)
 
@@ -76,6 +79,8 @@ class Training:
             evaluate_every=self.evaluate_every,
         )
         require_positive(max_grad_norm=self.max_grad_norm)
+        for name in self.trackers:
+            require_tracker_name(name)
         if self.steps is None:
             return
         rest = self.optimizer.moment_warmup_steps

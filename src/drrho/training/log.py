@@ -1,24 +1,23 @@
-"""Metrics on disk: one JSON object per line, and the same numbers for TensorBoard."""
+"""Metrics on disk, one JSON object per line, and the same numbers for trackers."""
 
 import json
 import math
-import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from drrho.runtime.files import parse_json, require_regular, write_atomically
 from drrho.runtime.records import from_json
+from drrho.training.tracking.tracker import TENSORBOARD, TrackedRun, Tracker, open_tracker
 
 FILE_NAME = "metrics.jsonl"
 LONGEST_ROW = 2**20  # bytes
-WANDB_SECONDS = 30.0  # until a server counts as unreachable
 Row = Mapping[str, float | None]
 
 
 class MetricsLog:
-    """Log of rows in `folder/metrics.jsonl`, and of TensorBoard events in `folder/tensorboard`.
+    """Log of rows in `folder/metrics.jsonl`, and at trackers.
 
     A row is one flat object: `step`, `samples`, `seconds`, then name: value. A value that is not
     finite is written as null. Each row reaches the operating system before `write` returns, so it
@@ -28,14 +27,17 @@ class MetricsLog:
     Args:
         folder: folder of the run, created if it does not exist.
         writes: whether this process writes: only the first of a run does.
-        wandb_project: project of Weights & Biases to log to as well, under the folder's name; a
-            resumed run continues its own. Set WANDB_MODE=offline where there is no network.
+        trackers: names of trackers, as `open_tracker` takes them, or trackers.
+        config: recipe of the run, for the trackers.
         start_step: position of the run. Rows of this step and beyond, which the resumed run
             repeats, are removed.
 
     Raises:
-        ValueError: an existing file has a line that is no row (other than a torn last one).
-        ModuleNotFoundError: wandb is asked for and not installed.
+        ValueError: an existing file has a line that is no row (other than a torn last one), or a
+            tracker's program fails.
+        ModuleNotFoundError: the package of a tracker is not installed. Without TensorBoard there
+            is a warning instead.
+        FileNotFoundError: the program of a tracker is not there.
     """
 
     def __init__(
@@ -44,29 +46,27 @@ class MetricsLog:
         *,
         start_step: int,
         writes: bool = True,
-        wandb_project: str | None = None,
+        trackers: Sequence[str | Tracker] = (TENSORBOARD,),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
-        self._file = self._events = self._wandb = None
+        self._file = None
+        self._trackers: dict[str, Tracker] = {}
         if not writes:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        if wandb_project is not None:
-            self._wandb = _wandb_run(folder, wandb_project)
         path = folder / FILE_NAME
-        _keep_rows_before(start_step, path)
+        opened = _opened(trackers, path)
+        logged = _keep_rows_before(start_step, path)
         self._file = path.open("a", encoding="utf-8")
         self._failed: set[str] = set()
-        try:
-            # TensorBoard is optional, and slow to import for those who only read rows.
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
-        except ImportError:
-            warnings.warn(
-                f"tensorboard is not installed: metrics go to {path} alone; "
-                "pip install tensorboard for its display",
-                stacklevel=2,
-            )
-        else:
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        run = TrackedRun(folder=folder, config=config or {}, step=start_step, logged=logged)
+        for place, tracker in opened.items():
+            try:
+                tracker.begin(run)
+            except Exception as error:  # of other programs, in any kind
+                _warn_without(f"metrics do not go to {place}", error, stacklevel=3)
+            else:
+                self._trackers[place] = tracker
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -77,7 +77,7 @@ class MetricsLog:
     def write(
         self, metrics: Mapping[str, float], *, step: int, samples: int, seconds: float
     ) -> None:
-        """Append a row of metrics after `step` steps; a slash in a name groups it in TensorBoard.
+        """Append a row of metrics after `step` steps.
 
         Raises:
             ValueError: a metric has the name of one of the other three columns.
@@ -89,24 +89,20 @@ class MetricsLog:
         if self._file is None:
             return
         row |= {name: v if math.isfinite(v) else None for name, v in metrics.items()}
-        file, events, wandb = self._file, self._events, self._wandb
+        file = self._file
         self._try(
             FILE_NAME, lambda: (file.write(f"{json.dumps(row, allow_nan=False)}\n"), file.flush())
         )
-        if events is not None:
-            self._try("TensorBoard", lambda: _add(events, metrics, step=step))
-        if wandb is not None:
-            values = dict(metrics) | {"samples": samples, "seconds": seconds}
-            self._try("Weights & Biases", lambda: wandb.log(values, step=step))
+        values = {**metrics, "samples": samples, "seconds": seconds}
+        for place, tracker in self._trackers.items():
+            self._try(place, lambda tracker=tracker: tracker.log(values, step=step))
 
     def close(self) -> None:
-        """Close the files, and end the run of Weights & Biases."""
+        """Close the file, and finish the trackers' runs."""
         if self._file is not None:
             self._try(FILE_NAME, self._file.close)
-        if self._events is not None:
-            self._try("TensorBoard", self._events.close)
-        if self._wandb is not None:
-            self._try("Weights & Biases", self._wandb.finish)
+        for place, tracker in self._trackers.items():
+            self._try(place, tracker.finish)
 
     def _try(self, place: str, act: Callable[[], object]) -> None:
         """Write to a place, unless it has failed before; a failure is a warning."""
@@ -116,50 +112,30 @@ class MetricsLog:
             act()
         except Exception as error:  # of other programs, in any kind
             self._failed.add(place)
-            reason = str(error).partition("\n")[0]
+            _warn_without(f"metrics no longer go to {place}", error, stacklevel=5)
+
+
+def _opened(trackers: Sequence[str | Tracker], path: Path) -> dict[str, Tracker]:
+    """Trackers by the names that messages give them; without TensorBoard if it is missing."""
+    opened: dict[str, Tracker] = {}
+    for tracker in trackers:
+        name = tracker if isinstance(tracker, str) else type(tracker).__name__
+        if name in opened:
+            name = f"{name}, number {len(opened) + 1}"
+        try:
+            opened[name] = open_tracker(tracker) if isinstance(tracker, str) else tracker
+        except ImportError as error:
+            if tracker != TENSORBOARD:
+                raise
             warnings.warn(
-                f"metrics no longer go to {place} ({reason}); training continues without",
-                stacklevel=4,
+                f"tensorboard is not installed: metrics go to {path} alone ({error})", stacklevel=3
             )
+    return opened
 
 
-def _add(events: Any, metrics: Mapping[str, float], *, step: int) -> None:
-    for name, value in metrics.items():
-        events.add_scalar(name, value, global_step=step)
-    events.flush()
-
-
-def _wandb_run(folder: Path, project: str) -> Any:
-    """Open the folder's run of Weights & Biases, the same whenever training continues there.
-
-    Without a key or a network there is none, and a warning.
-    """
-    try:
-        import wandb  # noqa: PLC0415  # pyright: ignore[reportMissingImports]  optional
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"training.wandb_project = {project!r} needs wandb: pip install wandb", name=error.name
-        ) from error
-    path = folder / "wandb-id"
-    if not path.is_file():
-        write_atomically(path, uuid.uuid4().hex.encode())
-    try:
-        return wandb.init(
-            project=project,
-            name=folder.name,
-            dir=str(folder),
-            id=path.read_text(encoding="utf-8"),
-            resume="allow",
-            settings={"init_timeout": WANDB_SECONDS},
-        )
-    except Exception as error:  # of another program, in any kind
-        reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"metrics do not go to Weights & Biases ({reason}); training continues without. Log in "
-            "with `wandb login`, or set WANDB_MODE=offline where there is no network",
-            stacklevel=3,
-        )
-        return None
+def _warn_without(what: str, error: Exception, *, stacklevel: int) -> None:
+    reason = str(error).partition("\n")[0]
+    warnings.warn(f"{what} ({reason}); training continues without", stacklevel=stacklevel)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
@@ -196,9 +172,15 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
     return rows
 
 
-def _keep_rows_before(step: int, path: Path) -> None:
-    """Rewrite the file without the rows of `step` and beyond; whole or not at all."""
+def _keep_rows_before(step: int, path: Path) -> int:
+    """Rewrite the file without the rows of `step` and beyond, whole or not at all.
+
+    Returns:
+        The last step that the file had; -1 without rows.
+    """
     if not path.exists():
-        return
-    rows = [row for row in read_metrics(path.parent) if (row["step"] or 0) < step]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        return -1
+    rows = read_metrics(path.parent)
+    kept = [row for row in rows if (row["step"] or 0) < step]
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+    return max((int(row["step"] or 0) for row in rows), default=-1)

@@ -88,7 +88,11 @@ def train(
     with (
         ExitStack() as at_the_end,
         MetricsLog(
-            state.folder, start_step=state.step, writes=first, wandb_project=config.wandb_project
+            state.folder,
+            start_step=state.step,
+            writes=first,
+            trackers=(*config.trackers, *state.trackers),
+            config=state.config,
         ) as log,
         Progress(
             f"train {state.folder.name}",

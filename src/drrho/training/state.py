@@ -24,6 +24,7 @@ from drrho.training.checkpoint import (
 )
 from drrho.training.optimizer import allocate_moments
 from drrho.training.schedules import Schedule
+from drrho.training.tracking.tracker import Tracker
 
 FORMAT = 3
 MOMENTS = "optimizer."  # prefix of the names of a parameter's moments
@@ -81,6 +82,7 @@ class TrainingState:
             means the model's, times the group's `lr_scale`. Like `export` it is no state.
         until: step to save a checkpoint and stop after, as an interruption would; None trains to
             the end of the run. It is no state either.
+        trackers: trackers beside those that the run's configuration names; no state either.
         samples_seen: samples that entered a step, of all processes, repetitions counted.
         skipped: reason -> samples of all processes that could not be used, repetitions counted.
         skipped_steps: number of steps that were skipped because a value was not finite.
@@ -102,6 +104,7 @@ class TrainingState:
     average: AveragedModel | None = None
     temperature_rate: Schedule | None = None
     until: int | None = None
+    trackers: Sequence[Tracker] = ()
     step: int = 0
     samples_seen: int = 0
     skipped: Counter[str] = field(default_factory=Counter)

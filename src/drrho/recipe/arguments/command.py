@@ -35,6 +35,7 @@ ALIASES = {
     "--epochs": "--training.epochs",
     "--precision": "--training.precision",
     "--lr": "--training.optimizer.learning-rate",
+    "--trackers": "--training.trackers",
 }
 # The steps and the warm-up of a recipe with a name follow from its batch size.
 ALIASES_OF_PUBLISHED = ALIASES | {"--batch-size": "--scale.batch-size"}
