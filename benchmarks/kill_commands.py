@@ -113,7 +113,7 @@ COMMANDS = (
 )
 # Keys whose values are times or the machine's, and checksums over them.
 VOLATILE = ("seconds", "time", "memory", "modified", "changed")
-CHECKSUMS = ("checksum", "sha256", "files")
+CHECKSUMS = ("checksum", "sha256", "files", "of")
 ONLY_THERE = {".png", ".html", ".md", ".lock"}
 
 
@@ -175,8 +175,9 @@ def compared(whole: Path, cut: Path) -> list[str]:
 
 def files_of(folder: Path) -> list[Path]:
     found = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    # Locks and logs of every start are no result, nor is what an interrupted write left behind.
-    left = {"claims", "tensorboard"}
+    # Locks and logs of every start are no result, nor is what an interrupted write left behind, nor
+    # the caches of images and token ids, which hold what was read until then.
+    left = {"claims", "tensorboard", ".drrho-cache"}
     return [p for p in found if not left & set(p.parts) and not p.name.startswith(".")]
 
 

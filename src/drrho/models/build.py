@@ -110,6 +110,16 @@ def find_model(place: str, *, pretrained: str | None = None) -> Model:
     return Model(name=f"run:{place}" if is_folder else place, pretrained=pretrained)
 
 
+def named_model(name: str) -> Model:
+    """Name a model in one word: as `find_model`, with ARCHITECTURE@PRETRAINED for weights of
+    open_clip, a tag or a checkpoint file.
+    """
+    pretrained = ""
+    if ":" not in name and not Path(name).expanduser().is_dir():
+        name, _, pretrained = name.partition("@")
+    return find_model(name, pretrained=pretrained or None)
+
+
 def build_model(config: Model, *, seed: int, target: bool = False) -> TwoTower:
     """Build a model, on the CPU, in float32.
 

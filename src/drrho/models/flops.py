@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,11 +30,12 @@ class ForwardFlops:
 
 
 def forward_flops(
-    model: TwoTower, images: Float[Tensor, "batch 3 height width"], captions: Sequence[str]
+    model: TwoTower, images: Shaped[Tensor, "batch ..."], captions: Sequence[str]
 ) -> ForwardFlops:
     """Count one pass of some samples through both towers and divide by their number.
 
-    What a text costs may depend on the longest of its batch, so give captions of the data.
+    Of pairs of texts, `images` are anchors that went through the model's transform. What a text
+    costs may depend on the longest of its batch, so give captions of the data.
     """
     if not len(images) or not captions:
         raise ValueError(

@@ -6,7 +6,6 @@ pixels and words, they steer alike to the last bit that the arithmetic of anothe
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from drrho.data.caching.transforms import behind_augmentation
 from drrho.data.loading import Loading, Position, Transform, caches_of, training_batches
 from drrho.data.manifest import Manifest
 from drrho.encoding.encoder import EmbeddingModel, Precision
-from drrho.models.build import Model, build_model, find_model
+from drrho.models.build import Model, build_model, named_model
 from drrho.models.seen import training_data_of
 from drrho.reference.judgement import Judgement, judge_model
 from drrho.reference.store import ReferenceEmbeddings
@@ -62,11 +61,7 @@ def model_named(name: str) -> Model:
         FileNotFoundError: it can only be a folder, and there is none.
         ValueError: its weights would be random.
     """
-    place = name.removeprefix(PREFIX)
-    pretrained = ""
-    if ":" not in place and not Path(place).expanduser().is_dir():
-        place, _, pretrained = place.partition("@")
-    model = find_model(place, pretrained=pretrained or None)
+    model = named_model(name.removeprefix(PREFIX))
     model.require_trained()
     return model
 

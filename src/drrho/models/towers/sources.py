@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drrho.models.build import build_model, find_model
+from drrho.models.build import build_model, named_model
 from drrho.models.program import run_program
 from drrho.models.towers.files import half, kinds_of
 from drrho.models.towers.hugging_face import build_hugging_face_tower
@@ -56,8 +56,7 @@ def build_tower(
         case "python":
             tower = half(run_program(path, kinds_of(side)), side)
         case _:
-            name, _, pretrained = source.partition("@")
-            model = find_model(name, pretrained=pretrained or None)
+            model = named_model(source)
             model.require_trained()
             tower = half(build_model(model, seed=0), side)
     tower.module.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from drrho.data.subset import disjoint_halves, restricted
 from drrho.encoding.encoder import EmbeddingModel
 from drrho.encoding.pairs import embed_pairs
 from drrho.evaluation.metrics.ranks import ranks_of_similarities
-from drrho.models.build import build_model, find_model
+from drrho.models.build import build_model, named_model
 from drrho.models.seen import training_data_of
 from drrho.recipe.plain import without_reference
 from drrho.recipe.recipe import Evaluation, Recipe
@@ -158,8 +158,7 @@ def embed(name: str, manifest: Manifest, *, device: torch.device, batch_size: in
             rate=None,
             trained_on=stored.trained_on,
         )
-    architecture, _, pretrained = name.partition("@")
-    config = find_model(architecture, pretrained=pretrained or None)
+    config = named_model(name)
     config.require_trained()
     encoder = EmbeddingModel.frozen(build_model(config, seed=0), device=device)
     began = time.monotonic()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from drrho.models.build import Model, find_model
+from drrho.models.build import Model, named_model
 from drrho.runtime.checks import require_at_least, require_positive
 from drrho.runtime.files import expand_paths
 from drrho.runtime.launch import Device
@@ -91,12 +91,6 @@ class SteerConfig:
     def target_model(self) -> Model:
         """The model to train."""
         return named_model(self.model)
-
-
-def named_model(name: str) -> Model:
-    """Name the model of a folder, of a name that `Model` takes, or of ARCHITECTURE@PRETRAINED."""
-    architecture, _, pretrained = name.partition("@") if ":" not in name else (name, "", "")
-    return find_model(architecture, pretrained=pretrained or None)
 
 
 @dataclass(frozen=True)
