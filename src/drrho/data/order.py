@@ -20,7 +20,8 @@ def steps_per_epoch(manifest: Manifest, *, batch_size: int) -> int:
     if batch_size > num_usable:
         raise ValueError(
             f"batch_size must be at most the number of usable samples, {num_usable} of "
-            f"{manifest.num_samples} in the data set (times their weights); got {batch_size}"
+            f"{manifest.num_samples} in the data set (times their weights); got {batch_size}. Take "
+            "a smaller one (--batch-size) or more data"
         )
     return num_usable // batch_size
 
