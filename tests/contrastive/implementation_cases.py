@@ -15,17 +15,20 @@ from tests.contrastive.conftest import draw_pairs
 from tests.contrastive.kernel_cases import BLOCKS, NUM_PAIRS
 
 
-def two_steps(config, impl, *, dtype=torch.float32):
+def two_steps(config, impl, *, dtype=torch.float32, device="cpu"):
     """Losses, gradients and the state after two steps with embeddings of the same pairs."""
-    objective = ContrastiveObjective(config, num_samples=NUM_PAIRS, impl=impl).to(dtype)
-    reference = draw_pairs(NUM_PAIRS, 40, seed=1, dtype=dtype)
+    objective = ContrastiveObjective(config, num_samples=NUM_PAIRS, impl=impl).to(device, dtype)
+    reference = PairEmbeddings(
+        *(e.to(device) for e in draw_pairs(NUM_PAIRS, 40, seed=1, dtype=dtype))
+    )
     found = []
     for step in range(2):
-        leaves = [e.requires_grad_() for e in draw_pairs(NUM_PAIRS, 23, seed=2 + step, dtype=dtype)]
+        drawn = draw_pairs(NUM_PAIRS, 23, seed=2 + step, dtype=dtype)
+        leaves = [e.to(device).requires_grad_() for e in drawn]
         loss = objective(
             PairEmbeddings(*leaves),
             reference if config.needs_reference else None,
-            sample_ids=torch.arange(NUM_PAIRS),
+            sample_ids=torch.arange(NUM_PAIRS, device=device),
             gamma=0.6,
             teachers=config.num_teachers * [reference],
         ).loss

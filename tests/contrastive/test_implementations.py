@@ -18,6 +18,7 @@ from tests.contrastive.conftest import draw_pairs
 from tests.contrastive.implementation_cases import two_steps
 
 ROOT = Path(__file__).parents[2]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
@@ -59,6 +60,30 @@ def test_tiles_are_the_exact_code(impl, name):
     exact = two_steps(config, "exact", dtype=torch.float64)
     for ours, theirs in zip(two_steps(config, impl, dtype=torch.float64), exact, strict=True):
         assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("impl", ["auto", "tiles"])
+def test_a_device_finds_what_the_exact_code_does(impl, name):
+    """In float32, with the products of the device; "auto" may take the kernels there."""
+    exact = two_steps(CONFIGS[name], "exact", dtype=torch.float64)
+    found = two_steps(CONFIGS[name], impl, device=DEVICE)
+    for ours, theirs in zip(found, exact, strict=True):
+        largest = theirs.abs().max().item()
+        assert_close(ours.cpu().double(), theirs, rtol=1e-4, atol=5e-5 * largest)
+
+
+@pytest.mark.cuda
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; else it is interpreted")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("SigLIP")])
+def test_compiled_triton_is_the_exact_code(name):
+    exact = two_steps(CONFIGS[name], "exact", dtype=torch.float64)
+    found = two_steps(CONFIGS[name], "triton", device=DEVICE)
+    for ours, theirs in zip(found, exact, strict=True):
+        largest = theirs.abs().max().item()
+        assert_close(ours.cpu().double(), theirs, rtol=1e-4, atol=5e-5 * largest)
 
 
 @needs_triton

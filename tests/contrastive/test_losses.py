@@ -177,6 +177,7 @@ def test_what_a_gpu_says_late_is_said_in_the_next_call():
     loss(*embeddings())
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_is_not_waited_for():
     image, text = (given.detach().cuda() for given in embeddings(torch.float32))
