@@ -356,7 +356,7 @@ def compare(comparison: Comparison | Replicates, *, trust: bool = False) -> Resu
 
 @_with_fields_of(CurateConfig)
 def curate(config: CurateConfig) -> Curation:
-    """Ranks the pairs of a data set by a run and its reference, and leaves some out of it.
+    """Ranks the pairs of a data set by a run and its reference, and leaves some of them out.
 
     >>> found = drrho.curate("runs/mine", output="curated")
     >>> found.manifest

@@ -48,7 +48,7 @@ def check_unit_length(name: str, pairs: PairEmbeddings, *, or_absent: bool = Fal
     On a GPU this waits for the device.
 
     Args:
-        or_absent: whether a row may be zero, as that of a pair without embeddings is.
+        or_absent: whether a row may be zero, which means that the pair has no embeddings.
     """
     for side, embeddings in zip(("image", "text"), pairs, strict=True):
         lengths = torch.linalg.vector_norm(embeddings.detach().float(), dim=1)

@@ -15,8 +15,8 @@ class Batch:
     """Image-caption pairs to train on.
 
     Attributes:
-        images: output of the training transform; or pixels of 8 bits, a quarter of that, of which
-            `to` makes it.
+        images: output of the training transform; or pixels of 8 bits, which take a quarter of the
+            memory and which `to` converts to that output.
         tokens: token ids of the captions.
         skipped: id and reason of each sample that belongs to this batch but could not be
             decoded; the batch is that much smaller.

@@ -337,7 +337,7 @@ def _unchanged(known: Manifest | None, states: dict[str, FileState | None]) -> d
 
 
 def _faults(shard: Shard) -> Iterator[str]:
-    """Tell samples without a caption, of which labels may be wanted, from unusable ones."""
+    """Tell samples without a caption, whose labels may be wanted, from unusable ones."""
     for why in shard.unusable.values():
         yield "without caption" if why in CAPTION_FAULTS else "unusable"
 
@@ -399,7 +399,7 @@ def _plain_error(error: Exception) -> Exception:
 
 
 def _combined(faults: dict[str, Exception], *, num_shards: int, kept: bool) -> Exception:
-    """Make one error of those of all shards that cannot be read."""
+    """Combine the errors of all shards that cannot be read into one."""
     errors = [_plain_error(error) for error in faults.values()]
     if num_shards == 1:
         return errors[0]

@@ -16,7 +16,7 @@ def manifest_of_items(
     The hashes only have to tell data sets apart. So an item is any bytes that determine the
     sample: `row["text"].encode()`, the array of its token ids `.tobytes()`, an image file.
 
-    Each run of items is a shard, and what is stored about it lies in a file of its own: a data
+    Each run of items is a shard, and what is stored about it has a file of its own: a data
     set that has grown at its end keeps all runs but the last.
 
     Args:

@@ -187,7 +187,7 @@ def caches_of(
     """Open the caches of `training_batches`; errors as `open_caches`.
 
     Args:
-        beside: manifest or folder that the files lie beside; None keeps all in memory.
+        beside: manifest or folder beside which the files are kept; None keeps all in memory.
     """
     first = config.captions == "first" and config.views is None
     split = split_transform(transform, resize=config.resize)

@@ -39,10 +39,10 @@ from drrho.runtime.records import from_json
 FORMAT = "drrho manifest"
 VERSION = 2
 SMALL = 2**14  # bytes that are copied rather than hashed by a call of their own
-HEAD_BYTES = 4096  # of a manifest: the name of its rows stands in front of the shards
+HEAD_BYTES = 4096  # of a manifest: the name of its rows comes before the shards
 MAX_JSON = 2**30  # bytes of the file: unusable rows take about 25 each
 UPRIGHT = 2  # the decoding that turns images as their EXIF orientation says
-ITEMS = "items://"  # how the url of a shard begins whose samples lie in no file of their own
+ITEMS = "items://"  # beginning of the url of a shard whose samples have no file of their own
 
 NO_CAPTION, EMPTY_CAPTION, UNDECODABLE_CAPTION = "no caption", "empty caption", "corrupt caption"
 # With one of these reasons a sample still has an image, which is enough where a label is scored.
@@ -89,7 +89,7 @@ class Shard:
         weight: how often an epoch visits its samples, on average.
         size: bytes of the file when it was indexed; None if it is no single file.
         modified: time of the file's last change then, as its file system writes it.
-        spans: where its samples lie; None if in no file.
+        spans: where its samples are in the file; None if in no file.
         members: the files of each sample; None in an index of an earlier version, and where
             samples are no files of a tar file.
         left_out: further rows that the filter of a run leaves out; not written into the index.
@@ -246,8 +246,8 @@ class Manifest:
     def save(self, path: str | Path) -> None:
         """Write the manifest as JSON; a reader sees the old file or the new one, whole.
 
-        Where the samples lie is written beside it, into `NAME.rows-HASH`: 17 bytes a sample, and 4
-        for each of its files.
+        The places of the samples are written beside it, into `NAME.rows-HASH`: 17 bytes a sample,
+        and 4 for each of its files.
         Shards below the manifest's folder are named relative to it, so that all move together.
         """
         path = Path(os.path.abspath(path))
@@ -274,7 +274,7 @@ class Manifest:
         """Read what `save` wrote: where it is being replaced, the old or the new.
 
         Raises:
-            FileNotFoundError: there is no such file, or that of its rows is missing.
+            FileNotFoundError: there is no such file, or the file of its rows is missing.
             ValueError: it is no manifest, or one of another version.
         """
         while True:

@@ -1,4 +1,4 @@
-"""Where the samples of a shard lie in it, row by row, and the files of each sample.
+"""Places of the samples in a shard, row by row, and the files of each sample.
 
 With the sizes of its files a sample is read by one range of bytes, without parsing the headers of a
 tar file.

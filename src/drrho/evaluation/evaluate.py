@@ -96,7 +96,7 @@ def evaluate_encoder(encoder: Encoder, evaluation_set: EvaluationSet) -> Evaluat
 def chance_on(evaluation_set: EvaluationSet) -> dict[str, float]:
     """Compute what guessing reaches on a set, without a model: `EvaluationResult.chance`.
 
-    It is that of a set whose images can all be decoded.
+    It assumes that all images can be decoded.
     """
     chance: dict[str, float] = {}
     if evaluation_set.with_captions:
@@ -163,8 +163,8 @@ def evaluate_named_model(config: EvaluateConfig) -> dict[str, dict[str, float]]:
 def evaluate_sets(config: EvaluateConfig) -> dict[str, EvaluationResult]:
     """Score a model on sets, by name. Under torchrun or `srun` the processes share the work.
 
-    Behind each score stands `METRIC/chance`, what guessing reaches, and beside those of a zero-shot
-    task `zero_shot/TASK/chance`, that of `top1`.
+    Each score is followed by `METRIC/chance`, what guessing reaches; the scores of a zero-shot task
+    by `zero_shot/TASK/chance`, what guessing reaches of `top1`.
 
     Raises:
         FileNotFoundError: the run is not finished, or a set is not there.

@@ -308,7 +308,7 @@ class EmbeddedSet:
         *,
         positives: Pairs,
     ) -> PositiveRanks:
-        """Rank all queries, of which each process ranks its share."""
+        """Rank all queries; each process ranks its share."""
         rank = partial(positive_ranks, queries, candidates, positives=positives)
         processes = self.encoder.processes
         if processes.size == 1:

@@ -77,7 +77,7 @@ def _ends(axes: Axes, chart: Chart) -> tuple[float | None, float | None]:
 
 
 def _in_upper_half(height: float, chart: Chart) -> bool:
-    """Whether most of what is drawn lies below a height, so that there is room for words."""
+    """Whether most of what is drawn is below a height, so that there is room for words."""
     drawn = [y for series in chart.series for y in series.y] or [height]
     return height >= (min(drawn) + max(drawn)) / 2
 

@@ -33,7 +33,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def metrics_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     """A row for each metric, a column for each set; empty where a set has no such metric.
 
-    What a set has as `METRIC/chance` stands in a column beside it.
+    A set's `METRIC/chance` is shown in a column beside the metric.
     """
     columns: dict[str, Mapping[str, float]] = {}
     for title, metrics in scores.items():

@@ -172,7 +172,7 @@ def live_batches(
 
 
 def live_cost(stores: Stores, recipe: Recipe, state: TrainingState) -> LiveCost | None:
-    """Add up what the live models did in a run; their seconds are those of its log."""
+    """Add up what the live models did in a run; their seconds come from its log."""
     if not stores.live:
         return None
     selection, trained = recipe.selection, state.samples_seen

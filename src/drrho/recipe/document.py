@@ -29,7 +29,7 @@ class Part:
 
     Attributes:
         steps: steps that it ended after.
-        optimizer: rates and schedules that it was trained under, as of a run of so many steps.
+        optimizer: rates and schedules that it was trained under, made for a run of so many steps.
     """
 
     steps: int
@@ -102,7 +102,7 @@ def write_run_results(folder: Path, results: RunResults) -> None:
 
 
 def read_run_results(folder: Path, *, name: str = RESULTS_FILE) -> RunResults | None:
-    """Read a run's `results.json`, or that of an earlier part; None if it is not finished.
+    """Read `results.json` of a run or of an earlier part of it; None if it is not finished.
 
     Raises:
         ValueError: the file is damaged, or of a later version.

@@ -98,7 +98,7 @@ def export_model(config: ExportConfig) -> Path:
 
 
 def _describe(run: Path, output: Path, config: ExportConfig) -> None:
-    """Write the card of a run's model; the scores are those of the finished model alone."""
+    """Write the card of a run's model; it has scores of the finished model alone."""
     if not (run / RECIPE_FILE).is_file():
         return
     is_finished = config.checkpoint is None and not config.ema

@@ -55,7 +55,7 @@ class RunFolder:
         """Open the data set that the user gave, or one that the run's recipe names.
 
         Args:
-            named: a data set in the recipe; by default that of the training.
+            named: a data set in the recipe; by default the training data.
 
         Raises:
             FileNotFoundError, ValueError: as `open_manifest`; or the recipe, or the manifest that

@@ -12,7 +12,7 @@ from drrho.recipe.recipe import Recipe
 def without_reference(recipe: Recipe) -> Recipe:
     """Return the recipe without reference, teachers, selection and filter.
 
-    FastCLIP takes the place of DRRho-CLIP, and CLIP that of distillation alone. Batches have as
+    FastCLIP replaces DRRho-CLIP, and CLIP replaces distillation alone. Batches have as
     many pairs as the recipe trains on, without those that it loads to select from.
     """
     objective = recipe.objective

@@ -82,7 +82,7 @@ class Sizes:
         parameters: number of parameters of the whole model, trainable or not.
         model_and_optimizer: bytes of parameters, gradients and AdamW's moments in float32.
         activations: bytes of the pairs that are encoded at once; None if it is not known.
-        images: bytes of the images of two batches, the second of which waits.
+        images: bytes of the images of two batches; the second one waits.
         per_sample: bytes of averages and individual temperatures.
         checkpoints: bytes on disk, with the checkpoint that is being written.
     """
@@ -175,7 +175,7 @@ def _pixels(model: TwoTower) -> Tensor:
 def plan_run(recipe: Recipe) -> str:
     """Check what a run needs and describe it, in one process and without writing.
 
-    Under a launcher the plan is that of its processes; each of them may call this.
+    Under a launcher the plan is made for all its processes; each of them may call this.
 
     Raises:
         ValueError, OSError: the run could not start; the message is the run's own.

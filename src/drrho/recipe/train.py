@@ -106,8 +106,8 @@ def train_recipe(recipe: Recipe, *, trackers: Sequence[Tracker] = ()) -> RunResu
 def train_beginning(recipe: Recipe, *, until: int) -> None:
     """Train a run up to a step of its schedule, and leave it to be continued by `train_recipe`.
 
-    What is found in the folder is gone on with; a run that is as far stays as it is. The run that
-    is continued equals one that was trained at once, bit for bit on one machine's CPU.
+    A run found in the folder is continued; a run that is as far already stays as it is. The
+    continued run equals one that was trained at once, bit for bit on one machine's CPU.
 
     Raises:
         ValueError: `until` is not a step of the run; or as `train_recipe`.

@@ -79,7 +79,7 @@ def require_expansion(size: int, compressed: int) -> None:
 
 
 def plain_tensor(value: Any) -> Tensor:
-    """Return a tensor of real numbers that lies in memory as it says, without its gradient.
+    """Return a tensor of real numbers whose memory is as large as it says, without its gradient.
 
     Raises:
         ValueError: it is something else, such as a view that repeats a few numbers.

@@ -53,7 +53,7 @@ class CheckedTensor:
             )
 
     def rows(self, rows: Int64[Tensor, " some"]) -> Shaped[Tensor, "some ..."]:
-        """Return some rows; raises ValueError if one lies in a damaged block."""
+        """Return some rows; raises ValueError if one is in a damaged block."""
         if self._checksums is not None and len(rows) > 0 and not all(self.checked):
             row_bytes = self.values[:1].nbytes
             first = rows.numpy() * row_bytes // BLOCK_BYTES

@@ -237,7 +237,7 @@ def run_verify(config: VerifyConfig) -> str:
 
 
 def run_losses(config: LossesConfig) -> str:
-    """Summarise stored losses, and correlate those of different references."""
+    """Summarise stored losses, and correlate the losses of different references."""
     summaries, correlations = summarise_losses(config.folder)
     header = ["reference", "identity", "samples", "missing", "losses", "of a", "not finite"]
     rows = [

@@ -69,8 +69,8 @@ def judge_reference(
 ) -> Judgement | None:
     """Judge stored embeddings on pairs drawn from the data that they are of.
 
-    Only the store is read: texts are the same where their embeddings are. The cost is that of
-    `sample` rows and of one matrix of their cosines.
+    Only the store is read: texts are the same where their embeddings are. The cost is reading
+    `sample` rows and computing one matrix of their cosines.
 
     Returns:
         None if fewer than two pairs have embeddings.

@@ -50,7 +50,7 @@ class Live:
 
 
 def is_live(name: str) -> bool:
-    """Whether the name of a reference or teacher is that of a model, not of a store."""
+    """Whether the name of a reference or teacher names a model, not a store."""
     return name.startswith(PREFIX)
 
 
@@ -116,7 +116,7 @@ class LiveModel:
         Args:
             augmentation: the target's training transform, used where the model embeds the target's
                 images.
-            beside: place of the caches, as of `caches_of`.
+            beside: place of the caches, as `caches_of` takes it.
 
         Raises:
             ValueError: as `behind_augmentation`, or as `training_batches`.

@@ -1,4 +1,4 @@
-"""Random pairs of which a stored reference has embeddings."""
+"""Random pairs that have embeddings in a stored reference."""
 
 import torch
 from jaxtyping import Int64

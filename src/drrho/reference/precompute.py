@@ -233,7 +233,7 @@ def _open_folder(encoder: EmbeddingModel, manifest: Manifest, *, folder: Path) -
 
 
 def _require_same(found: ReferenceCard, wanted: ReferenceCard, *, folder: Path) -> None:
-    """Raise ValueError if a folder was begun with another model or data set."""
+    """Raise ValueError if a folder holds embeddings by another model or of another data set."""
     remedy = "choose another folder, or remove this one"
     if found.model != wanted.model:
         differing = identity_differences(found.model, wanted.model)

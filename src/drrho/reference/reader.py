@@ -47,7 +47,7 @@ class Reference:
     @property
     def identity(self) -> dict[str, Any]:
         """Models, views and weights of what is stored, wherever it is."""
-        # Of several views that of the first, and how many there are.
+        # With several views, the identity of the first one, and how many there are.
         views = {} if self.views is None else {"views": str(self.views.count)}
         models = [stores[0].identity | views for stores in self.stores]
         if self.weights == (1.0,):
@@ -149,7 +149,7 @@ def open_reference(
 
 
 def view_folder(folder: Path, number: int) -> Path:
-    """Return where in a reference's folder the store of a view lies."""
+    """Return the place of a view's store in the folder of a reference."""
     return folder / f"view-{number:03d}"
 
 
@@ -194,7 +194,7 @@ def _gather_views(
     sample_ids: Int64[Tensor, " batch"],
     views: Int64[Tensor, " batch"] | None,
 ) -> ReferenceEmbeddings:
-    """Look up samples in the stores of one reference, each in that of its view."""
+    """Look up samples in the stores of one reference, each in the store of its view."""
     if views is None:
         return stores[0].gather(sample_ids)
     rows = [(views == number).nonzero().squeeze(1) for number in range(len(stores))]
@@ -203,7 +203,7 @@ def _gather_views(
         for store, chosen in zip(stores, rows, strict=True)
         if len(chosen) > 0
     ]
-    # Where each sample stands among those that were gathered view by view.
+    # The place of each sample in the rows that were gathered view by view.
     places = torch.cat(rows).argsort()
     return ReferenceEmbeddings(*map(torch.cat, zip(*found, strict=True))).keep(places)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RowsOfShard(NamedTuple):
-    """Samples of a batch that lie in one shard: rows of the shard, and places in the batch."""
+    """Samples of a batch that are in one shard: rows of the shard, and places in the batch."""
 
     shard: int
     rows: Int64[Tensor, " part"]

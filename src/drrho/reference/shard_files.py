@@ -118,7 +118,7 @@ class ShardFiles:
         model: what computed the contents; every file carries a hash of it.
         noun: what the files hold, for messages.
         remedy: how to write them, for messages.
-        checksums_required: whether a file without checksums is damaged; those of version 1 have
+        checksums_required: whether a file without checksums is damaged; files of version 1 have
             none.
     """
 
@@ -154,7 +154,7 @@ class ShardFiles:
         """Open the file of one shard. Its tensors are mapped into memory.
 
         Args:
-            layout: what the file must hold; -1 stands for any length.
+            layout: what the file must hold; -1 means any length.
             checked: by tensor, whether its blocks were compared when it was open before.
 
         Raises:
@@ -286,7 +286,7 @@ class ShardFile:
 
 @dataclass(frozen=True, kw_only=True)
 class CardKind(Generic[Card]):
-    """Cards of one kind of table: a JSON file that says what computed it, and of which shards.
+    """Cards of one kind of table: a JSON file that says what computed it, and for which shards.
 
     Attributes:
         card: dataclass of the cards, with `shards`, and `model`, by which files are labelled.

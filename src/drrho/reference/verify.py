@@ -39,7 +39,7 @@ class Verification:
 
     Attributes:
         num_samples: rows of the data set.
-        has_checksums: whether the files have checksums; those of the first version have none.
+        has_checksums: whether the files have checksums; files of the first version have none.
         num_stored: rows with embeddings.
         absent: number of rows without embeddings, by reason.
         num_encoded: samples that were encoded again.
@@ -68,7 +68,7 @@ def verify(
     """Check every stored row and checksum, and encode some of the samples again.
 
     A row must be finite and of unit length, and an encoded sample's cosine with its row at least
-    `FLOOR`, or the encoder's of `FLOORS`. A sample whose embedding lies closer to another row of
+    `FLOOR`, or the encoder's of `FLOORS`. A sample whose embedding is closer to another row of
     its shard is named with that row, which shows rows in another order.
 
     Args:

@@ -211,7 +211,7 @@ def _by_elimination(samples: Samples, threshold: _Threshold) -> _Active:
 def _by_sorting(samples: Samples, threshold: _Threshold) -> _Active:
     """Sort the losses, largest first, and accumulate: no search, and no value is read.
 
-    Whether eta lies below the k-th loss depends on the moments of the k largest alone.
+    Whether eta is below the k-th loss depends on the moments of the k largest alone.
     """
     ordered, index = samples.below.sort(dim=-1, descending=True)
     mass = samples.mass.gather(-1, index)

@@ -213,8 +213,9 @@ class Partition:
     def mean(self, values: Float[Tensor, "*anchors own"]) -> Float[Tensor, ""]:
         """Average over the rows (last dimension) of all processes; the same number on each.
 
-        The gradient on one of K processes is K times that of its part: averaged over processes, as
-        DistributedDataParallel and FSDP do for parameters, it is the gradient of the mean.
+        The gradient on one of K processes is K times the gradient of its part: averaged over
+        processes, as DistributedDataParallel and FSDP do for parameters, it is the gradient of the
+        mean.
         """
         num_values = self.num_rows * math.prod(values.shape[:-1])
         own = values.sum() * (self.num_processes / num_values)
@@ -289,7 +290,7 @@ def partition(
 def equal_partition(num_rows: int, *, group: ProcessGroup | None) -> Partition:
     """Split `num_rows` over K processes in blocks of `ceil(num_rows / K)`; no collective.
 
-    The last blocks may be smaller or empty, as those of `torch.chunk` and of a sharded DTensor.
+    The last blocks may be smaller or empty, as in `torch.chunk` and in a sharded DTensor.
     """
     world, rank = 1, 0
     if dist.is_initialized():

@@ -4,7 +4,7 @@ import re
 
 from torch import Tensor
 
-# User and password in front of a host, and a query such as that of a signed address.
+# User and password in front of a host, and a query, as signed addresses have.
 URL_USER = re.compile(r"(?<=://)[^/\s'\"]*@")
 URL_QUERY = re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*=[^\s'\",;)]*")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
-CHECKSUM_NAME = "sha256"  # the last name in an object, over all that stands before
+CHECKSUM_NAME = "sha256"  # the last name in an object; covers all that comes before it
 CHECKSUM = b',\n "sha256": "%s"\n}\n'
 MOST_LEVELS = 50
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a scheme of one letter would be a drive
@@ -212,7 +212,7 @@ def require_on_this_machine(path: str | Path, what: str) -> None:
     if URL.match(str(path)) and not os.path.lexists(path):
         from drrho.runtime.errors import without_secrets  # noqa: PLC0415  # imports torch
 
-        url = re.sub(r":/(?!/)", "://", str(path), count=1)  # of which a Path has lost a slash
+        url = re.sub(r":/(?!/)", "://", str(path), count=1)  # a Path has lost a slash of it
         raise ValueError(
             f"{what} {without_secrets(url)} is a URL; it is read from this machine, where it "
             "is mapped into memory: copy it here. Shards alone are read at their URLs"

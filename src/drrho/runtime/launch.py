@@ -45,7 +45,7 @@ class Launch:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Launch | None":
-        """Read torchrun's variables or those of a Slurm step; None for a single process.
+        """Read the variables of torchrun or of a Slurm step; None for a single process.
 
         A batch script without `srun` is one process however many tasks it asked for.
 

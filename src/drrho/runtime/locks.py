@@ -28,7 +28,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process works there, and this one is not to wait.
-        NotADirectoryError: a file has the folder's name, or that of one above it.
+        NotADirectoryError: the folder, or one above it, is a file.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

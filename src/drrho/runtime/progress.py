@@ -41,7 +41,7 @@ class Progress:
 
     Args:
         description: description of the work, in a few words.
-        total: number of units, those of `initial` included.
+        total: number of units, `initial` included.
         unit: plural noun for the units.
         initial: units done before this run, for resumed work; they do not count for the rate.
         visible: whether anything is shown; the first process of several shows it.
@@ -182,7 +182,7 @@ class StudyProgress:
 
     @contextmanager
     def run(self, name: str, *, is_new: bool) -> Iterator[None]:
-        """Count a run when the block ends, and say where the study stands if it was a new one."""
+        """Count a run when the block ends; after a new one, say how far the study is."""
         started = time.monotonic()
         yield
         self._done += 1

@@ -24,7 +24,7 @@ def seed_generators(seed: int) -> None:
 
 
 def seed_all_generators(seed: int) -> None:
-    """Seed those of the CPU, and that of the GPU, if one is in use."""
+    """Seed the generators of the CPU, and of the GPU, if one is in use."""
     seed_generators(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)

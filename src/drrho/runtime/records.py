@@ -62,7 +62,7 @@ def _default(part: Any) -> Any:
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Write a dataclass; its class attribute `version`, that of the format, comes first."""
+    """Write a dataclass; its class attribute `version`, the format's version, comes first."""
     write_json(path, {FORMAT: record.version, **to_json(record)})
 
 

@@ -34,14 +34,14 @@ class MultiLevelMonteCarlo(nn.Module):
 
         estimate = F_smallest + (F_n - F_{n/2}) / P(J),    n = smallest 2^J
 
-    whose expectation telescopes to that of F at the largest size: the bias is the batch estimator's
-    at `smallest * 2^levels` samples, for an expected cost of `smallest * (levels + 1)`. The price
-    is variance: the correction is divided by P(J), which halves with every level, and single
-    weights may be negative.
+    whose expectation telescopes to the expectation of F at the largest size: the bias equals the
+    batch estimator's at `smallest * 2^levels` samples, for an expected cost of
+    `smallest * (levels + 1)`. The price is variance: the correction is divided by P(J), which
+    halves with every level, and single weights may be negative.
 
-    The level is drawn before the samples: take batches of `draw_size(generator)` samples, those
-    that a mask drops included. A block of which it drops all has no risk, and its share of the
-    weights is missing.
+    The level is drawn before the samples: take batches of `draw_size(generator)` samples,
+    samples that a mask drops included. If it drops a whole block, the block has no risk, and its
+    share of the weights is missing.
 
     Args:
         smallest: samples in the smallest blocks.

@@ -6,7 +6,7 @@ Score a super-batch without gradient, select, and train on what was selected:
     selection = select_top_k(scores, k)
     (selection.weights * losses_of(inputs[selection.index])).sum().backward()
 
-| selection | weights | gradient on average: that of |
+| selection | weights | on average the gradient of |
 |---|---|---|
 | `select_top_k` | 1/k | `CVaR(fraction=k / n)` over the super-batch, in every draw |
 | `sample_with_replacement` | 1/k | `KL(temperature=...)` over the super-batch |
@@ -16,13 +16,13 @@ Score a super-batch without gradient, select, and train on what was selected:
 
 Sampling has used up the risk's weights: to multiply the losses by them again counts them twice.
 
-A candidate counts if its mask is True and its score is finite (that of a missing reference is NaN).
+A candidate counts if its mask is True and its score is finite (NaN without a reference).
 Others are left out without an error, for which the host would wait for the device; count them by
 `scores.isfinite()`. Where fewer than k candidates count, the surplus has weight zero and the index
 of the first one chosen, whose loss is safe to compute; the others weigh as if k were their number.
 Where none counts, all weights are zero.
 
-In every function scores are of one dimension (`flatten()` those of tokens) and any floating type;
+In every function scores have one dimension (`flatten()` scores of tokens) and any floating type;
 `mask` is True where a candidate counts; the generator is on the scores' device. ValueError: k is
 out of range, there are no candidates, the mask does not fit, or the temperature is out of range.
 TypeError: the scores are not floating point.
@@ -171,7 +171,7 @@ def sample_with_replacement(
     # Not torch.multinomial, which ends at 2^24 candidates.
     cumulative = _log_probabilities(scores, valid, temperature).exp().cumsum(dim=0)
     uniform = torch.rand(k, dtype=torch.float64, device=scores.device, generator=generator)
-    # `right`: the first sum above the target, so never that of a candidate of probability zero.
+    # `right`: the first sum above the target, so never a candidate of probability zero.
     index = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
     index = index.clamp(max=len(scores) - 1)  # where none counts, no sum is above it
     return _equal_weights(index, valid, dtype=scores.dtype)

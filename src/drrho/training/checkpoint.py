@@ -33,6 +33,9 @@ SAVED_DTYPES = frozenset(
 # Words of torch's errors, of no class of their own, where it cannot write a file.
 OF_A_FILE = ("unexpected pos", "enforce fail", "StreamWriter", "file write failed")
 REPLACED_SUFFIX = ".replaced"  # of a checkpoint while another of its step takes its place
+# torch warns at every save in a single process, where this is intended. The filter is set here and
+# not in `tensor_files`, which may be imported inside a block that restores the filters at its end.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
 
 
 @dataclass(frozen=True, kw_only=True)

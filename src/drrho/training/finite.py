@@ -16,7 +16,7 @@ SHOWN_SAMPLE_IDS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """Values of one step (from 0), of which those `checked` must be finite, and its samples."""
+    """Values of one step (from 0) and its samples; the values `checked` must be finite."""
 
     step: int
     sample_ids: Int[Tensor, " batch"]

@@ -64,7 +64,7 @@ def train(
     one machine's CPU. On several processes each calls this with its share of every batch.
 
     Args:
-        batches: endless iterator, whose first batch is that of step `state.step`.
+        batches: endless iterator that begins with the batch of step `state.step`.
         state: new or resumed state, changed in place.
         config: length of the run, precision, logging and checkpoints.
         learning_rate: step -> rate; each group of the optimiser gets it times its `lr_scale`.

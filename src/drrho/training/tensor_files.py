@@ -6,7 +6,6 @@ so this module is imported only where tensors are written or read.
 
 import math
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,6 @@ INDEX_CLASSES = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
-# torch warns of it at every save in a single process, where it is intended.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninit")
 
 
 def write_tensors(tensors: dict[str, Tensor], folder: Path, processes: Processes) -> None:
@@ -69,7 +66,7 @@ def describe_tensors(path: Path) -> dict[str, str]:
 
 
 def read_into(tensors: dict[str, Tensor], path: Path, processes: Processes) -> None:
-    """Overwrite tensors with those of a checkpoint, by name; a collective.
+    """Overwrite tensors with the tensors of a checkpoint, by name; a collective.
 
     Args:
         tensors: tensors to overwrite; DTensors get their process's shard.

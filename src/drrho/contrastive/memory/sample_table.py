@@ -26,8 +26,8 @@ class SampleBatch(NamedTuple):
     ) -> Float[Tensor, "2 owned"]:
         """Bring the values of all pairs to the owners of their samples; a collective.
 
-        Pairs of the same sample get the mean of their values, of logarithms that of what they are
-        the logarithms of.
+        Pairs of the same sample get the mean of their values; logarithms are exponentiated before
+        the mean and logged again after it.
         """
         everyone = self.pairs.all_gather(values.T).T
         return _means(self.same, everyone, of_logarithms=of_logarithms)[:, self.owned]
@@ -49,7 +49,7 @@ class SampleTable(nn.Module):
     new numbers; and the answer of either is a reduce-scatter, in which all but the owner have
     zeros. Each is one collective of O(B) numbers, whatever N.
 
-    The state dictionary holds the table of all samples, as a sharded DTensor if K > 1, of which
+    The state dictionary holds the table of all samples, as a sharded DTensor if K > 1:
     torch.distributed.checkpoint writes each share once. That, or a whole tensor that one process
     saved, loads into any number of processes.
 
@@ -117,8 +117,8 @@ class SampleTable(nn.Module):
     ) -> Float[Tensor, "2 owned"]:
         """`entry <- rule(entry, values)` for the samples in this process's share; no collective.
 
-        The values are those of the pairs of all processes whose samples this process owns, equal
-        for equal samples; their new entries are returned.
+        The values belong to the pairs, of all processes, whose samples this process owns. They are
+        equal for equal samples; the new entries are returned.
         """
         before = self._entries_of(batch).to(values)
         after = rule(before, values)

@@ -158,7 +158,7 @@ def tiled_distillation_anchor_losses(
     their gradient. Otherwise the first term comes from `log_gap_means`, by `impl`; the second, the
     gap that the teachers expect, has passes of its own, and in float32 the gradients of both are
     rounded before they cancel: by up to 1e-7 / tau, which is more than their sum where student and
-    teacher are certain of the same pairs. `pairs` and the meaning of the gradient are those of
+    teacher are certain of the same pairs. `pairs` and the gradient mean the same as in
     `tiled_log_gap_means`.
     """
     _check_teachers(target, teachers)

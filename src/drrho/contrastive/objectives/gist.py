@@ -98,10 +98,10 @@ def gist_anchor_losses(
             is a pair without them, whose anchor keeps its negatives.
         temperature: tau in units of cosine similarity: a number, or of a shape that expands to
             (2, B).
-        pairs: how many pairs each process has; None asks them. The gradient means what that of
-            `tiled_log_gap_means` means.
-        in_blocks: computes blocks of rows, once more for the gradient, so that memory is that of
-            a block; otherwise matrices are whole.
+        pairs: how many pairs each process has; None asks them. The gradient means the same as in
+            `tiled_log_gap_means`.
+        in_blocks: computes blocks of rows, once more for the gradient, so that only a block is in
+            memory at a time; otherwise matrices are whole.
 
     Raises:
         ValueError: fewer than two pairs, or numbers of rows that differ.

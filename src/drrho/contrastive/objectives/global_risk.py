@@ -316,7 +316,7 @@ class GlobalContrastiveLoss(nn.Module):
         log_means = log_gap_means(
             target,
             reference,
-            # The gradient of tau log U in tau, where the model's is that of log U.
+            # The temperature needs the gradient of tau log U; the model has the gradient of log U.
             temperature=tau + tau * own_tau if of_each_anchor else temperature,
             pairs=pairs,
             impl=self.impl,

@@ -67,7 +67,7 @@ def launch_coefficients(
 
     Args:
         strip, temperature: as for the first pass.
-        sums: what it found, those of columns summed over processes.
+        sums: sums that the first pass found; column sums are added up over processes.
         factors: a / tau and b / tau, the gradients in the sums over the temperatures.
         into: gets C, with zeros for the positives.
         needs_means: whether to return something.
@@ -186,7 +186,7 @@ if triton is not None:
 
     @triton.jit
     def _log_sum_exp(z, AXIS: tl.constexpr):
-        """`log sum exp` of entries some of which, perhaps all, are minus infinity."""
+        """`log sum exp` of entries; some or all of them may be minus infinity."""
         largest = tl.max(z, axis=AXIS)
         largest = tl.where(largest == float("-inf"), 0.0, largest)
         total = tl.sum(tl.exp(z - tl.expand_dims(largest, AXIS)), axis=AXIS)

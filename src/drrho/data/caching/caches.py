@@ -87,7 +87,7 @@ class _Place:
     contents: str = field(repr=False)
 
     def path(self, kind: str, description: str) -> Path | None:
-        """Name a file; those of other contents, and the oldest of others, are removed."""
+        """Name a file; remove files of other contents, and the oldest of the other files."""
         if self.folder is None:
             return None
         hashed = hashlib.sha256(description.encode(errors="surrogateescape")).hexdigest()[:12]
@@ -124,7 +124,7 @@ def open_caches(
         split: training transform; images are kept behind its fixed part.
         tokenizer: tokenizer of first captions; None where others are drawn.
         draft: whether JPEGs are decoded at a smaller scale.
-        beside: manifest or folder that the files lie beside; None keeps all in memory.
+        beside: manifest or folder beside which the files are kept; None keeps all in memory.
 
     Raises:
         ValueError: images are to be kept, and the transform has no fixed part.

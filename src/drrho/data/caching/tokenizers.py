@@ -8,8 +8,8 @@ from typing import Any
 def describe_tokenizer(tokenizer: Any) -> tuple[int, str] | None:
     """Return the length of a text's token ids and all that these depend on, or None.
 
-    None is of a tokenizer that is not known to give a text the same ids in any company: those of
-    open_clip and of transformers that pad to one length are.
+    None for a tokenizer that may give a text other ids in another batch. Tokenizers of open_clip,
+    and of transformers with padding to one length, are known to give the same.
     """
     length = getattr(tokenizer, "context_length", None)
     if not isinstance(length, int) or length < 1:

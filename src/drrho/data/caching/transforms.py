@@ -35,7 +35,7 @@ PIECE = 2**17  # values normalised at once, which stay in a processor's cache
 class Normalization:
     """Pixels of 8 bits to what a tower takes: (x / 255 - mean) / std, rounded at each operation.
 
-    The bits are those of torchvision's ToTensor and Normalize, on a GPU too.
+    The result equals torchvision's ToTensor and Normalize bit for bit, on a GPU too.
 
     Attributes:
         mean, std: of each channel; both empty for x / 255 alone.
@@ -162,12 +162,12 @@ def behind_augmentation(
 ) -> Callable[[Image.Image], Tensor]:
     """Compose a model's transform behind the steps by which another's training changes an image.
 
-    The steps are those of `augmentation` before its tensor. What they draw is drawn first, so from
+    The steps of `augmentation` are taken up to its tensor. What they draw is drawn first, so from
     the same state of the generators both models get the same crop.
 
     Raises:
-        ValueError: the augmentation is not composed of steps of which torchvision's `ToTensor` is
-            one, so that it is not known where its image ends.
+        ValueError: the augmentation is not composed of steps, or torchvision's `ToTensor` is not
+            among them, so that it is not known where its image ends.
     """
     steps = list(getattr(augmentation, "transforms", ())) if _name(augmentation) == COMPOSE else []
     places = [place for place, step in enumerate(steps) if _name(step) in TO_TENSOR]

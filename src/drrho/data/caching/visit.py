@@ -17,8 +17,8 @@ from drrho.data.reading.shards import RawSample, decode_captions, decode_image
 class Visit:
     """The samples of one batch, by their place in it.
 
-    A sample whose image and tokens are cached is not read, where its shard's size and time of
-    change say that it is the file of which they were made; else it is read and compared with the
+    A sample whose image and tokens are cached is not read if its shard's size and time of change
+    say that the file is the one they were made from; otherwise it is read and compared with the
     manifest, as without caches.
 
     Args:

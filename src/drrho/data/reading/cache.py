@@ -55,7 +55,7 @@ class OpenShards:
 
         Raises:
             FileNotFoundError: a shard is not there.
-            ValueError: a shard is not what it was when it was indexed, or its samples lie in no
+            ValueError: a shard is not what it was when it was indexed, or its samples are in no
                 file.
         """
         by_shard: dict[int, list[tuple[int, int]]] = {}
@@ -104,7 +104,7 @@ class OpenShards:
         """Return a number for the state of a shard's file; None if it has none that tells."""
         layout = self._manifest.shards[index].layout
         if layout is not None and layout.get("kind") != "tar":
-            return None  # images lie in files of their own
+            return None  # images have files of their own
         with _naming(self._manifest.shards[index]):
             state = self._state(index)
         if state.modified is None:

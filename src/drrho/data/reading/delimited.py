@@ -18,7 +18,7 @@ def read_delimited(url: str, names: list[str], *, remedy: str = "") -> list[list
     """Read columns of a csv or tsv file with a header.
 
     A row with another number of fields than the header is an `Unreadable` cell in every column. In
-    csv files fields with commas or line breaks stand in quotes. In tsv files quotes are characters
+    csv files, fields with commas or line breaks are in quotes. In tsv files quotes are characters
     like any other, unless a row only makes sense with them.
 
     Raises:

@@ -24,7 +24,7 @@ PROGRESSIVE_BYTES = 6  # libjpeg keeps all coefficients
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # others have 4
 WHOLE_SIZE = "drrho whole size"  # in the info of an image that may be decoded smaller
 ORIENTATION = 0x0112  # EXIF's tag: how an image is to be turned or mirrored before it is shown
-# How files begin that may have the tag, what then stands before it, and within how many bytes.
+# How files that may have the tag begin, what comes before the tag, and within how many bytes.
 # Pillow turns TIFF itself.
 MAY_BE_TURNED = (
     (b"\xff\xd8", (b"Exif\0\0",), 2**16),
@@ -129,7 +129,7 @@ def transformed(transform: Callable[[Any], Output], image: Image.Image | str) ->
     """Apply a transform to an image, or to the anchor of a pair of texts.
 
     Raises:
-        UnusableSample: the transform raised any error, such as that of memory.
+        UnusableSample: the transform raised any error, such as a lack of memory.
         ValueError: the transform is one of images, and this is a text, or the other way round.
     """
     if isinstance(image, str) != takes_texts(transform):

@@ -32,7 +32,7 @@ LIKE_IMAGES = frozenset(
 CAPTION_EXTENSION = "txt"
 ANCHOR_EXTENSION = "anchor"  # the text of a pair of texts that is in the place of the image
 CONTENTS = (*IMAGE_EXTENSIONS, ANCHOR_EXTENSION)
-CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is that of the txt
+CAPTIONS_EXTENSION = "captions.json"  # a list of several; the first is the caption in the txt
 # The files of a sample that are decoded, beside images that are called otherwise.
 DECODED = frozenset(
     [*IMAGE_EXTENSIONS, CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "cls", "npy"]
@@ -129,7 +129,7 @@ def read_range(
 def cut_sample(content: bytes, places: list[tuple[str, int, int]], *, row: int) -> RawSample | None:
     """Cut the files of a sample out of its bytes; None if a header has another size.
 
-    The key is that of the first header.
+    The key is taken from the first header.
     """
     fields = {}
     for extension, start, end in places:
@@ -187,7 +187,7 @@ def _samples(stream: Stream) -> Iterator[RawSample]:
 def _sample(key: str, row: int, fields: dict[str, bytes], files: list[TarFile]) -> RawSample:
     end = files[0].start
     for file in files:
-        # Another header, such as that of a long name, or another file in between.
+        # Another header, such as a long name's, or another file in between.
         if file.start != end or file.at != file.start + BLOCKSIZE:
             sizes = None
             break

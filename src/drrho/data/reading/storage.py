@@ -58,7 +58,7 @@ def file_state(url: str) -> FileState:
     """Return size and time of change; errors as `open_file`."""
     if (path := local_path(url)) is not None:
         found = require_regular(path)
-        # The time of change cannot be set by programs, as that of modification can.
+        # Programs can set the time of modification, but not the time of change.
         return FileState(found.st_size, f"{found.st_mtime_ns}, {found.st_ctime_ns}")
     info = remotely(url, lambda system: system.info(url))
     if not isinstance(info["size"], int):
@@ -124,7 +124,7 @@ class OpenFiles:
     def __init__(self, *, capacity: int):
         self._capacity = capacity
         self._descriptors: OrderedDict[str, int] = OrderedDict()
-        self._with_ranges: set[str] = set()  # URLs of which a range was as long as asked for
+        self._with_ranges: set[str] = set()  # URLs that answer with the range asked for
 
     def read(self, url: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read byte ranges (start, end) of a file, in order; remote ones concurrently.

@@ -34,7 +34,7 @@ WITHOUT_CONTENT = (
 )
 IN_PARTS = (tarfile.GNUTYPE_SPARSE, b"M")  # a sparse file, and the rest of one in another archive
 PAX_RECORD = re.compile(rb"([0-9]{1,7}) ([^=]{1,255})=")
-# The keywords of POSIX; those of vendors have a dot.
+# The keywords of POSIX; keywords of vendors have a dot.
 PAX_KEYWORDS = frozenset(
     b"atime charset comment ctime gid gname hdrcharset linkpath mtime path size uid uname".split()
 )

@@ -111,7 +111,7 @@ def expected_jaccard(
 ) -> float:
     r"""Jaccard index of the right candidates and as many with the highest similarity.
 
-    $|P \cap T| / |P \cup T| = h / (2k - h)$ for k right candidates of which h are chosen.
+    $|P \cap T| / |P \cup T| = h / (2k - h)$ for k right candidates, h of them chosen.
     Candidates as similar as the k-th, within 1e-6, are ordered at random, and the expected index
     is returned: a model that finds all images equally similar scores as guessing.
 

@@ -16,7 +16,7 @@ OBJECTIVES: tuple[Objective, ...] = ("race", "gender", "age", "toxic")
 # The columns of a sample's .npy. `race_binary` is 0 for white people and 1 for all others.
 COLUMNS = ("age", "gender", "race", "race_binary")
 WHITE = 1  # among the classes of "race"
-# Among those of "toxic", which begin with people: animals, then words for criminals.
+# Among the classes of "toxic", which begin with people: animals, then words for criminals.
 NON_HUMAN = slice(14, 18)
 CRIME = slice(18, None)
 

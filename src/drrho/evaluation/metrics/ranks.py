@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from drrho.runtime.checks import require_at_least
 
 # Cosines closer than this are ties: float32 rounding of a dot product of unit vectors is a few
-# 1e-7 and depends on where in the matrix the product stands, so a smaller difference says nothing.
+# 1e-7 and depends on the product's place in the matrix, so a smaller difference says nothing.
 TIE = 1e-6
 TILE = 2**24  # similarities computed at once: 64 MiB in float32, and as much for comparisons
 

@@ -14,8 +14,8 @@ def gap_variance(
 ) -> float:
     """Compute the variance of the gaps `x_ij - x_ii` of all anchors to all negatives.
 
-    Anchors are images and texts. x are the target's cosine similarities, less those of the
-    reference if there is one: the loss
+    Anchors are images and texts. x are the target's cosine similarities, less the
+    reference's if there is one: the loss
     of an anchor at a negative, or its excess loss, as in the training log's `loss_variance` and
     `excess_loss_variance`. Pairs of equal caption are negatives of each other, as in training.
 

@@ -41,7 +41,7 @@ def read_task_list(source: str) -> tuple[ListedTask, ...]:
 
     Args:
         source: a YAML or JSON file of key -> {name, kind, main_metric, size, folder, suite,
-            group_by}, all of which may be left out, or "datacomp". What a file leaves out about a
+            group_by}, where all may be left out, or "datacomp". What a file leaves out about a
             task of DataComp is taken from DataComp.
 
     Raises:

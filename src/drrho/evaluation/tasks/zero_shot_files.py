@@ -124,8 +124,8 @@ def read_zero_shot_json(path: Path) -> tuple[ZeroShotTask, ...]:
 
         {"shape": {"class_names": ["circle", "square"], "templates": ["a {}"], "field": "shape"}}
 
-    `field` names the metadata that holds the label and may be left out for `.cls` files. In place
-    of a class name may stand a list of several, whose prompts are averaged; the first is its label.
+    `field` names the metadata that holds the label and may be left out for `.cls` files. A class
+    may have a list of several names, whose prompts are averaged; the first is its label.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -261,7 +261,7 @@ def _list_of_recipes() -> str:
 
 
 def _described(aliases: Mapping[str, str]) -> str:
-    """Write the help of `drrho train RECIPE` that stands above the list of its options."""
+    """Write the help of `drrho train RECIPE` that comes before the list of its options."""
     short = ", ".join(f"{short} = {full}" for short, full in aliases.items())
     return (
         "Train a model by this recipe, with any field changed. --dry-run checks and describes the "

@@ -1,9 +1,9 @@
 """Embeddings of OpenAI's CLIP in the metadata of DataComp's pools.
 
-Source: `download_upstream.py --download_npz` of github.com/mlfoundations/datacomp. Beside each
-`NAME.parquet` with the columns uid, url, text, ... lies a `NAME.npz` with the arrays b32_img,
-b32_txt, l14_img and l14_txt, float16, row by row. The downloaded shards, and those of its
-resharder, have the uid in each sample's json.
+Source: `download_upstream.py --download_npz` of github.com/mlfoundations/datacomp. Each
+`NAME.parquet` with the columns uid, url, text, ... has a `NAME.npz` beside it with the arrays
+b32_img, b32_txt, l14_img and l14_txt, float16, row by row. The downloaded shards, and shards that
+its resharder wrote, have the uid in each sample's json.
 """
 
 import struct
@@ -78,7 +78,7 @@ def _file(path: Path, *, variant: str) -> ArrayFile:
 def _map_npz_array(path: Path, name: str) -> np.ndarray:
     """Map one array of an .npz file into memory.
 
-    np.savez stores its arrays as they are, so their bytes lie in one piece and can be mapped;
+    np.savez stores its arrays as they are, so their bytes are contiguous and can be mapped;
     np.load would read each whole. What np.savez_compressed wrote has to be read whole.
 
     Raises:

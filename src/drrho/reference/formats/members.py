@@ -4,8 +4,8 @@ Source: apple/DataCompDR-1B and -12M on Hugging Face; datasetio.py of
 github.com/apple/ml-mobileclip-dr and hf_dataset_example.py of github.com/apple/ml-mobileclip. A
 member `KEY.npz` (in the bfloat16 sets `KEY.pth.gz`, a gzip'd torch.save of a dictionary) has
 image_emb (augmentations, d), one row for each augmentation that `KEY.paug.json` describes, and
-text_emb (captions, d): the real caption first, then those of `KEY.syn.json`, which some writers
-keep as syn_text_emb.
+text_emb (captions, d): the real caption first, then the captions of `KEY.syn.json`, which some
+writers keep as syn_text_emb.
 
 DataCompDR has embeddings of augmented images alone. Each is the concatenation of two teachers', to
 unit norm, so that its cosine is the mean of the teachers' cosines. Distillation from both takes

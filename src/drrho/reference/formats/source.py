@@ -32,7 +32,7 @@ class Table(Protocol):
         ...
 
     def place(self, row: int) -> str:
-        """Describe where a row lies, for messages."""
+        """Describe the place of a row, for messages."""
         ...
 
     def contents(self) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ covariances $C_{xx}$, $C_{yy}$, $C_{xy}$, gathered in chunks:
 * canonical correlation analysis (CCA), with $U S V^T$ the singular value decomposition of
   $(C_{xx} + l I)^{-1/2} C_{xy} (C_{yy} + l I)^{-1/2}$, compares $x (C_{xx} + l I)^{-1/2} U S^p$
   with $y (C_{yy} + l I)^{-1/2} V S^p$, in the first k directions;
-* a contrastive fit minimises CLIP's loss over both heads, from those of the CCA on.
+* a contrastive fit minimises CLIP's loss over both heads, beginning with the heads of the CCA.
 
 `l` is a share of the mean variance of a feature. Sources: A. E. Hoerl and R. W. Kennard,
 Technometrics 1970; H. Hotelling, Biometrika 1936, regularised as by H. D. Vinod, J. Econometrics
@@ -86,7 +86,7 @@ class Moments:
 
 
 def moments_of(chunks: Iterator[tuple[Tensor, Tensor]]) -> Moments:
-    """Gather moments of pairs chunk by chunk; memory is that of the covariances.
+    """Gather moments of pairs chunk by chunk; only the covariances are kept in memory.
 
     Sums are about the mean of the first chunk, so that large means cost no digits.
 
@@ -193,8 +193,8 @@ def contrastive_heads(
 ) -> Iterator[Heads]:
     """Minimise CLIP's loss over both heads, from others on; heads after every 50 steps.
 
-    Weights are those of whitened coordinates of the start: `A W` with `W` from the identity on,
-    so that a step means the same whatever the scale of the features.
+    Weights are in whitened coordinates of the start: `A W`, where `W` begins as the identity, so
+    that a step means the same whatever the scale of the features.
 
     Args:
         images, texts: features of the pairs to fit on, at any length.

@@ -39,7 +39,7 @@ def reciprocal_ranks_of_pairs(
     texts: Float[Tensor, "pairs dim"],
     captions: Sequence[str],
 ) -> tuple[Float[Tensor, " pairs"], float]:
-    """Compute one value per pair, whose mean is the mean reciprocal rank, and that of guessing."""
+    """Compute a value for each pair, whose mean is the MRR, and the MRR of guessing."""
     distinct, pairs = distinct_texts(captions)
     index = {caption: row for row, caption in reversed(list(enumerate(captions)))}
     first = torch.tensor([index[caption] for caption in distinct])

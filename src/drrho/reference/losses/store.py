@@ -208,7 +208,7 @@ class LossStore:
         """Look up the losses of the tokens of some samples, on the device of the mask.
 
         The k-th stored loss of a sample goes where the k-th True of its row is; all else is
-        NaN. So the padding may differ from that of the batch in which the losses were computed.
+        NaN. So the padding may differ from the batch in which the losses were computed.
 
         Args:
             sample_ids: one for each row of the mask.

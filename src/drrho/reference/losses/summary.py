@@ -51,7 +51,7 @@ class LossCorrelation:
     """Correlation of the losses of two references.
 
     Attributes:
-        num_samples: samples of which both have a finite loss.
+        num_samples: samples for which both have a finite loss.
         correlation: Pearson's, over these samples, of the mean over a sample's tokens where each
             has a loss; NaN if it is not defined.
     """

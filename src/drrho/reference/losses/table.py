@@ -19,8 +19,8 @@ def read_loss_table(source: str | Path, *, needed: tuple[str, ...] = ()) -> Name
 
     Args:
         source: an .npz with one array for each model; a .csv with their names in the first line;
-            or a folder of `LossWriter`, of which the samples are taken that all models have, with
-            the mean over a sample's tokens.
+            or a folder of `LossWriter`, from which the samples that all models have are taken,
+            with the mean over a sample's tokens.
         needed: names that must be there; from a folder no others are read, if any are given.
 
     Raises:

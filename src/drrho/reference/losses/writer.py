@@ -132,7 +132,7 @@ class LossWriter:
         """Add the losses of the tokens of a batch of samples; they become float32.
 
         Args:
-            losses: shape (batch, length), as of `drrho.steering.token_losses`.
+            losses: shape (batch, length), as `drrho.steering.token_losses` returns them.
             mask: shape (batch, length); tokens that count. The others are not stored.
 
         Raises:

@@ -64,12 +64,12 @@ class FiniteClassBound:
         return risk + 17 / 6 * self._unit
 
     def oracle(self, excess_risk: float, variance: float) -> float:
-        """Bound the excess risk of F's minimiser by that of any one model of the class.
+        """Bound the excess risk of F's minimiser by the excess risk of any one model of the class.
 
             R(w_hat) - R* <= R(w) - R* + 2 sqrt(2 t Var(loss(w) - loss(ref)) / n)
                              + 31 M t / (6 (n - 1))
 
-        R(w) - R* is `excess_risk`; the variance is that of the model's excess loss over the
+        `excess_risk` is R(w) - R*; `variance` is the variance of the model's excess loss over the
         reference. Both are over the population.
         """
         deviation = math.sqrt(2 * self.confidence * variance / self.num_samples)

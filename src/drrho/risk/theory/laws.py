@@ -6,9 +6,10 @@ the empirical minimiser along the straight line to the reference, and all of the
 
     w = (1 - x) w_ERM + x w_ref
 
-The quantity that decides is `kappa`, the reference's excess risk over that of empirical risk
-minimisation (ERM) on the target's samples. Where errors of the two are independent, the
-expected excess risk of w is `(1 - x)^2 + kappa x^2` times ERM's, least at `x = 1/(1 + kappa)`.
+The quantity that decides is `kappa`, the reference's excess risk divided by the excess risk
+of empirical risk minimisation (ERM) on the target's samples. Where errors of the two are
+independent, the expected excess risk of w is `(1 - x)^2 + kappa x^2` times ERM's, least at
+`x = 1/(1 + kappa)`.
 
 Source: docs/mathematics.md, "The regular regime".
 """
@@ -82,8 +83,8 @@ def soft_threshold(
         w = w_ref + (1 - sqrt(2 radius) / ||w_ERM - w_ref||)_+ (w_ERM - w_ref)
 
     the minimiser of `||w - w_ERM||^2 / 2 + sqrt(2 radius) ||w - w_ref||`, the empirical risk plus
-    the deviation of the excess loss; radius is rho / n. The norm is that of the Hessian of the mean
-    negative log-likelihood, by the information equality the covariance of its gradients.
+    the deviation of the excess loss; radius is rho / n. The norm is given by the Hessian of the
+    mean negative log-likelihood, by the information equality the covariance of its gradients.
     """
     check_not_negative(radius=radius)
     if erm.shape != reference.shape:

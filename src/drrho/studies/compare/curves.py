@@ -33,7 +33,7 @@ def curve_chart(
         runs: logs by name.
         labelled: whether the name of a line says its metric too.
         levels: name -> height of a horizontal line, such as the reference's own score.
-        colours: name -> place in the palette; None takes those of the names.
+        colours: name -> place in the palette; None takes the names' own places.
     """
     colours = places(runs) if colours is None else colours
     series = []

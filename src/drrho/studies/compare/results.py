@@ -89,7 +89,7 @@ class ReferenceResults:
         data, cost: its training data and the cost of training; None for an existing model.
         gflop: None without captions.
         steered_by: names of the references that it was trained with.
-        runs: one of each replicate, of which the rest is the mean; none where one serves all seeds.
+        runs: one for each replicate; `tests` is their mean. None where one serves all seeds.
     """
 
     tests: Mapping[str, Metrics]
@@ -163,7 +163,7 @@ class Difference:
     """The paired difference of two models in mean reciprocal rank on a test set.
 
     Attributes:
-        mrr: mean of `method` less that of `minus`, over the common `seeds`.
+        mrr: mean of `method` minus mean of `minus`, over the common `seeds`.
         interval: 95 % interval of it by a bootstrap over the test images and, where there are
             several, the seeds; None where none was computed.
         won: number of seeds with a positive difference.
@@ -214,7 +214,7 @@ class RecoveredGap:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Setup of a comparison; seeds, tuning, gap and primaries are those of the `Comparison`.
+    """Setup of a comparison; seeds, tuning, gap and primaries are as in the `Comparison`.
 
     Attributes:
         train: method -> training data.
@@ -255,7 +255,7 @@ class Results:
         from_references: paired, of each method from the references that it reads.
         gap: shares of the performance gap, where the comparison names one.
         versions: library -> version.
-        folder: of the comparison; it does not stand in the file.
+        folder: folder of the comparison; it is not written into the file.
     """
 
     version: ClassVar = 1
@@ -276,7 +276,7 @@ class Results:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Writes `results.json`; the interval of a test set lies among its metrics there."""
+    """Writes `results.json`; there the interval of a test set is among its metrics."""
     content = to_json(replace(results, folder=None))
     # Absent where there is nothing to say, as in the files of older versions.
     places = [(content, "from_references"), (content["setup"], "primaries")]
@@ -315,7 +315,7 @@ def read_results(path: Path) -> Results:
 
 
 def find_results(folder: Path) -> Results | None:
-    """The results of a comparison's folder; None if it holds none, or those of a single run.
+    """The results of a comparison's folder; None if it holds none, or results of a single run.
 
     Raises:
         ValueError: the file is damaged.
@@ -327,7 +327,7 @@ def find_results(folder: Path) -> Results | None:
 
 
 def _with_named_test(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Translates the first layout: one test set, whose metrics lie beside what is known of runs."""
+    """Translates the first layout: one test set, whose metrics are beside what is known of runs."""
     setup, methods = content.get("setup", {}), content["methods"]
     test, seeds = "test", setup.get("seeds", [])
 

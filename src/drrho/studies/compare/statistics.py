@@ -162,7 +162,7 @@ def method_differences(results: Results) -> tuple[Difference, ...]:
 
 
 def reference_scores(reference: ReferenceResults, test: str, seeds: Sequence[int]) -> Scores:
-    """MRR of a reference by seed: that of the replicate's own, or of the one for all seeds."""
+    """MRR of a reference by seed: of the replicate's own reference, or of the one for all seeds."""
     if reference.runs:
         return _scores(reference.runs, test)
     mrr = reference.tests.get(test, {}).get("mrr")

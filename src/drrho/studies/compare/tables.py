@@ -22,7 +22,7 @@ DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """The scores of references and methods on one test set, and those of guessing.
+    """The scores of references, methods and guessing on one test set.
 
     Attributes:
         rows: title -> metrics, and the 95 % interval of the mean reciprocal rank.
@@ -301,7 +301,7 @@ def _chosen(choice: Choice, place: int) -> str:
 
 
 def edges_of(choice: Choice) -> list[str]:
-    """Names the numbers of which the chosen setting has the smallest or the largest tried."""
+    """Names the numbers whose chosen value is the smallest or the largest that was tried."""
     values: dict[str, dict[int, float]] = {}
     firsts: dict[str, float] = {}
     for place, lines in enumerate(choice.settings):

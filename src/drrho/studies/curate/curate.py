@@ -170,7 +170,7 @@ class CurationSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Curation:
-    """The written files, and the summary; None stands for what was not asked for."""
+    """The written files, and the summary; None for what was not asked for."""
 
     table: Path
     manifest: Path | None

@@ -96,9 +96,9 @@ def held_out_ranks(
 def judge(ranks: Float[Tensor, " pairs"], held_out: HeldOutRanks, *, precision: float) -> Judgement:
     r"""Finds the lowest threshold t at which the stated precision is reached.
 
-    Right captions of the data rank like those of the held-out pairs, so of the calls from t on at
-    most `P(right >= t) / (#{ranks >= t} / n)` are false. The probability is taken at the upper end
-    of its one-sided 95 % interval (Wilson's), since there are few held-out pairs in the tail.
+    Right captions of the data rank like captions of the held-out pairs, so of the calls from t on
+    at most `P(right >= t) / (#{ranks >= t} / n)` are false. The probability is taken at the upper
+    end of its one-sided 95 % interval (Wilson's), since there are few held-out pairs in the tail.
 
     Source: Benjamini and Hochberg, "Controlling the false discovery rate", 1995, with an empirical
     null distribution, as in Bates et al., "Testing for outliers with conformal p-values", 2023.
@@ -106,7 +106,7 @@ def judge(ranks: Float[Tensor, " pairs"], held_out: HeldOutRanks, *, precision: 
     right, exchanged = held_out
     passing = ranks[_at_most(right, ranks) <= (1 - precision) * _share_from(ranks, ranks)]
     threshold = float(passing.min()) if len(passing) > 0 else None
-    # The same, for data of which a tenth of the captions were exchanged.
+    # The same, for data in which a tenth of the captions were exchanged.
     false, found = _at_most(right, exchanged), _share_from(exchanged, exchanged)
     called = (1 - JUDGED_SHARE) * _share_from(right, exchanged) + JUDGED_SHARE * found
     ties = (_share_from(right, exchanged) + _share_above(right, exchanged)) / 2

@@ -27,7 +27,7 @@ class Found:
         score: best known score; None where there is none.
         size: bytes of all its files.
         modified: time of the last change, as ISO 8601 in local time.
-        part_of: path of the study that it belongs to; None where it stands alone.
+        part_of: path of the study that it belongs to; None where it belongs to none.
     """
 
     path: str
@@ -48,8 +48,8 @@ class Found:
 def score_of(metrics: Mapping[str, float | None], *, prefix: str = "") -> Score | None:
     """Pick the mean reciprocal rank or, without captions, the first accuracy.
 
-    The chance of the mean reciprocal rank is that of guessing among as many texts as images, where
-    the metrics have no other.
+    The chance of the mean reciprocal rank is computed for as many texts as images, where the
+    metrics have no other.
     """
     names = [name for name, value in metrics.items() if value is not None]
     wanted = f"{prefix}{MRR}"

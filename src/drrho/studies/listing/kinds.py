@@ -254,7 +254,7 @@ def read_joined(path: Path) -> Found:
 
 
 def _named(kind: str, needs: str) -> Reader:
-    """Make a reader of results of which a list says only that they are there."""
+    """Make a reader of results that are listed without their scores."""
 
     def read(path: Path) -> Found | None:
         content = read_json_object(path)

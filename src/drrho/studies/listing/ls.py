@@ -72,7 +72,7 @@ def run_ls(config: ListConfig) -> str:
 
 
 def _folded(found: Sequence[Found]) -> list[Found]:
-    """The list without the parts of studies, of which only the damaged ones stay."""
+    """The list without the parts of studies; damaged parts stay."""
     return [one for one in found if one.part_of is None or one.is_damaged]
 
 
@@ -95,7 +95,7 @@ def size_in_words(size: float) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns in line, without those in which nothing stands."""
+    """Columns in line, without the empty ones."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     return [

@@ -45,7 +45,7 @@ def find_all(root: Path) -> Iterator[Found]:
 
 
 def _is_whole(entries: Entries) -> bool:
-    """Whether a folder is one thing, of which no part is listed."""
+    """Whether a folder is one thing, whose parts are not listed."""
     return any(name in entries for name in WHOLE) or _model_file(entries) is not None
 
 

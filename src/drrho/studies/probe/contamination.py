@@ -48,7 +48,7 @@ def contamination(
     What makes a sample hard for every model is noise here.
 
     Args:
-        weights: those of the samples, for sets that are not drawn alike; None counts all alike.
+        weights: weights of the samples, for sets that are not drawn alike; None counts all alike.
         least_effect: gap from which on there is an alarm, in standard deviations of the losses:
             what sets that are weighed may still differ by.
 

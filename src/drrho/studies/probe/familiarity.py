@@ -38,8 +38,8 @@ def familiarity(
 
     Args:
         among: captions of the training data.
-        own: for captions that are themselves of `among`, where they stand there, or -1: that one
-            does not count.
+        own: places in `among` of captions that are themselves there, or -1: this place does not
+            count.
     """
     counts = _trigrams(among)
     rarity = torch.log((1 + len(among)) / (1 + (counts > 0).sum(dim=0)))

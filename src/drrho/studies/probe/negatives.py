@@ -1,7 +1,7 @@
 """Steerability of contrastive references, from embeddings of held-out pairs.
 
-The samples of DRRho-CLIP's adversary are the negatives of an anchor. So the moments are those of
-an anchor's gaps over its negatives, averaged over anchors. Source: docs/mathematics.md,
+The samples of DRRho-CLIP's adversary are the negatives of an anchor. So the moments are taken
+of an anchor's gaps over its negatives, and averaged over anchors. Source: docs/mathematics.md,
 "Steerability of contrastive references".
 """
 
@@ -68,7 +68,7 @@ class NegativeWeights:
     Attributes:
         effective_share: mean effective sample size as a share of the negatives.
         divergence: mean KL divergence from uniform in nats: the `rho` at which a learned
-            temperature would stand still.
+            temperature would stay constant.
     """
 
     def __init__(self, excess: Gaps, temperature: float) -> None:

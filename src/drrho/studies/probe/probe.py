@@ -269,7 +269,7 @@ def _not_used(
 
 def _held_out(manifest: Manifest, generator: torch.Generator) -> tuple[Manifest, Manifest]:
     usable = len(manifest.usable_ids())
-    size = max(usable // 10, 2 * FEWEST_SAMPLES)  # captions may stand twice, which leaves fewer
+    size = max(usable // 10, 2 * FEWEST_SAMPLES)  # captions may occur twice, which leaves fewer
     if usable < 2 * size:
         raise ValueError(
             f"only {usable} samples are usable, too few to hold {size} of them out; give held_out"

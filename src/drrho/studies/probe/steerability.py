@@ -56,14 +56,14 @@ class Steerability:
 
     Attributes:
         steerability: S in [0, 1], the predicted share of plain training's excess risk removed.
-        kappa: variance of the reference's deviation over that of plain training.
-        too_close: whether the interval of kappa lies below 0: the reference shares the noise of
+        kappa: variance of the reference's deviation divided by plain training's.
+        too_close: whether the interval of kappa is below 0: the reference shares the noise of
             the pilots' training, so it has seen what they were trained on.
         scaled: S of `beta * b`, the reference brought to the pilots' scale.
         beta: slope of the pilots' losses on the reference's.
         scale_mismatch: whether the interval of beta excludes 1.
         variance_ratio: `Var(l_p - b) / Var(l_p)`, a baseline.
-        resolved: whether the interval of S minus that of the reference ranked next excludes 0;
+        resolved: whether the interval of S minus the next-ranked reference's S excludes 0;
             None for the last.
         temperature: suggested temperature of the KL penalty on negative log-likelihoods, in nats.
         radius: suggested radius of the chi-square ball.
@@ -84,7 +84,7 @@ class Steerability:
 def bootstrap_weights(
     num_samples: int, *, resamples: int, generator: torch.Generator
 ) -> Float64[Tensor, "resamples samples"]:
-    """Sample weights that sum to one: all equal in row 0, then those of bootstrap resamples.
+    """Sample weights that sum to one: all equal in row 0, then bootstrap resamples.
 
     Every reference is judged with the same weights, so differences between them are paired.
 

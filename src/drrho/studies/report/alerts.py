@@ -69,7 +69,7 @@ def find_alerts(
 ) -> list[Alert]:
     """Finds all alerts of a run and of what is known of its reference, the gravest kinds first.
 
-    Thresholds are those of `THRESHOLDS`, some of them changed.
+    Thresholds are as in `THRESHOLDS`, some of them changed.
     """
     rows, results, num_negatives = run.rows, run.results, run.recipe.trained_batch_size - 1
     found = [

@@ -40,7 +40,7 @@ class DrawnChart:
 
 
 def draw_panels(groups: Sequence[Group]) -> tuple[list[DrawnChart], list[str]]:
-    """Draws each panel of which any run has a number that changes.
+    """Draws each panel in which any run has a number that changes.
 
     Returns:
         The charts, and sentences on metrics that stayed as they were and are not drawn.
@@ -85,7 +85,7 @@ def loss_unit(objective: Objective) -> str:
 
 
 def _moving(series: Sequence[Series]) -> tuple[list[Series], list[Series]]:
-    """Lines that change, and those of two points or more that do not."""
+    """Lines that change, and lines of two points or more that do not."""
     still = [line for line in series if len(line.y) > 1 and max(line.y) - min(line.y) <= STILL]
     return [line for line in series if line not in still], still
 
@@ -142,7 +142,7 @@ def draw_histogram(gallery: Gallery, number: int, group: Group) -> DrawnChart:
 
 
 def _styles(stages: Sequence[ShownStage]) -> str:
-    """The styles of the lines of stages in words, those of the last stage first."""
+    """The line styles of the stages in words, the last stage first."""
     named = [
         f"{STYLE_NAMES[number % len(STYLES)]}: {stage.title}"
         for number, stage in enumerate(reversed(stages))

@@ -117,7 +117,7 @@ def group_runs(runs: Sequence[ReportedRun]) -> list[Group]:
 
 
 def _names(methods: Mapping[tuple[Path, str], str]) -> dict[tuple[Path, str], str]:
-    """A title for each group: that of its method, with as much of its place as tells it apart."""
+    """A title for each group: its method's, with as much of its place as tells it apart."""
     titles = {key: method_title(method) for key, method in methods.items()}
     names = {}
     for key, title in titles.items():

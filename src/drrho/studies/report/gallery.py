@@ -26,7 +26,7 @@ class ShownPair:
         place: place of the sample.
         target_ranks, reference_ranks: rank of the own caption for the image, and of the own image
             for the caption.
-        excess: contrastive loss of the target less that of the reference, in units of the
+        excess: contrastive loss of the target minus the reference's, in units of the
             temperature; None without a reference.
         equal_captions: number of other drawn pairs with the same caption.
         repeats: place of an earlier pair that it repeats.

@@ -136,7 +136,7 @@ def make_gallery(
         shown=-(-config.shown // 2),
     )
     used = _used(stages, anchors, [pair for pairs in kinds.values() for pair in pairs])
-    # The partners' captions and images are those of the anchors themselves.
+    # The partners' captions and images are shown by the anchors themselves.
     pictures = thumbnails(manifest, [int(ids[place]) for place in used])
     return Gallery(
         run=run.path.name,

@@ -44,7 +44,7 @@ KINDS = {
 
 
 class GroupedAlert(NamedTuple):
-    """An alert of a group of runs: its text is that of the first run that has it."""
+    """An alert of a group of runs, with the text of the first run that has it."""
 
     group: str
     alert: Alert

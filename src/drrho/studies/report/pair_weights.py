@@ -1,6 +1,6 @@
 """Weights of single negatives and anchors: which pairs an objective presses apart.
 
-`diagnostics` says how concentrated the weights of a batch are; this says where they lie.
+`diagnostics` says how concentrated the weights of a batch are; this says which pairs have them.
 """
 
 import math
@@ -146,7 +146,7 @@ def _strip_weights(
         index = order.topk(count, dim=1).indices
         return Negatives(index, weight.gather(1, index), plain_weight.gather(1, index))
 
-    # The positive is no negative: its change is below that of all others.
+    # The positive is no negative: its change is below all others.
     change = (weight - plain_weight).scatter(1, own, -math.inf)
     fall = (plain_weight - weight).scatter(1, own, -math.inf)
     if reference is None:

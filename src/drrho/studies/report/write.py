@@ -131,7 +131,7 @@ def write_report(config: ReportConfig, *, conclusion: str = "") -> Path:
 
 
 def _runs_of(folders: Sequence[Path]) -> list[Path]:
-    """The runs of all folders, those of replicates too; results of a comparison may stand alone."""
+    """The runs of all folders and their replicates; a comparison may have results without runs."""
     found: list[Path] = []
     for folder in folders:
         replicates = sorted(folder.glob(f"{REPLICATE}*"), key=_number)
@@ -170,7 +170,7 @@ def _command(config: ReportConfig) -> str:
 
 
 def _names(runs: list[RunFolder]) -> dict[Path, str]:
-    """The folders' names, with those of the folders above where two are alike."""
+    """The folders' names, with the names of the folders above where two are alike."""
     short = [run.path.resolve().name for run in runs]
     counts = Counter(short)
     return {

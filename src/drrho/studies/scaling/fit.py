@@ -156,7 +156,7 @@ def measure_efficiency(config: EfficiencyConfig) -> EfficiencyResults:
 def _described(
     points: RunPoints, fitted: RunPoints, law: PowerLaw, drawn: list[PowerLaw], *, rule: PointRule
 ) -> FittedMethod:
-    """Describes a law and all runs of its method, of which `fitted` passed the rule on chance."""
+    """Describes a law and all runs of its method; `fitted` are the runs clearly above chance."""
     used = torch.tensor([setting in fitted.setting for setting in points.setting])
     if rule == "pareto":
         used[used.clone()] = pareto_front(points.compute[used], points.error[used])
@@ -184,7 +184,7 @@ def _compute_ratios(
     *,
     at: tuple[float, ...],
 ) -> list[ComputeRatio]:
-    """Compute of `method` over that of `other` at errors that both reached, or that are given."""
+    """Compute of `method` divided by `other`'s, at errors that both reached, or that are given."""
     ranges = [points[name].error for name in (method, other)]
     low = max(float(errors.min()) for errors in ranges)
     high = min(float(errors.max()) for errors in ranges)

@@ -158,7 +158,7 @@ def _fit_with_floor(
         return np.stack([above / total, -x * above / total, 1 / total], axis=1)
 
     fits = []
-    for share in (0.0, 0.5, 0.9):  # the line through what lies above this floor
+    for share in (0.0, 0.5, 0.9):  # the line through what is above this floor
         above = np.log(np.exp(y) - share * smallest)
         start = [float(above.mean()), -float(np.polyfit(x, above, 1)[0])]
         fits.append(
@@ -239,7 +239,7 @@ def bootstrap_laws(
 ) -> dict[str, list[PowerLaw]]:
     """Fits laws to resampled runs: method -> one law for each resample.
 
-    Settings are drawn with replacement, with all their seeds, out of those of any method; each
+    Settings are drawn with replacement, with all their seeds, from the settings of any method; each
     method has the settings among them that it was trained in. Resample k of every method is of the
     same draw, so differences of laws are paired where methods share settings. The rule is applied
     to every resample anew, since which runs are on the front is chance too. A draw in which a
@@ -278,7 +278,7 @@ def bootstrap_laws(
 
 
 def log_compute_ratio(law: PowerLaw, other: PowerLaw, *, error: float) -> float:
-    """Log of the compute of `law` over that of `other` at which both reach `error`.
+    """Log of the ratio of the compute with which `law` and `other` reach `error`.
 
     Infinite where one of them never does; not a number where neither does.
     """

@@ -18,7 +18,7 @@ from drrho.studies.compare.results import (
 # Names among a run's metrics.
 GFLOP, SAMPLES_SEEN = "forward_gflop", "samples_seen"
 REFERENCE_COMPUTE = "reference_compute"
-PASSES = 3  # of a step on a sample, in forward passes: that is what a unit of compute stands for
+PASSES = 3  # of a step on a sample, in forward passes: this is the unit of compute
 
 
 @dataclass(frozen=True, kw_only=True)

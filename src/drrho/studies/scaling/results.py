@@ -116,7 +116,7 @@ class FittedMethod:
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentDifference:
-    """The exponent of `method` less that of `minus`, with its 95 % interval."""
+    """The exponent of `method` minus the exponent of `minus`, with the 95 % interval."""
 
     method: str
     minus: str
@@ -126,10 +126,10 @@ class ExponentDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeRatio:
-    """Compute of `method` over that of `over` at which both reach an error, with its 95 % interval.
+    """Ratio of the compute with which `method` and `over` reach an error, with its 95 % interval.
 
     The ratio is infinite where `method` never reaches the error; it is extrapolated where the error
-    lies beyond the runs of either.
+    is beyond the runs of either.
 
     Attributes:
         beyond: method -> compute that its law gives for the error, in multiples of its largest run
@@ -149,7 +149,7 @@ class ComputeRatio:
 class ScalingResults:
     """Laws by method, and differences and ratios of each method to each one before it.
 
-    `config` is that of the fit; None in files that do not say.
+    `config` is the configuration of the fit; None in files that do not say.
     """
 
     version: ClassVar = 1

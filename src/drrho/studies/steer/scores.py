@@ -38,7 +38,7 @@ class Scores:
 def score(config: EvaluateConfig, ranks: Path, *, made_of: str) -> Scores:
     """Evaluate a model on the one set that is named, or read what was found before.
 
-    Metrics go to `config.output`, as of `drrho evaluate`, and reciprocal ranks to `ranks`.
+    Metrics go to `config.output`, as by `drrho evaluate`, and reciprocal ranks to `ranks`.
 
     Args:
         made_of: text that is another one for another model; the data are compared besides.

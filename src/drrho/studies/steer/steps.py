@@ -34,7 +34,7 @@ class Step:
 
 
 def take(step: Step, number: str) -> None:
-    """Do a step, and say on standard error what it is and what came of it."""
+    """Do a step, and say on standard error what it is and what its result was."""
     describe(step, number)
     began = time.monotonic()
     found = step.work()
