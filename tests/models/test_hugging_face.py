@@ -10,6 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.testing import assert_close
 
+from drrho.encoding.encoder import EmbeddingModel
 from drrho.models.build import Model, build_model, load_model, save_model
 from drrho.models.hugging_face import import_transformers
 
@@ -246,6 +247,39 @@ def test_quantised_weights_that_cannot_be_loaded_name_their_method(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"cannot be loaded.*quantised by awq: install"):
         build_model(Model(name=f"transformers:{folder}"), seed=0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_embed_on_a_processor_about_as_the_whole_ones(tmp_path, bits):
+    """In 4 or 8 bits by bitsandbytes, which has code for processors."""
+    pytest.importorskip("bitsandbytes", reason="it quantises, and is no dependency of drrho")
+    wide = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=TEXT | wide | {"eos_token_id": 2}, vision_config=VISION | wide
+    )
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "whole")
+    quantised = transformers.CLIPModel.from_pretrained(
+        str(tmp_path / "whole"),
+        quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32
+        ),
+        device_map="cpu",
+    )
+    quantised.save_pretrained(tmp_path / "quantised")
+    models = []
+    for name in ("whole", "quantised"):
+        transformers.CLIPImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path / name)
+        tokenizer(pad="<pad>").save_pretrained(tmp_path / name)
+        model = build_model(Model(name=f"transformers:{tmp_path / name}"), seed=0)
+        models.append(EmbeddingModel.frozen(model, device="cpu"))
+    for whole, less in zip(
+        *((model.encode_text(TEXTS), model.encode_image(picture())) for model in models),
+        strict=True,
+    ):
+        cosines = (whole * less).sum(dim=1)
+        assert (cosines > 0.95).all()
+        assert not torch.allclose(whole, less, rtol=0, atol=1e-5), "nothing was quantised"
 
 
 def test_a_siglip_of_images_of_any_shape_is_refused(tmp_path):

@@ -121,6 +121,19 @@ def test_costs_are_told_beside_those_of_the_reference():
     assert dict(zip(header, steered, strict=True))["GFLOP a sample"] == "0.7500"
 
 
+def test_a_live_reference_costs_in_every_run():
+    live = replace(RESULTS.methods["drrho_clip"].cost, live_pairs=5000, live_seconds=2.0)
+    methods = RESULTS.methods | {"drrho_clip": replace(method(0.6), cost=live)}
+    header, _, _, steered = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in explain(replace(RESULTS, methods=methods)).splitlines()
+        if line.startswith("|")
+    ]
+    cells = dict(zip(header, steered, strict=True))
+    assert cells["reference: passes"] == "5,000 in a run"
+    assert cells["seconds of them"] == "2.0 in a run"
+
+
 def test_what_failed_and_what_is_missing_is_said():
     damaged = replace(method(0.2), failed={1: "loss = nan"}, missing=(2,))
     setup = replace(SETUP, seeds=(0, 1, 2))

@@ -195,6 +195,8 @@ def _cost(recipe: Recipe, results: RunResults, gflop: Gflop | None = None) -> Co
         seconds=results.seconds,
         skipped=skipped,
         training_gflop=None if gflop is None else (3 * trained + forward_only) * gflop.total,
+        live_pairs=None if results.live is None else results.live.pairs,
+        live_seconds=None if results.live is None else results.live.seconds,
     )
 
 

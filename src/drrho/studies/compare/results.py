@@ -43,7 +43,9 @@ class Cost:
             or the first pass of micro-batches).
         seconds: wall time, evaluations included.
         skipped: samples that could not be read.
-        training_gflop: GFLOP of all passes; None where the towers were not counted.
+        training_gflop: GFLOP of all passes of the target; None where the towers were not counted.
+        live_pairs: pairs that live references and teachers embedded; None without any.
+        live_seconds: seconds of `seconds` that they took.
     """
 
     samples_seen: float
@@ -51,6 +53,8 @@ class Cost:
     seconds: float = 0.0
     skipped: float = 0
     training_gflop: float | None = field(default=None, metadata=OPTIONAL)
+    live_pairs: float | None = field(default=None, metadata=OPTIONAL)
+    live_seconds: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from drrho.contrastive.objectives.algorithms import method_title
 from drrho.plotting.table import markdown_table
 from drrho.studies.compare.results import (
     Choice,
+    Cost,
     Difference,
     Interval,
     Metrics,
@@ -162,7 +163,7 @@ def _costs_table(results: Results) -> str:
             f"{method.cost.forward_only:,.0f}",
             "" if method.gflop is None else f"{method.gflop.total:.4f}",
             f"{method.cost.seconds:,.0f}",
-            *_reference_cells(method.reference_cost),
+            *_reference_cells(method.reference_cost, method.cost),
         ]
         for name, method in results.methods.items()
         if method.cost is not None
@@ -170,8 +171,11 @@ def _costs_table(results: Results) -> str:
     return markdown_table(header, rows) if rows else ""
 
 
-def _reference_cells(costs: Mapping[str, ReferenceCost]) -> list[str]:
-    """Passes, seconds, and samples and seconds of training, added over the references."""
+def _reference_cells(costs: Mapping[str, ReferenceCost], own: Cost) -> list[str]:
+    """Passes, seconds, and samples and seconds of training, added over the references.
+
+    The passes and seconds of live references are those of a run.
+    """
     precompute = [cost.precompute for cost in costs.values() if cost.precompute is not None]
     training = [cost.training for cost in costs.values() if cost.training is not None]
     columns = (
@@ -180,7 +184,11 @@ def _reference_cells(costs: Mapping[str, ReferenceCost]) -> list[str]:
         [cost.samples_seen for cost in training],
         [cost.seconds for cost in training],
     )
-    return [f"{sum(column):,.0f}" if column else "" for column in columns]
+    cells = [f"{sum(column):,.0f}" if column else "" for column in columns]
+    if own.live_pairs is not None:
+        live = (f"{own.live_pairs:,.0f} in a run", f"{own.live_seconds or 0.0:,.1f} in a run")
+        cells[:2] = (" + ".join(filter(None, both)) for both in zip(cells[:2], live, strict=True))
+    return cells
 
 
 def _in_words(row: Difference, results: Results) -> str:
