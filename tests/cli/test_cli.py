@@ -22,9 +22,15 @@ from drrho.recipe.arguments import command
 from drrho.recipe.recipe import Recipe, load_recipe
 from drrho.reference.losses.writer import LossWriter
 from drrho.studies.compare.replicates import Replicates
-from drrho.studies.compare.results import read_results
+from drrho.studies.compare.results import (
+    Difference,
+    MethodResults,
+    ReferenceResults,
+    Results,
+    read_results,
+)
 from drrho.studies.compare.spec import Comparison
-from drrho.studies.demo import MODEL, DemoConfig, demo, demo_comparison
+from drrho.studies.demo import MODEL, UNION, DemoConfig, conclusion, demo, demo_comparison
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DRRHO_DATA", ROOT.parent / "shared" / "data"))
@@ -465,6 +471,49 @@ def test_the_demonstration_in_small(tmp_path, capsys, monkeypatch):
         DemoConfig(output=str(tmp_path), train_pairs=48, test_pairs=16, steps=2, batch_size=16)
     )
     assert again == read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    ("steering", "union", "said"),
+    [
+        ((0.2, 0.3), (0.1, 0.2), ["lifts CLIP from 0.30 to 0.55 on", "train on all data where"]),
+        ((0.2, 0.3), (-0.2, -0.1), ["lifts CLIP", "the model was worth more than the data"]),
+        ((0.2, 0.3), (-0.1, 0.1), ["lifts CLIP", "these two cannot be told apart"]),
+        ((-0.1, 0.6), (0.1, 0.2), ["takes CLIP from 0.30 to 0.55", "which is no clear difference"]),
+        ((-0.3, -0.2), (0.1, 0.2), ["lowers CLIP from 0.30 to 0.55 on the same pairs;"]),
+    ],
+)
+def test_the_demonstration_claims_only_differences_that_are_clear(steering, union, said):
+    def difference(method, minus, interval):
+        return Difference(
+            test="test",
+            method=method,
+            minus=minus,
+            mrr=sum(interval) / 2,
+            interval=interval,
+            won=1,
+            seeds=(0,),
+        )
+
+    def scored(kind, mrr):
+        return replace(kind, tests={"test": {"mrr": mrr}})
+
+    method = MethodResults(runs=())
+    scores = {"clip": 0.3, "fastclip": 0.35, "drrho_clip": 0.55, UNION: 0.6}
+    results = Results(
+        methods={name: scored(method, mrr) for name, mrr in scores.items()},
+        references={"reference": scored(ReferenceResults(tests={}), 0.7)},
+        differences=(
+            difference("drrho_clip", "clip", steering),
+            difference(UNION, "drrho_clip", union),
+        ),
+    )
+    found = conclusion(results)
+    assert found.startswith("A reference of MRR 0.70 ")
+    assert all(part in found for part in said)
+    assert "lifts" not in found or steering[0] > 0
+    failed = replace(results, methods=results.methods | {"clip": method})
+    assert conclusion(failed) == ""
 
 
 def test_the_reference_and_the_target_never_share_scenes(tmp_path):
