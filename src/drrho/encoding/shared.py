@@ -3,7 +3,9 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -11,6 +13,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from drrho.data.batch import Examples
+from drrho.data.caching.texts import keeping_tokens
 from drrho.data.examples import Part, evaluation_batches
 from drrho.data.loading import NothingReadable
 from drrho.data.manifest import Manifest
@@ -110,16 +113,26 @@ class Encoder:
         return self._gathered(images.own_ids)
 
     def texts(self, texts: list[str]) -> Float[Tensor, "texts dim"]:
-        """Encode texts, at least one; a collective."""
+        """Encode texts, at least one; a collective.
+
+        Their token ids are kept for the next time, as every evaluation has the same.
+        """
         num_batches = -(-len(texts) // self.batch_size)
         rank, size = self.processes.rank, self.processes.size
         first, end = (num_batches * place // size for place in (rank, rank + 1))
         idle = -(-num_batches // size) - (end - first)
-        blanks = [self.model.encode_text(texts[:1])[:0] for _ in range(idle)]
+        model = self._of_texts
+        blanks = [model.encode_text(texts[:1])[:0] for _ in range(idle)]
         own = texts[first * self.batch_size : end * self.batch_size]
         if own:
-            return self._gathered(self.model.encode_text(own, batch_size=self.batch_size))
+            return self._gathered(model.encode_text(own, batch_size=self.batch_size))
         return self._gathered(blanks[0])
+
+    @cached_property
+    def _of_texts(self) -> EmbeddingModel:
+        other = copy(self.model)
+        other.tokenizer = keeping_tokens(self.model.tokenizer)
+        return other
 
     def _in_step(self, batches: Iterator[Examples], own: "_Share") -> Iterator[Examples]:
         """Yield this process's batches in step with the other processes.

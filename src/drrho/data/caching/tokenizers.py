@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from typing import Any
 
 
@@ -51,6 +52,7 @@ def _hashed(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode(errors="surrogatepass")).hexdigest()
 
 
+@cache
 def _versions() -> str:
     """Return the versions of what cleans and splits texts."""
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
