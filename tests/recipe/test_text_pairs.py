@@ -15,6 +15,7 @@ import drrho
 from drrho.cli import main
 from drrho.data.manifest import Manifest
 from drrho.reference.reader import open_reference
+from drrho.training.log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,20 @@ def test_a_reference_steers(folder, reference, tmp_path, method):
     objective = {"drrho_clip": drrho.DRRhoCLIP, "gist": drrho.GIST}[method](temperature=0.05)
     drrho.train(recipe(folder, tmp_path / "run", objective=objective, reference=str(reference)))
     assert (tmp_path / "run" / "model" / "modules.json").is_file()
+
+
+def test_a_live_reference_steers_as_a_stored_one(folder, reference, tmp_path):
+    live = f"live:sentence-transformers:{folder / 'model'}"
+    losses = []
+    for name, source in (("stored", str(reference)), ("live", live)):
+        training = drrho.Training(steps=3, log_every=1, optimizer=drrho.Optimizer(warmup_steps=1))
+        options = {"objective": drrho.DRRhoCLIP(), "training": training, "reference": source}
+        drrho.train(recipe(folder, tmp_path / name, **options))
+        losses.append([row["loss"] for row in read_metrics(tmp_path / name)])
+    assert losses[0] == losses[1]
+    crops = recipe(folder, tmp_path / "x", **options, live=drrho.Live(images="target"))
+    with pytest.raises(ValueError, match="live.images = 'target': .* use 'own'"):
+        drrho.train(crops)
 
 
 def test_stored_embeddings_are_those_of_the_model(folder, reference):

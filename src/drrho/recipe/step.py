@@ -37,11 +37,14 @@ class Clock:
     def __init__(self) -> None:
         self._intervals: list[_Interval] = []
         self._steps: set[int] = set()
-        self._read: float | None = None  # when it was read, in seconds of the processor's clock
+        self._since: float | None = None  # when it was last read, or first started
+        self._was_read = False
 
     @contextmanager
     def measure(self, device: torch.device, *, step: int) -> Iterator[None]:
         """Time the block."""
+        if self._since is None:
+            self._since = time.perf_counter()
         start = _mark(device)
         yield
         self._intervals.append(_Interval(start, _mark(device)))
@@ -72,15 +75,16 @@ class Clock:
     def read(self) -> tuple[float, float | None] | None:
         """Return the mean seconds of the steps since the last call, or None. Waits for a GPU.
 
-        The second number is the share of the time that passed since then; None at first.
+        The second number is the share of the time that passed since then; None of a single first
+        step, of which the rest is not over.
         """
-        if not self._steps:
+        if not self._steps or self._since is None:
             return None
-        now, before = time.perf_counter(), self._read
-        seconds = sum(map(_seconds, self._intervals))
-        mean = seconds / len(self._steps)
-        self._intervals, self._steps, self._read = [], set(), now
-        return mean, None if before is None else seconds / (now - before)
+        now = time.perf_counter()
+        seconds, count = sum(map(_seconds, self._intervals)), len(self._steps)
+        share = seconds / (now - self._since) if self._was_read or count > 1 else None
+        self._intervals, self._steps, self._since, self._was_read = [], set(), now, True
+        return seconds / count, share
 
 
 def _mark(device: torch.device) -> Mark:
