@@ -2,6 +2,7 @@
 
     python experiments/advise/other_architecture.py                  # what is planned
     python experiments/advise/other_architecture.py --replicates 1   # the first replicate alone
+    python experiments/advise/other_architecture.py --report         # the tables of what is there
 
 Finished groups of runs are kept in runs/advise/other-architecture. A kill loses the group that was
 being trained.
@@ -10,6 +11,7 @@ being trained.
 import argparse
 import time
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -59,16 +61,18 @@ class Other:
 def others(seed: int) -> dict[str, Other]:
     """The references of a replicate; each has scenes of its own."""
 
-    def drawn(number: int, samples: int, **wrong: float) -> ScenesConfig:
-        return ScenesConfig(num_samples=samples, seed=seed + number, **wrong)
+    def drawn(number: int, samples: int, *, wrong: float = 0.0, short: float = 0.0) -> ScenesConfig:
+        return ScenesConfig(
+            num_samples=samples, seed=seed + number, mismatch_rate=wrong, omission_rate=short
+        )
 
     return {
         "strong": Other(width=160, dim=48, scenes=drawn(11, 3000), steps=1000),
         "medium": Other(width=160, dim=48, scenes=drawn(12, 1000), steps=500),
-        "noisy": Other(width=160, dim=48, scenes=drawn(13, 3000, mismatch_rate=0.5), steps=700),
+        "noisy": Other(width=160, dim=48, scenes=drawn(13, 3000, wrong=0.5), steps=700),
         "weak": Other(width=48, dim=16, scenes=drawn(14, 300), steps=300),
-        "biased": Other(width=48, dim=16, scenes=drawn(15, 1500, omission_rate=0.5), steps=500),
-        "placebo": Other(width=48, dim=16, scenes=drawn(16, 1000, mismatch_rate=0.99), steps=200),
+        "biased": Other(width=48, dim=16, scenes=drawn(15, 1500, short=0.5), steps=500),
+        "placebo": Other(width=48, dim=16, scenes=drawn(16, 1000, wrong=0.99), steps=200),
     }
 
 
@@ -142,23 +146,32 @@ def run_group(replicate: int, data: Data, wrong: float, steps: int) -> None:
     save(group_path(replicate, wrong, steps), {"runs": found, "judged": judged})
 
 
-def main() -> None:
-    """Train what is planned."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replicates", type=int, default=3)
-    options = parser.parse_args()
+def train_all(replicates: int) -> None:
+    """Train the groups of runs that are not there yet."""
     began = time.monotonic()
-    for replicate in range(options.replicates):
-        for wrong in WRONG:
-            left = [it for it in LENGTHS if not group_path(replicate, wrong, it).exists()]
-            data = data_of(replicate, wrong) if left else None
-            for steps in left:
-                assert data is not None
-                run_group(replicate, data, wrong, steps)
-                announce(
-                    f"replicate {replicate}, {wrong:.0%} wrong, {steps} steps: "
-                    f"{time.monotonic() - began:.0f} s"
-                )
+    for replicate, wrong in product(range(replicates), WRONG):
+        left = [it for it in LENGTHS if not group_path(replicate, wrong, it).exists()]
+        data = data_of(replicate, wrong) if left else None
+        for steps in left:
+            assert data is not None
+            run_group(replicate, data, wrong, steps)
+            announce(
+                f"replicate {replicate}, {wrong:.0%} wrong, {steps} steps: "
+                f"{time.monotonic() - began:.0f} s"
+            )
+
+
+def main() -> None:
+    """Train what is planned, or report on what is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replicates", type=int, default=4)
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    if not options.report:
+        train_all(options.replicates)
+    from report_other import write_report  # noqa: PLC0415
+
+    write_report(options.replicates)
 
 
 if __name__ == "__main__":

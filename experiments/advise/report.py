@@ -60,7 +60,12 @@ class Cell:
 
     @property
     def best(self) -> str:
-        return max(arms(), key=self.value)
+        return max(self.arms, key=self.value)
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that were trained to the end, the simplest first."""
+        return list(self.runs[0])
 
 
 def cells(replicates: int) -> Iterator[Cell]:
@@ -88,9 +93,9 @@ def cells(replicates: int) -> Iterator[Cell]:
 
 
 def scores_at(run: Mapping[str, Run], arm: str, step: int) -> Tensor:
-    """Reciprocal ranks of the held-out queries at the last step at or before one."""
+    """Reciprocal ranks of the held-out queries at the last look up to a step, or at the first."""
     kept = run[arm]["held_out"]
-    return kept[max(it for it in kept if it <= step)].double()
+    return kept[max((it for it in kept if it <= step), default=min(kept))].double()
 
 
 def replay(
@@ -214,6 +219,7 @@ def p_value(differences: list[float]) -> float:
 def choices_of(cell: Cell, rule: str, share: float) -> Choices | None:
     """Replay the races of a cell by a rule; None where the budget is too small."""
     names, pick = RULES[rule]
+    names = tuple(name for name in names if name in cell.arms)
     chosen, spent = [], []
     for run in cell.runs:
         divisor = DIVISORS.get(rule, 2)
@@ -290,10 +296,10 @@ def summary(found: list[Cell], rules: Iterable[str]) -> str:
 
 
 def values_table(found: list[Cell]) -> str:
-    """The value of each arm in each cell; the best is bold."""
+    """The value of each arm in each cell, which all have the same arms; the best is bold."""
     rows = []
     for cell in found:
-        values = {arm: cell.value(arm) for arm in arms()}
+        values = {arm: cell.value(arm) for arm in cell.arms}
         rows.append(
             [
                 f"{cell.reference}, {cell.wrong:.0%} wrong, {cell.steps}",
@@ -301,17 +307,19 @@ def values_table(found: list[Cell]) -> str:
                 *(f"**{v:.3f}**" if arm == cell.best else f"{v:.3f}" for arm, v in values.items()),
             ]
         )
-    return markdown_table(["cell", "replicates", *arms()], rows)
+    return markdown_table(["cell", "replicates", *found[0].arms], rows)
 
 
 def correlations(found: list[Cell]) -> str:
     """Rank correlation of held-out MRR after a share of the steps with the arms' values."""
     from scipy.stats import spearmanr  # noqa: PLC0415
 
+    own = found[0].arms
+    different = [own, [name for name in own if name != "start"]][: 1 + ("start" in own)]
     rows = []
     for share in (0.025, 0.05, 0.1, 0.25, 0.5, 1.0):
         row = [f"{share:.1%} of the steps"]
-        for names in (list(arms()), [name for name in arms() if name != "start"]):
+        for names in different:
             each = []
             for cell in found:
                 for run in cell.runs:
@@ -321,7 +329,8 @@ def correlations(found: list[Cell]) -> str:
                     each.append(float(correlation.statistic))
             row.append(f"{mean(each):.2f} ({min(each):.2f} to {max(each):.2f})")
         rows.append(row)
-    return markdown_table(["", "all arms: mean (extremes)", "without start"], rows)
+    header = ["", "all arms: mean (extremes)", "without start"]
+    return markdown_table(header[: 1 + len(different)], rows)
 
 
 def drops(found: list[Cell], share: float) -> str:

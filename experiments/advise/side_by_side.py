@@ -72,6 +72,15 @@ class Run:
         return 0.0 if term is None else term.weight
 
 
+LAYERS = {"image_in": "image.0", "image_out": "image.2", "text_in": "text.0", "text_out": "text.2"}
+
+
+def _linear(model: Towers, place: str) -> nn.Linear:
+    layer = model.get_submodule(place)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 class Stack(nn.Module):
     """Towers of several runs; every parameter has the runs in front.
 
@@ -81,16 +90,14 @@ class Stack(nn.Module):
 
     def __init__(self, models: Sequence[Towers], words: Tensor) -> None:
         super().__init__()
-        for name, layer in (("image_in", "image.0"), ("image_out", "image.2")):
-            self._stack(name, [model.get_submodule(layer) for model in models])
-        for name, layer in (("text_in", "text.0"), ("text_out", "text.2")):
-            self._stack(name, [model.get_submodule(layer) for model in models])
+        for name, place in LAYERS.items():
+            self._stack(name, [_linear(model, place) for model in models])
         tables = torch.stack([model.words.weight.detach()[words] for model in models])
         self.words = nn.Parameter(tables)
 
-    def _stack(self, name: str, layers: Sequence[nn.Module]) -> None:
-        weights = torch.stack([layer.weight.detach().T for layer in layers])  # ty: ignore
-        biases = torch.stack([layer.bias.detach()[None] for layer in layers])  # ty: ignore
+    def _stack(self, name: str, layers: Sequence[nn.Linear]) -> None:
+        weights = torch.stack([layer.weight.detach().T for layer in layers])
+        biases = torch.stack([layer.bias.detach()[None] for layer in layers])
         self.register_parameter(f"{name}_weight", nn.Parameter(weights.contiguous()))
         self.register_parameter(f"{name}_bias", nn.Parameter(biases.contiguous()))
 
@@ -101,11 +108,10 @@ class Stack(nn.Module):
     @torch.no_grad()
     def write_into(self, model: Towers, run: int, words: Tensor) -> None:
         """Write the weights of a run into its towers."""
-        for name in ("image", "text"):
-            for place, layer in (("in", 0), ("out", 2)):
-                own = model.get_submodule(f"{name}.{layer}")
-                own.weight.copy_(self.get_parameter(f"{name}_{place}_weight")[run].T)  # ty: ignore
-                own.bias.copy_(self.get_parameter(f"{name}_{place}_bias")[run, 0])  # ty: ignore
+        for name, place in LAYERS.items():
+            own = _linear(model, place)
+            own.weight.copy_(self.get_parameter(f"{name}_weight")[run].T)
+            own.bias.copy_(self.get_parameter(f"{name}_bias")[run, 0])
         model.words.weight[words] = self.words[run]
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

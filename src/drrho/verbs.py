@@ -37,7 +37,7 @@ from drrho.reference.precompute import PrecomputeReport
 from drrho.runtime.files import write_json
 from drrho.runtime.launch import Device, is_follower, require_one_process
 from drrho.studies.advise.advise import advise as advise_on
-from drrho.studies.advise.config import USES, AdviseConfig, Use
+from drrho.studies.advise.config import USES, AdviseConfig, DecideBy, Use
 from drrho.studies.advise.results import AdviceResults
 from drrho.studies.compare.compare import compare as run_comparison
 from drrho.studies.compare.replicates import Replicates
@@ -294,16 +294,19 @@ def advise(  # noqa: PLR0913 - the fields of its command
     reference_data: str | Sequence[str] = (),
     output: str = "runs/advice",
     budget: float = 0.25,
+    decide_by: DecideBy = "auto",
     uses: Sequence[Use] = USES[1:],
     trust: bool = False,
 ) -> AdviceResults:
-    """Races the uses of references for a recipe, and says which one to train by.
+    """Finds out which use of references to train a recipe by.
 
     >>> print(drrho.advise(recipe, references="runs/reference"))
 
     Short runs of plain training and of every use that applies (start from the reference, filter,
     steer, distil, ...) are compared on held-out pairs, and the worse half goes no further.
-    `drrho.train` with the recipe that is written continues the best one.
+    `drrho.train` with the recipe that is written continues the best one. Where no use begins with
+    the reference's weights or data, plain training alone is begun, and how far the reference is
+    ahead of where it is expected to end decides.
 
     Args:
         recipe: training that is planned; the program and the data that it names are trusted.
@@ -311,7 +314,9 @@ def advise(  # noqa: PLR0913 - the fields of its command
             folders of stored embeddings of the training pairs.
         reference_data: data that each reference was trained on, "none" where they are not there.
         output: folder of the raced runs, the recipe and advice.json, advice.md, advice.png.
-        budget: optimiser steps of the race for each reference, as a share of the recipe's.
+        budget: optimiser steps of the race for each reference, or of the beginning of plain
+            training, as a share of the recipe's.
+        decide_by: "race", "lead" or "auto", as above.
         uses: uses to race beside plain training.
         trust: run the programs that the folders of models name.
 
@@ -325,6 +330,7 @@ def advise(  # noqa: PLR0913 - the fields of its command
         reference_data=_as_field(tuple[str, ...], reference_data),
         output=output,
         budget=budget,
+        decide_by=decide_by,
         uses=tuple(uses),
         trust=trust,
     )

@@ -64,3 +64,21 @@ def test_a_head_start_decays_by_the_curvature():
         place -= rate * curvature * place
     expected = (-curvature).exp() * start
     assert torch.allclose(place, expected, rtol=1e-3)
+
+
+def test_early_on_every_reference_is_ahead_and_its_best_weight_too_large():
+    variance, error = 0.3, 4.0  # a reference that is far behind the end of plain training
+
+    def risk(weight, share):
+        return (variance / share + weight**2 * error) / (1 + weight) ** 2
+
+    for weight in (0.2, 1.0, 5.0):
+        turn = (2 + weight) * variance / (weight * error)
+        assert risk(weight, 0.9 * turn) < variance / (0.9 * turn), "ahead of plain"
+        assert risk(weight, 1.1 * turn) > variance / (1.1 * turn), "behind it"
+    for share in (0.25, 1.0):
+        best = variance / (share * error)
+        assert risk(best, share) < min(risk(best * 0.95, share), risk(best * 1.05, share))
+    early = variance / (0.25 * error)
+    assert risk(early, 0.25) < risk(0, 0.25)
+    assert risk(early, 1.0) > risk(0, 1.0), "what was best at a quarter does harm at the end"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from drrho.contrastive.objectives.global_risk import DRRhoCLIP
 from drrho.data.indexing import open_manifest
@@ -23,6 +24,8 @@ from drrho.runtime.records import to_json, write_record
 from drrho.studies.advise.arms import PLAIN, Arm, list_arms, plain_recipe, with_head_start
 from drrho.studies.advise.config import AdviseCommand, AdviseConfig, AdviseFiles
 from drrho.studies.advise.halving import Budget, Rung, choose, field_of, paired_interval, race
+from drrho.studies.advise.lead import Lead, choose_by_lead
+from drrho.studies.advise.pilot import decided_by_lead, lead_of, why_doubtful
 from drrho.studies.advise.planning import describe_plan
 from drrho.studies.advise.plots import draw_race
 from drrho.studies.advise.references import (
@@ -33,7 +36,12 @@ from drrho.studies.advise.references import (
 )
 from drrho.studies.advise.results import AdviceResults, ArmFound, ReferenceFound, Spent
 from drrho.studies.advise.running import Runner
-from drrho.studies.advise.sentences import note_on_early_ranks, notes_of, recommendation
+from drrho.studies.advise.sentences import (
+    note_on_early_ranks,
+    notes_of,
+    recommendation,
+    recommendation_by_lead,
+)
 
 MAY_CHANGE = ("output", "dry_run", "trust", "recipe.output", "recipe.loading.workers")
 
@@ -64,6 +72,31 @@ class Setting:
     candidates: list[Candidate]
     budget: Budget
 
+    @property
+    def pilot(self) -> int:
+        """Steps of plain training, where the lead decides: the budget of one reference."""
+        of_one = round(self.budget.steps / len(self.candidates))
+        return min(self.budget.length, max(1, of_one))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What is recommended, and why.
+
+    Attributes:
+        recommended: name of an arm.
+        decided_by: a race, or the lead of a reference.
+        alike: arms that cannot be told apart from it.
+        sentence: the recommendation.
+        notes: what makes it doubtful.
+    """
+
+    recommended: str
+    decided_by: Literal["race", "lead"]
+    alike: tuple[str, ...]
+    sentence: str
+    notes: tuple[str, ...]
+
 
 def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
     """Race the uses of the references, and return what was found; None for a dry run.
@@ -83,7 +116,12 @@ def advise(recipe: Recipe, config: AdviseConfig) -> AdviceResults | None:
             arms = list(_require_race(setting, config).values())
             announce(
                 describe_plan(
-                    setting.recipe, setting.train, setting.candidates, arms, setting.budget
+                    setting.recipe,
+                    setting.train,
+                    setting.candidates,
+                    arms,
+                    setting.budget,
+                    pilot=setting.pilot if decided_by_lead(arms, config) else None,
                 )
             )
             return None
@@ -154,7 +192,8 @@ def _require_race(setting: Setting, config: AdviseConfig) -> dict[str, Arm]:
     if len(raced) < 2:
         reasons = "\n  ".join(f"{arm.title}: {arm.reason}" for arm in listed if arm.reason)
         raise ValueError(f"nothing can be raced beside plain training:\n  {reasons}")
-    setting.budget.stops(field_of([arm.name for arm in raced], with_head_start(raced)))
+    if not decided_by_lead(listed, config):
+        setting.budget.stops(field_of([arm.name for arm in raced], with_head_start(raced)))
     return {arm.name: arm for arm in listed}
 
 
@@ -172,8 +211,15 @@ def _raced(setting: Setting, arms: Mapping[str, Arm], config: AdviseConfig) -> A
             f"reference {candidate.name}: effective rank {geometry.effective_rank:.1f}, mean "
             f"cosine of other pairs {geometry.off_diagonal:.3f}; {judgement}"
         )
-    rungs, runner = _race(setting, arms, files)
-    results = _results(setting, arms, rungs, runner)
+    if decided_by_lead(list(arms.values()), config):
+        rungs, runner = _pilot(setting, arms, files)
+        leads = _leads(setting, runner)
+        references = {name: replace(found, lead=leads[name]) for name, found in references.items()}
+        decision = _decision_by_lead(setting, arms, leads, runner)
+    else:
+        rungs, runner = _race(setting, arms, files)
+        decision = _decision_of_race(setting, arms, rungs, runner)
+    results = _results(setting, arms, rungs, runner, decision)
     results = replace(
         results,
         references=references,
@@ -184,8 +230,10 @@ def _raced(setting: Setting, arms: Mapping[str, Arm], config: AdviseConfig) -> A
     assert chosen is not None
     going_on = (
         f"the run continues from step {results.spent.kept:,} of {results.planned_steps:,}, where "
-        "the race left it; it equals one that was never raced"
+        "it was left; it equals one that was trained at once"
     )
+    if results.spent.kept == 0:
+        going_on = "the run begins anew: only plain training was begun"
     text = write_recipe_text(
         chosen,
         made_by="drrho advise",
@@ -232,43 +280,114 @@ def _scored(files: AdviseFiles, name: str) -> int:
     return int(found[-1].stem.removeprefix("step-")) if found else 0
 
 
-def _results(
+def _pilot(
+    setting: Setting, arms: Mapping[str, Arm], files: AdviseFiles
+) -> tuple[tuple[Rung, ...], Runner]:
+    """Train and score the beginning of plain training, a rung with one arm."""
+    done = min(_scored(files, PLAIN), setting.pilot)
+    with Progress("pilot", total=setting.pilot, unit="steps", initial=done) as progress:
+        runner = Runner(arms=dict(arms), files=files, held_out=setting.held_out, progress=progress)
+        ranks = runner(PLAIN, setting.pilot)
+    mrr = {PLAIN: paired_interval(ranks)}
+    return (Rung(step=setting.pilot, leader=PLAIN, mrr=mrr, behind={}, dropped={}),), runner
+
+
+def _leads(setting: Setting, runner: Runner) -> dict[str, Lead]:
+    """Compare each reference with the pilot."""
+    leads = {}
+    for candidate in setting.candidates:
+        lead = lead_of(
+            candidate,
+            setting.recipe,
+            setting.train,
+            setting.held_out,
+            plain=runner.kept(PLAIN, setting.pilot).ranks,
+            share=setting.pilot / setting.budget.length,
+        )
+        leads[candidate.name] = lead
+        announce(f"reference {candidate.name}: MRR {lead.reference}, lead {lead.lead:.2f}")
+    return leads
+
+
+def _decision_by_lead(
+    setting: Setting, arms: Mapping[str, Arm], leads: Mapping[str, Lead], runner: Runner
+) -> Decision:
+    """Recommend a use by the largest lead."""
+    chosen, reference = choose_by_lead(list(arms.values()), leads, plain=PLAIN)
+    kept = runner.kept(PLAIN, setting.pilot)
+    doubts = why_doubtful(leads, plain_low=paired_interval(kept.ranks).low, guessing=kept.guessing)
+    return Decision(
+        recommended=chosen,
+        decided_by="lead",
+        alike=(),
+        sentence=recommendation_by_lead(
+            arms[chosen].title,
+            reference,
+            leads[reference],
+            step=(setting.pilot, setting.budget.length),
+        ),
+        notes=tuple(doubts),
+    )
+
+
+def _decision_of_race(
     setting: Setting, arms: Mapping[str, Arm], rungs: Sequence[Rung], runner: Runner
-) -> AdviceResults:
-    """Choose among the arms of the last rung, and collect what became of each."""
+) -> Decision:
+    """Choose among the arms of the last rung."""
     last = rungs[-1]
     finals = {name: runner.kept(name, last.step).ranks for name in arms if name in last.mrr}
     chosen, alike = choose(finals)
-    found = {name: _arm_found(arm, rungs, runner, chosen=chosen) for name, arm in arms.items()}
-    steps = {name: _steps(rungs, name) for name in arms}
-    seconds = sum(runner.kept(name, rung.step).seconds for rung in rungs for name in rung.mrr)
-    notes = list(notes_of(rungs, guessing=runner.kept(chosen, last.step).guessing))
+    guessing = runner.kept(chosen, last.step).guessing
+    notes = list(notes_of(rungs, guessing=guessing))
     if not with_head_start(arms[name] for name in rungs[0].mrr):
         notes += note_on_early_ranks(list(finals), step=last.step, length=setting.budget.length)
-    return AdviceResults(
-        planned_steps=setting.budget.length,
-        budget_steps=setting.budget.steps,
-        pairs=len(setting.train.usable_ids()),
-        held_out=len(finals[chosen]),
-        held_out_data=str(setting.recipe.evaluation.data),
-        guessing=runner.kept(chosen, last.step).guessing,
-        references={},
-        arms=found,
-        rungs=tuple(rungs),
+    return Decision(
         recommended=chosen,
+        decided_by="race",
         alike=alike,
-        notes=tuple(notes),
-        spent=Spent(
-            steps=sum(steps.values()), kept=steps[chosen], seconds=seconds, reference_seconds=0.0
-        ),
         sentence=recommendation(
             {name: arm.title for name, arm in arms.items()},
             finals,
             chosen=chosen,
             alike=alike,
             step=(last.step, setting.budget.length),
-            guessing=runner.kept(chosen, last.step).guessing,
+            guessing=guessing,
         ),
+        notes=tuple(notes),
+    )
+
+
+def _results(
+    setting: Setting,
+    arms: Mapping[str, Arm],
+    rungs: Sequence[Rung],
+    runner: Runner,
+    decision: Decision,
+) -> AdviceResults:
+    """Collect what became of each arm."""
+    last, chosen = rungs[-1], decision.recommended
+    scored = runner.kept(PLAIN, last.step)
+    found = {name: _arm_found(arm, rungs, runner, chosen=chosen) for name, arm in arms.items()}
+    steps = {name: _steps(rungs, name) for name in arms}
+    seconds = sum(runner.kept(name, rung.step).seconds for rung in rungs for name in rung.mrr)
+    return AdviceResults(
+        planned_steps=setting.budget.length,
+        budget_steps=setting.budget.steps if decision.decided_by == "race" else setting.pilot,
+        pairs=len(setting.train.usable_ids()),
+        held_out=len(scored.ranks),
+        held_out_data=str(setting.recipe.evaluation.data),
+        guessing=scored.guessing,
+        references={},
+        arms=found,
+        rungs=tuple(rungs),
+        recommended=chosen,
+        decided_by=decision.decided_by,
+        alike=decision.alike,
+        notes=decision.notes,
+        spent=Spent(
+            steps=sum(steps.values()), kept=steps[chosen], seconds=seconds, reference_seconds=0.0
+        ),
+        sentence=decision.sentence,
         command="",
     )
 

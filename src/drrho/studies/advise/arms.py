@@ -31,6 +31,8 @@ class Arm:
         reference: name of the reference; None for plain training.
         recipe: recipe of its run; None where it is not raced.
         reason: why it is not raced.
+        amount: strength of steering, share that is kept, or weight of distillation; None where
+            there is none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Arm:
     reference: str | None
     recipe: Recipe | None
     reason: str | None = None
+    amount: float | None = None
 
 
 def plain_recipe(recipe: Recipe, *, output: Path) -> Recipe:
@@ -109,6 +112,7 @@ class _Uses:
                 f"filter-{share:g}",
                 f"plain on the {100 * share:g} % that {{}} finds most alike",
                 lambda share=share: self._filtered(share),
+                amount=share,
             )
             for share in config.kept_fractions
         ]
@@ -118,6 +122,7 @@ class _Uses:
                 f"steer-{strength:g}",
                 f"steer by {{}} at strength {strength:g}",
                 lambda strength=strength: self._steered(strength),
+                amount=strength,
             )
             for strength in config.strengths
         ]
@@ -127,6 +132,7 @@ class _Uses:
                 f"distil-{weight:g}",
                 f"distil {{}} at weight {weight:g}",
                 lambda weight=weight: self._distilled(self.recipe, weight),
+                amount=weight,
             )
             for weight in config.distillation_weights
         ]
@@ -138,11 +144,20 @@ class _Uses:
                 f"steer-{strength:g}-distil-{weight:g}",
                 f"steer by {{}} at strength {strength:g} and distil it at weight {weight:g}",
                 lambda: self._distilled(self._steered(strength), weight),
+                amount=strength,
             )
         )
         return [arm for arm in found if arm.use in config.uses]
 
-    def _arm(self, use: Use, name: str, title: str, build: Callable[[], Recipe]) -> Arm:
+    def _arm(
+        self,
+        use: Use,
+        name: str,
+        title: str,
+        build: Callable[[], Recipe],
+        *,
+        amount: float | None = None,
+    ) -> Arm:
         """Build an arm; a recipe that cannot be is its reason."""
         name = f"{name}-{self.candidate.name}" if self.several else name
         recipe, reason = None, None
@@ -161,6 +176,7 @@ class _Uses:
             reference=self.candidate.name,
             recipe=recipe,
             reason=reason,
+            amount=amount,
         )
 
     def _from_start(self) -> Recipe:

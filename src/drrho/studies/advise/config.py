@@ -6,11 +6,12 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, UseAppendAction
 
-from drrho.runtime.checks import require_positive
+from drrho.runtime.checks import require_choice, require_positive
 from drrho.runtime.files import expand_paths
 
 Use = Literal["plain", "start", "union", "filter", "steer", "distil", "both"]
 USES: tuple[Use, ...] = get_args(Use)  # the simplest first
+DecideBy = Literal["auto", "race", "lead"]
 References = Annotated[tuple[str, ...], UseAppendAction]
 
 
@@ -26,8 +27,12 @@ class AdviseConfig:
             training on them too; one for each reference, in their order, "none" where there is
             none.
         output: folder of the raced runs, the stored embeddings and what was found.
-        budget: optimiser steps of the whole race for each reference, as a share of the
-            recipe's.
+        budget: optimiser steps of the whole race for each reference, or of the beginning of plain
+            training, as a share of the recipe's.
+        decide_by: "race" compares the beginnings of all uses; "lead" trains a beginning of plain
+            training alone, and decides by how far the reference is ahead of where that is expected
+            to end; "auto" races where a use has other data or weights to begin with ("start" or
+            "union"), of which the lead says nothing, and where nothing is steered or distilled.
         uses: uses to race beside plain training: "start" from the reference, train on the "union"
             with its data, "filter" by it, "steer" by it, "distil" it, and "both" of the last two.
         strengths: factors of the reference's similarities to steer by.
@@ -44,6 +49,7 @@ class AdviseConfig:
     reference_data: References = ()
     output: str = "runs/advice"
     budget: float = 0.25
+    decide_by: DecideBy = "auto"
     uses: tuple[Use, ...] = USES[1:]
     strengths: tuple[float, ...] = (0.2, 0.5, 1.0)
     kept_fractions: tuple[float, ...] = (0.75, 0.5)
@@ -63,6 +69,7 @@ class AdviseConfig:
                 f"reference_data must be one for each of {len(self.reference)} references, 'none' "
                 f"where there is none, got {self.reference_data}"
             )
+        require_choice("decide_by", self.decide_by, DecideBy)
         require_positive(budget=self.budget, teacher_temperature=self.teacher_temperature)
         for name in ("strengths", "kept_fractions", "distillation_weights"):
             values = getattr(self, name)

@@ -24,7 +24,7 @@ def arm_places(results: AdviceResults) -> dict[str, int]:
     names: dict[str, str] = {}
     for name, arm in results.arms.items():
         method = METHODS.get(arm.use, name)
-        if arm.run is not None:
+        if name in results.compared:
             names[name] = name if method in names.values() else method
     found = places(names.values())
     return {name: found[method] for name, method in names.items()}

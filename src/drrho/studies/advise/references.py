@@ -126,12 +126,17 @@ def _start(model: Model | None, recipe: Recipe, held_out: Manifest) -> tuple[Mod
         return None, "only embeddings of the reference are given; name its model to start from it"
     if _shapes(model) != _shapes(recipe.model):
         return None, "the reference has another architecture than the recipe's model"
-    if set(training_data_of(model) or ()) & _contents(held_out):
+    if has_seen(model, held_out):
         return None, (
             "the reference was trained on shards of the held-out pairs, so that they cannot judge "
             "it; give the recipe an evaluation.data that it has not seen"
         )
     return model, ""
+
+
+def has_seen(model: Model, held_out: Manifest) -> bool:
+    """Whether a model is known to be trained on shards of the held-out pairs."""
+    return bool(set(training_data_of(model) or ()) & _contents(held_out))
 
 
 def _shapes(model: Model) -> dict[str, torch.Size]:

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from drrho.evaluation.metrics.interval import Interval
 from drrho.reference.judgement import Judgement
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.records import OPTIONAL
+from drrho.studies.advise.arms import PLAIN
 from drrho.studies.advise.config import Use
 from drrho.studies.advise.halving import Rung
+from drrho.studies.advise.lead import Lead
 from drrho.studies.advise.references import Geometry
 
 FILE_NAME = "advice.json"
@@ -23,11 +25,13 @@ class ReferenceFound:
         given: what the user named.
         judgement: how it does on training pairs; None if it has embeddings of fewer than two.
         geometry: its cosines.
+        lead: how far it is ahead of plain training; None where a race decided.
     """
 
     given: str
     judgement: Judgement | None
     geometry: Geometry
+    lead: Lead | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +42,10 @@ class ArmFound:
         title: the use in words.
         use: kind of use.
         reference: name of the reference; None for plain training.
-        run: folder of its run; None where it was not raced.
+        run: folder of its run; None where there can be none.
         steps: optimiser steps that it has taken.
-        reason: why it was not raced, or why it went no further; None for who reached the last rung.
+        reason: why there is no run, or why it went no further; None for who reached the last rung,
+            and where no race was run.
         behind: the recommended arm's score less its own at their last common step, with its 95 %
             interval; None for the recommended arm and for those not raced.
     """
@@ -86,6 +91,8 @@ class AdviceResults:
         arms: what became of each arm, the simplest first.
         rungs: steps at which arms were compared.
         recommended: name of the arm to continue with.
+        decided_by: what recommends it: a "race", or the "lead" of a reference over plain training,
+            which alone was trained.
         alike: arms of the last rung that cannot be told apart from it.
         notes: what makes the recommendation doubtful.
         spent: cost.
@@ -104,6 +111,7 @@ class AdviceResults:
     arms: Mapping[str, ArmFound]
     rungs: tuple[Rung, ...]
     recommended: str
+    decided_by: Literal["race", "lead"] = field(default="race", metadata=OPTIONAL)
     alike: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     notes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
     spent: Spent
@@ -112,13 +120,19 @@ class AdviceResults:
 
     def __post_init__(self) -> None:
         require_at_least(1, planned_steps=self.planned_steps, held_out=self.held_out)
-        raced = {name for name, arm in self.arms.items() if arm.run is not None}
-        compared = {name for rung in self.rungs for name in rung.mrr}
-        if self.recommended not in raced or raced != compared:
+        possible = {name for name, arm in self.arms.items() if arm.run is not None}
+        expected = possible if self.decided_by == "race" else {PLAIN}
+        if self.recommended not in possible or expected != self.compared:
             raise ValueError(
-                f"advice must recommend an arm that was raced, and every one of these must be in a "
-                f"rung; got {self.recommended!r}, {sorted(raced)} and {sorted(compared)}"
+                "advice must recommend an arm that can be trained, and every one that was raced "
+                f"must be in a rung; got {self.recommended!r}, {sorted(expected)} and "
+                f"{sorted(self.compared)}"
             )
+
+    @property
+    def compared(self) -> set[str]:
+        """Names of the arms that were trained and scored."""
+        return {name for rung in self.rungs for name in rung.mrr}
 
     def __str__(self) -> str:
         # The tables are of this module's types.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from drrho.reference.judgement import NEAR_GUESSING
 from drrho.studies.advise.arms import PLAIN
 from drrho.studies.advise.halving import Rung, Scores, paired_interval
+from drrho.studies.advise.lead import LEVELS, Lead
 
 
 def notes_of(rungs: Sequence[Rung], *, guessing: float) -> Iterator[str]:
@@ -30,8 +31,29 @@ def note_on_early_ranks(finalists: Sequence[str], *, step: int, length: int) -> 
         yield (
             "no arm began with the reference's weights, and the order of arms that begin anew "
             "often changes after a race: before you rely on the recommendation, continue the runs "
-            f"of {' and '.join(finalists)} to their ends with `drrho train`"
+            f"of {' and '.join(finalists)} to their ends with `drrho train`, or let --decide-by "
+            "lead decide"
         )
+
+
+def recommendation_by_lead(title: str, name: str, lead: Lead, *, step: tuple[int, int]) -> str:
+    """Say what to do, and from which lead of the reference that follows."""
+    bounds = [0.0, *(least for least, _ in LEVELS), float("inf")]
+    place = sum(lead.lead >= least for least in bounds) - 1
+    between = (
+        f"from {bounds[place]:g} on"
+        if place == len(bounds) - 2
+        else f"of {bounds[place]:g} to {bounds[place + 1]:g}"
+    )
+    where = "the held-out pairs" if lead.held_out else "as many training pairs"
+    said = f"Recommended: {title}. The MRR of {name} on {where} is {lead.reference}"
+    if lead.is_near_guessing:
+        return f"{said}, near guessing ({lead.guessing:.3f}), and it is left alone."
+    return (
+        f"{said}; plain training has {lead.plain:.3f} at step {step[0]:,} of {step[1]:,}. The odds "
+        f"of the reference are {lead.lead:.2f} times those that plain training is expected to end "
+        f"with, and a lead {between} recommends this."
+    )
 
 
 def recommendation(
