@@ -15,6 +15,7 @@ from drrho.models.build import Model
 from drrho.recipe.recipe import Evaluation, Recipe, load_recipe
 from drrho.recipe.train import train_recipe
 from drrho.runtime.records import read_record
+from drrho.studies.advise import running
 from drrho.studies.advise.advise import advise
 from drrho.studies.advise.arms import PLAIN, Arm
 from drrho.studies.advise.config import AdviseConfig
@@ -210,6 +211,16 @@ def test_the_recommended_run_is_an_ordinary_one(advised, tmp_path):
     assert recipe.output == results.arms[results.recommended].run
     train_recipe(replace(recipe, output=str(tmp_path / "run")))
     assert steps_taken(replace(recipe, output=str(tmp_path / "run"))) == 12
+
+
+def test_a_pilot_that_is_done_is_read(advised, planned, wider, monkeypatch):
+    folder, results = advised
+    monkeypatch.setattr(running, "train_beginning", None)
+    again = advise(planned, config(folder, wider))
+    assert again is not None
+    assert (again.rungs, again.recommended) == (results.rungs, results.recommended)
+    with pytest.raises(ValueError, match="decide_by: auto before, lead now"):
+        advise(planned, config(folder, wider, decide_by="lead"))
 
 
 def test_the_page_shows_the_pilot(advised, tmp_path):
