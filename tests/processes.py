@@ -34,6 +34,9 @@ PATIENCE = 900.0
 # Seconds in which the others may end by themselves, after one has failed.
 GRACE = 10.0
 
+# Processes that compile start no pool of compilers, which would import PyTorch for a few kernels.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preloaded"])
 
@@ -128,7 +131,7 @@ def start_drrho(
     arguments: Sequence[str], environments: Sequence[Mapping[str, str]] = ({},)
 ) -> list[Process]:
     """`python -m drrho ARGUMENTS`, once in each environment."""
-    return [Process(_drrho, list(arguments), environment=it) for it in environments]
+    return [Process(run_drrho, list(arguments), environment=it) for it in environments]
 
 
 def finish(
@@ -225,7 +228,8 @@ def _member(
         sys.exit(1)  # without waiting for a group whose other processes may wait for this one
 
 
-def _drrho(arguments: list[str]) -> None:
+def run_drrho(arguments: list[str]) -> None:
+    """`python -m drrho ARGUMENTS`, in this process."""
     sys.argv = ["drrho", *arguments]
     runpy.run_module("drrho", run_name="__main__", alter_sys=True)
 

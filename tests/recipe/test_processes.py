@@ -1,6 +1,7 @@
 """A recipe trained by several processes: as by one, resumed, resharded, and stopped together."""
 
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -11,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.processes import Process, by_srun, by_torchrun, finish, start_drrho, until
+from tests.processes import Process, by_srun, by_torchrun, finish, run_drrho, start_drrho, until
 from torch.testing import assert_close
 
 from drrho.models.build import Model
@@ -21,6 +22,7 @@ from drrho.recipe.recipe import Evaluation
 from drrho.recipe.train import train_recipe
 from drrho.reference.build import PrecomputeConfig, precompute_reference
 from drrho.reference.store import ReferenceStore
+from drrho.training import loop
 from drrho.training.checkpoint import list_checkpoints, read_values
 from drrho.training.log import read_metrics
 from drrho.training.tensor_files import read_tensors
@@ -69,11 +71,16 @@ def recipe(steered, tmp_path):
     return replace(steered, output=str(tmp_path / "run"))
 
 
-def start(recipe, folder, *, size, environments=by_torchrun):
-    """`drrho train` in processes as torchrun or srun would start them."""
+def written(recipe, folder):
+    """A file that `drrho train` takes."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.py").write_text(RECIPE.format(pickle.dumps(recipe)))
-    return start_drrho(["train", str(folder / "recipe.py")], environments(size))
+    return folder / "recipe.py"
+
+
+def start(recipe, folder, *, size, environments=by_torchrun):
+    """`drrho train` in processes as torchrun or srun would start them."""
+    return start_drrho(["train", str(written(recipe, folder))], environments(size))
 
 
 def run(recipe, folder, *, environments=by_torchrun):
@@ -178,20 +185,41 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(recipe, tmp_path)
     assert all(f"SIGTERM received: training stopped after step {step} of" in e for e in errors)
 
 
+def train_and_die(arguments):
+    """Killed between the first checkpoint and the second, when the first is there."""
+    take_step = loop.take_step
+
+    def take_step_or_die(*arguments, state, **options):
+        if state.step == 7:
+            until(lambda: list_checkpoints(state.folder / "checkpoints"), [])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take_step(*arguments, state=state, **options)
+
+    setattr(loop, "take_step", take_step_or_die)  # noqa: B010
+    run_drrho(arguments)
+
+
 def test_when_one_process_dies_the_other_ends_and_the_run_goes_on_bitwise(recipe, tmp_path):
-    training = replace(recipe.training, steps=60, checkpoint_every=5, evaluate_every=None)
+    training = replace(recipe.training, steps=12, checkpoint_every=5, evaluate_every=None)
     whole = replace(recipe, training=training, output=str(tmp_path / "whole"))
     cut = replace(whole, output=str(tmp_path / "run"))
     run(whole, tmp_path / "a")
-    processes = start(cut, tmp_path / "b", size=2)
-    until(lambda: list_checkpoints(tmp_path / "run" / "checkpoints"), processes)
-    processes[1].kill()
+    arguments = ["train", str(written(cut, tmp_path / "b"))]
+    functions = (run_drrho, train_and_die)
+    processes = [
+        Process(function, arguments, environment=environment)
+        for function, environment in zip(functions, by_torchrun(2), strict=True)
+    ]
+    processes[1].wait()
     died = time.monotonic()
     statuses, _, errors = finish(processes)
     assert time.monotonic() - died < 30
     assert statuses == [1, -signal.SIGKILL]
     assert "process 0 of 2 cannot continue" in errors[0]
     assert "was killed, that came first" in errors[0]
+    assert [it.name for it in list_checkpoints(tmp_path / "run" / "checkpoints")] == [
+        "step-00000005"
+    ]
     assert not (tmp_path / "run" / "results.json").exists()
     run(cut, tmp_path / "b")
     finals = [list_checkpoints(tmp_path / name / "checkpoints")[-1] for name in ("run", "whole")]
