@@ -19,11 +19,17 @@ type_checks.check("drrho")
 hypothesis.settings.register_profile("drrho", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("drrho")
 
-# Fixtures of runs for every room; a plugin, because one folder's conftest serves that folder only.
-pytest_plugins = ["tests.small_runs"]
-
 # Bitwise comparisons between runs need a fixed number of threads, and parallel tests need one.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fixtures of runs for every room; a plugin, as one folder's conftest serves that folder only.
+
+    A process that hands the tests out to others has no use for them, nor for what they import.
+    """
+    if not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("tests.small_runs")
 
 
 @pytest.fixture(scope="module", autouse=True)
