@@ -48,7 +48,7 @@ def test_selection_and_weights_turn_away_from_noise(example, texts, tmp_path, mo
     monkeypatch.setattr(example, "NUM_DOCUMENTS", few)
     monkeypatch.setattr(example, "NUM_PROBED", 200)
     monkeypatch.setattr(example, "LENGTH", 32)
-    short = ["--steps", "50", "--processes", "1", "--output", str(tmp_path)]
+    short = ["--steps", "30", "--processes", "1", "--output", str(tmp_path)]
     results = example.main(["--seeds", "2", *short])
 
     assert results.keys() == {"reference", *example.METHODS}
