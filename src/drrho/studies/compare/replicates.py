@@ -95,7 +95,8 @@ class Replicates:
                     f"replicate {number} must have the methods of {judge_number}, got "
                     f"{list(given.methods)} and {list(judge.methods)}"
                 )
-        tuned_on = tuple(self._judging(judge, number) for number, judge in judges.items())
+        metric = given.tuning.metric
+        tuned_on = tuple(self._judging(judge, number, metric) for number, judge in judges.items())
         return replace(self._placed(given, number), tuned_on=tuned_on)
 
     def _placed(self, comparison: Comparison, number: int) -> Comparison:
@@ -106,14 +107,14 @@ class Replicates:
             primaries=self.primaries,
         )
 
-    def _judging(self, comparison: Comparison, number: int) -> Comparison:
+    def _judging(self, comparison: Comparison, number: int, metric: str) -> Comparison:
         # It makes tuning runs alone, with its own number as their seed; the seed that a comparison
         # must have besides is never trained.
         return replace(
             comparison,
             output=str(self.folder(number)),
             seeds=(number + 1,),
-            tuning=TuningConfig(seed=number, metric=comparison.tuning.metric),
+            tuning=TuningConfig(seed=number, metric=metric),
             primaries=self.primaries,
         )
 

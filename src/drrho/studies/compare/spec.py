@@ -13,6 +13,7 @@ from drrho.recipe.named.published import Scale, named_recipe
 from drrho.recipe.recipe import Recipe
 from drrho.runtime.checks import require_at_least
 from drrho.runtime.files import expand_paths
+from drrho.runtime.records import OPTIONAL
 
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 START = "reference:"  # begins the name of a model that starts from a reference's weights
@@ -50,7 +51,7 @@ class TuningConfig:
 
     seed: int = 1000
     metric: str = "evaluation/mrr"
-    runs: int = 1
+    runs: int = field(default=1, metadata=OPTIONAL)
 
     def __post_init__(self):
         require_at_least(1, runs=self.runs)
