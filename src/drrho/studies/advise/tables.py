@@ -6,8 +6,9 @@ from drrho.studies.advise.results import AdviceResults, ArmFound, ReferenceFound
 
 CAUTION_LEAD = (
     "No use of a reference was trained: the lead says how much of it was best in trainings of "
-    "small models on drawn scenes (docs/results/advise.md has how often it was right, and where it "
-    "loses). Filtering is not decided by it."
+    "small models on drawn scenes. On one real reference distilling alone was better than steering "
+    "and distilling (docs/results/advise.md has how often the lead was right, and where it loses). "
+    "Filtering is not decided by it."
 )
 CAUTION = (
     "Intervals are over the held-out images, with one run of each arm: they do not say how another "
