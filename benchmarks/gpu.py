@@ -37,7 +37,7 @@ from drrho.models.open_clip import import_open_clip
 
 MINUTES = 8
 TAU, EPSILON, DIM = 0.05, 1e-4, 512
-PLAIN_MATRICES, PUBLISHED_MATRICES = 6, 16  # B x B, float32
+PLAIN_MATRICES = 6  # B x B, float32
 TINY = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
@@ -403,7 +403,7 @@ def runs(setting: Setting) -> Iterator[str]:
         seconds = [_seconds(it) for it in rows]
         stall = (seconds[2] - seconds[1]) / 7
         wait = sum(row["time/data_wait"] for row in rows[1][1:]) / max(1, len(rows[1]) - 1)
-        yield f"* Waits for data, second run (images cached): {wait:.1%} of the time."
+        yield f"* Waits for data, second run: {wait:.1%} of the time."
         yield (
             f"* A checkpoint takes {stall:.2f} s, {stall / seconds[1]:.1%} of {setting.steps} "
             "steps."

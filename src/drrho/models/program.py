@@ -6,7 +6,6 @@ only if the user asks for it.
 """
 
 import hashlib
-import runpy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from drrho.models.two_tower import TwoTower, with_trained_weights
 from drrho.runtime.files import write_atomically, write_json
+from drrho.runtime.optional import built_by_program
 from drrho.runtime.records import from_json, read_json_object, to_json
 
 PROGRAM_FILE = "program.json"
@@ -95,14 +95,8 @@ def run_program(path: Path, kinds: tuple[type[Built], ...]) -> Built:
         FileNotFoundError: there is no such file.
         ValueError: it fails, or its `build()` returns something else.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"model 'python:{path}': there is no such file")
-    content = path.read_bytes()
-    try:
-        build = runpy.run_path(str(path)).get("build")
-        model = build() if callable(build) else None
-    except Exception as error:  # it is a program of the user's
-        raise ValueError(f"model 'python:{path}': {type(error).__name__}: {error}") from error
+    content = path.read_bytes() if path.is_file() else b""  # before it runs: it may write
+    model = built_by_program(path, what="model")
     if not isinstance(model, kinds):
         wanted = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds)
         raise ValueError(

@@ -1,9 +1,11 @@
-"""Imports of packages that only a part of drrho needs, and how to install those packages."""
+"""Code that is not drrho's own: packages that only a part of it needs, and programs of the user."""
 
 import importlib
 import json
+import runpy
 import shlex
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
@@ -20,6 +22,25 @@ def import_optional(name: str, *, user: str, extra: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"{error}; {user} need: {install_command(extra)}", name=error.name
         ) from error
+
+
+def built_by_program(path: Path, *, what: str) -> object:
+    """Run a Python file of the user's, and return what its `build()` returns; None without one.
+
+    Args:
+        what: noun for what it builds, as in "model".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file, or its `build()`, raised an error.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} 'python:{path}': there is no such file")
+    try:
+        build = runpy.run_path(str(path)).get("build")
+        return build() if callable(build) else None
+    except Exception as error:  # it is a program of the user's
+        raise ValueError(f"{what} 'python:{path}': {type(error).__name__}: {error}") from error
 
 
 def install_command(extra: str) -> str:

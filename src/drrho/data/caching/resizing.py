@@ -36,7 +36,8 @@ class TorchResized:
     def crop_of(self, image: Image.Image, *, whole: tuple[int, int]) -> Image.Image:
         """Draw a crop of an image of another size, and take it from this one, to whole pixels."""
         left, top, right, bottom = drawn_box(self.step, image, whole=whole)
-        box = (round(left), round(top), max(round(right), 1), max(round(bottom), 1))
+        left, top = round(left), round(top)
+        box = (left, top, max(round(right), left + 1), max(round(bottom), top + 1))
         width, height = self.step.size[::-1]
         return resized(image, (width, height), self.step.interpolation.value, box=box)
 

@@ -123,9 +123,7 @@ class Best:
 
 def _tuning_recipes(comparison: Comparison, method: str, setting: int) -> list[Recipe]:
     return [
-        recipe
-        for judge in comparison.tuned_on or (comparison,)
-        for recipe in judge.tuning_recipes(method, setting)
+        recipe for judge in comparison.judges for recipe in judge.tuning_recipes(method, setting)
     ]
 
 
@@ -197,7 +195,7 @@ def _choose_setting(comparison: Comparison, method: str) -> int:
     choice = chosen_setting(comparison, method)
     for wait in (False, True) if choice is None else ():
         for setting in settings:
-            for judge in comparison.tuned_on or (comparison,):
+            for judge in comparison.judges:
                 for recipe in judge.tuning_recipes(method, setting):
                     _tune(judge, method, setting, recipe, wait=wait)
     choice = chosen_setting(comparison, method)

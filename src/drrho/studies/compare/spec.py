@@ -184,6 +184,11 @@ class Comparison:
         folder = Path(self.output) / f"{part.method}-seed{part.seed}"
         return self._located(self.settings(part.method)[setting], folder, seed=part.seed)
 
+    @property
+    def judges(self) -> "tuple[Comparison, ...]":
+        """The comparisons whose tuning runs choose the settings."""
+        return self.tuned_on or (self,)
+
     def tuning_recipes(self, method: str, setting: int) -> list[Recipe]:
         """The runs that judge one setting of a method."""
         assert self.tuning is not None

@@ -1,13 +1,13 @@
 """What a tracker is, and the trackers that a recipe names."""
 
 import json
-import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from drrho.runtime.files import parse_json, read_regular, write_atomically
+from drrho.runtime.optional import built_by_program
 
 TENSORBOARD, PROGRAM = "tensorboard", "python"
 SERVICES = ("wandb", "trackio")
@@ -98,13 +98,7 @@ def open_tracker(name: str) -> Tracker:
 
 def _built_by(path: Path) -> Tracker:
     """Build a tracker by `build()` of the user's Python file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"tracker 'python:{path}': there is no such file")
-    try:
-        build = runpy.run_path(str(path)).get("build")
-        tracker = build() if callable(build) else None
-    except Exception as error:  # it is a program of the user's
-        raise ValueError(f"tracker 'python:{path}': {type(error).__name__}: {error}") from error
+    tracker = built_by_program(path, what="tracker")
     if not isinstance(tracker, Tracker):
         raise ValueError(
             f"tracker 'python:{path}': it must define build(), which returns an object with the "
